@@ -1,0 +1,157 @@
+//! Assignments: what a worker is to do, fully resolved. There is no choice left in them.
+
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::address::MacAddress;
+use crate::kinds::Kind;
+use crate::kinds::image::Part;
+use crate::name::Name;
+use crate::uid::{Uid, VolumeId};
+use crate::units::ByteSize;
+
+/// Written under `assigned/<worker>/<kind>/<uid>` by a controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assigned {
+    /// A VM to run, stop or remove.
+    Vm(AssignedVm),
+    /// A volume to have or remove.
+    Volume(AssignedVolume),
+}
+
+/// A VM on its worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedVm {
+    /// Raised by its writer on every change; a worker acts only on what is at least as new as what it knows.
+    pub sequence: u64,
+    /// The generation of the specification that this carries out.
+    pub generation: u64,
+    /// The VM's name, for the guest's host name and for messages.
+    pub name: Name,
+    /// What the worker is to bring about.
+    pub wanted: WantedVm,
+    /// Raised to ask for a stop and a start.
+    #[serde(default)]
+    pub restarts_asked: u64,
+    /// Virtual CPUs.
+    pub cpus: u64,
+    /// Memory.
+    pub memory: ByteSize,
+    /// The image's name, for the guest.
+    pub image: Name,
+    /// The image's version, for the guest.
+    pub image_version: String,
+    /// The kernel.
+    pub kernel: Part,
+    /// The initial RAM file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<Part>,
+    /// What the image gives the kernel.
+    #[serde(default)]
+    pub command_line: String,
+    /// The volumes that are its disks, the root first.
+    pub disks: Vec<VolumeId>,
+    /// Its network cards.
+    pub nics: Vec<AssignedNic>,
+    /// When a person asked for this, on the server's clock: where the boot times are counted from.
+    pub asked_at: Timestamp,
+}
+
+/// What is wanted of a VM. Nothing is ever removed because an assignment is missing: only [`WantedVm::Removed`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WantedVm {
+    /// It runs.
+    Running,
+    /// It does not run; its disks stay.
+    Stopped,
+    /// It does not run, and nothing of it is left.
+    Removed,
+}
+
+/// A network card, with everything that the host and the guest need.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedNic {
+    /// The bridge on the worker.
+    pub bridge: String,
+    /// Its Ethernet address.
+    pub mac: MacAddress,
+    /// Its IPv4 address.
+    pub address: Ipv4Addr,
+    /// The length of the subnet's prefix.
+    pub prefix_length: u8,
+    /// The gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// The name servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// A volume on its worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedVolume {
+    /// See [`AssignedVm::sequence`].
+    pub sequence: u64,
+    /// The generation of the specification that this carries out.
+    pub generation: u64,
+    /// The volume's name, for messages.
+    pub name: Name,
+    /// What the worker is to bring about.
+    pub wanted: WantedVolume,
+    /// Its size.
+    pub size: ByteSize,
+    /// What it is cloned from.
+    pub source: Part,
+}
+
+/// What is wanted of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WantedVolume {
+    /// It is there.
+    Present,
+    /// It is not there, and nothing of it is left.
+    Removed,
+}
+
+impl Assigned {
+    /// See [`AssignedVm::sequence`].
+    #[must_use]
+    pub const fn sequence(&self) -> u64 {
+        match self {
+            Assigned::Vm(vm) => vm.sequence,
+            Assigned::Volume(volume) => volume.sequence,
+        }
+    }
+
+    /// The kind of what is assigned.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Assigned::Vm(_) => Kind::Vm,
+            Assigned::Volume(_) => Kind::Volume,
+        }
+    }
+
+    /// Whether nothing of it is to be left.
+    #[must_use]
+    pub const fn is_removal(&self) -> bool {
+        match self {
+            Assigned::Vm(vm) => matches!(vm.wanted, WantedVm::Removed),
+            Assigned::Volume(volume) => matches!(volume.wanted, WantedVolume::Removed),
+        }
+    }
+}
+
+/// What is assigned to whom: the last parts of the key of an assignment, and of its report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostObject {
+    /// The kind; one with effects on hosts.
+    pub kind: Kind,
+    /// The object's uid.
+    pub uid: Uid,
+}

@@ -1,0 +1,113 @@
+//! A **network**: a Linux bridge that every worker has, and the addresses that lightbyte may give on it.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::SpecRules;
+use crate::address::Subnet;
+use crate::reader::Reader;
+
+/// How many addresses one pool has at most: a /16. A larger pool would make a full scan of claims slow.
+pub const POOL_ADDRESSES_MAX: u64 = 1 << 16;
+/// How many name servers a guest is told: more are ignored by resolvers (resolv.conf(5), `MAXNS`).
+pub const DNS_SERVERS_MAX: usize = 3;
+/// The longest name of a Linux interface (netdevice(7), `IFNAMSIZ` less the final zero).
+pub const INTERFACE_NAME_LENGTH_MAX: usize = 15;
+
+/// What is asked of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The subnet of the bridge.
+    pub subnet: Subnet,
+    /// Where guests send what is not in the subnet.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The name servers that guests are told.
+    #[serde(default)]
+    pub dns: Vec<Ipv4Addr>,
+    /// The first address that VMs may get.
+    pub pool_first: Ipv4Addr,
+    /// The last address that VMs may get.
+    pub pool_last: Ipv4Addr,
+    /// The bridge on every worker.
+    pub bridge: String,
+}
+
+/// Nothing is chosen for a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Choice {}
+
+impl Spec {
+    /// How many addresses the pool has.
+    #[must_use]
+    pub fn pool_size(&self) -> u64 {
+        u64::from(u32::from(self.pool_last).saturating_sub(u32::from(self.pool_first))) + 1
+    }
+
+    /// The pool's addresses in order.
+    pub fn pool(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+        (u32::from(self.pool_first)..=u32::from(self.pool_last)).map(Ipv4Addr::from)
+    }
+
+    /// Whether a VM may be given `address`: in the pool, and not the gateway's.
+    #[must_use]
+    pub fn may_give(&self, address: Ipv4Addr) -> bool {
+        (self.pool_first..=self.pool_last).contains(&address) && self.gateway != Some(address)
+    }
+}
+
+impl SpecRules for Spec {
+    const ABOUT: &'static str = "a bridge on every worker, and the addresses that VMs get on it";
+
+    fn read(fields: &mut Reader<'_>) -> Option<Spec> {
+        let subnet: Option<Subnet> = fields.required("subnet");
+        let gateway: Option<Ipv4Addr> = fields.optional("gateway");
+        let dns: Vec<Ipv4Addr> = fields.or("dns", Vec::new());
+        let first = fields.optional("pool_first");
+        let last = fields.optional("pool_last");
+        let bridge = fields.or("bridge", "br0".to_owned());
+        if dns.len() > DNS_SERVERS_MAX {
+            fields.problem("dns", format!("a guest uses at most {DNS_SERVERS_MAX} name servers"), None);
+        }
+        let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_".contains(character);
+        if bridge.is_empty() || bridge.len() > INTERFACE_NAME_LENGTH_MAX || !bridge.chars().all(is_plain) {
+            let rule = format!("must be 1 to {INTERFACE_NAME_LENGTH_MAX} letters, digits, - or _");
+            fields.problem("bridge", rule, None);
+        }
+        let subnet = subnet?;
+        let host = |offset: i64| Ipv4Addr::from((i64::from(u32::from(subnet.base())) + offset).clamp(0, u32::MAX.into()) as u32);
+        let before_broadcast = Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1));
+        let pool_first = first.unwrap_or_else(|| host(2));
+        let pool_last = last.unwrap_or(before_broadcast);
+        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge };
+        check_ranges(&spec, fields);
+        Some(spec)
+    }
+
+    fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {
+        let reason = "VMs hold addresses of it; make a new network instead";
+        (self.subnet != next.subnet).then_some(("subnet", reason))
+    }
+}
+
+fn check_ranges(spec: &Spec, fields: &mut Reader<'_>) {
+    let inside = |address: Ipv4Addr| {
+        spec.subnet.contains(address) && address != spec.subnet.base() && address != spec.subnet.broadcast()
+    };
+    let subnet = spec.subnet;
+    let named = [("gateway", spec.gateway), ("pool_first", Some(spec.pool_first)), ("pool_last", Some(spec.pool_last))];
+    for (field, address) in named {
+        if let Some(address) = address.filter(|address| !inside(*address)) {
+            fields.problem(field, format!("{address} is not a host address of {subnet}"), None);
+        }
+    }
+    if spec.pool_last < spec.pool_first {
+        fields.problem("pool_last", format!("lies before pool_first {}", spec.pool_first), None);
+    } else if spec.pool_size() > POOL_ADDRESSES_MAX {
+        let hint = "name a smaller range with pool_first and pool_last".to_owned();
+        let message = format!("the pool has {} addresses, at most {POOL_ADDRESSES_MAX} are allowed", spec.pool_size());
+        fields.problem("pool_last", message, Some(hint));
+    }
+}

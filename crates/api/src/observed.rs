@@ -1,0 +1,142 @@
+//! Reports: what a worker says is true. First a claim, then the facts.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::kinds::Kind;
+use crate::name::Name;
+use crate::units::ByteSize;
+
+/// The longest problem text that a worker may report.
+pub const PROBLEM_LENGTH_MAX: usize = 500;
+
+/// Written under `observed/<worker>/<kind>/<uid>` by that worker. While it exists, the assignment stays: it does the
+/// work of a finalizer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Observed {
+    /// Of the worker itself.
+    Worker(ObservedWorker),
+    /// Of a VM.
+    Vm(ObservedVm),
+    /// Of a volume.
+    Volume(ObservedVolume),
+}
+
+/// What a worker says of itself. Written when its agent starts, and when something of it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedWorker {
+    /// Its name.
+    pub name: Name,
+    /// The identity of the running kernel (`/proc/sys/kernel/random/boot_id`, random(4)).
+    pub boot_id: String,
+    /// Architecture as `uname -m` prints it.
+    pub architecture: String,
+    /// Virtual CPUs that it offers to VMs.
+    pub cpus: u64,
+    /// Memory that it offers to VMs.
+    pub memory: ByteSize,
+    /// The driver that runs its VMs: `firecracker`, `qemu` or `fake`.
+    pub vmm: String,
+    /// Where its agent listens for streams such as consoles, as `host:port`; empty when it does not.
+    #[serde(default)]
+    pub address: String,
+    /// The version of its agent.
+    pub version: String,
+}
+
+/// What a worker says of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedVm {
+    /// The sequence of the assignment that this report speaks of.
+    pub sequence: u64,
+    /// The generation that was carried out last.
+    pub generation: u64,
+    /// How far it is.
+    pub phase: VmPhase,
+    /// Since when, on the worker's clock.
+    pub since: Timestamp,
+    /// How often it ended by itself and was started again.
+    #[serde(default)]
+    pub restarts: u64,
+    /// The last restart that was asked for and carried out.
+    #[serde(default)]
+    pub restarts_done: u64,
+    /// How long its last boot took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootTimes>,
+    /// What hinders it, in words for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// How far a VM is on its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmPhase {
+    /// The worker has taken it up; nothing runs yet.
+    Claimed,
+    /// Its machine process runs; the guest has not answered yet.
+    Starting,
+    /// The guest is ready.
+    Running,
+    /// It ended by itself, and waits for its next start.
+    Crashed,
+    /// It was asked to stop, and has not yet.
+    Stopping,
+    /// It does not run, as asked.
+    Stopped,
+}
+
+/// How long each part of a boot took, in milliseconds. The first spans two machines' clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTimes {
+    /// From the request until its assignment reached the worker.
+    pub request_to_dispatch: u64,
+    /// From there until the machine process was started.
+    pub dispatch_to_vmm: u64,
+    /// From there until the guest agent ran.
+    pub vmm_to_agent: u64,
+    /// From there until the guest was ready.
+    pub agent_to_ready: u64,
+}
+
+/// What a worker says of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedVolume {
+    /// The sequence of the assignment that this report speaks of.
+    pub sequence: u64,
+    /// The generation that was carried out last.
+    pub generation: u64,
+    /// How far it is.
+    pub phase: VolumePhase,
+    /// Since when, on the worker's clock.
+    pub since: Timestamp,
+    /// What hinders it, in words for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// How far a volume is on its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumePhase {
+    /// The worker has taken it up; it is not there yet.
+    Claimed,
+    /// It is there.
+    Present,
+    /// It was there, and its file is gone. It is never made again blank.
+    Lost,
+}
+
+impl Observed {
+    /// The kind of what is reported.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Observed::Worker(_) => Kind::Worker,
+            Observed::Vm(_) => Kind::Vm,
+            Observed::Volume(_) => Kind::Volume,
+        }
+    }
+}

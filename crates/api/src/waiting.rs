@@ -1,0 +1,238 @@
+//! Why something waits: typed reasons, so that programs can tell them apart and people can read them.
+//!
+//! A reason names a class and the objects in it, never a volatile number such as "3 of 4 workers": a number would
+//! change, and each change would be written to the store.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::name::Name;
+use crate::object::ObjectRef;
+use crate::units::{ByteSize, Span};
+
+/// One reason to wait.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum WaitingOn {
+    /// No worker has this much free.
+    Capacity {
+        /// Virtual CPUs needed.
+        cpus: u64,
+        /// Memory needed.
+        memory: ByteSize,
+    },
+    /// No worker may take it: none is registered, alive, schedulable and of the architecture.
+    Workers {
+        /// The architecture needed.
+        architecture: String,
+    },
+    /// An object that is named here does not exist, or is being deleted.
+    Missing {
+        /// That object.
+        object: ObjectRef,
+    },
+    /// An image has no such version.
+    ImageVersion {
+        /// The image.
+        image: Name,
+        /// The version.
+        version: String,
+    },
+    /// No address is free, or not the one that was asked for.
+    Address {
+        /// The network.
+        network: Name,
+    },
+    /// The asked disk is smaller than the image.
+    DiskTooSmall {
+        /// The least size.
+        size_min: ByteSize,
+    },
+    /// The worker has not reported the end of its work yet.
+    Worker {
+        /// The worker.
+        worker: Name,
+        /// What it is doing.
+        to: WorkerTask,
+    },
+    /// The worker is not alive.
+    WorkerAway {
+        /// The worker.
+        worker: Name,
+    },
+    /// The machine ended by itself, and is started again after a pause.
+    CrashLoop {
+        /// The worker.
+        worker: Name,
+    },
+    /// The worker cannot do it; its report says why.
+    WorkerProblem {
+        /// The worker.
+        worker: Name,
+        /// What it said.
+        problem: String,
+    },
+    /// The worker's agent still runs, and would register it again.
+    WorkerAlive {
+        /// The worker.
+        worker: Name,
+    },
+    /// Other objects still use it.
+    InUse {
+        /// One of them.
+        by: ObjectRef,
+    },
+    /// Its children must go first.
+    Child {
+        /// One of them.
+        child: ObjectRef,
+    },
+    /// A stored value that it depends on cannot be read by this version; nothing is done until it can.
+    Unreadable {
+        /// The key.
+        key: String,
+    },
+    /// Its planner failed; it is left alone until what is asked of it changes.
+    Quarantined {
+        /// What the planner said.
+        problem: String,
+    },
+}
+
+/// What a worker is waited for to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerTask {
+    /// Make the disk.
+    Create,
+    /// Start the machine.
+    Start,
+    /// Stop the machine.
+    Stop,
+    /// Remove everything.
+    Remove,
+}
+
+/// A reason with the time it began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The reason.
+    #[serde(flatten)]
+    pub on: WaitingOn,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl WaitingOn {
+    /// How long this wait is normal. After it the object counts as stuck, and a person should look.
+    #[must_use]
+    pub const fn patience(&self) -> Span {
+        match self {
+            // A guest under software emulation on a loaded machine takes up to 120 s to boot.
+            WaitingOn::Worker { to: WorkerTask::Start, .. } => Span::from_secs(180),
+            WaitingOn::Worker { .. } | WaitingOn::Child { .. } => Span::from_secs(60),
+            WaitingOn::WorkerAway { .. } => Span::from_secs(30),
+            // Nothing in the cluster will end these by itself: a person has to, so they are stuck at once.
+            WaitingOn::Missing { .. }
+            | WaitingOn::ImageVersion { .. }
+            | WaitingOn::DiskTooSmall { .. }
+            | WaitingOn::WorkerProblem { .. }
+            | WaitingOn::CrashLoop { .. }
+            | WaitingOn::Unreadable { .. }
+            | WaitingOn::Quarantined { .. }
+            | WaitingOn::WorkerAlive { .. }
+            | WaitingOn::InUse { .. } => Span::from_secs(0),
+            WaitingOn::Capacity { .. } | WaitingOn::Workers { .. } | WaitingOn::Address { .. } => {
+                Span::from_secs(10)
+            }
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            WaitingOn::Capacity { .. } => {
+                "`lightbyte get workers` shows what is free; add a worker, or delete or stop something"
+                    .to_owned()
+            }
+            WaitingOn::Workers { .. } => {
+                "`lightbyte get workers` shows which are alive and cordoned".to_owned()
+            }
+            WaitingOn::Missing { object } if object.kind == crate::Kind::Image => {
+                "`lightbyte get images` lists what there is; `lightbyte import image DIR` adds one".to_owned()
+            }
+            WaitingOn::Missing { object } => format!("create {object}, or change what names it"),
+            WaitingOn::ImageVersion { image, .. } => {
+                format!("`lightbyte describe image/{image}` lists its versions")
+            }
+            WaitingOn::Address { network } => {
+                format!(
+                    "`lightbyte describe network/{network}` shows its pool; delete something, or widen the pool"
+                )
+            }
+            WaitingOn::DiskTooSmall { size_min } => format!("ask for at least {size_min}"),
+            WaitingOn::Worker { worker, .. }
+            | WaitingOn::CrashLoop { worker }
+            | WaitingOn::WorkerProblem { worker, .. } => {
+                format!(
+                    "`lightbyte logs` shows its console; `lightbyte describe worker/{worker}` shows the worker"
+                )
+            }
+            WaitingOn::WorkerAway { worker } => format!("start worker `{worker}` again"),
+            WaitingOn::WorkerAlive { worker } => format!("stop the agent on `{worker}` first"),
+            WaitingOn::InUse { by } => format!("delete {by} first"),
+            WaitingOn::Child { child } => format!("`lightbyte why {child}` says what that waits for"),
+            WaitingOn::Unreadable { .. } => {
+                "upgrade this server to the newest version in the cluster".to_owned()
+            }
+            WaitingOn::Quarantined { .. } => {
+                "report this as a bug; editing the object tries again".to_owned()
+            }
+        }
+    }
+}
+
+impl fmt::Display for WaitingOn {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WaitingOn::Capacity { cpus, memory } => {
+                write!(formatter, "no worker has {cpus} CPU and {memory} free")
+            }
+            WaitingOn::Workers { architecture } => {
+                write!(formatter, "no {architecture} worker is ready to take it")
+            }
+            WaitingOn::Missing { object } => write!(formatter, "{object} does not exist"),
+            WaitingOn::ImageVersion { image, version } => {
+                write!(formatter, "image `{image}` has no version `{version}`")
+            }
+            WaitingOn::Address { network } => {
+                write!(formatter, "network `{network}` has no such address free")
+            }
+            WaitingOn::DiskTooSmall { size_min } => {
+                write!(formatter, "the disk is smaller than the image's {size_min}")
+            }
+            WaitingOn::Worker { worker, to } => {
+                let task = match to {
+                    WorkerTask::Create => "make the disk",
+                    WorkerTask::Start => "start it",
+                    WorkerTask::Stop => "stop it",
+                    WorkerTask::Remove => "remove it",
+                };
+                write!(formatter, "worker `{worker}` to {task}")
+            }
+            WaitingOn::WorkerAway { worker } => write!(formatter, "worker `{worker}`, which is away"),
+            WaitingOn::CrashLoop { worker } => write!(formatter, "it ended by itself on worker `{worker}`"),
+            WaitingOn::WorkerProblem { worker, problem } => write!(formatter, "worker `{worker}`: {problem}"),
+            WaitingOn::WorkerAlive { worker } => write!(formatter, "the agent on `{worker}` still runs"),
+            WaitingOn::InUse { by } => write!(formatter, "{by} still uses it"),
+            WaitingOn::Child { child } => write!(formatter, "its child {child} to go"),
+            WaitingOn::Unreadable { key } => {
+                write!(formatter, "stored value `{key}` cannot be read by this version")
+            }
+            WaitingOn::Quarantined { problem } => write!(formatter, "its planner failed: {problem}"),
+        }
+    }
+}
