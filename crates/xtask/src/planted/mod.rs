@@ -1,0 +1,241 @@
+//! `cargo xtask planted`: proves that the tests would notice.
+//!
+//! Each `crates/sim/planted/*.patch` is a bug of a kind that has been seen in systems like this one. It is applied to a
+//! copy of the project, and then the simulator, or the test it names, has to turn red, for the reason it names:
+//!
+//! ```text
+//! # guards: the invariant that the bug breaks
+//! # red by: sim                      or: test NAME -p PACKAGE
+//! # seeds: 200                       (sim) how many seeds it may take
+//! # says: text that the red run prints
+//! ```
+//!
+//! Red are: a bug that stays unnoticed, one noticed by accident, one that no longer applies or compiles, and a copy
+//! that is red before anything was planted.
+
+mod patch;
+mod tree;
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use self::patch::{Patch, RedBy};
+use self::tree::Tree;
+use crate::counts::Counts;
+use crate::stages::Outcome;
+use crate::workspace::{PROFILE, Workspace};
+use crate::{flags, process, sim};
+
+/// A planted bug may make a run endless. It is stopped after this many seconds and counts as unnoticed.
+const RUN_SECONDS_MAX: &str = "300";
+
+/// What is read of a run's output: the reason stands at its end or near its start, and never this far in.
+const OUTPUT_BYTES_MAX: u64 = 64 << 20;
+
+/// `cargo xtask planted`.
+pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
+    flags(words, &[])?;
+    Ok(match stage(workspace)? {
+        Outcome::Counted(Counts { failed: 0, .. }) => ExitCode::SUCCESS,
+        Outcome::Skipped(why) => {
+            eprintln!("nothing to do: {why}");
+            ExitCode::SUCCESS
+        }
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// The planted bugs as a stage of `test`; each counts as one.
+pub(crate) fn stage(workspace: &Workspace) -> Result<Outcome> {
+    let patches = patch::read_all(&workspace.root.join("crates/sim/planted"))?;
+    if patches.is_empty() {
+        return Ok(Outcome::Skipped("crates/sim/planted holds no patch".into()));
+    }
+    let nursery = Nursery::open(workspace)?;
+    nursery.check_unpatched(&patches)?;
+    let mut counts = Counts::default();
+    let mut table =
+        format!("{:<32} {:<40} {:<28} {:>7}  verdict\n", "patch", "invariant", "red by", "seconds");
+    for patch in &patches {
+        let start = Instant::now();
+        let verdict = nursery.plant(patch);
+        let seconds = start.elapsed().as_secs_f64();
+        let text = match &verdict {
+            Ok(()) => {
+                counts.passed += 1;
+                "red, as it should be".to_owned()
+            }
+            Err(error) => {
+                counts.failed += 1;
+                format!("NOT CAUGHT: {error:#}")
+            }
+        };
+        let red_by = patch.red_by.to_string();
+        let row = format!("{:<32} {:<40} {red_by:<28} {seconds:>7.1}  {text}\n", patch.name, patch.guards);
+        eprint!("{row}");
+        table.push_str(&row);
+    }
+    eprintln!("\n{table}");
+    Ok(Outcome::Counted(counts))
+}
+
+/// The place where bugs are planted.
+struct Nursery<'a> {
+    workspace: &'a Workspace,
+    directory: PathBuf,
+    /// Held while we work here: two runs at once would plant bugs in each other's copy.
+    _lock: File,
+}
+
+/// How a run of the simulator or a test ended.
+enum Ended {
+    Green,
+    Red { output: String },
+}
+
+impl<'a> Nursery<'a> {
+    fn open(workspace: &'a Workspace) -> Result<Self> {
+        let directory = workspace.target.join("planted");
+        fs::create_dir_all(directory.join("tree"))
+            .with_context(|| format!("create {}", directory.display()))?;
+        let lock = directory.join("lock");
+        let lock = File::create(&lock).with_context(|| format!("create {}", lock.display()))?;
+        lock.lock().context("wait for another run of planted")?;
+        Ok(Self { workspace, directory, _lock: lock })
+    }
+
+    fn tree(&self) -> Result<Tree> {
+        Tree::restore(self.workspace, self.directory.join("tree"))
+    }
+
+    /// Without bugs everything has to be green; otherwise red would prove nothing.
+    fn check_unpatched(&self, patches: &[Patch]) -> Result<()> {
+        let tree = self.tree()?;
+        let mut wanted: Vec<RedBy> = Vec::new();
+        let seeds = |red_by: &RedBy| if let RedBy::Sim { seeds } = red_by { *seeds } else { 0 };
+        let most = patches.iter().map(|patch| seeds(&patch.red_by)).max().unwrap_or_default();
+        if most > 0 {
+            wanted.push(RedBy::Sim { seeds: most });
+        }
+        for patch in patches {
+            if matches!(patch.red_by, RedBy::Test { .. }) && !wanted.contains(&patch.red_by) {
+                wanted.push(patch.red_by.clone());
+            }
+        }
+        for red_by in &wanted {
+            self.build(&tree, red_by).context("build the copy without any bug")?;
+            if let Ended::Red { output } = self.run(&tree, red_by, "unpatched")? {
+                bail!("the copy is red without any bug ({red_by}):\n{}", end_of(&output));
+            }
+        }
+        Ok(())
+    }
+
+    /// Succeeds if the bug is noticed for its reason.
+    fn plant(&self, patch: &Patch) -> Result<()> {
+        let tree = self.tree()?;
+        let noticed = self.notice(&tree, patch);
+        // Also after an error: the copy never keeps a bug.
+        self.tree()?;
+        noticed
+    }
+
+    fn notice(&self, tree: &Tree, patch: &Patch) -> Result<()> {
+        tree.apply(&patch.path).context("the patch no longer applies")?;
+        self.build(tree, &patch.red_by).context("the patch no longer compiles")?;
+        match self.run(tree, &patch.red_by, &patch.name)? {
+            Ended::Green => bail!("green in {}", patch.red_by),
+            Ended::Red { output } if output.contains(&patch.says) => Ok(()),
+            Ended::Red { output } => {
+                bail!("red, but without saying `{}`:\n{}", patch.says, end_of(&output))
+            }
+        }
+    }
+
+    fn build(&self, tree: &Tree, red_by: &RedBy) -> Result<()> {
+        let mut cargo = self.cargo(tree);
+        match red_by {
+            RedBy::Sim { .. } => cargo.args(["build", "--quiet", "--package", sim::PACKAGE]),
+            RedBy::Test { package, .. } => cargo.args(["test", "--quiet", "--no-run", "--package", package]),
+        };
+        process::run(cargo.args(["--profile", PROFILE]))
+    }
+
+    fn run(&self, tree: &Tree, red_by: &RedBy, name: &str) -> Result<Ended> {
+        let log = self.directory.join(format!("{name}.log"));
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", RUN_SECONDS_MAX]);
+        match red_by {
+            RedBy::Sim { seeds } => {
+                command.arg(self.target().join(PROFILE).join(sim::PACKAGE));
+                command.args(["--seeds", &seeds.to_string(), "--from", "0"]);
+            }
+            RedBy::Test { filter, package } => {
+                let cargo = self.cargo(tree);
+                command.arg(cargo.get_program()).args([
+                    "test",
+                    "--profile",
+                    PROFILE,
+                    "--package",
+                    package,
+                    filter,
+                ]);
+                for (variable, value) in cargo.get_envs() {
+                    match value {
+                        Some(value) => command.env(variable, value),
+                        None => command.env_remove(variable),
+                    };
+                }
+            }
+        }
+        ended(command.current_dir(&tree.root), &log)
+    }
+
+    fn target(&self) -> PathBuf {
+        self.directory.join("target")
+    }
+
+    /// A target directory of its own, because cargo names what it builds by the path within the workspace: in a shared
+    /// one, a bug's objects would pass for the real ones.
+    fn cargo(&self, tree: &Tree) -> Command {
+        let mut cargo = self.workspace.cargo();
+        cargo.current_dir(&tree.root).env("CARGO_TARGET_DIR", self.target());
+        cargo
+    }
+}
+
+/// Exit code of `timeout` when the time is over.
+const TIMED_OUT: i32 = 124;
+
+fn ended(command: &mut Command, log: &Path) -> Result<Ended> {
+    let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let errors = file.try_clone().with_context(|| format!("open {}", log.display()))?;
+    let status = command
+        .stdout(file)
+        .stderr(errors)
+        .status()
+        .with_context(|| format!("start `{}`", process::line(command)))?;
+    match status.code() {
+        Some(0) => return Ok(Ended::Green),
+        Some(TIMED_OUT) => bail!("it did not end within {RUN_SECONDS_MAX} s; see {}", log.display()),
+        Some(125..=127) => bail!("`{}` could not be started; see {}", process::line(command), log.display()),
+        _ => {}
+    }
+    let mut output = Vec::new();
+    File::open(log)
+        .and_then(|file| file.take(OUTPUT_BYTES_MAX).read_to_end(&mut output))
+        .with_context(|| format!("read {}", log.display()))?;
+    Ok(Ended::Red { output: String::from_utf8_lossy(&output).into_owned() })
+}
+
+/// The last lines of an output, for a person.
+fn end_of(output: &str) -> String {
+    const LINES_MAX: usize = 15;
+    let lines: Vec<&str> = output.lines().collect();
+    lines[lines.len().saturating_sub(LINES_MAX)..].join("\n")
+}
