@@ -7,6 +7,7 @@
 //! This file only finds the verb; each verb is a module.
 
 mod counts;
+mod dev;
 mod planted;
 mod process;
 mod setup;
@@ -35,6 +36,12 @@ pub(crate) struct Verb {
 
 /// Every verb. Tidy compares the documentation with this table.
 pub(crate) const VERBS: &[Verb] = &[
+    Verb {
+        name: "dev",
+        words: "[--yes] …",
+        about: "build, and start a cluster on this machine; the other words go to `lightbyte dev`",
+        run: dev::run,
+    },
     Verb {
         name: "test",
         words: "[--quick] [--yes]",
@@ -120,7 +127,8 @@ fn dispatch() -> Result<ExitCode> {
     let Some(verb) = VERBS.iter().find(|verb| verb.name == name) else {
         return Err(WrongWords::error(format!("unknown verb `{name}`")));
     };
-    if rest.iter().any(|word| word == "--help") {
+    // `lightbyte dev` has a help of its own, and more to say.
+    if rest.iter().any(|word| word == "--help") && verb.name != "dev" {
         println!("usage: cargo xtask {} {}\n\n{}", verb.name, verb.words, verb.about);
         return Ok(ExitCode::SUCCESS);
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::counts::{Counts, summary};
-use crate::setup::{self, Consent};
+use crate::setup::{self, Consent, Scope};
 use crate::stages::{Outcome, Stages};
 use crate::workspace::{PROFILE, Workspace};
 use crate::{flags, planted, process, sim, tidy};
@@ -62,7 +62,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn set_up(&mut self, consent: Consent) -> Result<Outcome> {
-        let cache = setup::ensure(consent)?;
+        let cache = setup::ensure(Scope::Everything, consent)?;
         self.etcd = Some(cache.etcd());
         self.cache = Some(cache.directory);
         Ok(Outcome::Passed)

@@ -59,29 +59,32 @@ pub(crate) fn stage(workspace: &Workspace) -> Result<Outcome> {
     let nursery = Nursery::open(workspace)?;
     nursery.check_unpatched(&patches)?;
     let mut counts = Counts::default();
-    let mut table =
-        format!("{:<32} {:<40} {:<28} {:>7}  verdict\n", "patch", "invariant", "red by", "seconds");
+    let mut table = row("patch", "invariant", "seconds", "verdict");
     for patch in &patches {
         let start = Instant::now();
         let verdict = nursery.plant(patch);
-        let seconds = start.elapsed().as_secs_f64();
-        let text = match &verdict {
-            Ok(()) => {
+        let seconds = format!("{:.1}", start.elapsed().as_secs_f64());
+        let verdict = match verdict {
+            Ok(how) => {
                 counts.passed += 1;
-                "red, as it should be".to_owned()
+                how
             }
             Err(error) => {
                 counts.failed += 1;
-                format!("NOT CAUGHT: {error:#}")
+                eprintln!("{}: {error:#}", patch.name);
+                format!("{error}").lines().next().unwrap_or_default().to_uppercase()
             }
         };
-        let red_by = patch.red_by.to_string();
-        let row = format!("{:<32} {:<40} {red_by:<28} {seconds:>7.1}  {text}\n", patch.name, patch.guards);
+        let row = row(&patch.name, &patch.guards, &seconds, &verdict);
         eprint!("{row}");
         table.push_str(&row);
     }
     eprintln!("\n{table}");
     Ok(Outcome::Counted(counts))
+}
+
+fn row(patch: &str, invariant: &str, seconds: &str, verdict: &str) -> String {
+    format!("{patch:<36} {invariant:<44} {seconds:>8}  {verdict}\n")
 }
 
 /// The place where bugs are planted.
@@ -136,8 +139,8 @@ impl<'a> Nursery<'a> {
         Ok(())
     }
 
-    /// Succeeds if the bug is noticed for its reason.
-    fn plant(&self, patch: &Patch) -> Result<()> {
+    /// How the bug was noticed; an error if it was not, or not for its reason.
+    fn plant(&self, patch: &Patch) -> Result<String> {
         let tree = self.tree()?;
         let noticed = self.notice(&tree, patch);
         // Also after an error: the copy never keeps a bug.
@@ -145,14 +148,19 @@ impl<'a> Nursery<'a> {
         noticed
     }
 
-    fn notice(&self, tree: &Tree, patch: &Patch) -> Result<()> {
-        tree.apply(&patch.path).context("the patch no longer applies")?;
-        self.build(tree, &patch.red_by).context("the patch no longer compiles")?;
+    fn notice(&self, tree: &Tree, patch: &Patch) -> Result<String> {
+        tree.apply(&patch.path).context("broken: it no longer applies")?;
+        self.build(tree, &patch.red_by).context("broken: it no longer compiles")?;
         match self.run(tree, &patch.red_by, &patch.name)? {
-            Ended::Green => bail!("green in {}", patch.red_by),
-            Ended::Red { output } if output.contains(&patch.says) => Ok(()),
+            Ended::Green => bail!("not noticed by {}", patch.red_by),
+            Ended::Red { output } if output.contains(&patch.says) => Ok(match first_seed(&output) {
+                Some(seed) => format!("red at seed {seed} of {}", patch.red_by),
+                None => format!("red by {}", patch.red_by),
+            }),
             Ended::Red { output } => {
-                bail!("red, but without saying `{}`:\n{}", patch.says, end_of(&output))
+                let cause =
+                    anyhow::anyhow!("its output does not contain `{}`:\n{}", patch.says, end_of(&output));
+                Err(cause.context("red for another reason"))
             }
         }
     }
@@ -233,9 +241,56 @@ fn ended(command: &mut Command, log: &Path) -> Result<Ended> {
     Ok(Ended::Red { output: String::from_utf8_lossy(&output).into_owned() })
 }
 
+/// The first seed that the simulator names.
+fn first_seed(output: &str) -> Option<u64> {
+    output.match_indices("seed ").find_map(|(start, word)| {
+        let rest = &output[start + word.len()..];
+        let end = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..end].parse().ok()
+    })
+}
+
 /// The last lines of an output, for a person.
 fn end_of(output: &str) -> String {
     const LINES_MAX: usize = 15;
     let lines: Vec<&str> = output.lines().collect();
     lines[lines.len().saturating_sub(LINES_MAX)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_seed_named_is_found() {
+        let table = [
+            ("seed 17: two copies\nseed 3", Some(17)),
+            ("10 seeds; red at seed 4.", Some(4)),
+            ("all green", None),
+        ];
+        for (output, expected) in table {
+            assert_eq!(first_seed(output), expected, "{output}");
+        }
+    }
+
+    #[test]
+    fn an_exit_is_green_red_or_an_error() {
+        let directory = std::env::temp_dir().join(format!("lightbyte-planted-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("create");
+        let table = [
+            ("exit 0", "green"),
+            ("echo why; exit 3", "red why\n"),
+            ("exit 124", "error"),
+            ("exit 127", "error"),
+        ];
+        for (script, expected) in table {
+            let ended = match ended(Command::new("sh").args(["-c", script]), &directory.join("log")) {
+                Ok(Ended::Green) => "green".to_owned(),
+                Ok(Ended::Red { output }) => format!("red {output}"),
+                Err(_) => "error".to_owned(),
+            };
+            assert_eq!(ended, expected, "{script}");
+        }
+        fs::remove_dir_all(&directory).expect("remove");
+    }
 }

@@ -96,3 +96,23 @@ fn visit(directory: &Path, act: &mut dyn FnMut(&Path) -> Result<()>) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_only_when_their_content_differs_and_strangers_go() {
+        let root = std::env::temp_dir().join(format!("lightbyte-tree-{}", std::process::id()));
+        let file = root.join("a/b.rs");
+        let stranger = root.join("a/stranger.rs");
+        write_if_different(&file, b"one").expect("write");
+        let written = file.metadata().and_then(|metadata| metadata.modified()).expect("time");
+        write_if_different(&file, b"one").expect("write nothing");
+        assert_eq!(file.metadata().and_then(|metadata| metadata.modified()).expect("time"), written);
+        write_if_different(&stranger, b"x").expect("write");
+        remove_others(&root, &BTreeSet::from([file.clone()])).expect("remove");
+        assert!(file.exists() && !stranger.exists());
+        fs::remove_dir_all(&root).expect("remove");
+    }
+}

@@ -15,6 +15,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::Scope;
 use super::apt::Apt;
 use crate::process;
 
@@ -34,6 +35,7 @@ pub(super) struct Download {
     real_prefix: Option<&'static str>,
     /// Paths of which one each has to exist; a `*` at the end stands for any rest of the file name.
     payload: &'static [&'static [&'static str]],
+    scope: Scope,
 }
 
 const DOWNLOADS: &[Download] = &[
@@ -43,6 +45,7 @@ const DOWNLOADS: &[Download] = &[
         about: "usr/bin/etcd and usr/bin/etcdctl, version 3.4 or newer",
         real_prefix: None,
         payload: &[&["usr/bin/etcd"], &["usr/bin/etcdctl"]],
+        scope: Scope::WithoutVms,
     },
     Download {
         directory: "busybox",
@@ -50,6 +53,7 @@ const DOWNLOADS: &[Download] = &[
         about: "bin/busybox, statically linked",
         real_prefix: None,
         payload: &[&["bin/busybox", "usr/bin/busybox"]],
+        scope: Scope::Everything,
     },
     Download {
         directory: "kernel",
@@ -57,28 +61,29 @@ const DOWNLOADS: &[Download] = &[
         about: "boot/vmlinuz-* and its lib/modules, a kernel with virtio drivers",
         real_prefix: Some("linux-image-"),
         payload: &[&["boot/vmlinuz-*"], &["lib/modules/*", "usr/lib/modules/*"]],
+        scope: Scope::Everything,
     },
 ];
 
-/// Directories that are not there whole. Looks at files only.
-pub(super) fn missing(cache: &Path) -> Vec<&'static Download> {
-    DOWNLOADS.iter().filter(|download| !download.is_whole(&cache.join(download.directory))).collect()
-}
-
-/// The same where there is no apt: what a person has put there bears no stamp.
-pub(super) fn missing_by_hand(cache: &Path) -> Vec<&'static Download> {
-    DOWNLOADS.iter().filter(|download| !download.has_payload(&cache.join(download.directory))).collect()
+/// Directories that are not there whole. Looks at files only. Where there is no apt, what a person has put there
+/// counts without a stamp.
+pub(super) fn missing(cache: &Path, scope: Scope, is_debian: bool) -> Vec<&'static Download> {
+    let is_there = |download: &Download| {
+        let directory = cache.join(download.directory);
+        if is_debian { download.is_whole(&directory) } else { download.has_payload(&directory) }
+    };
+    DOWNLOADS.iter().filter(|download| scope.covers(download.scope) && !is_there(download)).collect()
 }
 
 /// Fetches whatever is missing. Waits while another run does the same.
-pub(super) fn fetch(apt: &mut Apt, cache: &Path) -> Result<()> {
+pub(super) fn fetch(apt: &mut Apt, cache: &Path, scope: Scope) -> Result<()> {
     fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
     let _lock = lock(&cache.join(".lock"))?;
     remove_leftovers(cache);
     let growing = cache.join(format!("{GROWING}{}", std::process::id()));
     remove(&growing)?;
     // Looked at again: the run that held the lock may have fetched it.
-    for download in missing(cache) {
+    for download in missing(cache, scope, true) {
         download.fetch(apt, cache, &growing)?;
     }
     remove(&growing)

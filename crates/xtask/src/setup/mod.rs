@@ -40,6 +40,21 @@ impl Consent {
     }
 }
 
+/// How much is needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// To build, and to run clusters whose VMs are fakes.
+    WithoutVms,
+    /// To run real VMs as well.
+    Everything,
+}
+
+impl Scope {
+    fn covers(self, other: Self) -> bool {
+        self == Self::Everything || other == Self::WithoutVms
+    }
+}
+
 /// Where the downloaded things are.
 pub(crate) struct Cache {
     /// `LIGHTBYTE_CACHE`, or `lightbyte` in the user's cache directory; absolute.
@@ -65,7 +80,7 @@ impl Cache {
 /// `cargo xtask setup`: the set-up alone.
 pub(crate) fn run(_: &Workspace, words: &[String]) -> Result<ExitCode> {
     let flags = flags(words, &["--yes"])?;
-    let cache = ensure(Consent::from_flags(&flags))?;
+    let cache = ensure(Scope::Everything, Consent::from_flags(&flags))?;
     println!("everything is there; downloads are in {}", cache.directory.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -73,15 +88,11 @@ pub(crate) fn run(_: &Workspace, words: &[String]) -> Result<ExitCode> {
 /// Makes sure that everything is there, or says in one error what the person has to do.
 ///
 /// Takes milliseconds and no network when nothing is missing.
-pub(crate) fn ensure(consent: Consent) -> Result<Cache> {
+pub(crate) fn ensure(scope: Scope, consent: Consent) -> Result<Cache> {
     let cache = Cache::find()?;
-    let packages = packages::missing();
     let is_debian = is_debian();
-    let downloads = if is_debian {
-        downloads::missing(&cache.directory)
-    } else {
-        downloads::missing_by_hand(&cache.directory)
-    };
+    let packages = packages::missing(scope);
+    let downloads = downloads::missing(&cache.directory, scope, is_debian);
     if packages.is_empty() && downloads.is_empty() {
         return Ok(cache);
     }
@@ -95,18 +106,18 @@ pub(crate) fn ensure(consent: Consent) -> Result<Cache> {
     agree(consent, &packages, &downloads, &cache.directory)?;
     let mut apt = Apt::new(is_root, &cache.directory);
     if !packages.is_empty() {
-        install(&mut apt, &packages)?;
+        install(&mut apt, &packages, scope)?;
     }
     if !downloads.is_empty() {
-        downloads::fetch(&mut apt, &cache.directory)?;
+        downloads::fetch(&mut apt, &cache.directory, scope)?;
     }
     Ok(cache)
 }
 
-fn install(apt: &mut Apt, packages: &[&Package]) -> Result<()> {
+fn install(apt: &mut Apt, packages: &[&Package], scope: Scope) -> Result<()> {
     let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
     apt.install(&names)?;
-    let still: Vec<String> = packages::missing().iter().map(ToString::to_string).collect();
+    let still: Vec<String> = packages::missing(scope).iter().map(ToString::to_string).collect();
     if !still.is_empty() {
         bail!("apt succeeded, yet this is still missing: {}", still.join("; "));
     }

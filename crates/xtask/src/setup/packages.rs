@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::Scope;
 use crate::workspace::find_tool;
 
 /// A package and what is looked for instead of the package.
@@ -10,6 +11,7 @@ pub(super) struct Package {
     pub(super) name: &'static str,
     needed: &'static [Needed],
     about: &'static str,
+    scope: Scope,
 }
 
 enum Needed {
@@ -24,11 +26,13 @@ const PACKAGES: &[Package] = &[
         name: "build-essential",
         needed: &[Needed::Tool("cc"), Needed::Tool("make"), Needed::File(&["/usr/include/stdio.h"])],
         about: "a C compiler with its headers, and make: crates with C in them, and the linker",
+        scope: Scope::WithoutVms,
     },
     Package {
         name: "protobuf-compiler",
         needed: &[Needed::Tool("protoc")],
         about: "protoc: etcd's client is generated from its protocol files",
+        scope: Scope::WithoutVms,
     },
     Package {
         name: "libprotobuf-dev",
@@ -37,36 +41,43 @@ const PACKAGES: &[Package] = &[
             "/usr/local/include/google/protobuf/descriptor.proto",
         ])],
         about: "google/protobuf/*.proto, which etcd's protocol files include",
+        scope: Scope::WithoutVms,
     },
     Package {
         name: "iproute2",
         needed: &[Needed::Tool("ip")],
         about: "ip: the lab's network namespaces and bridges",
+        scope: Scope::Everything,
     },
     Package {
         name: "nftables",
         needed: &[Needed::Tool("nft")],
         about: "nft: anti-spoofing rules of VM taps",
+        scope: Scope::Everything,
     },
     Package {
         name: "qemu-system-x86",
         needed: &[Needed::Tool("qemu-system-x86_64")],
         about: "the emulator that runs VMs where KVM is not usable",
+        scope: Scope::Everything,
     },
     Package {
         name: "qemu-system-data",
         needed: &[Needed::File(&["/usr/share/qemu/qboot.rom", "/usr/share/qboot/bios.bin"])],
         about: "qboot.rom: the quickest firmware of QEMU's microvm",
+        scope: Scope::Everything,
     },
     Package {
         name: "seabios",
         needed: &[Needed::File(&["/usr/share/seabios/bios-microvm.bin", "/usr/share/qemu/bios-microvm.bin"])],
         about: "bios-microvm.bin: the firmware that the microvm machine names by default",
+        scope: Scope::Everything,
     },
     Package {
         name: "e2fsprogs",
         needed: &[Needed::Tool("mke2fs"), Needed::Tool("resize2fs")],
         about: "mke2fs and resize2fs: root file systems without root",
+        scope: Scope::Everything,
     },
 ];
 
@@ -98,8 +109,8 @@ impl Package {
 }
 
 /// Packages of which something is missing. Looks at files only.
-pub(super) fn missing() -> Vec<&'static Package> {
-    PACKAGES.iter().filter(|package| !package.is_there()).collect()
+pub(super) fn missing(scope: Scope) -> Vec<&'static Package> {
+    PACKAGES.iter().filter(|package| scope.covers(package.scope) && !package.is_there()).collect()
 }
 
 #[cfg(test)]
@@ -116,7 +127,7 @@ mod tests {
             (&[Needed::File(&["/no/such/file"])], false),
         ];
         for (needed, expected) in table {
-            let package = Package { name: "p", needed, about: "a" };
+            let package = Package { name: "p", needed, about: "a", scope: Scope::Everything };
             assert_eq!(package.is_there(), expected, "{package}");
         }
     }

@@ -1,0 +1,124 @@
+//! `cargo xtask dev`: from a clone to a running cluster on this machine.
+//!
+//! It brings what is missing, builds the `lightbyte` binary, puts it where people's shells find it, and hands over to
+//! `lightbyte dev`, which knows everything else. Words are passed on as they are.
+
+use std::env;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::process;
+use crate::setup::{self, Consent, Scope};
+use crate::workspace::{PROFILE, Workspace};
+
+const PACKAGE: &str = "lightbyte-cli";
+const BINARY: &str = "lightbyte";
+
+/// `cargo xtask dev [--yes] …`: everything but a leading `--yes` goes to `lightbyte dev`.
+pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
+    if !workspace.root.join("crates/cli/Cargo.toml").is_file() {
+        anyhow::bail!("this checkout has no crates/cli yet, so there is no `lightbyte dev` to start");
+    }
+    let (consent, theirs) = match words.split_first() {
+        Some((first, rest)) if first == "--yes" => (Consent::Given, rest),
+        _ => (Consent::Ask, words),
+    };
+    let cache = setup::ensure(scope(theirs), consent)?;
+    process::run(workspace.cargo().args(["build", "--package", PACKAGE, "--profile", PROFILE]))?;
+    let binary = workspace.binary(BINARY);
+    match link(&binary, &bin_directory()?) {
+        Ok(link) => eprintln!("the lightbyte command is {}", link.display()),
+        Err(error) => eprintln!("warning: {error:#}; the lightbyte command is {}", binary.display()),
+    }
+    let mut command = Command::new(&binary);
+    command.arg("dev").args(theirs);
+    command.env("LIGHTBYTE_ETCD", cache.etcd()).env("LIGHTBYTE_CACHE", &cache.directory);
+    // Replaces this process, so that Ctrl-C and signals reach the cluster directly. It returns only if that failed.
+    let error = command.exec();
+    Err(error).with_context(|| format!("start {}", binary.display()))
+}
+
+/// Fake VMs need no emulator, kernel or network tools, and so no root to install them.
+fn scope(words: &[String]) -> Scope {
+    let is_pair = words.windows(2).any(|pair| pair == ["--vmm", "fake"]);
+    if is_pair || words.iter().any(|word| word == "--vmm=fake") {
+        Scope::WithoutVms
+    } else {
+        Scope::Everything
+    }
+}
+
+/// Where cargo installs programs, which is in `PATH` wherever Rust was installed by rustup.
+fn bin_directory() -> Result<PathBuf> {
+    let home = env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    home.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))
+        .map(|cargo| cargo.join("bin"))
+        .context("HOME is not set")
+}
+
+/// Puts a symbolic link to `binary` into `directory` and returns its path. Replaces only a link to a file of the same
+/// name, which is one that an earlier run or another checkout has made; anything else is somebody else's.
+fn link(binary: &Path, directory: &Path) -> Result<PathBuf> {
+    let link = directory.join(BINARY);
+    match fs::read_link(&link) {
+        Ok(target) if target == binary => return Ok(link),
+        Ok(target) if target.ends_with(Path::new(PROFILE).join(BINARY)) => {}
+        Ok(_) => anyhow::bail!("{} is a link of somebody else's", link.display()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(_) => anyhow::bail!("{} is no link, so it is left alone", link.display()),
+    }
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    let temporary = directory.join(format!(".{BINARY}-{}", std::process::id()));
+    symlink(binary, &temporary)
+        .and_then(|()| fs::rename(&temporary, &link))
+        .with_context(|| format!("link {}", link.display()))?;
+    Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fake_vms_need_less() {
+        let table = [
+            ("--vmm fake", true),
+            ("--nodes 1 --vmm=fake", true),
+            ("--vmm qemu", false),
+            ("fake --vmm", false),
+        ];
+        for (line, expected) in table {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            assert_eq!(scope(&words) == Scope::WithoutVms, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_our_own_link_is_replaced() {
+        let directory = env::temp_dir().join(format!("lightbyte-dev-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("create");
+        let place = directory.join(BINARY);
+        let binary = Path::new("/w/target/ci/lightbyte");
+
+        assert_eq!(link(binary, &directory).expect("nothing is there"), place);
+        assert_eq!(link(binary, &directory).expect("it is there"), place);
+        let other = Path::new("/v/target/ci/lightbyte");
+        link(other, &directory).expect("an older link is ours");
+        assert_eq!(fs::read_link(&place).expect("link"), other);
+
+        fs::remove_file(&place).expect("remove");
+        symlink("/usr/bin/lightbyte", &place).expect("link");
+        link(binary, &directory).expect_err("somebody else's link");
+        fs::remove_file(&place).expect("remove");
+        fs::write(&place, "a program").expect("write");
+        link(binary, &directory).expect_err("a program");
+        assert_eq!(fs::read_to_string(&place).expect("read"), "a program");
+        fs::remove_dir_all(&directory).expect("remove");
+    }
+}
