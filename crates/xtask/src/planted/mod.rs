@@ -72,7 +72,7 @@ pub(crate) fn stage(workspace: &Workspace) -> Result<Outcome> {
             Err(error) => {
                 counts.failed += 1;
                 eprintln!("{}: {error:#}", patch.name);
-                format!("{error}").lines().next().unwrap_or_default().to_uppercase()
+                format!("NOT CAUGHT: {}", error.to_string().lines().next().unwrap_or_default())
             }
         };
         let row = row(&patch.name, &patch.guards, &seconds, &verdict);
