@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::counts::{Counts, summary};
+use crate::counts::{Counts, Runner};
 use crate::setup::{self, Consent, Scope};
 use crate::stages::{Outcome, Stages};
 use crate::workspace::{PROFILE, Workspace};
@@ -101,13 +101,15 @@ impl Run<'_> {
             return Ok(not_built());
         }
         let mut cargo = self.cargo();
-        if self.workspace.has_cargo_command("nextest") {
+        let runner = if self.workspace.has_cargo_command("nextest") {
             cargo.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass", "--cargo-profile", PROFILE]);
+            Runner::Nextest
         } else {
             eprintln!("cargo-nextest is not installed, so cargo test runs the tests");
             cargo.args(["test", "--no-fail-fast", "--profile", PROFILE]);
-        }
-        count_tests(cargo.args(EVERYTHING))
+            Runner::CargoTest
+        };
+        count_tests(cargo.args(EVERYTHING), runner)
     }
 
     fn doc_tests(&self, is_built: bool) -> Result<Outcome> {
@@ -115,7 +117,10 @@ impl Run<'_> {
             return Ok(not_built());
         }
         let mut cargo = self.cargo();
-        count_tests(cargo.args(["test", "--workspace", "--doc", "--no-fail-fast", "--profile", PROFILE]))
+        count_tests(
+            cargo.args(["test", "--workspace", "--doc", "--no-fail-fast", "--profile", PROFILE]),
+            Runner::CargoTest,
+        )
     }
 }
 
@@ -144,14 +149,11 @@ fn command_succeeds(command: &mut std::process::Command) -> Result<Outcome> {
 }
 
 /// Runs a test runner and sums what it says. A runner that fails without naming a failure counts as one.
-fn count_tests(command: &mut std::process::Command) -> Result<Outcome> {
+fn count_tests(command: &mut std::process::Command, runner: Runner) -> Result<Outcome> {
     let mut counts = Counts::default();
     let mut has_summary = false;
     let status = process::stream(command, |line| {
-        if let Some(found) = summary(line) {
-            counts += found;
-            has_summary = true;
-        }
+        has_summary |= runner.read(line, &mut counts);
     })?;
     if !status.success() && counts.failed == 0 {
         if counts == Counts::default() {
