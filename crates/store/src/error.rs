@@ -40,7 +40,7 @@ pub enum StoreError {
     /// The revision asked for is gone. List anew and watch from there.
     #[error("the history up to revision {revision} has been compacted")]
     Compacted {
-        /// The lowest revision that is known to be readable.
+        /// Up to here at least: what the store told, or what was asked for.
         revision: Revision,
     },
 
@@ -62,6 +62,10 @@ pub enum StoreError {
     /// disarm the alarm.
     #[error("the store has reached its space quota")]
     Full,
+
+    /// The store was set up with something that cannot work: a fault of the configuration.
+    #[error("set up the store")]
+    Misconfigured(#[source] Cause),
 
     /// The store answered with something that this version cannot understand, or refused for another reason.
     #[error("understand the store's answer")]

@@ -2,7 +2,7 @@
 //!
 //! Every other part sees objects at revisions: it reads and lists them linearizably, watches a prefix from a revision,
 //! and writes by guarded transactions. This crate is the raw layer: keys are strings, values are bytes, and no kind is
-//! known here. [`EtcdStore`](etcd::EtcdStore) is what runs; [`MemoryStore`] and its synchronous core [`MemoryCore`]
+//! known here. `EtcdStore` is what runs; [`MemoryStore`] and its synchronous core [`MemoryCore`]
 //! are what tests and the simulator run. They are real implementations of the same contract: one suite
 //! (`conformance`, behind the feature `testing`) is passed by all of them.
 //!
@@ -25,10 +25,14 @@ mod store;
 
 #[cfg(feature = "testing")]
 pub mod conformance;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 
 pub use bytes::Bytes;
 pub use election::{Candidate, Leadership};
 pub use error::{Cause, StoreError};
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdOptions, EtcdStore};
 pub use memory::{CommitFault, MemoryCore, MemoryStore};
 pub use rules::Refusal;
 pub use store::{

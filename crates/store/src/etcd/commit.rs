@@ -1,0 +1,82 @@
+//! Transactions: one try. What tries add up to is [`crate::settle`]'s business.
+
+use std::sync::Arc;
+
+use etcd_client::proto::{PbTxnOpResponse, PbTxnResponse};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+
+use super::call::{About, Failure};
+use super::keys::{revision, to_etcd, versioned};
+use super::{Inner, incomplete};
+use crate::error::StoreError;
+use crate::settle::AttemptError;
+use crate::store::{LeaseId, Operation, Outcome, Transaction, Versioned};
+
+impl Inner {
+    /// Sends a transaction once.
+    pub(super) async fn attempt(&self, transaction: &Transaction) -> Result<Outcome, AttemptError> {
+        let request = self.encode(transaction);
+        let mut kv = self.kv();
+        let about = About { lease: first_lease(transaction), ..About::default() };
+        let answer = self.once(self.request_timeout, about, async move { kv.txn(request).await }).await;
+        match answer {
+            // An answer that cannot be read leaves open what was done.
+            Ok(answer) => {
+                decode(transaction, answer.0).map_err(|error| AttemptError::Unknown(Arc::new(error)))
+            }
+            Err(Failure::Transient(cause) | Failure::Oversized(cause)) => Err(AttemptError::Unknown(cause)),
+            Err(Failure::Known(error)) => Err(AttemptError::Failed(error)),
+        }
+    }
+
+    fn encode(&self, transaction: &Transaction) -> Txn {
+        let guards = &transaction.guards;
+        let compare =
+            |key: &str, at| Compare::mod_revision(self.root.full(key), CompareOp::Equal, to_etcd(at));
+        let compares: Vec<Compare> =
+            guards.iter().map(|guard| compare(&guard.key, guard.mod_revision)).collect();
+        let reads: Vec<TxnOp> =
+            guards.iter().map(|guard| TxnOp::get(self.root.full(&guard.key), None)).collect();
+        let operations: Vec<TxnOp> =
+            transaction.operations.iter().map(|operation| self.operation(operation)).collect();
+        Txn::new().when(compares).and_then(operations).or_else(reads)
+    }
+
+    fn operation(&self, operation: &Operation) -> TxnOp {
+        match operation {
+            Operation::Put { key, value, lease } => {
+                let options = lease.map(|LeaseId(lease)| PutOptions::new().with_lease(lease));
+                TxnOp::put(self.root.full(key), value.to_vec(), options)
+            }
+            Operation::Delete { key } => TxnOp::delete(self.root.full(key), None),
+        }
+    }
+}
+
+/// etcd does not say which lease it did not find; there is hardly ever more than one.
+fn first_lease(transaction: &Transaction) -> Option<LeaseId> {
+    transaction.operations.iter().find_map(|operation| match operation {
+        Operation::Put { lease, .. } => *lease,
+        Operation::Delete { .. } => None,
+    })
+}
+
+fn decode(transaction: &Transaction, answer: PbTxnResponse) -> Result<Outcome, StoreError> {
+    let revision = revision(answer.header.ok_or_else(|| incomplete("header"))?.revision);
+    if answer.succeeded {
+        return Ok(Outcome::Committed { revision });
+    }
+    if answer.responses.len() != transaction.guards.len() {
+        return Err(incomplete("value for each guard"));
+    }
+    let guards = transaction.guards.iter().zip(answer.responses);
+    let read = |(guard, response): (&crate::Guard, etcd_client::proto::PbResponseOp)| match response.response
+    {
+        Some(PbTxnOpResponse::ResponseRange(mut range)) => {
+            Ok((guard.key.clone(), range.kvs.pop().map(versioned)))
+        }
+        _ => Err(incomplete("range for a guard")),
+    };
+    let current: Vec<(String, Option<Versioned>)> = guards.map(read).collect::<Result<_, _>>()?;
+    Ok(Outcome::Conflict { revision, current })
+}
