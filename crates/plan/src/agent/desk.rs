@@ -1,0 +1,475 @@
+//! One object on one worker: what is assigned, what is saved, what the host shows, what was reported.
+
+use lightbyte_api::Kind;
+use lightbyte_api::Timestamp;
+use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject};
+use lightbyte_api::observed::{BootTimes, Observed, PROBLEM_LENGTH_MAX};
+use lightbyte_api::units::Span;
+use serde::{Deserialize, Serialize};
+
+use super::{Stamped, vm, volume};
+
+/// The pause before a failed step is tried again; it doubles with each failure in a row.
+pub const RETRY_FIRST: Span = Span::from_secs(1);
+/// The longest pause before a failed step is tried again.
+pub const RETRY_LIMIT: Span = Span::from_secs(30);
+
+/// What the host shows of one object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// What was saved durably.
+    pub saved: Option<Saved>,
+    /// The machine process of a VM.
+    pub vmm: VmmState,
+    /// Whether any tap of a VM is there.
+    pub taps: bool,
+    /// Whether all taps of a VM are there.
+    pub taps_complete: bool,
+    /// Whether the file of a volume is there.
+    pub disk: bool,
+}
+
+/// The machine process of a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmmState {
+    /// There is none, and nothing of it is left.
+    #[default]
+    Absent,
+    /// It runs.
+    Running,
+    /// It has ended, and its sockets and files are left.
+    Exited,
+}
+
+/// What a worker keeps of an object on its disk. It is the truth after a restart of the agent or the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The assignment that counts.
+    pub assigned: Assigned,
+    /// How often the VM ended by itself and was started again.
+    #[serde(default)]
+    pub restarts: u64,
+    /// The last restart that was asked for and carried out.
+    #[serde(default)]
+    pub restarts_done: u64,
+    /// Whether the volume's file was made. From then on it must exist.
+    #[serde(default)]
+    pub created: bool,
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send this report.
+    Report(Report),
+    /// Do this on the host, then observe it.
+    Step(Step),
+}
+
+/// A report to send.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Which object.
+    pub object: HostObject,
+    /// What is true; `None` withdraws the report.
+    pub observed: Option<Observed>,
+    /// The revision of this worker's last report, 0 when there is none: compared.
+    pub own_revision: u64,
+    /// For a claim: the revision of the assignment that was seen, compared too.
+    pub assigned_revision: Option<u64>,
+}
+
+/// The answer to a report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It was stored.
+    Accepted {
+        /// At this revision.
+        revision: u64,
+    },
+    /// Something else was there than the worker thought.
+    Refused {
+        /// The report that is stored.
+        observed: Option<Stamped<Observed>>,
+        /// The revision of the assignment that is stored, 0 when there is none.
+        assigned_revision: u64,
+    },
+    /// No answer came.
+    Lost,
+}
+
+/// One idempotent step on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Save this durably.
+    Save(Saved),
+    /// Make the VM's taps.
+    EnsureTaps,
+    /// Remove the VM's taps.
+    RemoveTaps,
+    /// Start the machine process.
+    Start,
+    /// Ask the guest to shut down.
+    Shutdown,
+    /// End the machine process now, and remove what it leaves.
+    Kill,
+    /// Make the volume's file from its source.
+    CreateDisk,
+    /// Remove the volume's file.
+    RemoveDisk,
+    /// Remove what was saved, and the object's directory.
+    Forget,
+}
+
+/// What a pure next-step function answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Do this.
+    Do(Step),
+    /// Nothing before then.
+    Until(Timestamp),
+    /// Nothing.
+    Rest,
+}
+
+/// What an object must know of the others on its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// All disks of this VM are there.
+    pub disks_present: bool,
+    /// A VM uses this volume.
+    pub in_use: bool,
+}
+
+/// What is forgotten when the agent ends.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Volatile {
+    /// The guest has said that it is ready, in the life of this machine process.
+    pub ready: bool,
+    /// When the guest was asked to shut down.
+    pub stopping_since: Option<Timestamp>,
+    /// When the machine process was found to have ended by itself.
+    pub crashed_at: Option<Timestamp>,
+    /// When the machine process was started.
+    pub started_at: Option<Timestamp>,
+    /// How often in a row it ended soon after its start.
+    pub quick_crashes: u32,
+    /// When the assignment came.
+    pub delivered_at: Option<Timestamp>,
+    /// How long the last boot took.
+    pub boot: Option<BootTimes>,
+}
+
+/// One object on one worker.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    object: HostObject,
+    wish: Option<Stamped<Assigned>>,
+    facts: Facts,
+    volatile: Volatile,
+    reported: Reported,
+    step_in_flight: bool,
+    problem: Option<String>,
+    failures: u32,
+    retry_at: Option<Timestamp>,
+    wait_until: Option<Timestamp>,
+}
+
+/// What the store holds of this worker's reports on the object, as far as it knows.
+#[derive(Clone, Debug, Default)]
+struct Reported {
+    /// Revision of the stored report; 0 when there is none.
+    revision: u64,
+    stored: Option<Observed>,
+    in_flight: Option<Option<Observed>>,
+    /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
+    refused_assignment: Option<u64>,
+    /// Whether an inventory has said what is stored. Before that nothing can be guarded, and so nothing is sent.
+    known: bool,
+}
+
+impl Desk {
+    /// The desk of an object with what the host shows of it.
+    #[must_use]
+    pub fn found(object: HostObject, facts: Facts) -> Desk {
+        Desk {
+            object,
+            wish: None,
+            facts,
+            volatile: Volatile::default(),
+            reported: Reported::default(),
+            step_in_flight: false,
+            problem: None,
+            failures: 0,
+            retry_at: None,
+            wait_until: None,
+        }
+    }
+
+    /// What the host shows.
+    #[must_use]
+    pub const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// What is forgotten when the agent ends.
+    #[must_use]
+    pub const fn volatile(&self) -> &Volatile {
+        &self.volatile
+    }
+
+    /// The saved assignment of a VM.
+    #[must_use]
+    pub fn saved_vm(&self) -> Option<&AssignedVm> {
+        match &self.facts.saved.as_ref()?.assigned {
+            Assigned::Vm(assigned) => Some(assigned),
+            Assigned::Volume(_) => None,
+        }
+    }
+
+    /// Whether there is nothing to remember: nothing assigned, on the host, or reported.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.wish.is_none()
+            && self.facts == Facts::default()
+            && self.reported.revision == 0
+            && self.reported.in_flight.is_none()
+            && !self.step_in_flight
+    }
+
+    // ------------------------------------------------------------------------------------------------- events
+
+    /// Takes an assignment if it is at least as new as what is known.
+    pub(super) fn assign(&mut self, assigned: Option<Stamped<Assigned>>, now: Timestamp) {
+        let Some(assigned) = assigned else {
+            // Absence never acts: what is saved goes on. Without anything saved there is nothing to go on with.
+            self.wish = None;
+            self.reported.known = true;
+            return;
+        };
+        let saved = self.facts.saved.as_ref().map_or(0, |saved| saved.assigned.sequence());
+        let wished = self.wish.as_ref().map_or(0, |wish| wish.value.sequence());
+        if assigned.value.sequence() < saved.max(wished) || assigned.value.kind() != self.object.kind {
+            return;
+        }
+        if assigned.value.sequence() > saved.max(wished) {
+            self.volatile.delivered_at = Some(now);
+            self.retry_at = None;
+            self.failures = 0;
+        }
+        self.wish = Some(assigned);
+        // A stream that has begun with an inventory without this object means that no report is stored.
+        self.reported.known = true;
+    }
+
+    /// Takes what an inventory says of this worker's own report.
+    pub(super) fn adopt_report(&mut self, observed: Option<Stamped<Observed>>) {
+        self.reported.known = true;
+        self.reported.refused_assignment = None;
+        // A report in flight may be newer than the inventory; its reply, or its loss, will tell.
+        if self.reported.in_flight.is_none() {
+            self.set_stored(observed);
+        }
+    }
+
+    fn set_stored(&mut self, observed: Option<Stamped<Observed>>) {
+        self.reported.revision = observed.as_ref().map_or(0, |observed| observed.mod_revision);
+        self.reported.stored = observed.map(|observed| observed.value);
+    }
+
+    pub(super) fn reply(&mut self, reply: Reply) {
+        let Some(sent) = self.reported.in_flight.take() else { return };
+        match reply {
+            Reply::Accepted { revision } => {
+                self.reported.revision = if sent.is_some() { revision } else { 0 };
+                self.reported.stored = sent;
+            }
+            Reply::Refused { observed, assigned_revision } => {
+                let was_claim = self.reported.revision == 0;
+                let seen = self.wish.as_ref().map(|wish| wish.mod_revision);
+                if was_claim && observed.is_none() && seen != Some(assigned_revision) {
+                    self.reported.refused_assignment = seen;
+                }
+                self.set_stored(observed);
+            }
+            // Sent again as it was: the guard tells whether the first one was stored.
+            Reply::Lost => {}
+        }
+    }
+
+    pub(super) fn observed(&mut self, facts: Facts, step: Option<&Step>, now: Timestamp) {
+        if step.is_some() {
+            self.step_in_flight = false;
+            self.problem = None;
+            self.failures = 0;
+            self.retry_at = None;
+        }
+        let before = std::mem::replace(&mut self.facts, facts).vmm;
+        vm::note(&mut self.volatile, before, self.facts.vmm, step, now);
+    }
+
+    pub(super) fn failed(&mut self, facts: Facts, problem: String, now: Timestamp) {
+        let factor = 1_u64.checked_shl(self.failures).unwrap_or(u64::MAX);
+        let pause = RETRY_FIRST.millis().saturating_mul(factor).min(RETRY_LIMIT.millis());
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(later(now, Span::from_millis(pause)));
+        self.problem = Some(problem.chars().take(PROBLEM_LENGTH_MAX).collect());
+        self.step_in_flight = false;
+        let before = std::mem::replace(&mut self.facts, facts).vmm;
+        vm::note(&mut self.volatile, before, self.facts.vmm, None, now);
+    }
+
+    pub(super) fn guest_ready(&mut self, agent_at: Timestamp, now: Timestamp) {
+        if self.facts.vmm == VmmState::Running && !self.volatile.ready {
+            self.volatile.ready = true;
+            let asked_at = self.saved_vm().map(|vm| vm.asked_at);
+            self.volatile.boot = vm::boot_times(&self.volatile, asked_at, agent_at, now);
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------ actions
+
+    /// When to look again although nothing happened.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        match self.step_in_flight {
+            true => None,
+            false => self.retry_at.or(self.wait_until),
+        }
+    }
+
+    pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
+        let report = self.report(now).map(Action::Report);
+        let step = self.step(around, now).map(Action::Step);
+        report.into_iter().chain(step).collect()
+    }
+
+    fn report(&mut self, now: Timestamp) -> Option<Report> {
+        if self.reported.in_flight.is_some() || !self.reported.known {
+            return None;
+        }
+        let observed = self.wanted_report(now);
+        if same_report(self.reported.stored.as_ref(), observed.as_ref()) {
+            return None;
+        }
+        let is_claim = self.reported.revision == 0;
+        let assigned_revision = self.wish.as_ref().map(|wish| wish.mod_revision);
+        if is_claim && (assigned_revision.is_none() || assigned_revision == self.reported.refused_assignment) {
+            return None;
+        }
+        self.reported.in_flight = Some(observed.clone());
+        let own_revision = self.reported.revision;
+        Some(Report { object: self.object, observed, own_revision, assigned_revision: assigned_revision.filter(|_| is_claim) })
+    }
+
+    /// What should be stored; `None` when nothing should.
+    fn wanted_report(&self, now: Timestamp) -> Option<Observed> {
+        let stored = self.reported.stored.as_ref();
+        match (&self.facts.saved, &self.wish) {
+            (Some(saved), _) => match &saved.assigned {
+                Assigned::Vm(_) => {
+                    let phase = vm::phase(saved, &self.facts, &self.volatile);
+                    Some(Observed::Vm(vm::report(saved, phase, &self.volatile, self.problem.clone(), stored, now)))
+                }
+                Assigned::Volume(assigned) => {
+                    Some(Observed::Volume(volume::report(assigned, &self.facts, self.problem.clone(), stored, now)))
+                }
+            },
+            (None, Some(wish)) if !wish.value.is_removal() => Some(match &wish.value {
+                Assigned::Vm(assigned) => Observed::Vm(vm::claim(assigned, now)),
+                Assigned::Volume(assigned) => Observed::Volume(volume::claim(assigned, now)),
+            }),
+            (None, _) if self.facts == Facts::default() => None,
+            // Something is left on the host that was never saved, or no longer is: the report stays as it is.
+            (None, _) => stored.cloned(),
+        }
+    }
+
+    fn step(&mut self, around: Around, now: Timestamp) -> Option<Step> {
+        if self.step_in_flight || self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        match self.next_step(around, now) {
+            Next::Do(step) => {
+                self.wait_until = None;
+                self.retry_at = None;
+                self.step_in_flight = true;
+                if step == Step::Shutdown {
+                    self.volatile.stopping_since = Some(now);
+                }
+                Some(step)
+            }
+            Next::Until(at) => {
+                self.wait_until = Some(at);
+                None
+            }
+            Next::Rest => {
+                self.wait_until = None;
+                None
+            }
+        }
+    }
+
+    fn next_step(&self, around: Around, now: Timestamp) -> Next {
+        if let Some(save) = self.accept() {
+            return Next::Do(Step::Save(save));
+        }
+        match &self.facts.saved {
+            Some(saved) => match &saved.assigned {
+                Assigned::Vm(assigned) => {
+                    vm::next_step(&vm::Situation { saved, assigned, facts: &self.facts, volatile: &self.volatile, around, now })
+                }
+                Assigned::Volume(assigned) => volume::next_step(saved, assigned, &self.facts, around),
+            },
+            None => self.clean_up(),
+        }
+    }
+
+    /// The assignment to save: newer than what is saved, and claimed before the first time.
+    fn accept(&self) -> Option<Saved> {
+        let wish = self.wish.as_ref()?;
+        let Some(saved) = &self.facts.saved else {
+            let claimed = self.reported.revision != 0;
+            let fresh = Saved { assigned: wish.value.clone(), restarts: 0, restarts_done: restarts_asked(&wish.value), created: false };
+            return (claimed && !wish.value.is_removal()).then_some(fresh);
+        };
+        (saved.assigned.sequence() < wish.value.sequence())
+            .then(|| Saved { assigned: wish.value.clone(), ..saved.clone() })
+    }
+
+    /// Removes what is on the host without being saved, once it is asked to be removed.
+    fn clean_up(&self) -> Next {
+        let asked = self.wish.as_ref().is_some_and(|wish| wish.value.is_removal());
+        match (asked, self.object.kind) {
+            (true, Kind::Vm) => vm::remove(&self.facts),
+            (true, Kind::Volume) if self.facts.disk => Next::Do(Step::RemoveDisk),
+            _ => Next::Rest,
+        }
+    }
+}
+
+fn restarts_asked(assigned: &Assigned) -> u64 {
+    match assigned {
+        Assigned::Vm(assigned) => assigned.restarts_asked,
+        Assigned::Volume(_) => 0,
+    }
+}
+
+/// Whether two reports say the same; when it began to be true does not count.
+fn same_report(stored: Option<&Observed>, wanted: Option<&Observed>) -> bool {
+    match (stored, wanted) {
+        (Some(Observed::Vm(stored)), Some(Observed::Vm(wanted))) => {
+            *stored == lightbyte_api::ObservedVm { since: stored.since, ..wanted.clone() }
+        }
+        (Some(Observed::Volume(stored)), Some(Observed::Volume(wanted))) => {
+            *stored == lightbyte_api::ObservedVolume { since: stored.since, ..wanted.clone() }
+        }
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+pub(super) fn later(now: Timestamp, span: Span) -> Timestamp {
+    now.checked_add(span.duration()).unwrap_or(Timestamp::MAX)
+}

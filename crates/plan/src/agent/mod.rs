@@ -1,0 +1,252 @@
+//! What a worker decides: which assignment counts, what to report, and the next step on the host.
+//!
+//! ```text
+//!   deliver(inventory | change)      reply(report)      observed(host facts)      failed(step)
+//!              └───────────────┬──────────┴───────────────────┴───────────────────────┘
+//!                              v
+//!                       actions(now) ──> Report | Step          at most one of each in flight per object
+//! ```
+//!
+//! The shell executes actions and hands back what came of them; the simulator does the same with the same code. The
+//! order for every object is: **claim** (a report, guarded by the assignment that was seen), **save** the assignment
+//! durably, act, report; and at the end remove everything, forget, and **withdraw** the report. So a controller that
+//! sees no report knows that nothing of the object is on this host, and that nothing can come to be there: a late
+//! claim would fail its guard.
+//!
+//! What counts is what is saved. Absence never acts: an assignment that is missing changes nothing.
+
+pub mod desk;
+pub mod vm;
+pub mod volume;
+
+use std::collections::BTreeMap;
+
+use lightbyte_api::Kind;
+use lightbyte_api::Timestamp;
+use lightbyte_api::assigned::{Assigned, HostObject};
+use lightbyte_api::observed::Observed;
+use lightbyte_api::records::Epoch;
+use serde::{Deserialize, Serialize};
+
+pub use desk::{Action, Desk, Facts, Report, Reply, Saved, Step, VmmState};
+
+/// What a server delivers to a worker. Everything carries the epoch and the revision that it is true at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The cluster's epoch.
+    pub epoch: Epoch,
+    /// The revision of the server's view.
+    pub revision: u64,
+    /// The news.
+    pub news: News,
+}
+
+/// The news of a delivery.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum News {
+    /// Everything of this worker: the first of every stream.
+    Inventory(Vec<Item>),
+    /// One assignment is new or changed; or gone, if it is `None`.
+    Change {
+        /// Whose assignment.
+        object: HostObject,
+        /// The assignment with the revision of its last change.
+        assigned: Option<Stamped<Assigned>>,
+    },
+    /// Nothing but the revision: the view has moved on, and nothing of it concerned this worker.
+    Progress,
+}
+
+/// One object of an inventory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Item {
+    /// Which object.
+    pub object: HostObject,
+    /// What is assigned.
+    pub assigned: Option<Stamped<Assigned>>,
+    /// What this worker reported last.
+    pub observed: Option<Stamped<Observed>>,
+}
+
+/// A value with the revision of its last change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stamped<T> {
+    /// The revision.
+    pub mod_revision: u64,
+    /// The value.
+    pub value: T,
+}
+
+/// Why a delivery is refused. The shell drops the stream and asks another server.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stale {
+    /// Another cluster, or an older epoch of this one.
+    #[error("the server speaks for cluster {cluster} epoch {epoch}, which is not this worker's or older")]
+    Epoch {
+        /// The cluster.
+        cluster: lightbyte_api::Uid,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// The server's view is older than what this worker has seen.
+    #[error("the server is at revision {revision}, this worker has seen {seen}")]
+    Revision {
+        /// The server's.
+        revision: u64,
+        /// This worker's.
+        seen: u64,
+    },
+    /// A new epoch that does not begin with an inventory.
+    #[error("a new epoch must begin with an inventory")]
+    NoInventory,
+}
+
+/// The decisions of one worker's agent.
+#[derive(Clone, Debug, Default)]
+pub struct Agent {
+    epoch: Option<Epoch>,
+    /// The newest revision delivered.
+    revision: u64,
+    desks: BTreeMap<HostObject, Desk>,
+}
+
+impl Agent {
+    /// An agent that finds `facts` on its host: what was saved there by an earlier run, and what still runs.
+    #[must_use]
+    pub fn begin(facts: impl IntoIterator<Item = (HostObject, Facts)>) -> Agent {
+        let desks = facts.into_iter().map(|(object, facts)| (object, Desk::found(object, facts))).collect();
+        Agent { desks, ..Agent::default() }
+    }
+
+    /// Where the next stream must begin at least.
+    #[must_use]
+    pub fn cursor(&self) -> (Option<&Epoch>, u64) {
+        (self.epoch.as_ref(), self.revision)
+    }
+
+    /// Every object that this worker knows of.
+    pub fn desks(&self) -> impl Iterator<Item = (&HostObject, &Desk)> {
+        self.desks.iter()
+    }
+
+    /// The desk of `object`.
+    #[must_use]
+    pub fn desk(&self, object: &HostObject) -> Option<&Desk> {
+        self.desks.get(object)
+    }
+
+    /// Takes what a server delivers.
+    ///
+    /// # Errors
+    /// [`Stale`] when it is older than what this worker has seen; nothing has changed then.
+    pub fn deliver(&mut self, delivery: Delivery, now: Timestamp) -> Result<(), Stale> {
+        self.admit(&delivery)?;
+        self.epoch = Some(delivery.epoch);
+        self.revision = delivery.revision;
+        match delivery.news {
+            News::Inventory(items) => self.take_inventory(items, now),
+            News::Change { object, assigned } => {
+                self.desk_mut(object).assign(assigned, now);
+            }
+            News::Progress => {}
+        }
+        self.desks.retain(|_, desk| !desk.is_empty());
+        Ok(())
+    }
+
+    fn admit(&self, delivery: &Delivery) -> Result<(), Stale> {
+        let Delivery { epoch: Epoch { cluster, epoch }, revision, .. } = *delivery;
+        let is_inventory = matches!(delivery.news, News::Inventory(_));
+        match &self.epoch {
+            Some(known) if known.cluster != cluster || epoch < known.epoch => Err(Stale::Epoch { cluster, epoch }),
+            Some(known) if known.epoch < epoch && !is_inventory => Err(Stale::NoInventory),
+            Some(known) if known.epoch == epoch && revision < self.revision => {
+                Err(Stale::Revision { revision, seen: self.revision })
+            }
+            None if !is_inventory => Err(Stale::NoInventory),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_inventory(&mut self, items: Vec<Item>, now: Timestamp) {
+        let mut listed = BTreeMap::new();
+        for Item { object, assigned, observed } in items {
+            listed.insert(object, ());
+            let desk = self.desk_mut(object);
+            desk.assign(assigned, now);
+            desk.adopt_report(observed);
+        }
+        for (object, desk) in &mut self.desks {
+            if !listed.contains_key(object) {
+                desk.assign(None, now);
+                desk.adopt_report(None);
+            }
+        }
+    }
+
+    fn desk_mut(&mut self, object: HostObject) -> &mut Desk {
+        self.desks.entry(object).or_insert_with(|| Desk::found(object, Facts::default()))
+    }
+
+    /// Takes the answer to a report.
+    pub fn reply(&mut self, object: HostObject, reply: Reply) {
+        if let Some(desk) = self.desks.get_mut(&object) {
+            desk.reply(reply);
+        }
+        self.desks.retain(|_, desk| !desk.is_empty());
+    }
+
+    /// Takes what the host shows of `object`, after a step or because something happened there. `step` is the step
+    /// that ended, if one did.
+    pub fn observed(&mut self, object: HostObject, facts: Facts, step: Option<&Step>, now: Timestamp) {
+        self.desk_mut(object).observed(facts, step, now);
+    }
+
+    /// Takes the failure of a step, with what the host shows after it.
+    pub fn failed(&mut self, object: HostObject, facts: Facts, problem: String, now: Timestamp) {
+        self.desk_mut(object).failed(facts, problem, now);
+    }
+
+    /// The guest of a VM has said that it is ready. `agent_at` is when its agent began to run.
+    pub fn guest_ready(&mut self, object: HostObject, agent_at: Timestamp, now: Timestamp) {
+        if let Some(desk) = self.desks.get_mut(&object) {
+            desk.guest_ready(agent_at, now);
+        }
+    }
+
+    /// What is to be done now. Every returned action is in flight from here on: its outcome must be handed back.
+    pub fn actions(&mut self, now: Timestamp) -> Vec<(HostObject, Action)> {
+        let mut actions = Vec::new();
+        for object in self.desks.keys().copied().collect::<Vec<_>>() {
+            let around = self.around(object);
+            if let Some(desk) = self.desks.get_mut(&object) {
+                actions.extend(desk.actions(around, now).into_iter().map(|action| (object, action)));
+            }
+        }
+        actions
+    }
+
+    /// When [`Agent::actions`] should be called again although nothing happened.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        self.desks.values().filter_map(Desk::next_wake).min()
+    }
+
+    /// What `object` must know of the other objects on this host.
+    fn around(&self, object: HostObject) -> desk::Around {
+        let disks = self.desks.get(&object).and_then(Desk::saved_vm).map(|vm| vm.disks.as_slice()).unwrap_or_default();
+        let is_present = |volume: &lightbyte_api::VolumeId| {
+            let key = HostObject { kind: Kind::Volume, uid: volume.uid() };
+            self.desks.get(&key).is_some_and(|desk| volume::is_present(desk.facts()))
+        };
+        let uses = |desk: &Desk| {
+            desk.facts().vmm != VmmState::Absent
+                && desk.saved_vm().is_some_and(|vm| vm.disks.iter().any(|volume| volume.uid() == object.uid))
+        };
+        desk::Around {
+            disks_present: disks.iter().all(is_present),
+            in_use: object.kind == Kind::Volume && self.desks.values().any(uses),
+        }
+    }
+}

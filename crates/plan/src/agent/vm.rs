@@ -1,0 +1,208 @@
+//! The next step of a VM on its host.
+//!
+//! ```text
+//!                 ┌──────────────────────── ended by itself: count it, clean, pause ───────────┐
+//!                 v                                                                            │
+//!   saved ──> taps ──> disks there? ──> start ──> starting ──(guest says ready)──> running ────┤
+//!                                                    │                               │       │
+//!   wanted stopped, or a restart is asked:           kill                  shutdown, then kill
+//!   wanted removed:                                  kill ──> remove taps ──> forget
+//! ```
+
+use lightbyte_api::Timestamp;
+use lightbyte_api::assigned::{AssignedVm, WantedVm};
+use lightbyte_api::observed::{BootTimes, Observed, ObservedVm, VmPhase};
+use lightbyte_api::units::Span;
+
+use super::desk::{Around, Facts, Next, Saved, Step, VmmState, Volatile, later};
+
+/// How long a guest may take to shut down before its machine process is ended.
+pub const SHUTDOWN_GRACE: Span = Span::from_secs(30);
+/// The pause before a VM that ended by itself is started again; it doubles with each quick end in a row.
+pub const CRASH_PAUSE_FIRST: Span = Span::from_secs(1);
+/// The longest pause before a VM that ended by itself is started again.
+pub const CRASH_PAUSE_LIMIT: Span = Span::from_secs(60);
+/// A VM that ran this long before it ended is not in a crash loop.
+pub const STEADY_AFTER: Span = Span::from_secs(60);
+
+/// Everything that the next step of a VM depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// What is saved.
+    pub saved: &'a Saved,
+    /// The saved assignment.
+    pub assigned: &'a AssignedVm,
+    /// What the host shows.
+    pub facts: &'a Facts,
+    /// What the agent remembers.
+    pub volatile: &'a Volatile,
+    /// The other objects on the host.
+    pub around: Around,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// The next step of a VM that is saved. Pure; each step is idempotent, and every host state leads on.
+#[must_use]
+pub fn next_step(situation: &Situation<'_>) -> Next {
+    match situation.assigned.wanted {
+        WantedVm::Removed => remove(situation.facts),
+        WantedVm::Stopped => stop(situation),
+        WantedVm::Running if situation.saved.restarts_done < situation.assigned.restarts_asked => restart(situation),
+        WantedVm::Running => run(situation),
+    }
+}
+
+fn run(situation: &Situation<'_>) -> Next {
+    let Situation { saved, facts, volatile, around, now, .. } = *situation;
+    match facts.vmm {
+        VmmState::Running => Next::Rest,
+        // It ended by itself. The count is saved before the traces go: an agent that dies in between counts it
+        // twice, which is better than not at all.
+        VmmState::Exited if volatile.crashed_at.is_some() => Next::Do(Step::Kill),
+        VmmState::Exited => Next::Do(Step::Save(Saved { restarts: saved.restarts + 1, ..saved.clone() })),
+        VmmState::Absent => match volatile.crashed_at.map(|at| later(at, crash_pause(volatile.quick_crashes))) {
+            Some(at) if now < at => Next::Until(at),
+            _ if !facts.taps_complete => Next::Do(Step::EnsureTaps),
+            _ if !around.disks_present => Next::Rest,
+            _ => Next::Do(Step::Start),
+        },
+    }
+}
+
+fn restart(situation: &Situation<'_>) -> Next {
+    let Situation { saved, assigned, facts, .. } = *situation;
+    match facts.vmm {
+        VmmState::Running => shut_down(situation),
+        VmmState::Exited => Next::Do(Step::Kill),
+        VmmState::Absent => {
+            Next::Do(Step::Save(Saved { restarts_done: assigned.restarts_asked, ..saved.clone() }))
+        }
+    }
+}
+
+fn stop(situation: &Situation<'_>) -> Next {
+    match situation.facts.vmm {
+        VmmState::Running => shut_down(situation),
+        VmmState::Exited => Next::Do(Step::Kill),
+        VmmState::Absent if situation.facts.taps => Next::Do(Step::RemoveTaps),
+        VmmState::Absent => Next::Rest,
+    }
+}
+
+fn shut_down(situation: &Situation<'_>) -> Next {
+    match situation.volatile.stopping_since.map(|since| later(since, SHUTDOWN_GRACE)) {
+        Some(at) if situation.now < at => Next::Until(at),
+        Some(_) => Next::Do(Step::Kill),
+        // A guest that has not said that it is ready has nobody to ask.
+        None if !situation.volatile.ready => Next::Do(Step::Kill),
+        None => Next::Do(Step::Shutdown),
+    }
+}
+
+/// Removes everything: delete wins, so nothing is waited for.
+#[must_use]
+pub fn remove(facts: &Facts) -> Next {
+    match facts.vmm {
+        VmmState::Running | VmmState::Exited => Next::Do(Step::Kill),
+        VmmState::Absent if facts.taps => Next::Do(Step::RemoveTaps),
+        VmmState::Absent if facts.saved.is_some() => Next::Do(Step::Forget),
+        VmmState::Absent => Next::Rest,
+    }
+}
+
+fn crash_pause(quick_crashes: u32) -> Span {
+    let factor = 1_u64.checked_shl(quick_crashes).unwrap_or(u64::MAX);
+    Span::from_millis(CRASH_PAUSE_FIRST.millis().saturating_mul(factor).min(CRASH_PAUSE_LIMIT.millis()))
+}
+
+/// Keeps what the agent remembers in step with what the host shows.
+pub(super) fn note(volatile: &mut Volatile, before: VmmState, after: VmmState, step: Option<&Step>, now: Timestamp) {
+    match (after, step) {
+        (VmmState::Running, Some(Step::Start)) => {
+            let (delivered_at, quick_crashes) = (volatile.delivered_at, volatile.quick_crashes);
+            *volatile = Volatile { started_at: Some(now), delivered_at, quick_crashes, ..Volatile::default() };
+        }
+        (VmmState::Exited, Some(Step::Save(_))) => {
+            let steady = volatile.started_at.is_some_and(|started| later(started, STEADY_AFTER) <= now);
+            volatile.quick_crashes = if steady { 0 } else { volatile.quick_crashes.saturating_add(1) };
+            volatile.crashed_at = Some(now);
+        }
+        (VmmState::Absent, _) if before != VmmState::Absent => volatile.stopping_since = None,
+        _ => {}
+    }
+    if after != VmmState::Running {
+        volatile.ready = false;
+    }
+}
+
+pub(super) fn boot_times(volatile: &Volatile, asked_at: Option<Timestamp>, agent_at: Timestamp, now: Timestamp) -> Option<BootTimes> {
+    let (delivered, started) = (volatile.delivered_at?, volatile.started_at?);
+    let millis = |from: Timestamp, to: Timestamp| u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0);
+    Some(BootTimes {
+        request_to_dispatch: millis(asked_at?, delivered),
+        dispatch_to_vmm: millis(delivered, started),
+        vmm_to_agent: millis(started, agent_at),
+        agent_to_ready: millis(agent_at, now),
+    })
+}
+
+/// How far a VM is, as people see it.
+#[must_use]
+pub fn phase(saved: &Saved, facts: &Facts, volatile: &Volatile) -> VmPhase {
+    let lightbyte_api::Assigned::Vm(assigned) = &saved.assigned else { return VmPhase::Claimed };
+    let restarting = saved.restarts_done < assigned.restarts_asked;
+    match (facts.vmm, assigned.wanted) {
+        (VmmState::Absent, WantedVm::Stopped) if !facts.taps => VmPhase::Stopped,
+        (_, WantedVm::Stopped | WantedVm::Removed) => VmPhase::Stopping,
+        (VmmState::Running | VmmState::Exited, WantedVm::Running) if restarting => VmPhase::Stopping,
+        (VmmState::Running, WantedVm::Running) if volatile.ready => VmPhase::Running,
+        (VmmState::Running, WantedVm::Running) => VmPhase::Starting,
+        (VmmState::Exited, WantedVm::Running) => VmPhase::Crashed,
+        (VmmState::Absent, WantedVm::Running) if volatile.crashed_at.is_some() => VmPhase::Crashed,
+        (VmmState::Absent, WantedVm::Running) => VmPhase::Claimed,
+    }
+}
+
+/// The first report: the worker has taken it up, and nothing is on the host yet.
+pub(super) const fn claim(assigned: &AssignedVm, now: Timestamp) -> ObservedVm {
+    ObservedVm {
+        sequence: assigned.sequence,
+        generation: assigned.generation,
+        phase: VmPhase::Claimed,
+        since: now,
+        restarts: 0,
+        restarts_done: assigned.restarts_asked,
+        boot: None,
+        problem: None,
+    }
+}
+
+pub(super) fn report(
+    saved: &Saved,
+    phase: VmPhase,
+    volatile: &Volatile,
+    problem: Option<String>,
+    stored: Option<&Observed>,
+    now: Timestamp,
+) -> ObservedVm {
+    let stored = match stored {
+        Some(Observed::Vm(stored)) => Some(stored),
+        _ => None,
+    };
+    let generation = match &saved.assigned {
+        lightbyte_api::Assigned::Vm(assigned) => assigned.generation,
+        lightbyte_api::Assigned::Volume(assigned) => assigned.generation,
+    };
+    ObservedVm {
+        sequence: saved.assigned.sequence(),
+        generation,
+        phase,
+        since: stored.filter(|stored| stored.phase == phase).map_or(now, |stored| stored.since),
+        restarts: saved.restarts,
+        restarts_done: saved.restarts_done,
+        // An agent that was restarted did not see the boot; what was reported of it still holds.
+        boot: volatile.boot.or_else(|| stored.and_then(|stored| stored.boot)),
+        problem,
+    }
+}

@@ -1,0 +1,177 @@
+//! Planners: one for each kind, each a pure function from a snapshot to one plan.
+//!
+//! A planner is not told what changed. It compares what is asked with what is decided, assigned and observed, and
+//! says what to write next and what it waits for. [`complete`] turns its plan into a guarded transaction; there it
+//! is decided, once for all kinds, how conditions are kept and what is guarded.
+//!
+//! **Adding a kind**: a file beside this one with `pub fn plan(view, object, inputs) -> Plan`. The list of kinds in
+//! `lightbyte_api::for_each_kind` finds it.
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::object::{Meta, ObjectRef};
+use lightbyte_api::waiting::Waiting;
+use lightbyte_api::{Choice, Decided, Key, Kind, Span, Timestamp, Uid, WaitingOn, WorkerId};
+
+use crate::transaction::{Transaction, Write};
+use crate::view::View;
+
+macro_rules! define_planners {
+    ($($Kind:ident $module:ident $short:literal;)*) => {
+        $(pub mod $module;)*
+
+        /// Plans the next step of one object. Pure: the same view and inputs give the same plan.
+        #[must_use]
+        pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
+            match object.kind { $(Kind::$Kind => $module::plan(view, object, inputs),)* }
+        }
+    };
+}
+lightbyte_api::for_each_kind!(define_planners);
+
+/// What a planner may use besides the view.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    /// The time, on the leader's clock.
+    pub now: Timestamp,
+    /// A number that nobody else has: where fresh uids come from.
+    pub fresh: u128,
+}
+
+impl Inputs {
+    /// The fresh uid number `index` of this plan.
+    #[must_use]
+    pub const fn uid(&self, index: u64) -> Uid {
+        // Fresh numbers are drawn far apart (they are UUIDs), so neighbours are free.
+        Uid::from_bits(self.fresh.wrapping_add(index as u128))
+    }
+}
+
+/// What a planner decided. One plan is one transaction: all or nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Keys of other objects that the plan rests on, absent or present. The object's own keys and all written keys
+    /// are guarded without being named here.
+    pub rests_on: Vec<Key>,
+    /// What to write, besides the decision itself.
+    pub writes: Vec<Write>,
+    /// A new choice, to be kept with the conditions under `decided/`.
+    pub choice: Option<Choice>,
+    /// Whether the object is at its end: `asked/` and `decided/` are removed.
+    pub ends: bool,
+    /// Why the object is not yet what was asked. Becomes its condition.
+    pub waiting_on: Vec<WaitingOn>,
+    /// When to look again; only for waits on time. Everything else is a watch.
+    pub again: Option<Span>,
+}
+
+impl Plan {
+    /// Nothing to do, nothing to wait for.
+    #[must_use]
+    pub fn rest() -> Plan {
+        Plan::default()
+    }
+
+    /// Nothing to do but wait.
+    #[must_use]
+    pub fn wait(reason: WaitingOn) -> Plan {
+        Plan { waiting_on: vec![reason], ..Plan::default() }
+    }
+
+    /// The object's end.
+    #[must_use]
+    pub fn end() -> Plan {
+        Plan { ends: true, ..Plan::default() }
+    }
+}
+
+/// The keys of an object that every plan for it rests on.
+fn own_keys(view: &View, object: &ObjectRef) -> Vec<Key> {
+    let mut keys = vec![Key::Asked(object.clone()), Key::Decided(object.clone())];
+    if let (Some(asked), Some(worker)) = (view.asked(object), worker_of(view, object)) {
+        let host_object = HostObject { kind: object.kind, uid: asked.meta.uid };
+        keys.push(Key::Assigned(worker, host_object));
+        keys.push(Key::Observed(worker, host_object));
+    }
+    keys
+}
+
+/// The worker that an object was placed on.
+#[must_use]
+pub fn worker_of(view: &View, object: &ObjectRef) -> Option<WorkerId> {
+    match &view.decided(object)?.choice {
+        Choice::Vm(choice) => choice.placement.as_ref().map(|placement| placement.worker),
+        Choice::Volume(choice) => choice.worker,
+        Choice::Worker(_) | Choice::Image(_) | Choice::Network(_) => None,
+    }
+}
+
+/// Why nothing may be done for `object`: a value that it depends on cannot be read by this version. The keys looked
+/// at are its own, and what is asked of the objects that it names.
+#[must_use]
+pub fn frozen(view: &View, object: &ObjectRef) -> Option<WaitingOn> {
+    let asked = view.asked(object);
+    let named = asked.map(|asked| asked.spec.references()).unwrap_or_default();
+    let owner = asked.and_then(|asked| asked.meta.owner.clone()).map(|owner| owner.object);
+    let of_others = named.into_iter().map(Key::Asked);
+    let of_owner = owner.into_iter().flat_map(|owner| [Key::Asked(owner.clone()), Key::Decided(owner)]);
+    own_keys(view, object)
+        .into_iter()
+        .chain(of_others)
+        .chain(of_owner)
+        .find(|key| view.unreadable(key).is_some())
+        .map(|key| WaitingOn::Unreadable { key: key.to_string() })
+}
+
+/// Turns a plan into a transaction: adds the object's own keys to the guards, keeps conditions with the time since
+/// when they hold, and writes the decision only when it changed. `None` when there is nothing to write.
+#[must_use]
+pub fn complete(view: &View, object: &ObjectRef, plan: Plan, now: Timestamp) -> Option<Transaction> {
+    let asked = view.asked(object)?;
+    let decided_key = Key::Decided(object.clone());
+    let mut writes = plan.writes;
+    if plan.ends {
+        writes.push(Write::Delete(Key::Asked(object.clone())));
+        if view.contains(&decided_key) {
+            writes.push(Write::Delete(decided_key));
+        }
+    } else {
+        let before = view.decided(object);
+        let after = Decided {
+            uid: asked.meta.uid,
+            waiting_on: conditions(before.map_or(&[], |decided| &decided.waiting_on), plan.waiting_on, now),
+            choice: plan
+                .choice
+                .or_else(|| before.map(|decided| decided.choice.clone()))
+                .unwrap_or_else(|| Choice::none(object.kind)),
+        };
+        let is_empty = after.waiting_on.is_empty() && after.choice == Choice::none(object.kind);
+        match before {
+            None if is_empty => {}
+            Some(before) if **before == after => {}
+            _ => writes.push(Write::put(decided_key, after)),
+        }
+    }
+    if writes.is_empty() {
+        return None;
+    }
+    Some(Transaction::on(view, own_keys(view, object).into_iter().chain(plan.rests_on), writes))
+}
+
+/// The new conditions; those that held before keep their beginning.
+fn conditions(before: &[Waiting], after: Vec<WaitingOn>, now: Timestamp) -> Vec<Waiting> {
+    let since = |on: &WaitingOn| before.iter().find(|waiting| waiting.on == *on).map_or(now, |waiting| waiting.since);
+    after.into_iter().map(|on| Waiting { since: since(&on), on }).collect()
+}
+
+/// The end of an object that nothing on any worker belongs to: it waits until nobody names it.
+fn end_when_unused(view: &View, object: &ObjectRef, meta: &Meta) -> Plan {
+    if meta.deleting_since.is_none() {
+        return Plan::rest();
+    }
+    // Whoever begins to use it guards what is asked of it, which has changed since the end was asked for. So every
+    // user is in this view, or its transaction fails.
+    match view.referrers(object).next() {
+        Some(user) => Plan::wait(WaitingOn::InUse { by: user.clone() }),
+        None => Plan::end(),
+    }
+}

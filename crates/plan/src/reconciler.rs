@@ -1,0 +1,434 @@
+//! The reconciler: the loop of the leader, as a state machine without I/O.
+//!
+//! ```text
+//!            feed(view, changed keys)                 committed / conflicted
+//!                     │                                        │
+//!                     v                                        v
+//!   changed keys ──> wake ──> queue ──> next() ──> Batch ──> (store) ──> overlay until the feed has it
+//! ```
+//!
+//! The shell feeds it views and sends its batches; the simulator does the same with the same code. It decides on the
+//! newest view **plus an overlay** of its own commits that the feed has not brought yet, and puts the plans of many
+//! objects into one transaction: one in flight, each key once, each compared as it was before the batch, later plans
+//! resting on what earlier ones write.
+//!
+//! It knows no kind. What wakes whom is said by the view's indexes: an object wakes for its own keys, for the objects
+//! that it names, for its owner and its children, and for its worker; whoever waits for room or an address wakes when
+//! any of it is freed. A resync wakes everything, and finds nothing to do: the simulator holds it to that.
+//!
+//! Deliberately absent: any hint to a planner about what changed, any write outside a batch, and any merge of a
+//! conflicting plan. A plan that conflicts is dropped and made anew from a newer view.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use lightbyte_api::{Key, ObjectRef, Span, Timestamp, WaitingOn, WorkerId};
+
+use crate::planner::{self, Inputs, Plan};
+use crate::transaction::{GUARDS_MAX, Transaction, WRITES_MAX, Write};
+use crate::view::{PENDING, View};
+
+/// How many objects one call of [`Reconciler::next`] plans at most, so that the loop turns and the lease is renewed
+/// even when everything was woken at once.
+pub const PLANS_PER_TURN_MAX: usize = 512;
+/// How many own commits may wait for the feed before the loop waits with them: the overlay stays small.
+pub const OVERLAYS_MAX: usize = 16;
+/// The first pause of an object whose transaction failed; it doubles with each failure in a row.
+pub const BACKOFF_FIRST: Span = Span::from_millis(10);
+/// The longest pause of an object whose transaction failed.
+pub const BACKOFF_LIMIT: Span = Span::from_millis(2_000);
+/// How often everything is woken. The feed misses nothing, so this should never find anything to do.
+pub const RESYNC_PERIOD: Span = Span::from_secs(300);
+/// The longest text kept of a planner's panic.
+const PANIC_TEXT_LENGTH_MAX: usize = 200;
+
+/// The leader's decisions in the making.
+pub struct Reconciler {
+    /// Guards of every batch: the epoch and the leadership, so that a deposed leader cannot write.
+    session: BTreeMap<Key, u64>,
+    /// The newest view that the feed brought.
+    fed: View,
+    /// `fed` with `overlays`: what is decided on.
+    view: View,
+    overlays: Vec<Overlay>,
+    /// Nothing is planned before the feed has reached this revision.
+    hold_until: u64,
+    in_flight: Option<InFlight>,
+    queue: BTreeSet<ObjectRef>,
+    later: BTreeSet<(Timestamp, ObjectRef)>,
+    /// Objects that wait for room or an address on no particular worker.
+    room_waiters: BTreeSet<ObjectRef>,
+    failures: BTreeMap<ObjectRef, u32>,
+    /// Objects whose planner panicked, with the revision of `asked` at which it did.
+    quarantined: BTreeMap<ObjectRef, (u64, String)>,
+    next_resync: Option<Timestamp>,
+    counters: Counters,
+}
+
+struct Overlay {
+    revision: u64,
+    writes: Vec<Write>,
+}
+
+struct InFlight {
+    transaction: Transaction,
+    /// Which objects rest on which keys, to know whom a conflict concerns.
+    objects: Vec<(ObjectRef, BTreeSet<Key>)>,
+}
+
+/// What the loop has done since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Plans made.
+    pub plans: u64,
+    /// Plans that wrote something.
+    pub writing_plans: u64,
+    /// Transactions sent.
+    pub batches: u64,
+    /// Transactions that failed because something had changed.
+    pub conflicts: u64,
+    /// Writing plans that a resync alone had woken: a missed wake-up, and so a bug.
+    pub resync_finds: u64,
+    /// Panics of planners.
+    pub panics: u64,
+}
+
+impl Reconciler {
+    /// A loop for one term of leadership. `session` are the guards that every batch carries.
+    #[must_use]
+    pub fn new(session: BTreeMap<Key, u64>, view: View) -> Reconciler {
+        let mut reconciler = Reconciler {
+            session,
+            fed: view.clone(),
+            view,
+            overlays: Vec::new(),
+            hold_until: 0,
+            in_flight: None,
+            queue: BTreeSet::new(),
+            later: BTreeSet::new(),
+            room_waiters: BTreeSet::new(),
+            failures: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
+            next_resync: None,
+            counters: Counters::default(),
+        };
+        reconciler.queue = reconciler.view.objects().cloned().collect();
+        reconciler
+    }
+
+    /// The view with what this loop has written and the feed has not brought yet.
+    #[must_use]
+    pub const fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// What the loop has done.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether nothing is queued, in flight or held. Pauses that end later do not count.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_none() && self.queue.is_empty()
+    }
+
+    /// When [`Reconciler::next`] should be called again although nothing happened.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        self.later.first().map(|(at, _)| *at).into_iter().chain(self.next_resync).min()
+    }
+
+    /// Nothing more is planned until the feed has reached `revision`, which a linearizable read returned. Used when
+    /// the outcome of a batch could not be learned.
+    pub fn hold_until(&mut self, revision: u64) {
+        self.hold_until = self.hold_until.max(revision);
+    }
+
+    /// Takes a newer view. `changed` are the keys that changed since the last one; `None` when that is not known,
+    /// as after a new listing: then everything is woken.
+    pub fn feed(&mut self, view: View, changed: Option<&[Key]>) {
+        let before = std::mem::replace(&mut self.fed, view);
+        match changed {
+            Some(changed) => {
+                for key in changed.iter().filter(|key| !self.is_own(key)).cloned().collect::<Vec<_>>() {
+                    // Indexes of both views: an object that is gone can only be found in the older one.
+                    self.wake(&before, &key);
+                    let fed = self.fed.clone();
+                    self.wake(&fed, &key);
+                }
+            }
+            None => self.queue.extend(self.fed.objects().cloned()),
+        }
+        self.overlays.retain(|overlay| overlay.revision > self.fed.revision());
+        if self.in_flight.is_none() {
+            self.rebuild();
+        }
+    }
+
+    /// Whether the change of `key` that the feed brought is a commit of this loop, which woke everybody already.
+    fn is_own(&self, key: &Key) -> bool {
+        let fed = self.fed.mod_revision(key);
+        let wrote = |overlay: &Overlay| overlay.writes.iter().any(|write| write.key() == key);
+        match fed {
+            0 => false,
+            fed => self.overlays.iter().any(|overlay| overlay.revision == fed && wrote(overlay)),
+        }
+    }
+
+    fn rebuild(&mut self) {
+        self.view = self.fed.clone();
+        for overlay in &self.overlays {
+            self.view.write(overlay.writes.iter().cloned(), overlay.revision);
+        }
+    }
+
+    /// Plans what is due, and returns the transaction to send; then exactly one of [`Reconciler::committed`],
+    /// [`Reconciler::conflicted`] and [`Reconciler::unknown`] must follow. `None` when there is nothing to send now.
+    pub fn next(&mut self, now: Timestamp, mut fresh: impl FnMut() -> u128) -> Option<Transaction> {
+        if self.in_flight.is_some() || self.fed.revision() < self.hold_until || self.overlays.len() >= OVERLAYS_MAX {
+            return None;
+        }
+        let resynced = self.take_due(now);
+        let mut batch = InFlight { transaction: Transaction { guards: self.session.clone(), ..Transaction::default() }, objects: Vec::new() };
+        for _ in 0..PLANS_PER_TURN_MAX {
+            let Some(object) = self.queue.pop_first() else { break };
+            let inputs = Inputs { now, fresh: fresh() };
+            let Some(transaction) = self.plan_one(&object, &inputs) else { continue };
+            if !fits(&batch.transaction, &transaction) {
+                if batch.objects.is_empty() {
+                    let problem = format!("its plan needs more than {WRITES_MAX} writes or {GUARDS_MAX} guards");
+                    self.quarantine(object.clone(), problem);
+                }
+                self.queue.insert(object);
+                if batch.objects.is_empty() {
+                    continue;
+                }
+                break;
+            }
+            self.counters.resync_finds += u64::from(resynced.contains(&object));
+            self.add(&mut batch, object, transaction);
+        }
+        if batch.objects.is_empty() {
+            return None;
+        }
+        self.counters.batches += 1;
+        let transaction = batch.transaction.clone();
+        self.in_flight = Some(batch);
+        Some(transaction)
+    }
+
+    /// Moves what is due into the queue; returns what only a resync put there.
+    fn take_due(&mut self, now: Timestamp) -> BTreeSet<ObjectRef> {
+        while let Some((at, _)) = self.later.first() {
+            if *at > now {
+                break;
+            }
+            if let Some((_, object)) = self.later.pop_first() {
+                self.queue.insert(object);
+            }
+        }
+        let mut resynced = BTreeSet::new();
+        if self.next_resync.is_none_or(|at| at <= now) {
+            // The first resync is the loop's beginning, where everything is queued anyway.
+            if self.next_resync.is_some() {
+                let paused: BTreeSet<&ObjectRef> = self.later.iter().map(|(_, object)| object).collect();
+                let idle = |object: &&ObjectRef| !self.queue.contains(*object) && !paused.contains(*object);
+                resynced = self.view.objects().filter(idle).cloned().collect();
+                self.queue.extend(resynced.iter().cloned());
+            }
+            self.next_resync = Some(later(now, RESYNC_PERIOD));
+        }
+        resynced
+    }
+
+    fn plan_one(&mut self, object: &ObjectRef, inputs: &Inputs) -> Option<Transaction> {
+        self.counters.plans += 1;
+        let plan = self.plan_or_quarantine(object, inputs);
+        match plan.waiting_on.iter().any(waits_for_room) {
+            true => self.room_waiters.insert(object.clone()),
+            false => self.room_waiters.remove(object),
+        };
+        if let Some(again) = plan.again {
+            self.later.insert((later(inputs.now, again), object.clone()));
+        }
+        let transaction = planner::complete(&self.view, object, plan, inputs.now)?;
+        self.counters.writing_plans += 1;
+        Some(transaction)
+    }
+
+    fn plan_or_quarantine(&mut self, object: &ObjectRef, inputs: &Inputs) -> Plan {
+        if let Some(frozen) = planner::frozen(&self.view, object) {
+            return Plan::wait(frozen);
+        }
+        let asked = self.view.mod_revision(&Key::Asked(object.clone()));
+        if let Some((at, problem)) = self.quarantined.get(object) {
+            if *at == asked {
+                return Plan::wait(WaitingOn::Quarantined { problem: problem.clone() });
+            }
+            self.quarantined.remove(object);
+        }
+        // A bug in one planner must not stop all others. The planner is pure, so nothing is left half changed.
+        catch_unwind(AssertUnwindSafe(|| planner::plan(&self.view, object, inputs))).unwrap_or_else(|panic| {
+            self.counters.panics += 1;
+            let problem = panic_text(panic.as_ref());
+            self.quarantine(object.clone(), problem.clone());
+            Plan::wait(WaitingOn::Quarantined { problem })
+        })
+    }
+
+    /// Leaves `object` alone until what is asked of it changes.
+    fn quarantine(&mut self, object: ObjectRef, problem: String) {
+        let asked = self.view.mod_revision(&Key::Asked(object.clone()));
+        self.quarantined.insert(object, (asked, problem));
+    }
+
+    fn add(&mut self, batch: &mut InFlight, object: ObjectRef, transaction: Transaction) {
+        let rests_on = transaction.guards.keys().cloned().collect();
+        for (key, mod_revision) in transaction.guards {
+            // What this batch writes is compared as it was before it, by the plan that wrote it.
+            if mod_revision != PENDING {
+                batch.transaction.guards.entry(key).or_insert(mod_revision);
+            }
+        }
+        let before = self.view.clone();
+        self.view.write(transaction.writes.values().cloned(), PENDING);
+        let after = self.view.clone();
+        for key in transaction.writes.keys() {
+            self.wake(&before, key);
+            self.wake(&after, key);
+        }
+        batch.transaction.writes.extend(transaction.writes);
+        batch.objects.push((object, rests_on));
+    }
+
+    /// The batch was committed at `revision`.
+    pub fn committed(&mut self, revision: u64) {
+        let Some(batch) = self.in_flight.take() else { return };
+        for (object, _) in &batch.objects {
+            self.failures.remove(object);
+        }
+        if revision > self.fed.revision() {
+            self.overlays.push(Overlay { revision, writes: batch.transaction.writes.into_values().collect() });
+        }
+        self.rebuild();
+    }
+
+    /// The batch was refused at `revision`, where the guarded keys had the revisions `current`. The objects that rest
+    /// on what changed pause; the others are planned again at once, all from a view that has reached `revision`.
+    pub fn conflicted(&mut self, revision: u64, current: &BTreeMap<Key, u64>, now: Timestamp) {
+        let Some(batch) = self.in_flight.take() else { return };
+        self.counters.conflicts += 1;
+        let changed = |key: &Key| batch.transaction.guards.get(key).is_some_and(|guard| current.get(key) != Some(guard));
+        for (object, rests_on) in &batch.objects {
+            match rests_on.iter().any(changed) {
+                true => self.pause(object.clone(), now),
+                false => {
+                    self.queue.insert(object.clone());
+                }
+            }
+        }
+        self.hold_until(revision);
+        self.rebuild();
+    }
+
+    /// The batch's outcome could not be learned. `revision` is that of a linearizable read made after it: from there
+    /// on the view shows whether it was committed.
+    pub fn unknown(&mut self, revision: u64, now: Timestamp) {
+        let Some(batch) = self.in_flight.take() else { return };
+        for (object, _) in batch.objects {
+            self.pause(object, now);
+        }
+        self.hold_until(revision);
+        self.rebuild();
+    }
+
+    /// Whether `current`, the revisions that a refused batch met, say that this loop leads no more.
+    #[must_use]
+    pub fn is_deposed(&self, current: &BTreeMap<Key, u64>) -> bool {
+        self.session.iter().any(|(key, revision)| current.get(key).is_some_and(|found| found != revision))
+    }
+
+    fn pause(&mut self, object: ObjectRef, now: Timestamp) {
+        let failures = self.failures.entry(object.clone()).or_default();
+        let factor = 1_u64.checked_shl(*failures).unwrap_or(u64::MAX);
+        *failures = failures.saturating_add(1);
+        let pause = BACKOFF_FIRST.millis().saturating_mul(factor).min(BACKOFF_LIMIT.millis());
+        self.later.insert((later(now, Span::from_millis(pause)), object));
+    }
+
+    // ------------------------------------------------------------------------------------------------ waking
+
+    /// Queues every object whom a change of `key` concerns.
+    fn wake(&mut self, view: &View, key: &Key) {
+        match key {
+            Key::Asked(object) | Key::Decided(object) => self.wake_around(view, object),
+            Key::Assigned(worker, host_object) => {
+                self.queue.extend(view.object_of(host_object.uid).cloned());
+                self.queue.extend(view.object_of(worker.uid()).cloned());
+            }
+            Key::Observed(worker, host_object) => {
+                self.queue.extend(view.object_of(host_object.uid).cloned());
+                if host_object.uid == worker.uid() {
+                    self.wake_room_waiters();
+                }
+            }
+            Key::Alive(worker) => {
+                self.wake_worker(view, *worker);
+                self.wake_room_waiters();
+            }
+            Key::WorkerLedger(_) | Key::Address(..) => self.wake_room_waiters(),
+            Key::Epoch | Key::Leader => {}
+        }
+    }
+
+    fn wake_around(&mut self, view: &View, object: &ObjectRef) {
+        self.queue.insert(object.clone());
+        self.queue.extend(view.referrers(object).cloned());
+        if let Some(asked) = view.asked(object) {
+            self.queue.extend(asked.spec.references());
+            self.queue.extend(asked.meta.owner.iter().map(|owner| owner.object.clone()));
+            self.queue.extend(view.children(asked.meta.uid).cloned());
+        }
+        if view.worker_id(object).is_some() {
+            self.wake_room_waiters();
+        }
+    }
+
+    fn wake_worker(&mut self, view: &View, worker: WorkerId) {
+        self.queue.extend(view.object_of(worker.uid()).cloned());
+        let assigned = view.assigned_to(worker).filter_map(|host_object| view.object_of(host_object.uid)).cloned();
+        self.queue.extend(assigned);
+    }
+
+    fn wake_room_waiters(&mut self) {
+        self.queue.append(&mut self.room_waiters);
+    }
+}
+
+fn waits_for_room(on: &WaitingOn) -> bool {
+    matches!(
+        on,
+        WaitingOn::Capacity { .. } | WaitingOn::Workers { .. } | WaitingOn::Address { .. } | WaitingOn::InUse { .. }
+    )
+}
+
+fn fits(batch: &Transaction, more: &Transaction) -> bool {
+    let guards = more.guards.iter().filter(|(key, revision)| **revision != PENDING && !batch.guards.contains_key(*key));
+    let writes = more.writes.keys().filter(|key| !batch.writes.contains_key(*key));
+    batch.guards.len() + guards.count() <= GUARDS_MAX && batch.writes.len() + writes.count() <= WRITES_MAX
+}
+
+fn later(now: Timestamp, span: Span) -> Timestamp {
+    now.checked_add(span.duration()).unwrap_or(Timestamp::MAX)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned());
+    text.chars().take(PANIC_TEXT_LENGTH_MAX).collect()
+}

@@ -1,0 +1,168 @@
+//! Where a VM goes. Filters refuse, scores rank; each is a small function with a name that people see as a reason.
+
+use std::collections::BTreeMap;
+
+use lightbyte_api::decided::{Decision, VERDICTS_KEPT, Verdict};
+use lightbyte_api::observed::ObservedWorker;
+use lightbyte_api::records::WorkerLedger;
+use lightbyte_api::{ByteSize, Kind, Name, ObjectRef, Spec, WorkerId};
+
+use crate::view::View;
+
+/// What a VM needs of a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Virtual CPUs.
+    pub cpus: u64,
+    /// Memory.
+    pub memory: ByteSize,
+    /// Architecture of its image.
+    pub architecture: String,
+}
+
+/// A worker as the scheduler sees it.
+pub struct Candidate<'a> {
+    /// Its identity.
+    pub id: WorkerId,
+    /// Its object.
+    pub object: &'a ObjectRef,
+    cordoned: bool,
+    deleting: bool,
+    alive: bool,
+    observed: Option<&'a ObservedWorker>,
+    ledger: Option<&'a WorkerLedger>,
+}
+
+/// The outcome: a worker with the reasons, or the reasons why there is none.
+pub struct Scheduled {
+    /// The chosen worker.
+    pub worker: Option<(WorkerId, Name)>,
+    /// Why.
+    pub decision: Decision,
+    /// Whether some worker would take it if it had more room: then it waits for capacity, not for workers.
+    pub only_room_is_missing: bool,
+}
+
+/// Weight of one thousandth of free capacity in a score; the number of VMs breaks ties below it.
+const SPREAD_WEIGHT: i64 = 1_000;
+
+/// Chooses a worker for `need`, and says why.
+#[must_use]
+pub fn schedule(view: &View, need: &Need) -> Scheduled {
+    let mut refused: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let mut best: Vec<(i64, Candidate<'_>)> = Vec::with_capacity(VERDICTS_KEPT + 1);
+    let mut workers = 0;
+    for candidate in candidates(view) {
+        workers += 1;
+        if let Some(refusal) = refusal(&candidate, need) {
+            *refused.entry(refusal).or_default() += 1;
+            continue;
+        }
+        let score = score(&candidate, need).iter().map(|(score, _)| score).sum();
+        // Equal scores keep the order of names, so that the same world gives the same choice.
+        let place = best.iter().position(|(other, _)| *other < score).unwrap_or(best.len());
+        best.insert(place, (score, candidate));
+        best.truncate(VERDICTS_KEPT);
+    }
+    let worker = best.first().map(|(_, chosen)| (chosen.id, chosen.object.name.clone()));
+    let only_room_is_missing = worker.is_none() && refused.contains_key(NO_ROOM);
+    let decision = Decision {
+        revision: view.revision(),
+        workers,
+        best: best.iter().map(|(_, candidate)| verdict(candidate, need)).collect(),
+        refused: refused.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+    };
+    Scheduled { worker, decision, only_room_is_missing }
+}
+
+/// What the scheduler thinks of every worker, in order of name: recomputed when somebody asks.
+#[must_use]
+pub fn verdicts(view: &View, need: &Need) -> Vec<Verdict> {
+    candidates(view).map(|candidate| verdict(&candidate, need)).collect()
+}
+
+fn candidates(view: &View) -> impl Iterator<Item = Candidate<'_>> {
+    view.objects_of(Kind::Worker).filter_map(|object| {
+        let asked = view.asked(object)?;
+        let Spec::Worker(spec) = &asked.spec else { return None };
+        let id = WorkerId::new(asked.meta.uid);
+        Some(Candidate {
+            id,
+            object,
+            cordoned: spec.cordoned,
+            deleting: asked.meta.deleting_since.is_some(),
+            alive: view.alive(id).is_some(),
+            observed: view.observed_worker(id),
+            ledger: view.worker_ledger(id),
+        })
+    })
+}
+
+fn verdict(candidate: &Candidate<'_>, need: &Need) -> Verdict {
+    let worker = candidate.object.name.clone();
+    match refusal(candidate, need) {
+        Some(refusal) => Verdict { worker, score: None, reasons: vec![explain_refusal(refusal, candidate, need)] },
+        None => {
+            let scores = score(candidate, need);
+            Verdict {
+                worker,
+                score: Some(scores.iter().map(|(score, _)| score).sum()),
+                reasons: scores.into_iter().map(|(_, reason)| reason).collect(),
+            }
+        }
+    }
+}
+
+const NO_ROOM: &str = "too little room";
+const NO_LEDGER: &str = "no readable ledger";
+
+/// Why `candidate` cannot take it: the class of the reason, which is what histograms count.
+fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static str> {
+    let (Some(observed), true) = (candidate.observed, candidate.alive) else { return Some("away") };
+    let Some(ledger) = candidate.ledger else { return Some(NO_LEDGER) };
+    if candidate.deleting {
+        Some("being deleted")
+    } else if candidate.cordoned {
+        Some("cordoned")
+    } else if observed.architecture != need.architecture {
+        Some("other architecture")
+    } else if free_cpus(observed, ledger) < need.cpus || free_memory(observed, ledger) < need.memory.bytes() {
+        Some(NO_ROOM)
+    } else {
+        None
+    }
+}
+
+fn explain_refusal(refusal: &str, candidate: &Candidate<'_>, need: &Need) -> String {
+    let (Some(observed), Some(ledger), NO_ROOM) = (candidate.observed, candidate.ledger, refusal) else {
+        return refusal.to_owned();
+    };
+    let memory = ByteSize::from_bytes(free_memory(observed, ledger));
+    let cpus = free_cpus(observed, ledger);
+    format!("{NO_ROOM}: {cpus} of {} CPUs and {memory} of {} free, needs {} and {}",
+        observed.cpus, observed.memory, need.cpus, need.memory)
+}
+
+fn free_cpus(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
+    observed.cpus.saturating_sub(ledger.cpus)
+}
+
+fn free_memory(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
+    observed.memory.bytes().saturating_sub(ledger.memory.bytes())
+}
+
+/// The scores of a worker that can take it, each with its reason.
+fn score(candidate: &Candidate<'_>, need: &Need) -> Vec<(i64, String)> {
+    let (Some(observed), Some(ledger)) = (candidate.observed, candidate.ledger) else { return Vec::new() };
+    let per_mille = |free: u64, used: u64, total: u64| {
+        u128::from(free.saturating_sub(used)) * 1_000 / u128::from(total.max(1))
+    };
+    let cpus = per_mille(free_cpus(observed, ledger), need.cpus, observed.cpus);
+    let memory = per_mille(free_memory(observed, ledger), need.memory.bytes(), observed.memory.bytes());
+    let free = i64::try_from(cpus.min(memory)).unwrap_or(1_000);
+    let vms = i64::try_from(ledger.vms.min(999)).unwrap_or(999);
+    vec![
+        (free * SPREAD_WEIGHT, format!("spread: {}.{} % free after it", free / 10, free % 10)),
+        (-vms, format!("few: {vms} VMs there")),
+    ]
+}

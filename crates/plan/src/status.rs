@@ -1,0 +1,208 @@
+//! Objects as people see them: one pure function of the parts that the view holds. Nothing of this is stored.
+
+use lightbyte_api::Timestamp;
+use lightbyte_api::assigned::{Assigned, HostObject, WantedVm};
+use lightbyte_api::kinds::vm::Placement;
+use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
+use lightbyte_api::observed::{Observed, VmPhase, VolumePhase};
+use lightbyte_api::waiting::Waiting;
+use lightbyte_api::{Key, Kind, Name, Spec, WorkerId};
+use serde_json::{Map, Value, json};
+
+use crate::planner::{vm, worker_of};
+use crate::view::View;
+
+/// The object as people see it; `None` when there is none.
+#[must_use]
+pub fn object(view: &View, object: &ObjectRef) -> Option<Object> {
+    let Some(asked) = view.asked(object) else { return unreadable(view, object) };
+    Some(Object {
+        kind: object.kind,
+        name: object.name.clone(),
+        uid: asked.meta.uid,
+        generation: asked.meta.generation,
+        labels: asked.meta.labels.clone(),
+        owner: asked.meta.owner.as_ref().map(|owner| owner.object.clone()),
+        spec: asked.spec.to_json().unwrap_or(Value::Null),
+        status: status(view, object, asked),
+    })
+}
+
+/// What stands in lists for an object that this version cannot read, so that nobody thinks it gone.
+fn unreadable(view: &View, object: &ObjectRef) -> Option<Object> {
+    let reason = view.unreadable(&Key::Asked(object.clone()))?;
+    let more = [("problem".to_owned(), json!(reason))].into_iter().collect();
+    let status =
+        Status { state: "unreadable".to_owned(), ready: false, since: None, waiting_on: Vec::new(), deadline: None, more };
+    Some(Object {
+        kind: object.kind,
+        name: object.name.clone(),
+        uid: lightbyte_api::Uid::from_bits(0),
+        generation: 0,
+        labels: std::collections::BTreeMap::new(),
+        owner: None,
+        spec: Value::Null,
+        status,
+    })
+}
+
+/// The revision of what is asked of the object: what `If-Match` compares.
+#[must_use]
+pub fn revision(view: &View, object: &ObjectRef) -> u64 {
+    view.mod_revision(&Key::Asked(object.clone()))
+}
+
+/// The state of one kind's object, before what all kinds share is added.
+struct Found {
+    state: &'static str,
+    ready: bool,
+    since: Option<Timestamp>,
+    more: Map<String, Value>,
+}
+
+fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
+    let waiting_on = view.decided(object).map(|decided| decided.waiting_on.clone()).unwrap_or_default();
+    let found = match &asked.spec {
+        Spec::Vm(_) => of_vm(view, object, asked),
+        Spec::Volume(_) => of_volume(view, object, asked),
+        Spec::Worker(spec) => of_worker(view, asked, spec.cordoned),
+        Spec::Network(spec) => of_network(view, &object.name, spec.pool_size()),
+        Spec::Image(spec) => Found {
+            state: "ready",
+            ready: true,
+            since: Some(asked.meta.changed_at),
+            more: fields(json!({ "versions": spec.versions.len(), "current": spec.current })),
+        },
+    };
+    let deleting = asked.meta.deleting_since;
+    Status {
+        state: if deleting.is_some() { "deleting" } else { found.state }.to_owned(),
+        ready: found.ready && deleting.is_none(),
+        since: deleting.or(found.since),
+        deadline: waiting_on.iter().filter_map(deadline).min(),
+        waiting_on,
+        more: found.more,
+    }
+}
+
+/// When a wait becomes `stuck`.
+#[must_use]
+pub fn deadline(waiting: &Waiting) -> Option<Timestamp> {
+    waiting.since.checked_add(waiting.on.patience().duration()).ok()
+}
+
+fn fields(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
+    let Some(placement) = vm::placement(view, object) else {
+        let since = Some(asked.meta.changed_at);
+        return Found { state: "pending", ready: false, since, more: vm_fields(view, None, None) };
+    };
+    let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
+    let observed = vm::observed_vm(view, placement.worker, host_object);
+    let assigned = view.assigned(placement.worker, host_object).and_then(|assigned| match assigned.as_ref() {
+        Assigned::Vm(assigned) => Some(assigned),
+        Assigned::Volume(_) => None,
+    });
+    let alive = view.alive(placement.worker).is_some();
+    let reached = assigned.zip(observed).is_some_and(|(assigned, observed)| {
+        assigned.generation == asked.meta.generation && observed.sequence >= assigned.sequence
+    });
+    let wanted = assigned.map(|assigned| assigned.wanted);
+    let phase = observed.map(|observed| observed.phase);
+    let (state, at_goal) = match (alive, phase, wanted) {
+        (false, ..) => ("unknown", false),
+        (true, Some(VmPhase::Running), Some(WantedVm::Running)) => ("running", true),
+        (true, Some(VmPhase::Running), _) => ("stopping", false),
+        (true, Some(VmPhase::Stopped), Some(WantedVm::Stopped)) => ("stopped", true),
+        (true, Some(VmPhase::Stopping), _) => ("stopping", false),
+        (true, Some(VmPhase::Crashed), _) => ("crashed", false),
+        (true, _, Some(WantedVm::Stopped)) => ("stopping", false),
+        (true, ..) => ("starting", false),
+    };
+    let ready = at_goal && reached && observed.is_some_and(|observed| observed.problem.is_none());
+    let since = observed.map(|observed| observed.since).or(Some(asked.meta.changed_at));
+    Found { state, ready, since, more: vm_fields(view, Some(placement), observed) }
+}
+
+fn vm_fields(
+    view: &View,
+    placement: Option<&Placement>,
+    observed: Option<&lightbyte_api::ObservedVm>,
+) -> Map<String, Value> {
+    let addresses: Vec<String> = placement
+        .iter()
+        .flat_map(|placement| &placement.nics)
+        .map(|nic| format!("{}/{}", nic.address, prefix_length(view, &nic.network)))
+        .collect();
+    fields(json!({
+        "worker": placement.map(|placement| &placement.worker_name),
+        "addresses": addresses,
+        "image_version": placement.map(|placement| &placement.image_version),
+        "restarts": observed.map_or(0, |observed| observed.restarts),
+        "boot": observed.and_then(|observed| observed.boot),
+        "problem": observed.and_then(|observed| observed.problem.as_ref()),
+    }))
+}
+
+fn prefix_length(view: &View, network: &Name) -> u8 {
+    match view.asked(&ObjectRef::new(Kind::Network, network.clone())).map(|asked| &asked.spec) {
+        Some(Spec::Network(spec)) => spec.subnet.prefix_length(),
+        _ => 32,
+    }
+}
+
+fn of_volume(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
+    let worker = worker_of(view, object);
+    let host_object = HostObject { kind: Kind::Volume, uid: asked.meta.uid };
+    let observed = worker.and_then(|worker| view.observed(worker, host_object)).map(AsRef::as_ref);
+    let (state, ready, since) = match observed {
+        Some(Observed::Volume(observed)) => match observed.phase {
+            VolumePhase::Present => ("ready", true, observed.since),
+            VolumePhase::Lost => ("lost", false, observed.since),
+            VolumePhase::Claimed => ("creating", false, observed.since),
+        },
+        _ => (if worker.is_some() { "creating" } else { "pending" }, false, asked.meta.changed_at),
+    };
+    let more = fields(json!({ "worker": worker.and_then(|worker| worker_name(view, worker)) }));
+    Found { state, ready, since: Some(since), more }
+}
+
+fn worker_name(view: &View, worker: WorkerId) -> Option<&Name> {
+    view.object_of(worker.uid()).map(|object| &object.name)
+}
+
+fn of_worker(view: &View, asked: &Asked, cordoned: bool) -> Found {
+    let worker = WorkerId::new(asked.meta.uid);
+    let alive = view.alive(worker);
+    let observed = view.observed_worker(worker);
+    let ledger = view.worker_ledger(worker);
+    let state = match (alive.is_some(), cordoned) {
+        (false, _) => "away",
+        (true, true) => "cordoned",
+        (true, false) => "ready",
+    };
+    let more = fields(json!({
+        "cpus": observed.map(|observed| observed.cpus),
+        "memory": observed.map(|observed| observed.memory),
+        "cpus_used": ledger.map(|ledger| ledger.cpus),
+        "memory_used": ledger.map(|ledger| ledger.memory),
+        "vms": ledger.map(|ledger| ledger.vms),
+        "architecture": observed.map(|observed| &observed.architecture),
+        "vmm": observed.map(|observed| &observed.vmm),
+        "version": observed.map(|observed| &observed.version),
+        "address": observed.map(|observed| &observed.address),
+    }));
+    Found { state, ready: alive.is_some() && observed.is_some(), since: alive.map(|alive| alive.since), more }
+}
+
+fn of_network(view: &View, name: &Name, pool_size: u64) -> Found {
+    let used = view.claimed_addresses(name).count() as u64;
+    let more = fields(json!({ "addresses_used": used, "addresses": pool_size }));
+    Found { state: "ready", ready: true, since: None, more }
+}

@@ -1,0 +1,69 @@
+//! One guarded change of the store: all of it or nothing.
+
+use std::collections::BTreeMap;
+
+use lightbyte_api::Key;
+use lightbyte_api::records::Record;
+
+use crate::view::View;
+
+/// The most comparisons in one transaction: etcd's `--max-txn-ops` applies to them too.
+pub const GUARDS_MAX: usize = 128;
+/// The most writes in one transaction: etcd's default `--max-txn-ops`. The reads of the else branch count against
+/// their own limit.
+pub const WRITES_MAX: usize = 128;
+
+/// A write of one key.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// Store this value.
+    Put(Key, Record),
+    /// Remove the key.
+    Delete(Key),
+}
+
+impl Write {
+    /// Stores `record` under `key`.
+    pub fn put(key: Key, record: impl Into<Record>) -> Write {
+        Write::Put(key, record.into())
+    }
+
+    /// The key that is written.
+    #[must_use]
+    pub const fn key(&self) -> &Key {
+        match self {
+            Write::Put(key, _) | Write::Delete(key) => key,
+        }
+    }
+}
+
+/// What must still be true, and what is written then. Every written key is guarded too, so that a transaction whose
+/// answer was lost can be sent again without harm: it cannot commit twice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Transaction {
+    /// The revision that each key must still have; 0 means that it must be absent.
+    pub guards: BTreeMap<Key, u64>,
+    /// What is written, each key once.
+    pub writes: BTreeMap<Key, Write>,
+}
+
+impl Transaction {
+    /// A transaction that rests on `keys` as `view` shows them, and writes `writes`.
+    pub fn on(view: &View, keys: impl IntoIterator<Item = Key>, writes: impl IntoIterator<Item = Write>) -> Transaction {
+        let mut transaction = Transaction::default();
+        for key in keys {
+            transaction.rest_on(view, key);
+        }
+        for write in writes {
+            transaction.rest_on(view, write.key().clone());
+            transaction.writes.insert(write.key().clone(), write);
+        }
+        transaction
+    }
+
+    /// Adds a guard: `key` as `view` shows it.
+    pub fn rest_on(&mut self, view: &View, key: Key) {
+        let mod_revision = view.mod_revision(&key);
+        self.guards.entry(key).or_insert(mod_revision);
+    }
+}

@@ -1,0 +1,100 @@
+//! `why` and `stuck`: the reasons that decisions already carry, put into words.
+
+use lightbyte_api::decided::Verdict;
+use lightbyte_api::object::{Object, ObjectRef};
+use lightbyte_api::{Choice, Spec, Timestamp, WaitingOn};
+use serde::{Deserialize, Serialize};
+
+use crate::planner::vm;
+use crate::scheduler;
+use crate::status;
+use crate::view::View;
+
+/// How many verdicts an explanation shows when they are computed afresh.
+pub const VERDICTS_SHOWN_MAX: usize = 50;
+
+/// Why an object is as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The object.
+    pub object: ObjectRef,
+    /// Its state in one word.
+    pub state: String,
+    /// Whether it is as asked.
+    pub ready: bool,
+    /// What is decided and what it waits for, a sentence each.
+    pub because: Vec<String>,
+    /// What a person can do.
+    pub hints: Vec<String>,
+    /// What the scheduler thinks of the workers: as it was when the object was placed, or as it is now.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// Explains `object`; `None` when there is none.
+#[must_use]
+pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
+    let Object { status, .. } = status::object(view, object)?;
+    let mut because: Vec<String> = status.waiting_on.iter().map(|waiting| format!("it waits: {}", waiting.on)).collect();
+    let hints = status.waiting_on.iter().map(|waiting| waiting.on.hint()).collect();
+    let verdicts = placed_because(view, object, &mut because).unwrap_or_else(|| verdicts_now(view, object));
+    if because.is_empty() {
+        because.push(if status.ready { "it is as asked" } else { "its controller has not looked at it yet" }.to_owned());
+    }
+    Some(Explanation { object: object.clone(), state: status.state, ready: status.ready, because, hints, verdicts })
+}
+
+/// The stored decision of a placed VM.
+fn placed_because(view: &View, object: &ObjectRef, because: &mut Vec<String>) -> Option<Vec<Verdict>> {
+    let Choice::Vm(choice) = &view.decided(object)?.choice else { return None };
+    let placement = choice.placement.as_ref()?;
+    let decision = &placement.decision;
+    because.push(format!(
+        "it was placed on worker `{}`, the best of {} at revision {}",
+        placement.worker_name, decision.workers, decision.revision
+    ));
+    because.extend(decision.refused.iter().map(|(reason, count)| format!("{count} workers were refused: {reason}")));
+    Some(decision.best.clone())
+}
+
+fn verdicts_now(view: &View, object: &ObjectRef) -> Vec<Verdict> {
+    let Some(Spec::Vm(spec)) = view.asked(object).map(|asked| &asked.spec) else { return Vec::new() };
+    let Ok(need) = vm::need(view, spec) else { return Vec::new() };
+    let mut verdicts = scheduler::verdicts(view, &need);
+    verdicts.truncate(VERDICTS_SHOWN_MAX);
+    verdicts
+}
+
+/// Something that waits longer than is normal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stuck {
+    /// The object.
+    pub object: ObjectRef,
+    /// What it waits for.
+    pub waiting_on: WaitingOn,
+    /// The same in words.
+    pub because: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// What a person can do.
+    pub hint: String,
+}
+
+/// Everything that waits longer than is normal, the longest wait first.
+#[must_use]
+pub fn stuck(view: &View, now: Timestamp) -> Vec<Stuck> {
+    let mut stuck: Vec<Stuck> = view
+        .objects()
+        .filter_map(|object| Some((object, view.decided(object)?)))
+        .flat_map(|(object, decided)| decided.waiting_on.iter().map(move |waiting| (object, waiting)))
+        .filter(|(_, waiting)| status::deadline(waiting).is_some_and(|deadline| deadline <= now))
+        .map(|(object, waiting)| Stuck {
+            object: object.clone(),
+            waiting_on: waiting.on.clone(),
+            because: waiting.on.to_string(),
+            since: waiting.since,
+            hint: waiting.on.hint(),
+        })
+        .collect();
+    stuck.sort_by_key(|stuck| stuck.since);
+    stuck
+}
