@@ -13,6 +13,7 @@
 //! people who ask what a change would do or why something waits.
 
 pub mod agent;
+pub mod delivery;
 pub mod planner;
 pub mod reconciler;
 pub mod request;

@@ -54,14 +54,14 @@ enum Content {
 }
 
 /// A change of one key as the store tells it.
-#[derive(Clone, Debug)]
-pub struct Change {
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
     /// The key, without the root.
-    pub key: String,
+    pub key: &'a str,
     /// The revision of the change.
     pub mod_revision: u64,
     /// The stored bytes; `None` when the key was deleted.
-    pub value: Option<Arc<[u8]>>,
+    pub value: Option<&'a [u8]>,
 }
 
 impl View {
@@ -73,30 +73,30 @@ impl View {
 
     /// Builds the view of a full list at `revision`.
     #[must_use]
-    pub fn of_listing(revision: u64, entries: impl IntoIterator<Item = Change>) -> View {
+    pub fn of_listing<'a>(revision: u64, entries: impl IntoIterator<Item = Change<'a>>) -> View {
         let mut view = View::default();
         view.apply(revision, entries);
         view
     }
 
     /// Moves the view to `revision` with all changes since its own, and tells which keys changed.
-    pub fn apply(&mut self, revision: u64, changes: impl IntoIterator<Item = Change>) -> Vec<Key> {
+    pub fn apply<'a>(&mut self, revision: u64, changes: impl IntoIterator<Item = Change<'a>>) -> Vec<Key> {
         let keys = changes.into_iter().filter_map(|change| self.apply_one(change)).collect();
         self.revision = self.revision.max(revision);
         keys
     }
 
-    fn apply_one(&mut self, change: Change) -> Option<Key> {
+    fn apply_one(&mut self, change: Change<'_>) -> Option<Key> {
         let Ok(key) = change.key.parse::<Key>() else {
             match change.value {
                 Some(_) => self.foreign.insert(change.key.into(), change.mod_revision),
-                None => self.foreign.remove(change.key.as_str()),
+                None => self.foreign.remove(change.key),
             };
             return None;
         };
         let entry = change.value.map(|bytes| Entry {
             mod_revision: change.mod_revision,
-            content: match Record::decode(&key, &bytes) {
+            content: match Record::decode(&key, bytes) {
                 Ok((record, unknown)) => Content::Record(record, unknown),
                 Err(error) => Content::Unreadable(error.to_string().into()),
             },

@@ -18,6 +18,7 @@
 
 pub mod election;
 mod error;
+pub mod feed;
 pub mod memory;
 pub mod rules;
 pub mod settle;

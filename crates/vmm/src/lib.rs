@@ -1,1 +1,12 @@
-//! lightbyte-vmm
+//! Drivers: the thin hands of a worker. Behaviour must not live here: what is done, and in which order, is decided by
+//! `lightbyte_plan::agent`.
+//!
+//! Drivers are blocking: each call is bounded by a named time-out, the worker runs them on its blocking pool, and the
+//! simulator calls the fake ones directly. Each verb is idempotent, so that a step can be done again after a crash.
+
+pub mod driver;
+pub mod fake;
+pub mod hands;
+
+pub use driver::{Disks, DriverError, Drivers, Network, Records, Vmm, VmmEvent};
+pub use fake::FakeHost;

@@ -1,0 +1,68 @@
+//! What a server delivers to one worker: an inventory first, then one delivery for each change that concerns it.
+//!
+//! Everything comes from the server's own view, so that workers need no watches on the store: a thousand of them on
+//! one prefix would cost the store a thousand comparisons for every event.
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::records::{Epoch, Record};
+use lightbyte_api::{Key, Kind, WorkerId};
+
+use crate::agent::{Delivery, Item, News, Stamped};
+use crate::view::View;
+
+/// The first delivery of a stream: everything of `worker`. `None` when the view has no readable epoch, or a value of
+/// this worker that cannot be read: a partial list must not be taken for a whole one.
+#[must_use]
+pub fn inventory(view: &View, worker: WorkerId) -> Option<Delivery> {
+    let mut objects: Vec<HostObject> = view.assigned_to(worker).chain(view.observed_by(worker)).collect();
+    objects.sort_unstable();
+    objects.dedup();
+    // The worker's report of itself is no object on its host.
+    let items = objects.into_iter().filter(|object| object.kind != Kind::Worker).map(|object| item(view, worker, object));
+    let items = items.collect::<Option<Vec<Item>>>()?;
+    Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news: News::Inventory(items) })
+}
+
+fn item(view: &View, worker: WorkerId, object: HostObject) -> Option<Item> {
+    let assigned_key = Key::Assigned(worker, object);
+    let observed_key = Key::Observed(worker, object);
+    if view.unreadable(&assigned_key).is_some() || view.unreadable(&observed_key).is_some() {
+        return None;
+    }
+    let assigned = view.assigned(worker, object);
+    let observed = view.observed(worker, object);
+    Some(Item {
+        object,
+        assigned: assigned.map(|value| stamped(view, &assigned_key, value.as_ref().clone())),
+        observed: observed.map(|value| stamped(view, &observed_key, value.as_ref().clone())),
+    })
+}
+
+/// What a change of `key` means for `worker`; `None` when it does not concern it, or cannot be read.
+#[must_use]
+pub fn change(view: &View, worker: WorkerId, key: &Key) -> Option<Delivery> {
+    let Key::Assigned(concerned, object) = key else { return None };
+    if *concerned != worker || view.unreadable(key).is_some() {
+        return None;
+    }
+    let assigned = view.assigned(worker, *object).map(|value| stamped(view, key, value.as_ref().clone()));
+    let news = News::Change { object: *object, assigned };
+    Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news })
+}
+
+/// Tells a worker how far the view has come, so that its cursor moves on although nothing concerned it.
+#[must_use]
+pub fn progress(view: &View) -> Option<Delivery> {
+    Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news: News::Progress })
+}
+
+fn stamped<T>(view: &View, key: &Key, value: T) -> Stamped<T> {
+    Stamped { mod_revision: view.mod_revision(key), value }
+}
+
+fn epoch(view: &View) -> Option<Epoch> {
+    match view.record(&Key::Epoch)? {
+        Record::Epoch(epoch) => Some(epoch.clone()),
+        _ => None,
+    }
+}

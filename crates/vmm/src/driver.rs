@@ -1,0 +1,185 @@
+//! What a driver must be able to do. The fake and the real ones pass the same suite.
+
+use std::sync::Arc;
+
+use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
+use lightbyte_api::{Timestamp, VmId, VolumeId};
+use lightbyte_plan::agent::{Saved, VmmState};
+
+/// Why a driver could not do it, in words for people: it ends up in the status of the object.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The host does not allow it in its present state.
+    #[error("{0}")]
+    Refused(String),
+    /// A call to the system failed.
+    #[error("{context}")]
+    System {
+        /// What was tried, verb first.
+        context: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl DriverError {
+    /// The error and all its causes, in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text
+    }
+}
+
+/// What happens to a VM without being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmmEvent {
+    /// Its machine process has ended.
+    Exited(VmId),
+    /// Its guest has said that it is ready.
+    Ready {
+        /// The VM.
+        vm: VmId,
+        /// When the guest's agent began to run.
+        agent_at: Timestamp,
+    },
+}
+
+/// Who is told of events. Called from threads of the driver; must not block.
+pub type Listener = Arc<dyn Fn(VmmEvent) + Send + Sync>;
+
+/// Machine processes. They outlive the agent: what runs is found again by [`Vmm::list`].
+pub trait Vmm: Send + Sync {
+    /// Starts the machine process unless it runs. Its disks and taps must be there.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when a part is missing, or when traces of an ended process are left.
+    fn ensure(&self, vm: VmId, assigned: &AssignedVm) -> Result<(), DriverError>;
+
+    /// Asks the guest to shut down, and returns at once.
+    ///
+    /// # Errors
+    /// When the guest cannot be asked; the caller will end the process after its grace time.
+    fn shut_down(&self, vm: VmId) -> Result<(), DriverError>;
+
+    /// Ends the process, waits until it is gone, and removes what it leaves. Without one nothing happens.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    fn remove(&self, vm: VmId) -> Result<(), DriverError>;
+
+    /// The state of the machine process.
+    ///
+    /// # Errors
+    /// When it cannot be found out; that is never taken for absence.
+    fn state(&self, vm: VmId) -> Result<VmmState, DriverError>;
+
+    /// Every VM of which there is a process or a trace.
+    ///
+    /// # Errors
+    /// When the list cannot be made whole.
+    fn list(&self) -> Result<Vec<VmId>, DriverError>;
+
+    /// Sets who is told of events from now on, also of processes that run already.
+    fn watch(&self, listener: Listener);
+}
+
+/// Disks of VMs. A disk is made once; that it must exist afterwards is decided elsewhere.
+pub trait Disks: Send + Sync {
+    /// Makes the disk from its source unless it is there: whole or not at all.
+    ///
+    /// # Errors
+    /// When the source is missing or the disk does not fit.
+    fn ensure(&self, volume: VolumeId, assigned: &AssignedVolume) -> Result<(), DriverError>;
+
+    /// Removes the disk. Without one nothing happens.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] while a VM uses it.
+    fn remove(&self, volume: VolumeId) -> Result<(), DriverError>;
+
+    /// Whether the disk is there.
+    ///
+    /// # Errors
+    /// When it cannot be found out; that is never taken for absence.
+    fn exists(&self, volume: VolumeId) -> Result<bool, DriverError>;
+
+    /// Every disk that is there.
+    ///
+    /// # Errors
+    /// When the list cannot be made whole.
+    fn list(&self) -> Result<Vec<VolumeId>, DriverError>;
+}
+
+/// Taps of VMs, on the bridges of their networks.
+pub trait Network: Send + Sync {
+    /// Makes the taps that are missing.
+    ///
+    /// # Errors
+    /// When a bridge is missing.
+    fn ensure(&self, vm: VmId, nics: &[AssignedNic]) -> Result<(), DriverError>;
+
+    /// Removes all taps of the VM. Without any nothing happens.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] while the VM runs.
+    fn remove(&self, vm: VmId) -> Result<(), DriverError>;
+
+    /// How many taps of the VM are there.
+    ///
+    /// # Errors
+    /// When it cannot be found out; that is never taken for absence.
+    fn count(&self, vm: VmId) -> Result<usize, DriverError>;
+
+    /// Every VM that has a tap. Those that cannot be told from their names are not listed, see the sweeper.
+    ///
+    /// # Errors
+    /// When the list cannot be made whole.
+    fn list(&self) -> Result<Vec<VmId>, DriverError>;
+}
+
+/// What the agent keeps on disk: one directory for each object, by uid.
+pub trait Records: Send + Sync {
+    /// Saves durably: after a crash either the old or the new record is there, whole.
+    ///
+    /// # Errors
+    /// When the disk is full or broken. The old record is still there then.
+    fn save(&self, object: HostObject, saved: &Saved) -> Result<(), DriverError>;
+
+    /// Removes the record and the object's directory. Without one nothing happens.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    fn forget(&self, object: HostObject) -> Result<(), DriverError>;
+
+    /// The record, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read; that is never taken for absence.
+    fn load(&self, object: HostObject) -> Result<Option<Saved>, DriverError>;
+
+    /// Every object that has a record.
+    ///
+    /// # Errors
+    /// When the list cannot be made whole.
+    fn list(&self) -> Result<Vec<HostObject>, DriverError>;
+}
+
+/// All drivers of one host.
+#[derive(Clone)]
+pub struct Drivers {
+    /// Machine processes.
+    pub vmm: Arc<dyn Vmm>,
+    /// Disks.
+    pub disks: Arc<dyn Disks>,
+    /// Taps.
+    pub network: Arc<dyn Network>,
+    /// Records.
+    pub records: Arc<dyn Records>,
+}

@@ -1,0 +1,302 @@
+//! A host in memory: real in everything but the machine. It refuses what a real host would refuse, so that a wrong
+//! order of steps fails here as it would there. It outlives agents, as a host does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
+use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
+use lightbyte_plan::agent::{Saved, VmmState};
+
+use crate::driver::{Disks, DriverError, Drivers, Listener, Network, Records, Vmm, VmmEvent};
+
+/// A host without hardware.
+#[derive(Clone)]
+pub struct FakeHost {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    memory: Option<ByteSize>,
+    bridges: BTreeSet<String>,
+    vms: BTreeMap<VmId, FakeVm>,
+    taps: BTreeMap<VmId, Vec<AssignedNic>>,
+    disks: BTreeMap<VolumeId, ByteSize>,
+    records: BTreeMap<HostObject, Saved>,
+    listener: Option<Listener>,
+    on_start: Option<OnStart>,
+    failures_left: u32,
+}
+
+type OnStart = Arc<dyn Fn(&FakeHost, VmId) + Send + Sync>;
+
+struct FakeVm {
+    assigned: AssignedVm,
+    running: bool,
+    shutdown_asked: bool,
+}
+
+impl FakeHost {
+    /// A host with so much memory, and the given bridges.
+    #[must_use]
+    pub fn new(memory: ByteSize, bridges: impl IntoIterator<Item = String>) -> FakeHost {
+        let state = State { memory: Some(memory), bridges: bridges.into_iter().collect(), ..State::default() };
+        FakeHost { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The drivers of this host.
+    #[must_use]
+    pub fn drivers(&self) -> Drivers {
+        let host = Arc::new(self.clone());
+        Drivers { vmm: host.clone(), disks: host.clone(), network: host.clone(), records: host }
+    }
+
+    /// What to do when a VM was started, such as letting its guest become ready after a while.
+    pub fn on_start(&self, act: impl Fn(&FakeHost, VmId) + Send + Sync + 'static) {
+        self.lock().on_start = Some(Arc::new(act));
+    }
+
+    /// The guest of `vm` says that it is ready, if it runs.
+    pub fn guest_ready(&self, vm: VmId, agent_at: Timestamp) {
+        let running = self.lock().vms.get(&vm).is_some_and(|found| found.running);
+        if running {
+            self.tell(VmmEvent::Ready { vm, agent_at });
+        }
+    }
+
+    /// The machine process of `vm` ends by itself, if it runs.
+    pub fn exit(&self, vm: VmId) {
+        let ended = match self.lock().vms.get_mut(&vm) {
+            Some(found) => std::mem::replace(&mut found.running, false),
+            None => false,
+        };
+        if ended {
+            self.tell(VmmEvent::Exited(vm));
+        }
+    }
+
+    /// The host loses power and comes back: nothing runs, taps are gone, disks and records are there.
+    pub fn reboot(&self) {
+        let mut state = self.lock();
+        state.vms.values_mut().for_each(|vm| vm.running = false);
+        state.taps.clear();
+    }
+
+    /// The next `count` changes fail, as on a full disk.
+    pub fn fail_next(&self, count: u32) {
+        self.lock().failures_left = count;
+    }
+
+    /// The VMs that run, with what they were started with.
+    #[must_use]
+    pub fn running(&self) -> Vec<(VmId, AssignedVm)> {
+        let state = self.lock();
+        state.vms.iter().filter(|(_, vm)| vm.running).map(|(id, vm)| (*id, vm.assigned.clone())).collect()
+    }
+
+    /// The VMs whose guest was asked to shut down and that still run.
+    #[must_use]
+    pub fn shutting_down(&self) -> Vec<VmId> {
+        let state = self.lock();
+        state.vms.iter().filter(|(_, vm)| vm.running && vm.shutdown_asked).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether nothing of anything is left.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        let state = self.lock();
+        state.vms.is_empty() && state.taps.is_empty() && state.disks.is_empty() && state.records.is_empty()
+    }
+
+    /// The disks that are there.
+    #[must_use]
+    pub fn disks(&self) -> Vec<VolumeId> {
+        self.lock().disks.keys().copied().collect()
+    }
+
+    /// A disk vanishes, as by a broken file system.
+    pub fn lose_disk(&self, volume: VolumeId) {
+        self.lock().disks.remove(&volume);
+    }
+
+    fn tell(&self, event: VmmEvent) {
+        let listener = self.lock().listener.clone();
+        if let Some(listener) = listener {
+            listener(event);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic of another holder leaves plain data behind, which is as good as before.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, unless this change is one that was asked to fail.
+    fn change(&self) -> Result<MutexGuard<'_, State>, DriverError> {
+        let mut state = self.lock();
+        if state.failures_left > 0 {
+            state.failures_left -= 1;
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return Err(DriverError::System { context: "write to the host".to_owned(), source });
+        }
+        Ok(state)
+    }
+}
+
+fn refuse<T>(reason: impl Into<String>) -> Result<T, DriverError> {
+    Err(DriverError::Refused(reason.into()))
+}
+
+impl State {
+    /// Why `vm` cannot be started.
+    fn refusal(&self, vm: VmId, assigned: &AssignedVm) -> Option<String> {
+        let taps = self.taps.get(&vm).map_or(0, Vec::len);
+        let used: u64 = self.running().map(|(_, other)| other.assigned.memory.bytes()).sum();
+        let missing = assigned.disks.iter().find(|volume| !self.disks.contains_key(volume));
+        let taken = self.running().find(|(_, other)| other.assigned.disks.iter().any(|disk| assigned.disks.contains(disk)));
+        if taps < assigned.nics.len() {
+            Some(format!("{taps} of {} taps are there", assigned.nics.len()))
+        } else if let Some(volume) = missing {
+            Some(format!("disk {volume} is not there"))
+        } else if let Some((other, _)) = taken {
+            Some(format!("a disk is in use by VM {other}"))
+        } else if self.memory.is_some_and(|memory| used + assigned.memory.bytes() > memory.bytes()) {
+            Some("the host has too little memory".to_owned())
+        } else {
+            None
+        }
+    }
+
+    fn running(&self) -> impl Iterator<Item = (&VmId, &FakeVm)> {
+        self.vms.iter().filter(|(_, vm)| vm.running)
+    }
+}
+
+impl Vmm for FakeHost {
+    fn ensure(&self, vm: VmId, assigned: &AssignedVm) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        match state.vms.get(&vm) {
+            Some(found) if found.running => return Ok(()),
+            Some(_) => return refuse("an ended machine process has left its traces"),
+            None => {}
+        }
+        if let Some(refusal) = state.refusal(vm, assigned) {
+            return refuse(refusal);
+        }
+        state.vms.insert(vm, FakeVm { assigned: assigned.clone(), running: true, shutdown_asked: false });
+        let on_start = state.on_start.clone();
+        drop(state);
+        if let Some(act) = on_start {
+            act(self, vm);
+        }
+        Ok(())
+    }
+
+    fn shut_down(&self, vm: VmId) -> Result<(), DriverError> {
+        match self.change()?.vms.get_mut(&vm) {
+            Some(found) if found.running => {
+                found.shutdown_asked = true;
+                Ok(())
+            }
+            _ => refuse("the guest does not run"),
+        }
+    }
+
+    fn remove(&self, vm: VmId) -> Result<(), DriverError> {
+        self.change()?.vms.remove(&vm);
+        Ok(())
+    }
+
+    fn state(&self, vm: VmId) -> Result<VmmState, DriverError> {
+        Ok(match self.lock().vms.get(&vm) {
+            None => VmmState::Absent,
+            Some(found) if found.running => VmmState::Running,
+            Some(_) => VmmState::Exited,
+        })
+    }
+
+    fn list(&self) -> Result<Vec<VmId>, DriverError> {
+        Ok(self.lock().vms.keys().copied().collect())
+    }
+
+    fn watch(&self, listener: Listener) {
+        self.lock().listener = Some(listener);
+    }
+}
+
+impl Disks for FakeHost {
+    fn ensure(&self, volume: VolumeId, assigned: &AssignedVolume) -> Result<(), DriverError> {
+        self.change()?.disks.entry(volume).or_insert(assigned.size);
+        Ok(())
+    }
+
+    fn remove(&self, volume: VolumeId) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        if let Some((vm, _)) = state.running().find(|(_, vm)| vm.assigned.disks.contains(&volume)) {
+            return refuse(format!("the disk is in use by VM {vm}"));
+        }
+        state.disks.remove(&volume);
+        Ok(())
+    }
+
+    fn exists(&self, volume: VolumeId) -> Result<bool, DriverError> {
+        Ok(self.lock().disks.contains_key(&volume))
+    }
+
+    fn list(&self) -> Result<Vec<VolumeId>, DriverError> {
+        Ok(self.disks())
+    }
+}
+
+impl Network for FakeHost {
+    fn ensure(&self, vm: VmId, nics: &[AssignedNic]) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        if let Some(nic) = nics.iter().find(|nic| !state.bridges.contains(&nic.bridge)) {
+            return refuse(format!("this host has no bridge `{}`", nic.bridge));
+        }
+        state.taps.insert(vm, nics.to_vec());
+        Ok(())
+    }
+
+    fn remove(&self, vm: VmId) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        if state.vms.get(&vm).is_some_and(|found| found.running) {
+            return refuse("the taps are in use");
+        }
+        state.taps.remove(&vm);
+        Ok(())
+    }
+
+    fn count(&self, vm: VmId) -> Result<usize, DriverError> {
+        Ok(self.lock().taps.get(&vm).map_or(0, Vec::len))
+    }
+
+    fn list(&self) -> Result<Vec<VmId>, DriverError> {
+        Ok(self.lock().taps.keys().copied().collect())
+    }
+}
+
+impl Records for FakeHost {
+    fn save(&self, object: HostObject, saved: &Saved) -> Result<(), DriverError> {
+        self.change()?.records.insert(object, saved.clone());
+        Ok(())
+    }
+
+    fn forget(&self, object: HostObject) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        if state.vms.contains_key(&VmId::new(object.uid)) {
+            return refuse("the object still has a machine process");
+        }
+        state.records.remove(&object);
+        Ok(())
+    }
+
+    fn load(&self, object: HostObject) -> Result<Option<Saved>, DriverError> {
+        Ok(self.lock().records.get(&object).cloned())
+    }
+
+    fn list(&self) -> Result<Vec<HostObject>, DriverError> {
+        Ok(self.lock().records.keys().copied().collect())
+    }
+}

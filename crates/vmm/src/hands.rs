@@ -1,0 +1,79 @@
+//! Carries out one step of the agent on the drivers, and reads back what the host shows. No choice is made here: a
+//! step names one driver's verb, and facts are what the drivers say.
+
+use lightbyte_api::assigned::{Assigned, HostObject};
+use lightbyte_api::{Kind, VmId, VolumeId};
+use lightbyte_plan::agent::{Facts, Step, VmmState};
+
+use crate::driver::{DriverError, Drivers};
+
+/// Does `step` for `object`.
+///
+/// # Errors
+/// What the driver says. The step may have been done in part; doing it again is safe.
+pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(), DriverError> {
+    let vm = VmId::new(object.uid);
+    let volume = VolumeId::new(object.uid);
+    match step {
+        Step::Save(saved) => drivers.records.save(object, saved),
+        Step::Forget => drivers.records.forget(object),
+        Step::Shutdown => drivers.vmm.shut_down(vm),
+        Step::Kill => drivers.vmm.remove(vm),
+        Step::RemoveTaps => drivers.network.remove(vm),
+        Step::RemoveDisk => drivers.disks.remove(volume),
+        Step::EnsureTaps | Step::Start | Step::CreateDisk => {
+            let saved = drivers.records.load(object)?;
+            match (step, saved.map(|saved| saved.assigned)) {
+                (Step::EnsureTaps, Some(Assigned::Vm(assigned))) => drivers.network.ensure(vm, &assigned.nics),
+                (Step::Start, Some(Assigned::Vm(assigned))) => drivers.vmm.ensure(vm, &assigned),
+                (Step::CreateDisk, Some(Assigned::Volume(assigned))) => drivers.disks.ensure(volume, &assigned),
+                _ => Err(DriverError::Refused("nothing is saved that this step could follow".to_owned())),
+            }
+        }
+    }
+}
+
+/// What the host shows of `object`.
+///
+/// # Errors
+/// When a driver cannot tell; nothing may be concluded then.
+pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError> {
+    let saved = drivers.records.load(object)?;
+    match object.kind {
+        Kind::Vm => {
+            let vm = VmId::new(object.uid);
+            let taps = drivers.network.count(vm)?;
+            let nics = match saved.as_ref().map(|saved| &saved.assigned) {
+                Some(Assigned::Vm(assigned)) => assigned.nics.len(),
+                _ => 0,
+            };
+            let vmm = drivers.vmm.state(vm)?;
+            Ok(Facts { vmm, taps: taps > 0, taps_complete: taps >= nics, saved, disk: false })
+        }
+        _ => {
+            let disk = drivers.disks.exists(VolumeId::new(object.uid))?;
+            Ok(Facts { saved, disk, ..Facts::default() })
+        }
+    }
+}
+
+/// Everything of ours that the host shows, with its facts: what an agent begins with.
+///
+/// # Errors
+/// When a driver cannot list all. An agent must not begin on a partial list.
+pub fn find_all(drivers: &Drivers) -> Result<Vec<(HostObject, Facts)>, DriverError> {
+    let vms = drivers.vmm.list()?.into_iter().chain(drivers.network.list()?);
+    let vms = vms.map(|vm| HostObject { kind: Kind::Vm, uid: vm.uid() });
+    let volumes = drivers.disks.list()?.into_iter();
+    let volumes = volumes.map(|volume| HostObject { kind: Kind::Volume, uid: volume.uid() });
+    let mut objects: Vec<HostObject> = drivers.records.list()?.into_iter().chain(vms).chain(volumes).collect();
+    objects.sort_unstable();
+    objects.dedup();
+    objects.into_iter().map(|object| Ok((object, facts(drivers, object)?))).collect()
+}
+
+/// Whether a machine process is there in any form.
+#[must_use]
+pub fn has_process(facts: &Facts) -> bool {
+    facts.vmm != VmmState::Absent
+}
