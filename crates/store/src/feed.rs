@@ -90,7 +90,8 @@ pub fn encode(
     envelope: &Envelope<'_>,
     lease: impl Fn(&Key) -> Option<LeaseId>,
 ) -> Transaction {
-    let guards = decision.guards.iter().map(|(key, mod_revision)| Guard::at(key.to_string(), *mod_revision)).collect();
+    let guards =
+        decision.guards.iter().map(|(key, mod_revision)| Guard::at(key.to_string(), *mod_revision)).collect();
     let operations = decision
         .writes
         .values()

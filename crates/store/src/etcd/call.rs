@@ -19,6 +19,16 @@ const REPEAT_WITHIN: Duration = Duration::from_secs(10);
 /// The pause between two tries.
 const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the first try may take; each later one twice as long, up to the limit of the request. A member that has
+/// just lost its leader drops what it is sent (measured: a write made right after the leader's death hangs until its
+/// time limit), so a short first try brings service back in 2 s instead of 5, and a slow disk still gets its time.
+const FIRST_TRY: Duration = Duration::from_millis(1500);
+
+/// The time limit of a try, counted from 0, of a request that may take `most`.
+pub(super) fn try_within(tried: u32, most: Duration) -> Duration {
+    FIRST_TRY.saturating_mul(1 << tried.min(8)).min(most)
+}
+
 /// Why a single request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -56,10 +66,10 @@ impl Inner {
         result
     }
 
-    /// Makes a request that may be repeated until a member answers.
+    /// Makes a request that may be repeated until a member answers; a try takes `most` at most.
     pub(super) async fn repeat<T, Sent>(
         &self,
-        within: Duration,
+        most: Duration,
         about: About,
         mut request: impl FnMut() -> Sent,
     ) -> Result<T, Failure>
@@ -67,7 +77,10 @@ impl Inner {
         Sent: Future<Output = Result<T, Error>>,
     {
         let deadline = Instant::now() + REPEAT_WITHIN;
+        let mut tried = 0;
         loop {
+            let within = try_within(tried, most);
+            tried += 1;
             match self.once(within, about, request()).await {
                 Err(Failure::Transient(_)) if Instant::now() + REPEAT_PAUSE < deadline => {
                     tokio::time::sleep(REPEAT_PAUSE).await;
@@ -132,4 +145,52 @@ fn gone(about: About) -> Failure {
         Some(lease) => StoreError::LeaseGone { lease },
         None => StoreError::Rejected(cause("a lease is gone that was not named")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_grow_to_their_limit() {
+        let check = |tried, most_ms, expected_ms| {
+            let within = try_within(tried, Duration::from_millis(most_ms));
+            assert_eq!(within, Duration::from_millis(expected_ms), "try {tried} of at most {most_ms} ms");
+        };
+        check(0, 5000, 1500);
+        check(1, 5000, 3000);
+        check(2, 5000, 5000);
+        check(u32::MAX, 5000, 5000);
+        check(0, 1000, 1000);
+    }
+
+    #[test]
+    fn statuses_are_sorted_by_what_the_caller_does() {
+        let about = About { lease: Some(LeaseId(7)), revision: Some(9) };
+        let check = |code, message: &str, expected: &str| {
+            let told = format!("{:?}", sort_status(Status::new(code, message), about));
+            assert!(told.starts_with(expected), "{message:?} is {told}");
+        };
+        let compacted = "etcdserver: mvcc: required revision has been compacted";
+        check(Code::OutOfRange, compacted, "Known(Compacted { revision: 9 })");
+        let future = "etcdserver: mvcc: required revision is a future revision";
+        check(Code::OutOfRange, future, "Known(FutureRevision { revision: 9 })");
+        check(
+            Code::NotFound,
+            "etcdserver: requested lease not found",
+            "Known(LeaseGone { lease: LeaseId(7) })",
+        );
+        check(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "Known(Full)");
+        check(Code::ResourceExhausted, "etcdserver: too many requests", "Transient");
+        check(Code::Unavailable, "etcdserver: no leader", "Transient");
+        check(Code::Unavailable, "etcdserver: request timed out", "Transient");
+        check(Code::Cancelled, "h2 protocol error: http2 error", "Transient");
+        check(Code::InvalidArgument, "etcdserver: duplicate key given in txn request", "Known(Rejected");
+        check(Code::Unauthenticated, "etcdserver: invalid auth token", "Known(Rejected");
+        check(
+            Code::OutOfRange,
+            "Error, decoded message length too large: found 9 bytes, the limit is: 4 bytes",
+            "Oversized",
+        );
+    }
 }

@@ -25,7 +25,7 @@ pub(super) struct Members {
 }
 
 /// The member that a call was made to, as the turn it had.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Turn(usize);
 
 impl Members {

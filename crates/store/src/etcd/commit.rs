@@ -5,7 +5,7 @@ use std::sync::Arc;
 use etcd_client::proto::{PbTxnOpResponse, PbTxnResponse};
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 
-use super::call::{About, Failure};
+use super::call::{About, Failure, try_within};
 use super::keys::{revision, to_etcd, versioned};
 use super::{Inner, incomplete};
 use crate::error::StoreError;
@@ -13,12 +13,18 @@ use crate::settle::AttemptError;
 use crate::store::{LeaseId, Operation, Outcome, Transaction, Versioned};
 
 impl Inner {
-    /// Sends a transaction once.
-    pub(super) async fn attempt(&self, transaction: &Transaction) -> Result<Outcome, AttemptError> {
+    /// Sends a transaction once, as the try with this number.
+    pub(super) async fn attempt(
+        &self,
+        transaction: &Transaction,
+        tried: u32,
+    ) -> Result<Outcome, AttemptError> {
         let request = self.encode(transaction);
         let mut kv = self.kv();
         let about = About { lease: first_lease(transaction), ..About::default() };
-        let answer = self.once(self.request_timeout, about, async move { kv.txn(request).await }).await;
+        let answer = self
+            .once(try_within(tried, self.request_timeout), about, async move { kv.txn(request).await })
+            .await;
         match answer {
             // An answer that cannot be read leaves open what was done.
             Ok(answer) => {

@@ -135,7 +135,8 @@ impl Store for EtcdStore {
 
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         rules::check(&transaction)?;
-        settle(&transaction, || self.0.attempt(&transaction)).await
+        let mut tries = 0..;
+        settle(&transaction, || self.0.attempt(&transaction, tries.next().unwrap_or(u32::MAX))).await
     }
 
     async fn lease_grant(&self, ttl: Duration) -> Result<Lease, StoreError> {

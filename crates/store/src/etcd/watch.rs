@@ -17,7 +17,8 @@
 //!   watch that begins in the past is believed only after the revision before its start could still be read.
 //! - Progress that was *asked for* may overtake events on members before 3.4.25 and 3.5.8 (etcd#15220): there it only
 //!   proves that the member lives. Automatic progress runs in the order of events everywhere.
-//! - A stopped member's stream is silent; keepalive ends it after 8 s, and silence after a question ends it too.
+//! - A stopped member's stream is silent; keepalive ends it after 8 s, and silence after a question ends it
+//!   sooner when the store has met trouble with that member too.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,7 +31,7 @@ use etcd_client::{Error, WatchOptions, WatchStream};
 use tokio::time::Instant;
 
 use super::call::{About, Failure};
-use super::channel::Turn;
+use super::channel::{Members, Turn};
 use super::join::Joiner;
 use super::keys::{Root, range_end, revision, to_etcd, versioned};
 use super::{DECODE_BYTES_MAX, Inner};
@@ -43,6 +44,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long a stream may be silent although it was asked. A member under load may be slow, so this is generous;
 /// keepalive finds dead connections sooner.
 const MUTE_AFTER: Duration = Duration::from_secs(10);
+
+/// How long it may be silent when the store has left its member meanwhile: likely it is the member that is bad.
+const MUTE_AFTER_LEAVING: Duration = Duration::from_millis(1500);
 
 /// How long a member may take to tell its version.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,6 +63,7 @@ type Pending<T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send>>;
 struct Running {
     stream: WatchStream,
     root: Root,
+    members: Arc<Members>,
     turn: Turn,
     /// Whether progress that was asked for may be believed.
     ordered_progress: bool,
@@ -234,9 +239,11 @@ impl Running {
     /// Waits for a message, asking for progress meanwhile.
     async fn hear(&mut self, from: Revision) -> Heard {
         let asked_at = self.asked_at;
+        // Looked at anew at least every time that progress is asked for.
+        let patience = if self.members.turn() == self.turn { MUTE_AFTER } else { MUTE_AFTER_LEAVING };
         let mute = async {
             match asked_at {
-                Some(asked_at) => tokio::time::sleep_until(asked_at + MUTE_AFTER).await,
+                Some(asked_at) => tokio::time::sleep_until(asked_at + patience).await,
                 None => std::future::pending().await,
             }
         };
@@ -333,6 +340,7 @@ fn open(inner: Arc<Inner>, prefix: String, from: Revision) -> Pending<Running> {
         Ok(Running {
             stream,
             root: inner.root.clone(),
+            members: Arc::clone(&inner.members),
             turn,
             ordered_progress: same_member && orders_progress(&status),
             unverified: from <= revision(header.revision),

@@ -1,17 +1,14 @@
 //! The etcd store passes the suite against real etcd, with one member and with three.
-#![cfg(feature = "etcd")]
-
-mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::cluster::Cluster;
+use crate::proxy::Mode;
 use async_trait::async_trait;
 use lightbyte_store::conformance::{Faults, Subject, conformance};
 use lightbyte_store::{CommitFault, EtcdStore, Revision, Store};
-use support::cluster::Cluster;
-use support::proxy::Mode;
 
 struct EtcdSubject {
     cluster: Arc<Cluster>,
@@ -78,7 +75,7 @@ impl ProxyFaults {
 }
 
 async fn check(test: &str, members: usize) {
-    let Some(binary) = support::etcd_or_skip(test) else { return };
+    let Some(binary) = crate::etcd_or_skip(test) else { return };
     let cluster = Arc::new(Cluster::start(&binary, members).await);
     conformance(Arc::new(EtcdSubject { cluster, roots: AtomicU32::new(0) })).await;
 }

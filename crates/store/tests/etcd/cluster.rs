@@ -9,7 +9,7 @@ use std::time::Duration;
 use lightbyte_store::{EtcdOptions, EtcdStore, Store as _};
 use tokio::time::Instant;
 
-use super::proxy::{Mode, Proxy};
+use crate::proxy::{Mode, Proxy};
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 

@@ -1,9 +1,10 @@
-//! Real etcd for tests: processes of its own, proxies in between, nothing left behind.
+//! The store over real etcd: processes of its own, proxies in between, nothing left behind.
+#![cfg(feature = "etcd")]
 
-#![expect(dead_code, reason = "each test binary uses its part of the support")]
-
-pub(crate) mod cluster;
-pub(crate) mod proxy;
+mod cluster;
+mod conform;
+mod faults;
+mod proxy;
 
 use std::io::Write as _;
 use std::path::PathBuf;
