@@ -149,3 +149,98 @@ fn look(transaction: &Transaction, revision: Revision, current: &[(String, Optio
         (false, false) => Trace::Covered,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Guard, LeaseId};
+
+    fn versioned(value: &'static str, mod_revision: Revision) -> Versioned {
+        Versioned { value: value.into(), mod_revision, lease: None }
+    }
+
+    /// A transaction that puts `a` over revision 5, creates `b`, deletes `c` of revision 6, and guards `epoch`.
+    fn transaction() -> Transaction {
+        Transaction {
+            guards: vec![Guard::at("a", 5), Guard::absent("b"), Guard::at("c", 6), Guard::at("epoch", 2)],
+            operations: vec![
+                Operation::put("a", "ours"),
+                Operation::put("b", "ours"),
+                Operation::delete("c"),
+            ],
+        }
+    }
+
+    fn lost() -> Result<Outcome, AttemptError> {
+        Err(AttemptError::Unknown(cause("lost")))
+    }
+
+    /// Loses one try, then finds these values; tells what becomes of it.
+    fn check(a: Option<Versioned>, b: Option<Versioned>, c: Option<Versioned>, expected: &str) {
+        let told = format!("{a:?} {b:?} {c:?}");
+        let epoch = Some(versioned("1", 3));
+        let current: Vec<(String, Option<Versioned>)> = [("a", a), ("b", b), ("c", c), ("epoch", epoch)]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into();
+        let mut settling = Settling::default();
+        assert!(settling.judge(&transaction(), lost()).is_continue());
+        let result = match settling.judge(&transaction(), Ok(Outcome::Conflict { revision: 20, current })) {
+            ControlFlow::Break(Ok(Outcome::Committed { revision })) => format!("committed at {revision}"),
+            ControlFlow::Break(Ok(Outcome::Conflict { .. })) => "conflict".to_owned(),
+            ControlFlow::Break(Err(StoreError::Unknown(_))) => "unknown".to_owned(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(result, expected, "{told}");
+    }
+
+    #[test]
+    fn a_conflict_after_a_lost_try_is_read() {
+        let ours = |at| Some(versioned("ours", at));
+        let theirs = |at| Some(versioned("theirs", at));
+        check(ours(9), ours(9), None, "committed at 9");
+        // A key is as it was: nothing was applied.
+        check(theirs(5), None, None, "conflict");
+        check(theirs(9), None, theirs(6), "conflict");
+        check(ours(9), ours(9), theirs(6), "conflict");
+        // Ours may lie under what is there.
+        check(theirs(9), ours(8), None, "unknown");
+        check(ours(9), ours(8), None, "unknown");
+        check(ours(9), None, None, "unknown");
+        check(None, None, None, "unknown");
+        check(ours(9), ours(9), theirs(10), "unknown");
+        let leased = Versioned { lease: Some(LeaseId(1)), ..versioned("ours", 9) };
+        check(Some(leased), ours(9), None, "unknown");
+    }
+
+    #[test]
+    fn what_is_certain_is_told_at_once() {
+        let failed = || Err(AttemptError::Failed(StoreError::Full));
+        let committed = || Ok(Outcome::Committed { revision: 7 });
+        let conflict = || Ok(Outcome::Conflict { revision: 7, current: vec![] });
+        let rows: [(Vec<Result<Outcome, AttemptError>>, &str); 6] = [
+            (vec![committed()], "Break(Ok(Committed"),
+            (vec![conflict()], "Break(Ok(Conflict"),
+            (vec![failed()], "Break(Err(Full"),
+            (vec![lost(), committed()], "Break(Ok(Committed"),
+            (vec![lost(), failed()], "Break(Err(Unknown"),
+            (vec![lost(), lost()], "Continue"),
+        ];
+        for (tries, expected) in rows {
+            let mut settling = Settling::default();
+            let last = tries.into_iter().map(|attempt| settling.judge(&transaction(), attempt)).last();
+            let told = format!("{:?}", last.expect("a try"));
+            assert!(told.starts_with(expected), "{told} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn deletions_alone_are_settled_by_their_effect() {
+        let transaction =
+            Transaction { guards: vec![Guard::at("a", 5)], operations: vec![Operation::delete("a")] };
+        let mut settling = Settling::default();
+        assert!(settling.judge(&transaction, lost()).is_continue());
+        let gone = Outcome::Conflict { revision: 9, current: vec![("a".to_owned(), None)] };
+        let result = settling.judge(&transaction, Ok(gone));
+        assert!(matches!(result, ControlFlow::Break(Ok(Outcome::Committed { revision: 9 }))), "{result:?}");
+    }
+}
