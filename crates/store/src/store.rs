@@ -225,7 +225,8 @@ impl Watch {
     /// batch is, and only up to its revision.
     ///
     /// # Errors
-    /// The watch has ended. After [`StoreError::Compacted`] list anew and watch from there; after
+    /// The watch has ended. After [`StoreError::Compacted`], and after [`StoreError::FutureRevision`] (the store has
+    /// gone back behind `from`, as a restore does), list anew and watch from there; after
     /// [`StoreError::Unavailable`] watch again from the revision after the last batch.
     pub async fn next(&mut self) -> Result<Batch, StoreError> {
         self.0.next().await
@@ -259,8 +260,8 @@ pub trait Store: Send + Sync {
     /// After a list at revision `r`, watch from `r + 1`.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]. That `from` has been compacted may be told here or by the first
-    /// [`Watch::next`].
+    /// [`StoreError::Unavailable`]. That `from` has been compacted, or lies more than one revision ahead, may be told
+    /// here or by the first [`Watch::next`].
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
 
     /// Applies a transaction, and settles an unknown result before it returns (see [`crate::settle`]).

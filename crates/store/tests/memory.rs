@@ -172,4 +172,6 @@ async fn a_restore_goes_back_and_ends_watches() {
     assert!(matches!(watch.next().await, Err(StoreError::Unavailable(_))));
     let read = store.get("b").await.expect("get");
     assert_eq!((read.revision, read.value), (2, None));
+    let ahead = store.watch("", 4).await.expect("watch").next().await;
+    assert!(matches!(ahead, Err(StoreError::FutureRevision { revision: 4 })), "{ahead:?}");
 }

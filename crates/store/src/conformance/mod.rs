@@ -74,6 +74,7 @@ const CASES: &[Entry] = cases![
     watches::fragments_are_joined,
     watches::progress_without_events,
     watches::prefix_is_kept,
+    watches::watch_ahead_of_the_store_is_told,
     leases::expiry_deletes_all_keys_at_once,
     leases::revoke_deletes_and_may_be_repeated,
     leases::keep_alive_extends_and_tells_the_gone,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Subject, put, tell, until, write};
+use crate::error::StoreError;
 use crate::rules::OPERATIONS_MAX;
 use crate::store::Operation;
 
@@ -118,6 +119,20 @@ pub(super) async fn progress_without_events(subject: Arc<dyn Subject>) {
     assert_eq!(until(&mut watch, revision).await, []);
     let revision = put(&*store, "quiet/a", "1").await;
     assert_eq!(tell(&until(&mut watch, revision).await), [format!("+quiet/a=1@{revision}")]);
+}
+
+/// A cursor from before a restore must not wait in silence for a history that is not its own.
+pub(super) async fn watch_ahead_of_the_store_is_told(subject: Arc<dyn Subject>) {
+    let store = subject.store().await;
+    let last = put(&*store, "a", "1").await;
+    let error = match store.watch("", last + 2).await {
+        Err(error) => error,
+        Ok(mut watch) => {
+            let told = tokio::time::timeout(super::EVENT_WITHIN, watch.next()).await;
+            told.expect("an answer in time").expect_err("nothing has happened")
+        }
+    };
+    assert!(matches!(error, StoreError::FutureRevision { revision } if revision == last + 2), "{error:?}");
 }
 
 pub(super) async fn prefix_is_kept(subject: Arc<dyn Subject>) {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::Inner;
+use super::channel::Turn;
 use crate::error::{Cause, StoreError, cause};
 use crate::store::{LeaseId, Revision};
 
@@ -55,7 +56,17 @@ impl Inner {
         about: About,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Failure> {
-        let turn = self.members.turn();
+        self.once_at(self.members.turn(), within, about, request).await
+    }
+
+    /// As [`Inner::once`], on something that was opened when it was another member's turn.
+    pub(super) async fn once_at<T>(
+        &self,
+        turn: Turn,
+        within: Duration,
+        about: About,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Failure> {
         let result = match tokio::time::timeout(within, request).await {
             Ok(result) => result.map_err(|error| sort(error, about)),
             Err(_) => Err(Failure::Transient(cause(format!("no answer within {} ms", within.as_millis())))),

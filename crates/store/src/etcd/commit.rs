@@ -9,8 +9,12 @@ use super::call::{About, Failure, try_within};
 use super::keys::{revision, to_etcd, versioned};
 use super::{Inner, incomplete};
 use crate::error::StoreError;
+use crate::rules::{GUARDS_MAX, TRANSACTION_BYTES_MAX};
 use crate::settle::AttemptError;
 use crate::store::{LeaseId, Operation, Outcome, Transaction, Versioned};
+
+/// The largest answer: a conflict whose guarded keys all hold as much as a key can. What is committed answers little.
+const CONFLICT_BYTES_MAX: usize = (GUARDS_MAX + 1) * TRANSACTION_BYTES_MAX;
 
 impl Inner {
     /// Sends a transaction once, as the try with this number.
@@ -20,7 +24,7 @@ impl Inner {
         tried: u32,
     ) -> Result<Outcome, AttemptError> {
         let request = self.encode(transaction);
-        let mut kv = self.kv();
+        let mut kv = self.client.kv_client().max_decoding_message_size(CONFLICT_BYTES_MAX);
         let about = About { lease: first_lease(transaction), ..About::default() };
         let answer = self
             .once(try_within(tried, self.request_timeout), about, async move { kv.txn(request).await })

@@ -7,6 +7,7 @@ use std::time::Duration;
 use etcd_client::{Error, LeaseKeepAliveStream, LeaseKeeper};
 
 use super::call::{About, Failure};
+use super::channel::Turn;
 use super::{Inner, incomplete};
 use crate::error::StoreError;
 use crate::store::{Lease, LeaseId};
@@ -17,7 +18,13 @@ const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How many streams are kept: one for each worker that a server serves, and its own. Beyond, a stream is made anew.
 const KEEPERS_MAX: usize = 4096;
 
-type Keeper = (LeaseKeeper, LeaseKeepAliveStream);
+/// A stream that renews one lease.
+struct Keeper {
+    /// The member that it runs to: a stream that was kept says nothing about the member of today.
+    turn: Turn,
+    keeper: LeaseKeeper,
+    stream: LeaseKeepAliveStream,
+}
 
 /// The streams of leases that were renewed before.
 #[derive(Default)]
@@ -56,7 +63,7 @@ impl Inner {
         let about = About { lease: Some(lease), ..About::default() };
         // A kept stream may have died with its member: that is no news about the lease.
         if let Some(keeper) = self.keepers.take(lease) {
-            match self.once(RENEW_TIMEOUT, about, renew(keeper)).await {
+            match self.once_at(keeper.turn, RENEW_TIMEOUT, about, renew(keeper)).await {
                 Ok((ttl, keeper)) => return self.renewed(lease, ttl, keeper),
                 Err(Failure::Transient(_)) => {}
                 Err(failure) => return Err(failure.into()),
@@ -64,8 +71,11 @@ impl Inner {
         }
         let (ttl, keeper) = self
             .repeat(RENEW_TIMEOUT, about, || {
-                let mut client = self.client.lease_client();
-                async move { renew(client.keep_alive(lease.0).await?).await }
+                let (mut client, turn) = (self.client.lease_client(), self.members.turn());
+                async move {
+                    let (keeper, stream) = client.keep_alive(lease.0).await?;
+                    renew(Keeper { turn, keeper, stream }).await
+                }
             })
             .await?;
         self.renewed(lease, ttl, keeper)
@@ -98,10 +108,10 @@ impl Inner {
 
 /// One renewal on an open stream. A new stream brings a first answer of its own, which the client swallows with the
 /// time to live in it; that is why even a new one is asked again.
-async fn renew((mut keeper, mut stream): Keeper) -> Result<(i64, Keeper), Error> {
-    keeper.keep_alive().await?;
-    match stream.message().await? {
-        Some(answer) => Ok((answer.ttl(), (keeper, stream))),
+async fn renew(mut keeper: Keeper) -> Result<(i64, Keeper), Error> {
+    keeper.keeper.keep_alive().await?;
+    match keeper.stream.message().await? {
+        Some(answer) => Ok((answer.ttl(), keeper)),
         None => Err(Error::LeaseKeepAliveError("the stream has ended".to_owned())),
     }
 }

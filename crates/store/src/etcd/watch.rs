@@ -336,6 +336,9 @@ fn open(inner: Arc<Inner>, prefix: String, from: Revision) -> Pending<Running> {
             return Err(Failure::Transient(cause(format!("not created: {}", first.cancel_reason))));
         }
         let header = first.header.unwrap_or_default();
+        if revision(header.revision) + 1 < from {
+            reachable(&inner, from).await?;
+        }
         let same_member = status.header.as_ref().is_some_and(|status| status.member_id == header.member_id);
         Ok(Running {
             stream,
@@ -349,6 +352,19 @@ fn open(inner: Arc<Inner>, prefix: String, from: Revision) -> Pending<Running> {
             asked_at: None,
         })
     })
+}
+
+/// The member is behind `from`: is it alone in that, or has the store gone back, as a restore does? A watch would then
+/// be silent until the new history reaches `from`, and leave out all of it.
+async fn reachable(inner: &Inner, from: Revision) -> Result<(), Failure> {
+    match inner.get("").await {
+        Ok(read) if read.revision + 1 < from => {
+            Err(Failure::Known(StoreError::FutureRevision { revision: from }))
+        }
+        Ok(_) => Ok(()),
+        Err(StoreError::Unavailable(cause)) => Err(Failure::Transient(cause)),
+        Err(error) => Err(Failure::Known(error)),
+    }
 }
 
 /// Whether this member answers a question for progress in the order of events (etcd#15220 is mended).

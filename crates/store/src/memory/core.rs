@@ -125,11 +125,15 @@ impl MemoryCore {
     /// `batches_max` of them.
     ///
     /// # Errors
-    /// [`StoreError::Compacted`] when events of `from` may be gone.
+    /// [`StoreError::Compacted`] when events of `from` may be gone, [`StoreError::FutureRevision`] when revisions
+    /// before it are still to come.
     pub fn events(&self, prefix: &str, from: Revision, batches_max: usize) -> Result<Vec<Batch>, StoreError> {
         let from = from.max(1);
         if from <= self.compacted {
             return Err(StoreError::Compacted { revision: self.compacted });
+        }
+        if from > self.revision + 1 {
+            return Err(StoreError::FutureRevision { revision: from });
         }
         let first = self.compacted.max(1) + 1;
         let skip = from.saturating_sub(first);

@@ -205,6 +205,43 @@ async fn broken_streams_are_resumed() {
     assert_eq!(seen, written.acknowledged.into_iter().collect::<Vec<_>>());
 }
 
+/// Answers pile up in the member while progress is asked for: an old member then answers the question first, and a
+/// watch that believed it would skip the events (etcd#15220).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn progress_does_not_overtake_events() {
+    const REVISIONS: usize = 64;
+    const VALUE_BYTES: usize = 128 * 1024;
+    let Some(binary) = crate::etcd_or_skip("progress_does_not_overtake_events") else { return };
+    let cluster = Cluster::start(&binary, 1).await;
+    let store = cluster.proxied_store("/overtake/", 0).await;
+    let direct = cluster.store("/overtake/").await;
+    let mut at = 0;
+    let mut put = async || {
+        let operations = vec![Operation::put("a", vec![0; VALUE_BYTES])];
+        match direct.commit(Transaction { guards: vec![Guard::at("a", at)], operations }).await {
+            Ok(Outcome::Committed { revision }) => at = revision,
+            other => panic!("nobody else writes, but: {other:?}"),
+        }
+        at
+    };
+    let first = put().await;
+    let (mut followed, following) = follow(&store, first);
+    caught_up(&mut followed, first).await;
+
+    cluster.members[0].clients.set(Mode::HoldAnswers);
+    let mut last = first;
+    for _ in 0..REVISIONS {
+        last = put().await;
+    }
+    // Long enough for more than one question, short enough for the connection to outlive it.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    cluster.members[0].clients.set(Mode::Pass);
+    caught_up(&mut followed, last).await;
+    drop(followed);
+    let seen: Vec<Revision> = following.await.expect("the watch").into_iter().map(|(_, at)| at).collect();
+    assert_eq!(seen, (first..=last).collect::<Vec<_>>());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_missed_a_compaction_says_so() {
     let Some(binary) = crate::etcd_or_skip("a_stream_that_missed_a_compaction_says_so") else { return };

@@ -18,6 +18,8 @@ pub(crate) enum Mode {
     Hold,
     /// Requests pass, answers are thrown away.
     DropAnswers,
+    /// Requests pass, answers wait.
+    HoldAnswers,
     /// The next bytes of a client are thrown away with their connection; then everything passes.
     CutNextRequest,
 }
@@ -109,7 +111,7 @@ async fn pass(mut client: TcpStream, target: SocketAddr, control: watch::Sender<
                 }
                 if server.write_all(&up[..count]).await.is_err() { return }
             }
-            read = server.read(&mut down), if !held => {
+            read = server.read(&mut down), if !held && now.mode != Mode::HoldAnswers => {
                 let Ok(count @ 1..) = read else { return };
                 if now.mode != Mode::DropAnswers && client.write_all(&down[..count]).await.is_err() { return }
             }
