@@ -48,7 +48,7 @@ impl Keepers {
 impl Inner {
     pub(super) async fn lease_grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
         // etcd counts whole seconds; the end must not come before what was asked.
-        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         let answer = self.repeat(self.request_timeout, About::default(), || {
             let mut client = self.client.lease_client();

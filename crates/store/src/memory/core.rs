@@ -137,7 +137,10 @@ impl MemoryCore {
         }
         let first = self.compacted.max(1) + 1;
         let skip = from.saturating_sub(first);
-        let batches = (first + skip..=self.revision).zip(self.history.iter().skip(count(skip)));
+        // Split off, not skipped: the end of a long history is reached without a walk through it.
+        let mut history = self.history.clone();
+        let wanted = history.split_off(count(skip).min(history.len()));
+        let batches = (first + skip..=self.revision).zip(&wanted);
         Ok(batches
             .filter_map(|(revision, change)| {
                 let events: Vec<Event> =
@@ -234,7 +237,7 @@ impl MemoryCore {
     pub fn lease_grant(&mut self, ttl: Duration, now: Duration) -> Lease {
         let id = LeaseId(self.next_lease);
         self.next_lease += 1;
-        self.leases.insert(id, Held { ttl, expires_at: now + ttl, keys: OrdSet::new() });
+        self.leases.insert(id, Held { ttl, expires_at: now.saturating_add(ttl), keys: OrdSet::new() });
         Lease { id, ttl }
     }
 
@@ -246,7 +249,7 @@ impl MemoryCore {
         match self.leases.get_mut(&lease) {
             Some(held) if held.expires_at > now => {
                 // A stretched lease is never shortened by its renewal.
-                held.expires_at = held.expires_at.max(now + held.ttl);
+                held.expires_at = held.expires_at.max(now.saturating_add(held.ttl));
                 Ok(held.ttl)
             }
             _ => Err(StoreError::LeaseGone { lease }),
@@ -266,7 +269,7 @@ impl MemoryCore {
     /// Makes a lease live longer than its renewals say, as a change of etcd's leader does.
     pub fn lease_stretch(&mut self, lease: LeaseId, by: Duration) {
         if let Some(held) = self.leases.get_mut(&lease) {
-            held.expires_at += by;
+            held.expires_at = held.expires_at.saturating_add(by);
         }
     }
 
