@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::proxy::Mode;
 use async_trait::async_trait;
 use lightbyte_store::conformance::{Faults, Subject, conformance};
-use lightbyte_store::{CommitFault, EtcdStore, Revision, Store};
+use lightbyte_store::{CommitFault, EtcdStore, Guard, Operation, Revision, Store, Transaction};
 
 struct EtcdSubject {
     cluster: Arc<Cluster>,
@@ -88,4 +88,27 @@ async fn one_member_conforms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_members_conform() {
     check("three_members_conform", 3).await;
+}
+
+/// The first page asks for more than one message may hold; it is halved until it fits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_larger_than_a_message_is_halved() {
+    const VALUE_BYTES: usize = 1400 * 1024;
+    const KEYS: usize = 52;
+    let Some(binary) = crate::etcd_or_skip("a_page_larger_than_a_message_is_halved") else { return };
+    let cluster = Cluster::start(&binary, 1).await;
+    let store = cluster.store("/large/").await;
+    for index in 0..KEYS {
+        let key = format!("key-{index:02}");
+        let operations = vec![Operation::put(&key, vec![1; VALUE_BYTES])];
+        let outcome = store.commit(Transaction { guards: vec![Guard::absent(&key)], operations }).await;
+        assert!(matches!(outcome, Ok(lightbyte_store::Outcome::Committed { .. })), "{outcome:?}");
+    }
+    let listing = store.list("", None).await.expect("list");
+    let bytes: usize = listing.entries.iter().map(|(_, found)| found.value.len()).sum();
+    assert_eq!(
+        (listing.entries.len(), bytes),
+        (KEYS, KEYS * VALUE_BYTES),
+        "more than the 64 MiB of one message"
+    );
 }
