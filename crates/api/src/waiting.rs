@@ -155,8 +155,7 @@ impl WaitingOn {
     pub fn hint(&self) -> String {
         match self {
             WaitingOn::Capacity { .. } => {
-                "`lightbyte get workers` shows what is free; add a worker, or delete or stop something"
-                    .to_owned()
+                "`lightbyte get workers` shows what is free; add a worker, or delete something".to_owned()
             }
             WaitingOn::Workers { .. } => {
                 "`lightbyte get workers` shows which are alive and cordoned".to_owned()

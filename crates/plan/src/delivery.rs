@@ -10,6 +10,15 @@ use lightbyte_api::{Key, Kind, WorkerId};
 use crate::agent::{Delivery, Item, News, Stamped};
 use crate::view::View;
 
+/// Whether a stream may begin from `view`. A worker with a `cursor` must not be led back behind it. One without has
+/// forgotten what it reported: from an older view it could learn that it reported nothing, and leave its report
+/// behind for ever. So for it the view must have reached `confirmed`, the revision of a linearizable read made for
+/// this request.
+#[must_use]
+pub fn may_begin(view: &View, cursor: Option<u64>, confirmed: Option<u64>) -> bool {
+    cursor.or(confirmed).is_some_and(|needed| needed <= view.revision())
+}
+
 /// The first delivery of a stream: everything of `worker`. `None` when the view has no readable epoch, or a value of
 /// this worker that cannot be read: a partial list must not be taken for a whole one.
 #[must_use]
@@ -18,7 +27,10 @@ pub fn inventory(view: &View, worker: WorkerId) -> Option<Delivery> {
     objects.sort_unstable();
     objects.dedup();
     // The worker's report of itself is no object on its host.
-    let items = objects.into_iter().filter(|object| object.kind != Kind::Worker).map(|object| item(view, worker, object));
+    let items = objects
+        .into_iter()
+        .filter(|object| object.kind != Kind::Worker)
+        .map(|object| item(view, worker, object));
     let items = items.collect::<Option<Vec<Item>>>()?;
     Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news: News::Inventory(items) })
 }

@@ -23,7 +23,6 @@ pub mod transaction;
 pub mod view;
 pub mod why;
 
-
 pub use planner::{Inputs, Plan};
 pub use reconciler::Reconciler;
 pub use transaction::{Transaction, Write};

@@ -13,8 +13,8 @@
 //! resting on what earlier ones write.
 //!
 //! It knows no kind. What wakes whom is said by the view's indexes: an object wakes for its own keys, for the objects
-//! that it names, for its owner and its children, and for its worker; whoever waits for room or an address wakes when
-//! any of it is freed. A resync wakes everything, and finds nothing to do: the simulator holds it to that.
+//! that it names, for its owner and its children, and for its worker; whoever waits for room, an address or
+//! a readable value wakes when any of it changes. A resync wakes everything, and finds nothing to do: the simulator holds it to that.
 //!
 //! Deliberately absent: any hint to a planner about what changed, any write outside a batch, and any merge of a
 //! conflicting plan. A plan that conflicts is dropped and made anew from a newer view.
@@ -56,8 +56,8 @@ pub struct Reconciler {
     in_flight: Option<InFlight>,
     queue: BTreeSet<ObjectRef>,
     later: BTreeSet<(Timestamp, ObjectRef)>,
-    /// Objects that wait for room or an address on no particular worker.
-    room_waiters: BTreeSet<ObjectRef>,
+    /// Objects that wait for something that no index leads to: room or an address anywhere, or a readable value.
+    bystanders: BTreeSet<ObjectRef>,
     failures: BTreeMap<ObjectRef, u32>,
     /// Objects whose planner panicked, with the revision of `asked` at which it did.
     quarantined: BTreeMap<ObjectRef, (u64, String)>,
@@ -106,7 +106,7 @@ impl Reconciler {
             in_flight: None,
             queue: BTreeSet::new(),
             later: BTreeSet::new(),
-            room_waiters: BTreeSet::new(),
+            bystanders: BTreeSet::new(),
             failures: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             next_resync: None,
@@ -157,6 +157,9 @@ impl Reconciler {
                     self.wake(&before, &key);
                     let fed = self.fed.clone();
                     self.wake(&fed, &key);
+                    if before.unreadable(&key).is_some() != fed.unreadable(&key).is_some() {
+                        self.wake_bystanders();
+                    }
                 }
             }
             None => self.queue.extend(self.fed.objects().cloned()),
@@ -187,18 +190,25 @@ impl Reconciler {
     /// Plans what is due, and returns the transaction to send; then exactly one of [`Reconciler::committed`],
     /// [`Reconciler::conflicted`] and [`Reconciler::unknown`] must follow. `None` when there is nothing to send now.
     pub fn next(&mut self, now: Timestamp, mut fresh: impl FnMut() -> u128) -> Option<Transaction> {
-        if self.in_flight.is_some() || self.fed.revision() < self.hold_until || self.overlays.len() >= OVERLAYS_MAX {
+        if self.in_flight.is_some()
+            || self.fed.revision() < self.hold_until
+            || self.overlays.len() >= OVERLAYS_MAX
+        {
             return None;
         }
         let resynced = self.take_due(now);
-        let mut batch = InFlight { transaction: Transaction { guards: self.session.clone(), ..Transaction::default() }, objects: Vec::new() };
+        let mut batch = InFlight {
+            transaction: Transaction { guards: self.session.clone(), ..Transaction::default() },
+            objects: Vec::new(),
+        };
         for _ in 0..PLANS_PER_TURN_MAX {
             let Some(object) = self.queue.pop_first() else { break };
             let inputs = Inputs { now, fresh: fresh() };
             let Some(transaction) = self.plan_one(&object, &inputs) else { continue };
             if !fits(&batch.transaction, &transaction) {
                 if batch.objects.is_empty() {
-                    let problem = format!("its plan needs more than {WRITES_MAX} writes or {GUARDS_MAX} guards");
+                    let problem =
+                        format!("its plan needs more than {WRITES_MAX} writes or {GUARDS_MAX} guards");
                     self.quarantine(object.clone(), problem);
                 }
                 self.queue.insert(object);
@@ -246,9 +256,9 @@ impl Reconciler {
     fn plan_one(&mut self, object: &ObjectRef, inputs: &Inputs) -> Option<Transaction> {
         self.counters.plans += 1;
         let plan = self.plan_or_quarantine(object, inputs);
-        match plan.waiting_on.iter().any(waits_for_room) {
-            true => self.room_waiters.insert(object.clone()),
-            false => self.room_waiters.remove(object),
+        match plan.waiting_on.iter().any(waits_elsewhere) {
+            true => self.bystanders.insert(object.clone()),
+            false => self.bystanders.remove(object),
         };
         if let Some(again) = plan.again {
             self.later.insert((later(inputs.now, again), object.clone()));
@@ -299,7 +309,13 @@ impl Reconciler {
             self.wake(&before, key);
             self.wake(&after, key);
         }
-        batch.transaction.writes.extend(transaction.writes);
+        for (key, write) in transaction.writes {
+            // What this batch made and removes again was never there: only the guard of its absence stays.
+            match (&write, batch.transaction.guards.get(&key)) {
+                (Write::Delete(_), Some(0)) => batch.transaction.writes.remove(&key),
+                _ => batch.transaction.writes.insert(key, write),
+            };
+        }
         batch.objects.push((object, rests_on));
     }
 
@@ -310,7 +326,8 @@ impl Reconciler {
             self.failures.remove(object);
         }
         if revision > self.fed.revision() {
-            self.overlays.push(Overlay { revision, writes: batch.transaction.writes.into_values().collect() });
+            self.overlays
+                .push(Overlay { revision, writes: batch.transaction.writes.into_values().collect() });
         }
         self.rebuild();
     }
@@ -320,7 +337,9 @@ impl Reconciler {
     pub fn conflicted(&mut self, revision: u64, current: &BTreeMap<Key, u64>, now: Timestamp) {
         let Some(batch) = self.in_flight.take() else { return };
         self.counters.conflicts += 1;
-        let changed = |key: &Key| batch.transaction.guards.get(key).is_some_and(|guard| current.get(key) != Some(guard));
+        let changed = |key: &Key| {
+            batch.transaction.guards.get(key).is_some_and(|guard| current.get(key) != Some(guard))
+        };
         for (object, rests_on) in &batch.objects {
             match rests_on.iter().any(changed) {
                 true => self.pause(object.clone(), now),
@@ -371,14 +390,14 @@ impl Reconciler {
             Key::Observed(worker, host_object) => {
                 self.queue.extend(view.object_of(host_object.uid).cloned());
                 if host_object.uid == worker.uid() {
-                    self.wake_room_waiters();
+                    self.wake_bystanders();
                 }
             }
             Key::Alive(worker) => {
                 self.wake_worker(view, *worker);
-                self.wake_room_waiters();
+                self.wake_bystanders();
             }
-            Key::WorkerLedger(_) | Key::Address(..) => self.wake_room_waiters(),
+            Key::WorkerLedger(_) | Key::Address(..) => self.wake_bystanders(),
             Key::Epoch | Key::Leader => {}
         }
     }
@@ -392,30 +411,32 @@ impl Reconciler {
             self.queue.extend(view.children(asked.meta.uid).cloned());
         }
         if view.worker_id(object).is_some() {
-            self.wake_room_waiters();
+            self.wake_bystanders();
         }
     }
 
     fn wake_worker(&mut self, view: &View, worker: WorkerId) {
         self.queue.extend(view.object_of(worker.uid()).cloned());
-        let assigned = view.assigned_to(worker).filter_map(|host_object| view.object_of(host_object.uid)).cloned();
+        let assigned =
+            view.assigned_to(worker).filter_map(|host_object| view.object_of(host_object.uid)).cloned();
         self.queue.extend(assigned);
     }
 
-    fn wake_room_waiters(&mut self) {
-        self.queue.append(&mut self.room_waiters);
+    fn wake_bystanders(&mut self) {
+        self.queue.append(&mut self.bystanders);
     }
 }
 
-fn waits_for_room(on: &WaitingOn) -> bool {
-    matches!(
-        on,
-        WaitingOn::Capacity { .. } | WaitingOn::Workers { .. } | WaitingOn::Address { .. } | WaitingOn::InUse { .. }
-    )
+fn waits_elsewhere(on: &WaitingOn) -> bool {
+    use WaitingOn::{Address, Capacity, InUse, Unreadable, Workers};
+    matches!(on, Capacity { .. } | Workers { .. } | Address { .. } | InUse { .. } | Unreadable { .. })
 }
 
 fn fits(batch: &Transaction, more: &Transaction) -> bool {
-    let guards = more.guards.iter().filter(|(key, revision)| **revision != PENDING && !batch.guards.contains_key(*key));
+    let guards = more
+        .guards
+        .iter()
+        .filter(|(key, revision)| **revision != PENDING && !batch.guards.contains_key(*key));
     let writes = more.writes.keys().filter(|key| !batch.writes.contains_key(*key));
     batch.guards.len() + guards.count() <= GUARDS_MAX && batch.writes.len() + writes.count() <= WRITES_MAX
 }

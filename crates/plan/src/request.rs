@@ -123,11 +123,19 @@ impl Refusal {
             Refusal::Exists { object } => {
                 format!("`lightbyte apply` changes it, `lightbyte delete {object}` removes it")
             }
-            Refusal::Deleting { object } => format!("`lightbyte wait {object} --for deleted`, then try again"),
-            Refusal::Changed { object, .. } => format!("`lightbyte get {object} -o yaml` shows it as it is now"),
+            Refusal::Deleting { object } => {
+                format!("`lightbyte wait {object} --for deleted`, then try again")
+            }
+            Refusal::Changed { object, .. } => {
+                format!("`lightbyte get {object} -o yaml` shows it as it is now")
+            }
             Refusal::Owned { owner, .. } => format!("change or delete {owner}"),
-            Refusal::WorkerName { name, .. } => format!("choose another name, or `lightbyte delete worker/{name}`"),
-            Refusal::SecondInstance { .. } => "stop the other agent; after a reboot this ends by itself".to_owned(),
+            Refusal::WorkerName { name, .. } => {
+                format!("choose another name, or `lightbyte delete worker/{name}`")
+            }
+            Refusal::SecondInstance { .. } => {
+                "stop the other agent; after a reboot this ends by itself".to_owned()
+            }
             Refusal::Unreadable { .. } => "upgrade this server".to_owned(),
             Refusal::Frozen { .. }
             | Refusal::NotByPeople { .. }
@@ -215,10 +223,18 @@ pub fn delete(view: &View, object: &ObjectRef, context: &Context) -> Result<Outc
 ///
 /// # Errors
 /// [`Refusal`], when there is no such VM or it may not be changed.
-pub fn set_running(view: &View, object: &ObjectRef, running: bool, context: &Context) -> Result<Outcome, Refusal> {
+pub fn set_running(
+    view: &View,
+    object: &ObjectRef,
+    running: bool,
+    context: &Context,
+) -> Result<Outcome, Refusal> {
     let asked = living(view, object, context)?;
     let Spec::Vm(spec) = &asked.spec else {
-        return Err(Refusal::NotForKind { object: object.clone(), verb: if running { "started" } else { "stopped" } });
+        return Err(Refusal::NotForKind {
+            object: object.clone(),
+            verb: if running { "started" } else { "stopped" },
+        });
     };
     let spec = Spec::Vm(lightbyte_api::kinds::vm::Spec { running, ..spec.clone() });
     change(view, object, asked, asked.meta.labels.clone(), spec, context)
@@ -321,7 +337,12 @@ fn write_asked(view: &View, object: &ObjectRef, asked: Asked) -> Outcome {
 ///
 /// # Errors
 /// [`Refusal`], when the name is another worker's, or the worker is alive elsewhere or being deleted.
-pub fn register(view: &View, worker: WorkerId, said: &ObservedWorker, now: Timestamp) -> Result<Outcome, Refusal> {
+pub fn register(
+    view: &View,
+    worker: WorkerId,
+    said: &ObservedWorker,
+    now: Timestamp,
+) -> Result<Outcome, Refusal> {
     let object = ObjectRef::new(Kind::Worker, said.name.clone());
     let observed_key = Key::Observed(worker, HostObject { kind: Kind::Worker, uid: worker.uid() });
     if view.alive(worker).is_some_and(|alive| alive.boot_id != said.boot_id) {
@@ -389,7 +410,9 @@ pub fn report(view: &View, worker: WorkerId, report: &Report) -> Result<Outcome,
         return bad("it speaks of another kind than its key");
     }
     let is_claim = report.own_revision == 0;
-    if is_claim && (report.observed.is_none() || report.assigned_revision.is_none_or(|revision| revision == 0)) {
+    if is_claim
+        && (report.observed.is_none() || report.assigned_revision.is_none_or(|revision| revision == 0))
+    {
         return bad("a first report must name the assignment that it was made for");
     }
     let key = Key::Observed(worker, object);

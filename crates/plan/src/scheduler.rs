@@ -101,7 +101,9 @@ fn candidates(view: &View) -> impl Iterator<Item = Candidate<'_>> {
 fn verdict(candidate: &Candidate<'_>, need: &Need) -> Verdict {
     let worker = candidate.object.name.clone();
     match refusal(candidate, need) {
-        Some(refusal) => Verdict { worker, score: None, reasons: vec![explain_refusal(refusal, candidate, need)] },
+        Some(refusal) => {
+            Verdict { worker, score: None, reasons: vec![explain_refusal(refusal, candidate, need)] }
+        }
         None => {
             let scores = score(candidate, need);
             Verdict {
@@ -139,8 +141,10 @@ fn explain_refusal(refusal: &str, candidate: &Candidate<'_>, need: &Need) -> Str
     };
     let memory = ByteSize::from_bytes(free_memory(observed, ledger));
     let cpus = free_cpus(observed, ledger);
-    format!("{NO_ROOM}: {cpus} of {} CPUs and {memory} of {} free, needs {} and {}",
-        observed.cpus, observed.memory, need.cpus, need.memory)
+    format!(
+        "{NO_ROOM}: {cpus} of {} CPUs and {memory} of {} free, needs {} and {}",
+        observed.cpus, observed.memory, need.cpus, need.memory
+    )
 }
 
 fn free_cpus(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {

@@ -32,8 +32,14 @@ pub fn object(view: &View, object: &ObjectRef) -> Option<Object> {
 fn unreadable(view: &View, object: &ObjectRef) -> Option<Object> {
     let reason = view.unreadable(&Key::Asked(object.clone()))?;
     let more = [("problem".to_owned(), json!(reason))].into_iter().collect();
-    let status =
-        Status { state: "unreadable".to_owned(), ready: false, since: None, waiting_on: Vec::new(), deadline: None, more };
+    let status = Status {
+        state: "unreadable".to_owned(),
+        ready: false,
+        since: None,
+        waiting_on: Vec::new(),
+        deadline: None,
+        more,
+    };
     Some(Object {
         kind: object.kind,
         name: object.name.clone(),
@@ -105,10 +111,11 @@ fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     };
     let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
     let observed = vm::observed_vm(view, placement.worker, host_object);
-    let assigned = view.assigned(placement.worker, host_object).and_then(|assigned| match assigned.as_ref() {
-        Assigned::Vm(assigned) => Some(assigned),
-        Assigned::Volume(_) => None,
-    });
+    let assigned =
+        view.assigned(placement.worker, host_object).and_then(|assigned| match assigned.as_ref() {
+            Assigned::Vm(assigned) => Some(assigned),
+            Assigned::Volume(_) => None,
+        });
     let alive = view.alive(placement.worker).is_some();
     let reached = assigned.zip(observed).is_some_and(|(assigned, observed)| {
         assigned.generation == asked.meta.generation && observed.sequence >= assigned.sequence

@@ -49,7 +49,11 @@ pub struct Transaction {
 
 impl Transaction {
     /// A transaction that rests on `keys` as `view` shows them, and writes `writes`.
-    pub fn on(view: &View, keys: impl IntoIterator<Item = Key>, writes: impl IntoIterator<Item = Write>) -> Transaction {
+    pub fn on(
+        view: &View,
+        keys: impl IntoIterator<Item = Key>,
+        writes: impl IntoIterator<Item = Write>,
+    ) -> Transaction {
         let mut transaction = Transaction::default();
         for key in keys {
             transaction.rest_on(view, key);

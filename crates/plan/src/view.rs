@@ -190,8 +190,16 @@ impl View {
 
     /// All keys that cannot be read, and those of an unknown layout.
     pub fn unreadable_keys(&self) -> impl Iterator<Item = String> {
-        let unreadable = self.entries.iter().filter(|(_, entry)| matches!(entry.content, Content::Unreadable(_)));
+        let unreadable =
+            self.entries.iter().filter(|(_, entry)| matches!(entry.content, Content::Unreadable(_)));
         unreadable.map(|(key, _)| key.to_string()).chain(self.foreign.keys().map(ToString::to_string))
+    }
+
+    /// What is asked of an object that this version cannot read.
+    pub fn unreadable_asked(&self) -> impl Iterator<Item = &Key> {
+        let asked = self.range(Key::Asked(ObjectRef::new(Kind::ALL[0], first_name())));
+        let asked = asked.take_while(|(key, _)| matches!(key, Key::Asked(_)));
+        asked.filter(|(_, entry)| matches!(entry.content, Content::Unreadable(_))).map(|(key, _)| key)
     }
 
     /// The value of the key, when it is there and readable.
@@ -332,10 +340,7 @@ impl View {
     /// The objects that `owner` made.
     pub fn children(&self, owner: Uid) -> impl Iterator<Item = &ObjectRef> {
         let from = (owner, ObjectRef::new(Kind::ALL[0], first_name()));
-        self.children
-            .range(from..)
-            .take_while(move |(uid, _)| *uid == owner)
-            .map(|(_, child)| child)
+        self.children.range(from..).take_while(move |(uid, _)| *uid == owner).map(|(_, child)| child)
     }
 
     /// Everything assigned to `worker`, readable or not.
@@ -359,10 +364,12 @@ impl View {
     /// The addresses of `network` that are taken, in order, readable or not.
     pub fn claimed_addresses(&self, network: &Name) -> impl Iterator<Item = Ipv4Addr> {
         let network = network.clone();
-        self.range(Key::Address(network.clone(), Ipv4Addr::UNSPECIFIED)).map_while(move |(key, _)| match key {
-            Key::Address(found, address) if *found == network => Some(*address),
-            _ => None,
-        })
+        self.range(Key::Address(network.clone(), Ipv4Addr::UNSPECIFIED)).map_while(
+            move |(key, _)| match key {
+                Key::Address(found, address) if *found == network => Some(*address),
+                _ => None,
+            },
+        )
     }
 
     /// The uid of the worker `object`, when it is asked for.

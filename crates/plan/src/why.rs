@@ -34,13 +34,24 @@ pub struct Explanation {
 #[must_use]
 pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
     let Object { status, .. } = status::object(view, object)?;
-    let mut because: Vec<String> = status.waiting_on.iter().map(|waiting| format!("it waits: {}", waiting.on)).collect();
+    let mut because: Vec<String> =
+        status.waiting_on.iter().map(|waiting| format!("it waits: {}", waiting.on)).collect();
     let hints = status.waiting_on.iter().map(|waiting| waiting.on.hint()).collect();
     let verdicts = placed_because(view, object, &mut because).unwrap_or_else(|| verdicts_now(view, object));
     if because.is_empty() {
-        because.push(if status.ready { "it is as asked" } else { "its controller has not looked at it yet" }.to_owned());
+        because.push(
+            if status.ready { "it is as asked" } else { "its controller has not looked at it yet" }
+                .to_owned(),
+        );
     }
-    Some(Explanation { object: object.clone(), state: status.state, ready: status.ready, because, hints, verdicts })
+    Some(Explanation {
+        object: object.clone(),
+        state: status.state,
+        ready: status.ready,
+        because,
+        hints,
+        verdicts,
+    })
 }
 
 /// The stored decision of a placed VM.
@@ -52,7 +63,9 @@ fn placed_because(view: &View, object: &ObjectRef, because: &mut Vec<String>) ->
         "it was placed on worker `{}`, the best of {} at revision {}",
         placement.worker_name, decision.workers, decision.revision
     ));
-    because.extend(decision.refused.iter().map(|(reason, count)| format!("{count} workers were refused: {reason}")));
+    because.extend(
+        decision.refused.iter().map(|(reason, count)| format!("{count} workers were refused: {reason}")),
+    );
     Some(decision.best.clone())
 }
 

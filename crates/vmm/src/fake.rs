@@ -41,7 +41,8 @@ impl FakeHost {
     /// A host with so much memory, and the given bridges.
     #[must_use]
     pub fn new(memory: ByteSize, bridges: impl IntoIterator<Item = String>) -> FakeHost {
-        let state = State { memory: Some(memory), bridges: bridges.into_iter().collect(), ..State::default() };
+        let state =
+            State { memory: Some(memory), bridges: bridges.into_iter().collect(), ..State::default() };
         FakeHost { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -88,11 +89,25 @@ impl FakeHost {
         self.lock().failures_left = count;
     }
 
-    /// The VMs that run, with what they were started with.
+    /// The VMs that run.
     #[must_use]
-    pub fn running(&self) -> Vec<(VmId, AssignedVm)> {
+    pub fn running(&self) -> Vec<VmId> {
+        self.lock().running().map(|(id, _)| *id).collect()
+    }
+
+    /// Looks at every VM that runs, and at what it was started with.
+    pub fn each_running(&self, mut look: impl FnMut(VmId, &AssignedVm)) {
         let state = self.lock();
-        state.vms.iter().filter(|(_, vm)| vm.running).map(|(id, vm)| (*id, vm.assigned.clone())).collect()
+        state.running().for_each(|(id, vm)| look(*id, &vm.assigned));
+    }
+
+    /// The uids of everything that is left of anything.
+    #[must_use]
+    pub fn everything(&self) -> BTreeSet<lightbyte_api::Uid> {
+        let state = self.lock();
+        let vms = state.vms.keys().chain(state.taps.keys()).map(|vm| vm.uid());
+        let disks = state.disks.keys().map(|volume| volume.uid());
+        vms.chain(disks).chain(state.records.keys().map(|object| object.uid)).collect()
     }
 
     /// The VMs whose guest was asked to shut down and that still run.
@@ -100,13 +115,6 @@ impl FakeHost {
     pub fn shutting_down(&self) -> Vec<VmId> {
         let state = self.lock();
         state.vms.iter().filter(|(_, vm)| vm.running && vm.shutdown_asked).map(|(id, _)| *id).collect()
-    }
-
-    /// Whether nothing of anything is left.
-    #[must_use]
-    pub fn is_bare(&self) -> bool {
-        let state = self.lock();
-        state.vms.is_empty() && state.taps.is_empty() && state.disks.is_empty() && state.records.is_empty()
     }
 
     /// The disks that are there.
@@ -154,7 +162,9 @@ impl State {
         let taps = self.taps.get(&vm).map_or(0, Vec::len);
         let used: u64 = self.running().map(|(_, other)| other.assigned.memory.bytes()).sum();
         let missing = assigned.disks.iter().find(|volume| !self.disks.contains_key(volume));
-        let taken = self.running().find(|(_, other)| other.assigned.disks.iter().any(|disk| assigned.disks.contains(disk)));
+        let taken = self
+            .running()
+            .find(|(_, other)| other.assigned.disks.iter().any(|disk| assigned.disks.contains(disk)));
         if taps < assigned.nics.len() {
             Some(format!("{taps} of {} taps are there", assigned.nics.len()))
         } else if let Some(volume) = missing {

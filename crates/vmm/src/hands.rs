@@ -24,9 +24,13 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
         Step::EnsureTaps | Step::Start | Step::CreateDisk => {
             let saved = drivers.records.load(object)?;
             match (step, saved.map(|saved| saved.assigned)) {
-                (Step::EnsureTaps, Some(Assigned::Vm(assigned))) => drivers.network.ensure(vm, &assigned.nics),
+                (Step::EnsureTaps, Some(Assigned::Vm(assigned))) => {
+                    drivers.network.ensure(vm, &assigned.nics)
+                }
                 (Step::Start, Some(Assigned::Vm(assigned))) => drivers.vmm.ensure(vm, &assigned),
-                (Step::CreateDisk, Some(Assigned::Volume(assigned))) => drivers.disks.ensure(volume, &assigned),
+                (Step::CreateDisk, Some(Assigned::Volume(assigned))) => {
+                    drivers.disks.ensure(volume, &assigned)
+                }
                 _ => Err(DriverError::Refused("nothing is saved that this step could follow".to_owned())),
             }
         }
@@ -66,7 +70,8 @@ pub fn find_all(drivers: &Drivers) -> Result<Vec<(HostObject, Facts)>, DriverErr
     let vms = vms.map(|vm| HostObject { kind: Kind::Vm, uid: vm.uid() });
     let volumes = drivers.disks.list()?.into_iter();
     let volumes = volumes.map(|volume| HostObject { kind: Kind::Volume, uid: volume.uid() });
-    let mut objects: Vec<HostObject> = drivers.records.list()?.into_iter().chain(vms).chain(volumes).collect();
+    let mut objects: Vec<HostObject> =
+        drivers.records.list()?.into_iter().chain(vms).chain(volumes).collect();
     objects.sort_unstable();
     objects.dedup();
     objects.into_iter().map(|object| Ok((object, facts(drivers, object)?))).collect()

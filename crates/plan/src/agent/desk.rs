@@ -29,6 +29,14 @@ pub struct Facts {
     pub disk: bool,
 }
 
+impl Facts {
+    /// Whether nothing of the object is on the host.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        self.saved.is_none() && self.vmm == VmmState::Absent && !self.taps && !self.disk
+    }
+}
+
 /// The machine process of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VmmState {
@@ -147,6 +155,8 @@ pub struct Around {
 pub struct Volatile {
     /// The guest has said that it is ready, in the life of this machine process.
     pub ready: bool,
+    /// The machine process ran already when this agent began: what was reported of its guest holds until it ends.
+    pub adopted: bool,
     /// When the guest was asked to shut down.
     pub stopping_since: Option<Timestamp>,
     /// When the machine process was found to have ended by itself.
@@ -193,11 +203,12 @@ impl Desk {
     /// The desk of an object with what the host shows of it.
     #[must_use]
     pub fn found(object: HostObject, facts: Facts) -> Desk {
+        let volatile = Volatile { adopted: facts.vmm == VmmState::Running, ..Volatile::default() };
         Desk {
             object,
             wish: None,
             facts,
-            volatile: Volatile::default(),
+            volatile,
             reported: Reported::default(),
             step_in_flight: false,
             problem: None,
@@ -232,7 +243,7 @@ impl Desk {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.wish.is_none()
-            && self.facts == Facts::default()
+            && self.facts.is_bare()
             && self.reported.revision == 0
             && self.reported.in_flight.is_none()
             && !self.step_in_flight
@@ -309,7 +320,7 @@ impl Desk {
         vm::note(&mut self.volatile, before, self.facts.vmm, step, now);
     }
 
-    pub(super) fn failed(&mut self, facts: Facts, problem: String, now: Timestamp) {
+    pub(super) fn failed(&mut self, facts: Facts, problem: &str, now: Timestamp) {
         let factor = 1_u64.checked_shl(self.failures).unwrap_or(u64::MAX);
         let pause = RETRY_FIRST.millis().saturating_mul(factor).min(RETRY_LIMIT.millis());
         self.failures = self.failures.saturating_add(1);
@@ -355,12 +366,18 @@ impl Desk {
         }
         let is_claim = self.reported.revision == 0;
         let assigned_revision = self.wish.as_ref().map(|wish| wish.mod_revision);
-        if is_claim && (assigned_revision.is_none() || assigned_revision == self.reported.refused_assignment) {
+        if is_claim && (assigned_revision.is_none() || assigned_revision == self.reported.refused_assignment)
+        {
             return None;
         }
         self.reported.in_flight = Some(observed.clone());
         let own_revision = self.reported.revision;
-        Some(Report { object: self.object, observed, own_revision, assigned_revision: assigned_revision.filter(|_| is_claim) })
+        Some(Report {
+            object: self.object,
+            observed,
+            own_revision,
+            assigned_revision: assigned_revision.filter(|_| is_claim),
+        })
     }
 
     /// What should be stored; `None` when nothing should.
@@ -369,18 +386,29 @@ impl Desk {
         match (&self.facts.saved, &self.wish) {
             (Some(saved), _) => match &saved.assigned {
                 Assigned::Vm(_) => {
-                    let phase = vm::phase(saved, &self.facts, &self.volatile);
-                    Some(Observed::Vm(vm::report(saved, phase, &self.volatile, self.problem.clone(), stored, now)))
+                    let phase = vm::phase(saved, &self.facts, &self.volatile, stored);
+                    Some(Observed::Vm(vm::report(
+                        saved,
+                        phase,
+                        &self.volatile,
+                        self.problem.clone(),
+                        stored,
+                        now,
+                    )))
                 }
-                Assigned::Volume(assigned) => {
-                    Some(Observed::Volume(volume::report(assigned, &self.facts, self.problem.clone(), stored, now)))
-                }
+                Assigned::Volume(assigned) => Some(Observed::Volume(volume::report(
+                    assigned,
+                    &self.facts,
+                    self.problem.clone(),
+                    stored,
+                    now,
+                ))),
             },
             (None, Some(wish)) if !wish.value.is_removal() => Some(match &wish.value {
                 Assigned::Vm(assigned) => Observed::Vm(vm::claim(assigned, now)),
                 Assigned::Volume(assigned) => Observed::Volume(volume::claim(assigned, now)),
             }),
-            (None, _) if self.facts == Facts::default() => None,
+            (None, _) if self.facts.is_bare() => None,
             // Something is left on the host that was never saved, or no longer is: the report stays as it is.
             (None, _) => stored.cloned(),
         }
@@ -417,9 +445,14 @@ impl Desk {
         }
         match &self.facts.saved {
             Some(saved) => match &saved.assigned {
-                Assigned::Vm(assigned) => {
-                    vm::next_step(&vm::Situation { saved, assigned, facts: &self.facts, volatile: &self.volatile, around, now })
-                }
+                Assigned::Vm(assigned) => vm::next_step(&vm::Situation {
+                    saved,
+                    assigned,
+                    facts: &self.facts,
+                    volatile: &self.volatile,
+                    around,
+                    now,
+                }),
                 Assigned::Volume(assigned) => volume::next_step(saved, assigned, &self.facts, around),
             },
             None => self.clean_up(),
@@ -431,7 +464,12 @@ impl Desk {
         let wish = self.wish.as_ref()?;
         let Some(saved) = &self.facts.saved else {
             let claimed = self.reported.revision != 0;
-            let fresh = Saved { assigned: wish.value.clone(), restarts: 0, restarts_done: restarts_asked(&wish.value), created: false };
+            let fresh = Saved {
+                assigned: wish.value.clone(),
+                restarts: 0,
+                restarts_done: restarts_asked(&wish.value),
+                created: false,
+            };
             return (claimed && !wish.value.is_removal()).then_some(fresh);
         };
         (saved.assigned.sequence() < wish.value.sequence())

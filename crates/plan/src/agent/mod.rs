@@ -28,7 +28,7 @@ use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Epoch;
 use serde::{Deserialize, Serialize};
 
-pub use desk::{Action, Desk, Facts, Report, Reply, Saved, Step, VmmState};
+pub use desk::{Action, Desk, Facts, Reply, Report, Saved, Step, VmmState};
 
 /// What a server delivers to a worker. Everything carries the epoch and the revision that it is true at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ pub enum Stale {
 #[derive(Clone, Debug, Default)]
 pub struct Agent {
     epoch: Option<Epoch>,
-    /// The newest revision delivered.
+    /// The newest revision delivered, or written by this worker.
     revision: u64,
     desks: BTreeMap<HostObject, Desk>,
 }
@@ -119,10 +119,11 @@ impl Agent {
         Agent { desks, ..Agent::default() }
     }
 
-    /// Where the next stream must begin at least.
+    /// The revision that the next stream must begin at, at least; `None` for an agent that has just begun and
+    /// remembers nothing: only an inventory that a linearizable read confirms will do for it.
     #[must_use]
-    pub fn cursor(&self) -> (Option<&Epoch>, u64) {
-        (self.epoch.as_ref(), self.revision)
+    pub fn cursor(&self) -> Option<u64> {
+        self.epoch.as_ref().map(|_| self.revision)
     }
 
     /// Every object that this worker knows of.
@@ -159,7 +160,9 @@ impl Agent {
         let Delivery { epoch: Epoch { cluster, epoch }, revision, .. } = *delivery;
         let is_inventory = matches!(delivery.news, News::Inventory(_));
         match &self.epoch {
-            Some(known) if known.cluster != cluster || epoch < known.epoch => Err(Stale::Epoch { cluster, epoch }),
+            Some(known) if known.cluster != cluster || epoch < known.epoch => {
+                Err(Stale::Epoch { cluster, epoch })
+            }
             Some(known) if known.epoch < epoch && !is_inventory => Err(Stale::NoInventory),
             Some(known) if known.epoch == epoch && revision < self.revision => {
                 Err(Stale::Revision { revision, seen: self.revision })
@@ -189,8 +192,11 @@ impl Agent {
         self.desks.entry(object).or_insert_with(|| Desk::found(object, Facts::default()))
     }
 
-    /// Takes the answer to a report.
+    /// Takes the answer to a report. A worker has seen what it wrote itself: a server that has not is too old for it.
     pub fn reply(&mut self, object: HostObject, reply: Reply) {
+        if let Reply::Accepted { revision } = &reply {
+            self.revision = self.revision.max(*revision);
+        }
         if let Some(desk) = self.desks.get_mut(&object) {
             desk.reply(reply);
         }
@@ -204,7 +210,7 @@ impl Agent {
     }
 
     /// Takes the failure of a step, with what the host shows after it.
-    pub fn failed(&mut self, object: HostObject, facts: Facts, problem: String, now: Timestamp) {
+    pub fn failed(&mut self, object: HostObject, facts: Facts, problem: &str, now: Timestamp) {
         self.desk_mut(object).failed(facts, problem, now);
     }
 
@@ -235,7 +241,12 @@ impl Agent {
 
     /// What `object` must know of the other objects on this host.
     fn around(&self, object: HostObject) -> desk::Around {
-        let disks = self.desks.get(&object).and_then(Desk::saved_vm).map(|vm| vm.disks.as_slice()).unwrap_or_default();
+        let disks = self
+            .desks
+            .get(&object)
+            .and_then(Desk::saved_vm)
+            .map(|vm| vm.disks.as_slice())
+            .unwrap_or_default();
         let is_present = |volume: &lightbyte_api::VolumeId| {
             let key = HostObject { kind: Kind::Volume, uid: volume.uid() };
             self.desks.get(&key).is_some_and(|desk| volume::is_present(desk.facts()))

@@ -48,7 +48,9 @@ pub fn next_step(situation: &Situation<'_>) -> Next {
     match situation.assigned.wanted {
         WantedVm::Removed => remove(situation.facts),
         WantedVm::Stopped => stop(situation),
-        WantedVm::Running if situation.saved.restarts_done < situation.assigned.restarts_asked => restart(situation),
+        WantedVm::Running if situation.saved.restarts_done < situation.assigned.restarts_asked => {
+            restart(situation)
+        }
         WantedVm::Running => run(situation),
     }
 }
@@ -61,12 +63,14 @@ fn run(situation: &Situation<'_>) -> Next {
         // twice, which is better than not at all.
         VmmState::Exited if volatile.crashed_at.is_some() => Next::Do(Step::Kill),
         VmmState::Exited => Next::Do(Step::Save(Saved { restarts: saved.restarts + 1, ..saved.clone() })),
-        VmmState::Absent => match volatile.crashed_at.map(|at| later(at, crash_pause(volatile.quick_crashes))) {
-            Some(at) if now < at => Next::Until(at),
-            _ if !facts.taps_complete => Next::Do(Step::EnsureTaps),
-            _ if !around.disks_present => Next::Rest,
-            _ => Next::Do(Step::Start),
-        },
+        VmmState::Absent => {
+            match volatile.crashed_at.map(|at| later(at, crash_pause(volatile.quick_crashes))) {
+                Some(at) if now < at => Next::Until(at),
+                _ if !facts.taps_complete => Next::Do(Step::EnsureTaps),
+                _ if !around.disks_present => Next::Rest,
+                _ => Next::Do(Step::Start),
+            }
+        }
     }
 }
 
@@ -117,11 +121,18 @@ fn crash_pause(quick_crashes: u32) -> Span {
 }
 
 /// Keeps what the agent remembers in step with what the host shows.
-pub(super) fn note(volatile: &mut Volatile, before: VmmState, after: VmmState, step: Option<&Step>, now: Timestamp) {
+pub(super) fn note(
+    volatile: &mut Volatile,
+    before: VmmState,
+    after: VmmState,
+    step: Option<&Step>,
+    now: Timestamp,
+) {
     match (after, step) {
         (VmmState::Running, Some(Step::Start)) => {
             let (delivered_at, quick_crashes) = (volatile.delivered_at, volatile.quick_crashes);
-            *volatile = Volatile { started_at: Some(now), delivered_at, quick_crashes, ..Volatile::default() };
+            *volatile =
+                Volatile { started_at: Some(now), delivered_at, quick_crashes, ..Volatile::default() };
         }
         (VmmState::Exited, Some(Step::Save(_))) => {
             let steady = volatile.started_at.is_some_and(|started| later(started, STEADY_AFTER) <= now);
@@ -133,12 +144,20 @@ pub(super) fn note(volatile: &mut Volatile, before: VmmState, after: VmmState, s
     }
     if after != VmmState::Running {
         volatile.ready = false;
+        volatile.adopted = false;
     }
 }
 
-pub(super) fn boot_times(volatile: &Volatile, asked_at: Option<Timestamp>, agent_at: Timestamp, now: Timestamp) -> Option<BootTimes> {
+pub(super) fn boot_times(
+    volatile: &Volatile,
+    asked_at: Option<Timestamp>,
+    agent_at: Timestamp,
+    now: Timestamp,
+) -> Option<BootTimes> {
     let (delivered, started) = (volatile.delivered_at?, volatile.started_at?);
-    let millis = |from: Timestamp, to: Timestamp| u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0);
+    let millis = |from: Timestamp, to: Timestamp| {
+        u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0)
+    };
     Some(BootTimes {
         request_to_dispatch: millis(asked_at?, delivered),
         dispatch_to_vmm: millis(delivered, started),
@@ -149,14 +168,17 @@ pub(super) fn boot_times(volatile: &Volatile, asked_at: Option<Timestamp>, agent
 
 /// How far a VM is, as people see it.
 #[must_use]
-pub fn phase(saved: &Saved, facts: &Facts, volatile: &Volatile) -> VmPhase {
+pub fn phase(saved: &Saved, facts: &Facts, volatile: &Volatile, stored: Option<&Observed>) -> VmPhase {
+    let was_running = matches!(stored, Some(Observed::Vm(ObservedVm { phase: VmPhase::Running, .. })));
     let lightbyte_api::Assigned::Vm(assigned) = &saved.assigned else { return VmPhase::Claimed };
     let restarting = saved.restarts_done < assigned.restarts_asked;
     match (facts.vmm, assigned.wanted) {
         (VmmState::Absent, WantedVm::Stopped) if !facts.taps => VmPhase::Stopped,
         (_, WantedVm::Stopped | WantedVm::Removed) => VmPhase::Stopping,
         (VmmState::Running | VmmState::Exited, WantedVm::Running) if restarting => VmPhase::Stopping,
-        (VmmState::Running, WantedVm::Running) if volatile.ready => VmPhase::Running,
+        (VmmState::Running, WantedVm::Running) if volatile.ready || (volatile.adopted && was_running) => {
+            VmPhase::Running
+        }
         (VmmState::Running, WantedVm::Running) => VmPhase::Starting,
         (VmmState::Exited, WantedVm::Running) => VmPhase::Crashed,
         (VmmState::Absent, WantedVm::Running) if volatile.crashed_at.is_some() => VmPhase::Crashed,

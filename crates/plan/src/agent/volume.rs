@@ -63,6 +63,13 @@ pub(super) fn report(
         _ => now,
     };
     let wanted_present = assigned.wanted == WantedVolume::Present;
-    let lost = (phase == VolumePhase::Lost && wanted_present).then(|| "its file is gone from the worker".to_owned());
-    ObservedVolume { sequence: assigned.sequence, generation: assigned.generation, phase, since, problem: problem.or(lost) }
+    let lost =
+        (phase == VolumePhase::Lost && wanted_present).then(|| "its file is gone from the worker".to_owned());
+    ObservedVolume {
+        sequence: assigned.sequence,
+        generation: assigned.generation,
+        phase,
+        since,
+        problem: problem.or(lost),
+    }
 }

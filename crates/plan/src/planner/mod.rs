@@ -128,6 +128,10 @@ pub fn frozen(view: &View, object: &ObjectRef) -> Option<WaitingOn> {
 pub fn complete(view: &View, object: &ObjectRef, plan: Plan, now: Timestamp) -> Option<Transaction> {
     let asked = view.asked(object)?;
     let decided_key = Key::Decided(object.clone());
+    if view.unreadable(&decided_key).is_some() {
+        // A condition written here would wipe a choice that a newer version made.
+        return None;
+    }
     let mut writes = plan.writes;
     if plan.ends {
         writes.push(Write::Delete(Key::Asked(object.clone())));
@@ -159,7 +163,8 @@ pub fn complete(view: &View, object: &ObjectRef, plan: Plan, now: Timestamp) -> 
 
 /// The new conditions; those that held before keep their beginning.
 fn conditions(before: &[Waiting], after: Vec<WaitingOn>, now: Timestamp) -> Vec<Waiting> {
-    let since = |on: &WaitingOn| before.iter().find(|waiting| waiting.on == *on).map_or(now, |waiting| waiting.since);
+    let since =
+        |on: &WaitingOn| before.iter().find(|waiting| waiting.on == *on).map_or(now, |waiting| waiting.since);
     after.into_iter().map(|on| Waiting { since: since(&on), on }).collect()
 }
 
@@ -167,6 +172,10 @@ fn conditions(before: &[Waiting], after: Vec<WaitingOn>, now: Timestamp) -> Vec<
 fn end_when_unused(view: &View, object: &ObjectRef, meta: &Meta) -> Plan {
     if meta.deleting_since.is_none() {
         return Plan::rest();
+    }
+    // An object that cannot be read may be a user.
+    if let Some(key) = view.unreadable_asked().next() {
+        return Plan::wait(WaitingOn::Unreadable { key: key.to_string() });
     }
     // Whoever begins to use it guards what is asked of it, which has changed since the end was asked for. So every
     // user is in this view, or its transaction fails.

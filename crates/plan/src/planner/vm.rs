@@ -355,11 +355,13 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
         (_, Some(_)) => waiting_on = on_host.wait_for(WorkerTask::Remove),
         (_, None) => {}
     }
-    if let Some(child) = vm.view.children(vm.meta.uid).next() {
-        waiting_on.push(WaitingOn::Child { child: child.clone() });
-    }
+    waiting_on.extend(vm.view.children(vm.meta.uid).next().map(|child| WaitingOn::Child { child: child.clone() }));
     if !waiting_on.is_empty() {
         return Plan { writes, waiting_on, ..Plan::rest() };
+    }
+    // What cannot be read is not gone: a disk may be there, an address or room may be held.
+    if let Some(key) = held_keys(placement).find(|key| vm.view.unreadable(key).is_some()) {
+        return Plan::wait(unreadable(&key));
     }
     // The worker has removed its claim after its last clean-up, and can make no new one: a claim is guarded by the
     // assignment that it was made for. So nothing runs, and room and addresses are free.
@@ -374,6 +376,14 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
         held.then(|| Write::Delete(Key::Address(nic.network.clone(), nic.address)))
     }));
     Plan { writes, ..Plan::end() }
+}
+
+/// The keys of other kinds that hold something for a placed VM.
+fn held_keys(placement: &Placement) -> impl Iterator<Item = Key> {
+    let disks = placement.disks.iter();
+    let disks = disks.map(|disk| Key::Asked(ObjectRef::new(Kind::Volume, disk.volume_name.clone())));
+    let addresses = placement.nics.iter().map(|nic| Key::Address(nic.network.clone(), nic.address));
+    disks.chain(addresses)
 }
 
 /// Asks for the end of all children whose end is not asked for yet.

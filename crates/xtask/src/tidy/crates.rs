@@ -19,7 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("store", &["api", "plan"]),
     ("server", &["api", "plan", "store"]),
     ("dns", &["api", "plan", "store"]),
-    ("vmm", &["api"]),
+    ("vmm", &["api", "plan"]),
     ("worker", &["api", "plan", "vmm"]),
     ("guest", &["api"]),
     ("proxy", &["api"]),

@@ -1,0 +1,328 @@
+//! The simulated cluster: one store, three servers with views of their own age, workers with hosts that outlive their
+//! agents, and people. It owns the clock, the network and chance; everything that decides is the shipped code.
+
+use std::collections::BTreeMap;
+
+use lightbyte_api::envelope::Envelope;
+use lightbyte_api::records::{Epoch, Record};
+use lightbyte_api::{Key, Timestamp, Uid};
+use lightbyte_plan::transaction::Transaction as Decision;
+use lightbyte_plan::view::View;
+use lightbyte_plan::{Transaction, Write};
+use lightbyte_store::feed::{encode, met};
+use lightbyte_store::{CommitFault, LeaseId, MemoryCore, Outcome, StoreError};
+
+use crate::counts::Counts;
+use crate::oracle::{self, Oracle, Writer};
+use crate::rng::Rng;
+use crate::server::Server;
+use crate::worker::Worker;
+
+/// How many servers there are: a control plane of three.
+pub(crate) const SERVERS: usize = 3;
+/// How many workers there are.
+pub(crate) const WORKERS: usize = 3;
+/// How long a lease lives that nobody renews.
+pub(crate) const LEASE_MILLIS: u64 = 5_000;
+/// How many calm rounds come before the faults.
+const WARM_ROUNDS: usize = 8;
+/// How many steps with faults one seed has.
+pub(crate) const FAULTY_STEPS: usize = 300;
+/// How many calm rounds the cluster may take to converge.
+pub(crate) const CALM_ROUNDS_MAX: usize = 400;
+
+/// A violated invariant, in words.
+#[derive(Debug)]
+pub(crate) struct Violation(pub(crate) String);
+
+/// What a step of the simulation returns.
+pub(crate) type Checked = Result<(), Violation>;
+
+/// How a transaction ended, as far as its sender can learn.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// It was committed at this revision.
+    Committed(u64),
+    /// It was refused at this revision, where the guarded keys were at these.
+    Conflict(u64, BTreeMap<Key, u64>),
+    /// Ours may lie under a newer write, or not.
+    Unknown,
+}
+
+/// Everything there is.
+pub(crate) struct Cluster {
+    /// Chance.
+    pub(crate) rng: Rng,
+    /// The clock of the store and the servers, in milliseconds.
+    pub(crate) now_millis: u64,
+    /// The store.
+    pub(crate) core: MemoryCore,
+    /// The servers.
+    pub(crate) servers: Vec<Server>,
+    /// The workers.
+    pub(crate) workers: Vec<Worker>,
+    /// What is known independently of the deciders.
+    pub(crate) oracle: Oracle,
+    /// What happened.
+    pub(crate) counts: Counts,
+    /// Values made unreadable, to be restored when it becomes calm.
+    pub(crate) damaged: BTreeMap<Key, Record>,
+    /// Whether every step is told.
+    pub(crate) trace: bool,
+    /// Whether faults happen.
+    pub(crate) faults: bool,
+}
+
+impl Cluster {
+    /// A cluster at its beginning: an epoch, and nothing else.
+    pub(crate) fn new(seed: u64, trace: bool) -> Cluster {
+        let mut rng = Rng::new(seed);
+        let epoch = Epoch { cluster: Uid::from_bits(rng.bits()), epoch: 1 };
+        let mut cluster = Cluster {
+            now_millis: 1_000_000,
+            core: MemoryCore::new(),
+            servers: Vec::new(),
+            workers: (0..WORKERS).map(|index| Worker::new(index, &mut rng)).collect(),
+            oracle: Oracle::default(),
+            counts: Counts::default(),
+            damaged: BTreeMap::new(),
+            trace,
+            faults: true,
+            rng,
+        };
+        let begin = Decision::on(&View::default(), [], [Write::put(Key::Epoch, epoch)]);
+        let _ = cluster.core.commit(&encode(&begin, &View::default(), &cluster.envelope("init"), |_| None));
+        cluster.oracle.follow(&cluster.core);
+        cluster.servers =
+            (0..SERVERS).map(|index| Server::new(index, &mut cluster.rng, &cluster.core)).collect();
+        cluster
+    }
+
+    /// Most seeds begin with a cluster at work: faults that meet an empty one say little.
+    pub(crate) fn warm_up(&mut self) -> Checked {
+        if self.rng.once_in(5) {
+            return Ok(());
+        }
+        self.faults = false;
+        for round in 0..WARM_ROUNDS {
+            for _ in 0..2 {
+                self.user_acts()?;
+            }
+            self.user_prepares(round)?;
+            self.calm_round()?;
+        }
+        self.faults = true;
+        Ok(())
+    }
+
+    /// The time on the servers' clocks.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(i64::try_from(self.now_millis).unwrap_or(i64::MAX))
+            .unwrap_or(Timestamp::MAX)
+    }
+
+    /// The store's clock.
+    pub(crate) fn store_now(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.now_millis)
+    }
+
+    fn envelope<'a>(&self, writer: &'a str) -> Envelope<'a> {
+        Envelope { written_at: self.now(), writer }
+    }
+
+    /// Tells what happens, when a person replays a seed.
+    pub(crate) fn tell(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>9} ms  r{:<5} {}", self.now_millis - 1_000_000, self.core.revision(), what());
+        }
+    }
+
+    /// Sends a decision to the store, over a network that may lose the request or the answer. The store client
+    /// settles what is not known, as the real one does; sometimes it must give up.
+    pub(crate) fn commit(
+        &mut self,
+        decision: &Transaction,
+        view: &View,
+        writer: Writer,
+        lease: impl Fn(&Key) -> Option<LeaseId>,
+    ) -> Result<Sent, Violation> {
+        let name = format!("{writer:?}");
+        let transaction = encode(decision, view, &self.envelope(&name), lease);
+        if self.faults && self.rng.once_in(25) {
+            let fault = if self.rng.once_in(2) { CommitFault::Before } else { CommitFault::After };
+            self.counts.add(if fault == CommitFault::Before {
+                "fault: request lost"
+            } else {
+                "fault: answer lost"
+            });
+            self.core.plan_fault(fault);
+        }
+        let before = self.core.revision();
+        let outcome = self.core.commit_settled(&transaction);
+        if self.core.revision() > before {
+            oracle::check_roles(decision, self.oracle.truth(), &writer)?;
+        }
+        self.oracle.follow(&self.core);
+        match outcome {
+            Ok(Outcome::Committed { revision }) => Ok(Sent::Committed(revision)),
+            Ok(Outcome::Conflict { revision, current }) => Ok(Sent::Conflict(revision, met(&current))),
+            Err(StoreError::Unknown(_)) => {
+                self.counts.add("outcome never learned");
+                Ok(Sent::Unknown)
+            }
+            Err(error) => Err(Violation(format!("the store refused a transaction of {writer:?}: {error:?}"))),
+        }
+    }
+
+    /// One step, chosen by chance, with its checks.
+    pub(crate) fn faulty_step(&mut self) -> Checked {
+        self.now_millis += 1 + self.rng.below(120) as u64;
+        self.expire();
+        match self.rng.below(100) {
+            0..=11 => self.user_acts()?,
+            12..=37 => self.server_acts()?,
+            38..=40 => self.server_fault()?,
+            41..=90 => self.worker_acts()?,
+            91..=95 => self.worker_fault()?,
+            96 => self.compact(),
+            97 => self.stretch_a_lease(),
+            98 => self.damage_a_value()?,
+            _ => self.now_millis += self.rng.below(4_000) as u64,
+        }
+        self.check()
+    }
+
+    /// Safety, after every step.
+    pub(crate) fn check(&mut self) -> Checked {
+        self.oracle.follow(&self.core);
+        self.oracle.check_store(&self.core)?;
+        self.oracle.check_hosts(&self.workers)
+    }
+
+    /// Ends the leases whose time has come.
+    pub(crate) fn expire(&mut self) {
+        let now = self.store_now();
+        self.core.expire(now);
+        self.oracle.follow(&self.core);
+    }
+
+    fn compact(&mut self) {
+        let revision = self.core.revision().saturating_sub(self.rng.below(20) as u64);
+        if revision > self.core.compacted() && self.core.compact(revision).is_ok() {
+            self.counts.add("fault: compaction");
+            self.tell(|| format!("compaction at {revision}"));
+        }
+    }
+
+    fn stretch_a_lease(&mut self) {
+        let leases: Vec<LeaseId> = self.workers.iter().filter_map(|worker| worker.lease).collect();
+        if let Some(lease) = self.rng.pick(&leases).copied() {
+            self.counts.add("fault: lease stretched");
+            self.core.lease_stretch(lease, std::time::Duration::from_millis(LEASE_MILLIS));
+        }
+    }
+
+    /// A newer version writes a value that this one cannot read.
+    fn damage_a_value(&mut self) -> Checked {
+        let keys: Vec<Key> =
+            self.oracle.truth().keys().map(|(key, _)| key.clone()).filter(is_damageable).collect();
+        let Some(key) = self.rng.pick(&keys).cloned() else { return Ok(()) };
+        let Some(record) = self.oracle.truth().record(&key).cloned() else { return Ok(()) };
+        self.counts.add("fault: unreadable value");
+        self.tell(|| format!("{key} becomes unreadable"));
+        self.damaged.insert(key.clone(), record);
+        self.write_raw(&key, br#"{"format":99,"anything":true}"#)
+    }
+
+    /// The cluster is upgraded: what was unreadable is as it was.
+    fn repair_values(&mut self) -> Checked {
+        for (key, record) in std::mem::take(&mut self.damaged) {
+            let bytes = record.encode(&self.envelope("repair"), &None);
+            self.write_raw(&key, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write_raw(&mut self, key: &Key, bytes: &[u8]) -> Checked {
+        let text = key.to_string();
+        let found = self.core.get(&text).value.map_or(0, |value| value.mod_revision);
+        let transaction = lightbyte_store::Transaction {
+            guards: vec![lightbyte_store::Guard::at(text.clone(), found)],
+            operations: vec![lightbyte_store::Operation::put(text, bytes.to_vec())],
+        };
+        self.core.commit(&transaction).map_err(|error| Violation(error.to_string()))?;
+        self.oracle.follow(&self.core);
+        Ok(())
+    }
+
+    /// Faults stop; the cluster must reach what is asked, and then write nothing more.
+    pub(crate) fn become_calm(&mut self) -> Checked {
+        self.faults = false;
+        self.repair_values()?;
+        self.tell(|| "------ calm ------".to_owned());
+        self.heal();
+        let mut quiet_rounds = 0;
+        for _ in 0..CALM_ROUNDS_MAX {
+            let before = self.core.revision();
+            self.calm_round()?;
+            quiet_rounds = if self.core.revision() == before { quiet_rounds + 1 } else { 0 };
+            // Pauses between retries are at most a minute, and a round takes a second.
+            if quiet_rounds > 70 {
+                break;
+            }
+        }
+        if quiet_rounds <= 70 {
+            return Err(Violation(format!("after {CALM_ROUNDS_MAX} calm rounds something is still written")));
+        }
+        self.oracle.check_goal(&self.workers)?;
+        self.stay_quiet()
+    }
+
+    /// Nothing more is written, not even when everything is looked at again.
+    fn stay_quiet(&mut self) -> Checked {
+        let before = self.core.revision();
+        let resync = lightbyte_plan::reconciler::RESYNC_PERIOD.millis();
+        for _ in 0..4 {
+            self.renew_all();
+            for _ in 0..resync / 2 / (LEASE_MILLIS / 2) {
+                self.now_millis += LEASE_MILLIS / 2;
+                self.renew_all();
+            }
+            self.calm_round()?;
+        }
+        if self.core.revision() != before {
+            return Err(Violation("rule 10: something was written although nothing was asked".to_owned()));
+        }
+        let finds: u64 = self.servers.iter().map(Server::resync_finds).sum();
+        if finds > 0 {
+            return Err(Violation(format!("a resync found {finds} plans that no change had woken")));
+        }
+        Ok(())
+    }
+
+    fn calm_round(&mut self) -> Checked {
+        self.now_millis += 1_000;
+        self.renew_all();
+        self.expire();
+        for index in 0..self.servers.len() {
+            self.catch_up(index);
+            self.campaign(index)?;
+            for _ in 0..4 {
+                self.lead(index)?;
+                self.catch_up(index);
+            }
+        }
+        for index in 0..self.workers.len() {
+            self.settle_worker(index)?;
+        }
+        self.check()
+    }
+}
+
+/// Values whose loss of readability must freeze, and not free, what belongs to them.
+fn is_damageable(key: &Key) -> bool {
+    matches!(
+        key,
+        Key::Asked(_) | Key::Decided(_) | Key::Assigned(..) | Key::WorkerLedger(_) | Key::Address(..)
+    )
+}

@@ -1,0 +1,96 @@
+//! What happened in a run, by name. A run that never met a fault proves nothing about it, so a zero is red.
+
+use std::collections::BTreeMap;
+
+/// Counters by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts(BTreeMap<&'static str, u64>);
+
+/// Everything that a run of many seeds must have met.
+pub(crate) const EXPECTED: &[&str] = &[
+    "ack: change",
+    "ack: create",
+    "ack: delete",
+    "ack: restart",
+    "conflict: api",
+    "conflict: leader",
+    "conflict: worker",
+    "fault: agent killed",
+    "fault: answer lost",
+    "fault: compaction",
+    "fault: guest ended",
+    "fault: host rebooted",
+    "fault: host write failed",
+    "fault: late report",
+    "fault: lease stretched",
+    "fault: older snapshot",
+    "fault: reply lost",
+    "fault: request lost",
+    "fault: server killed",
+    "fault: server paused",
+    "fault: stream dropped",
+    "fault: unreadable value",
+    "fault: worker cut off",
+    "leader: chained batch",
+    "leader: deposed",
+    "leader: elected",
+    "outcome never learned",
+    "refused: deleting",
+    "refused: exists",
+    "refused: not found",
+    "refused: other",
+    "stale delivery refused",
+    "step: create disk",
+    "step: ensure taps",
+    "step: forget",
+    "step: kill",
+    "step: remove disk",
+    "step: remove taps",
+    "step: save",
+    "step: shutdown",
+    "step: start",
+    "stream refused by an old view",
+    "wait: address",
+    "wait: capacity",
+    "wait: child",
+    "wait: crash loop",
+    "wait: in use",
+    "wait: missing",
+    "wait: unreadable",
+    "wait: worker",
+    "wait: worker away",
+    "wait: worker problem",
+    "wait: workers",
+];
+
+impl Counts {
+    /// Counts one more `name`.
+    pub(crate) fn add(&mut self, name: &'static str) {
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    /// Adds all of `other`.
+    pub(crate) fn merge(&mut self, other: &Counts) {
+        for (name, count) in &other.0 {
+            *self.0.entry(name).or_default() += count;
+        }
+    }
+
+    /// How often `name` was counted.
+    pub(crate) fn of(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// Every name with its count, the expected ones also when they never happened.
+    pub(crate) fn table(&self) -> BTreeMap<&'static str, u64> {
+        let zeros = EXPECTED.iter().map(|name| (*name, 0));
+        let mut table: BTreeMap<&'static str, u64> = zeros.collect();
+        table.extend(self.0.iter().map(|(name, count)| (*name, *count)));
+        table
+    }
+
+    /// The expected names that never happened.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        EXPECTED.iter().copied().filter(|name| self.of(name) == 0).collect()
+    }
+}

@@ -1,0 +1,427 @@
+//! What must hold, computed without the deciders: after every step the rules of safety, and when it is calm the goal.
+//!
+//! The oracle sees the store as it is, at its newest revision. It shares the types of the view with the shipped code,
+//! and none of its decisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::vm::{self, Placement};
+use lightbyte_api::records::Record;
+use lightbyte_api::{Choice, Key, Kind, ObjectRef, Spec, Uid, WorkerId};
+use lightbyte_plan::agent::Step;
+use lightbyte_plan::view::View;
+use lightbyte_plan::{Transaction, Write, status};
+use lightbyte_store::MemoryCore;
+use lightbyte_store::feed::Feed;
+
+use crate::cluster::{Checked, Violation};
+use crate::worker::{CPUS, MEMORY, Worker};
+
+/// Who writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Writer {
+    /// A person, through the API.
+    Person,
+    /// The leader, in this run of its server.
+    Leader(Uid),
+    /// A server that wants to lead.
+    Candidate,
+    /// A worker's report.
+    Worker(WorkerId),
+    /// A worker's registration.
+    Registration(WorkerId),
+    /// A server, for a worker's liveness.
+    Server,
+}
+
+/// What is known independently of the deciders.
+#[derive(Default)]
+pub(crate) struct Oracle {
+    truth: Feed,
+    checked: u64,
+    /// Acknowledged objects with the generation that was acknowledged last.
+    acknowledged: BTreeMap<Uid, (ObjectRef, u64)>,
+    /// Everything whose end was ever asked for.
+    ends_asked: BTreeSet<Uid>,
+    owners: BTreeMap<Uid, Uid>,
+}
+
+fn violated<T>(rule: &str, what: impl std::fmt::Display) -> Result<T, Violation> {
+    Err(Violation(format!("{rule}: {what}")))
+}
+
+impl Oracle {
+    /// The store as it is.
+    pub(crate) const fn truth(&self) -> &View {
+        self.truth.view()
+    }
+
+    /// Follows the store to its newest revision.
+    pub(crate) fn follow(&mut self, core: &MemoryCore) {
+        if core.revision() <= self.truth().revision() {
+            return;
+        }
+        match core.events("", self.truth.next_revision(), usize::MAX) {
+            Ok(batches) => batches.iter().for_each(|batch| drop(self.truth.apply(batch))),
+            Err(_) => drop(core.list("", None).map(|listing| self.truth.relist(&listing))),
+        }
+    }
+
+    /// A person's request for `object` was acknowledged.
+    pub(crate) fn acknowledged(&mut self, object: &ObjectRef) {
+        if let Some(asked) = self.truth().asked(object) {
+            let (uid, generation) = (asked.meta.uid, asked.meta.generation);
+            self.acknowledged.insert(uid, (object.clone(), generation));
+        }
+    }
+
+    /// A person asks for the end of what is `object` in `view`.
+    pub(crate) fn deletion_asked(&mut self, view: &View, object: &ObjectRef) {
+        self.ends_asked.extend(view.asked(object).map(|asked| asked.meta.uid));
+    }
+
+    fn end_was_asked(&self, uid: Uid) -> bool {
+        self.ends_asked.contains(&uid)
+            || self.owners.get(&uid).is_some_and(|owner| self.ends_asked.contains(owner))
+    }
+
+    /// Rule 13: nothing is removed from a host unless somebody asked for its end.
+    pub(crate) fn allow(&self, object: HostObject, step: &Step) -> Checked {
+        match step {
+            Step::RemoveDisk | Step::Forget if !self.end_was_asked(object.uid) => violated(
+                "rule 13",
+                format!("{step:?} of {} {}, whose end nobody asked for", object.kind, object.uid),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------- after each step
+
+    /// The rules that the store alone can break.
+    pub(crate) fn check_store(&mut self, core: &MemoryCore) -> Checked {
+        if core.revision() == self.checked {
+            return Ok(());
+        }
+        self.checked = core.revision();
+        let view = self.truth.view();
+        for object in view.objects_of(Kind::Volume) {
+            if let Some(asked) = view.asked(object) {
+                self.owners.extend(asked.meta.owner.as_ref().map(|owner| (asked.meta.uid, owner.uid)));
+            }
+        }
+        check_capacity(view)?;
+        check_addresses(view)?;
+        self.check_acknowledged(view)
+    }
+
+    /// Rules 7 and 8: what was acknowledged is there until its end is asked for.
+    fn check_acknowledged(&self, view: &View) -> Checked {
+        for (uid, (object, generation)) in &self.acknowledged {
+            if view.unreadable(&Key::Asked(object.clone())).is_some() {
+                continue;
+            }
+            match view.asked(object).filter(|asked| asked.meta.uid == *uid) {
+                None if !self.end_was_asked(*uid) => {
+                    return violated("rule 7", format!("{object} {uid} was acknowledged and is gone"));
+                }
+                Some(asked) if asked.meta.generation < *generation => {
+                    return violated("rule 7", format!("{object} lost generation {generation}"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules that hosts can break: 5 and 6.
+    pub(crate) fn check_hosts(&self, workers: &[Worker]) -> Checked {
+        let mut vms = BTreeMap::new();
+        let mut addresses = BTreeMap::new();
+        for (index, worker) in workers.iter().enumerate() {
+            let mut checked = Ok(());
+            worker.host.each_running(|vm, assigned| {
+                if let Some(other) = vms.insert(vm, index) {
+                    checked =
+                        violated("rule 5", format!("VM {vm} runs on n{} and n{}", other + 1, index + 1));
+                }
+                for nic in &assigned.nics {
+                    if let Some(other) = addresses.insert((nic.bridge.clone(), nic.address), vm) {
+                        checked = violated("rule 6", format!("VMs {vm} and {other} have {}", nic.address));
+                    }
+                }
+            });
+            checked?;
+        }
+        Ok(())
+    }
+
+    // -------------------------------------------------------------------------------------------------- the goal
+
+    /// Rule 10: what is asked is so, or cannot be; and nothing else is.
+    pub(crate) fn check_goal(&self, workers: &[Worker]) -> Checked {
+        let view = self.truth.view();
+        if let Err(index) = view.check() {
+            return violated("view", format!("the index of {index} differs from the entries"));
+        }
+        for object in view.objects() {
+            self.check_object(view, object, workers)?;
+        }
+        self.check_leftovers(view, workers)
+    }
+
+    fn check_object(&self, view: &View, object: &ObjectRef, workers: &[Worker]) -> Checked {
+        let Some(asked) = view.asked(object) else {
+            return violated("rule 10", format!("{object} cannot be read"));
+        };
+        if asked.meta.deleting_since.is_some() {
+            let in_use =
+                matches!(object.kind, Kind::Image | Kind::Network) && view.referrers(object).next().is_some();
+            return if in_use {
+                Ok(())
+            } else {
+                violated("rule 8", format!("{object} is still there: {}", told(view, object)))
+            };
+        }
+        let Spec::Vm(spec) = &asked.spec else { return Ok(()) };
+        match placement(view, object) {
+            None => match possible(view, spec) {
+                Some(how) => {
+                    violated("rule 10", format!("{object} could be placed ({how}): {}", told(view, object)))
+                }
+                None => Ok(()),
+            },
+            Some(placement) => check_placed(view, object, asked.meta.uid, spec.running, placement, workers),
+        }
+    }
+
+    /// Nothing is left of what is gone, neither in the store nor on hosts.
+    fn check_leftovers(&self, view: &View, workers: &[Worker]) -> Checked {
+        for (key, _) in view.keys() {
+            let orphan = match key {
+                Key::Decided(object) => view.asked(object).is_none(),
+                Key::Assigned(_, object) | Key::Observed(_, object) => view.object_of(object.uid).is_none(),
+                Key::Address(network, address) => view
+                    .address_claim(network, *address)
+                    .is_none_or(|claim| view.object_of(claim.owner).is_none()),
+                _ => false,
+            };
+            if orphan {
+                return violated("rule 10", format!("{key} belongs to nothing"));
+            }
+        }
+        for worker in workers {
+            for uid in worker.host.everything() {
+                if view.object_of(uid).is_none() {
+                    return violated(
+                        "rule 10",
+                        format!("something of {uid} is left on {}", worker.said.name),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn told(view: &View, object: &ObjectRef) -> String {
+    let waiting = view.decided(object).map(|decided| decided.waiting_on.clone()).unwrap_or_default();
+    let state = status::object(view, object).map(|object| object.status.state).unwrap_or_default();
+    format!("it is {state} and waits on {waiting:?}")
+}
+
+fn placement<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a Placement> {
+    match &view.decided(object)?.choice {
+        Choice::Vm(vm::Choice { placement }) => placement.as_ref(),
+        _ => None,
+    }
+}
+
+/// The sum of what is placed on each worker, from the decisions themselves.
+fn placed(view: &View) -> BTreeMap<WorkerId, (u64, u64, u64)> {
+    let mut sums: BTreeMap<WorkerId, (u64, u64, u64)> = BTreeMap::new();
+    for placement in view.objects_of(Kind::Vm).filter_map(|object| placement(view, object)) {
+        let sum = sums.entry(placement.worker).or_default();
+        *sum = (sum.0 + placement.cpus, sum.1 + placement.memory.bytes(), sum.2 + 1);
+    }
+    sums
+}
+
+/// No worker is given more than it has, and ledgers say what is placed.
+fn check_capacity(view: &View) -> Checked {
+    let all_readable = view.unreadable_keys().next().is_none();
+    let sums = placed(view);
+    for (worker, (cpus, memory, _)) in &sums {
+        if *cpus > CPUS || *memory > MEMORY.bytes() {
+            return violated(
+                "rule 3",
+                format!("worker {worker} has {cpus} CPUs and {memory} bytes placed on it"),
+            );
+        }
+    }
+    for object in view.objects_of(Kind::Worker).filter(|_| all_readable) {
+        let Some(worker) = view.worker_id(object) else { continue };
+        let Some(ledger) = view.worker_ledger(worker) else { continue };
+        let sum = sums.get(&worker).copied().unwrap_or_default();
+        if (ledger.cpus, ledger.memory.bytes(), ledger.vms) != sum {
+            return violated("rule 3", format!("the ledger of {object} says {ledger:?}, placed is {sum:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Every placed network card holds its address.
+fn check_addresses(view: &View) -> Checked {
+    for object in view.objects_of(Kind::Vm) {
+        let (Some(placement), Some(asked)) = (placement(view, object), view.asked(object)) else { continue };
+        for nic in &placement.nics {
+            let key = Key::Address(nic.network.clone(), nic.address);
+            let held = view
+                .address_claim(&nic.network, nic.address)
+                .is_some_and(|claim| claim.owner == asked.meta.uid);
+            if !held && view.unreadable(&key).is_none() {
+                return violated("rule 6", format!("{object} has {} and does not hold it", nic.address));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How a VM could be placed, if it could: a plain search, with capacity from the decisions and not from the ledgers.
+fn possible(view: &View, spec: &vm::Spec) -> Option<String> {
+    let image = ObjectRef::new(Kind::Image, spec.image.clone());
+    let Spec::Image(image) = &view.living(&image)?.spec else { return None };
+    let architecture = &image.current_version()?.architecture;
+    for nic in &spec.nics {
+        let network = ObjectRef::new(Kind::Network, nic.network.clone());
+        let Spec::Network(network) = &view.living(&network)?.spec else { return None };
+        let free = |address| network.may_give(address) && view.address_claim(&nic.network, address).is_none();
+        let found = match nic.address {
+            Some(address) => free(address),
+            None => network.pool().any(free),
+        };
+        if !found {
+            return None;
+        }
+    }
+    let sums = placed(view);
+    view.objects_of(Kind::Worker).find_map(|object| {
+        let asked = view.living(object)?;
+        let worker = WorkerId::new(asked.meta.uid);
+        let Spec::Worker(worker_spec) = &asked.spec else { return None };
+        let observed = view.observed_worker(worker)?;
+        let (cpus, memory, _) = sums.get(&worker).copied().unwrap_or_default();
+        let fits = !worker_spec.cordoned
+            && view.alive(worker).is_some()
+            && observed.architecture == *architecture
+            && cpus + spec.cpus <= observed.cpus
+            && memory + spec.memory.bytes() <= observed.memory.bytes();
+        fits.then(|| format!("on {}", object.name))
+    })
+}
+
+/// A placed VM runs, or does not run, on its worker, and the status says so.
+fn check_placed(
+    view: &View,
+    object: &ObjectRef,
+    uid: Uid,
+    running: bool,
+    placement: &Placement,
+    workers: &[Worker],
+) -> Checked {
+    let host = workers.iter().find(|worker| worker.id == placement.worker);
+    let mut runs = false;
+    let mut no_bridge = false;
+    if let Some(worker) = host {
+        worker.host.each_running(|vm, _| runs |= vm.uid() == uid);
+        let assigned = view.assigned(placement.worker, HostObject { kind: Kind::Vm, uid });
+        if let Some(lightbyte_api::Assigned::Vm(assigned)) = assigned.map(AsRef::as_ref) {
+            no_bridge = assigned.nics.iter().any(|nic| nic.bridge != "br0");
+        }
+    }
+    // Nobody can attach a VM to a bridge that its worker does not have; the status must say that it is not ready.
+    let expected = running && !no_bridge;
+    if runs != expected {
+        return violated(
+            "rule 10",
+            format!("{object} runs: {runs}, asked: {running}: {}", told(view, object)),
+        );
+    }
+    let ready = status::object(view, object).is_some_and(|object| object.status.ready);
+    if ready == (running && no_bridge) {
+        return violated("status", format!("{object} says ready: {ready}: {}", told(view, object)));
+    }
+    Ok(())
+}
+
+/// Rules 2, 4 and 8, and that sequences rise: who may write what, judged by the store as it was before.
+pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer) -> Checked {
+    if let Writer::Leader(run) = writer {
+        let leads = matches!(before.record(&Key::Leader), Some(Record::Leader(leader)) if leader.run == *run);
+        if !leads {
+            return violated("rule 4", format!("{run} wrote and does not lead"));
+        }
+    }
+    for (key, write) in &decision.writes {
+        if !may_write(writer, key, write, before) {
+            return violated("rule 2", format!("{writer:?} wrote {key}"));
+        }
+        check_order(key, write, before)?;
+    }
+    Ok(())
+}
+
+fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
+    match (writer, key) {
+        (Writer::Person, Key::Asked(_)) => matches!(write, Write::Put(..)),
+        (Writer::Leader(_), Key::Asked(object)) => match write {
+            Write::Put(_, Record::Asked(asked)) => asked.meta.owner.is_some(),
+            Write::Put(..) => false,
+            Write::Delete(_) => before.asked(object).is_some_and(|asked| {
+                // One batch may ask for the end of a child and carry it out.
+                let owner = asked.meta.owner.as_ref().and_then(|owner| before.asked(&owner.object));
+                [Some(&asked.meta), owner.map(|owner| &owner.meta)]
+                    .into_iter()
+                    .flatten()
+                    .any(|meta| meta.deleting_since.is_some())
+            }),
+        },
+        (
+            Writer::Leader(_),
+            Key::Decided(_) | Key::Assigned(..) | Key::WorkerLedger(_) | Key::Address(..),
+        ) => true,
+        (Writer::Leader(_), Key::Observed(..)) => matches!(write, Write::Delete(_)),
+        (Writer::Worker(worker), Key::Observed(of, object)) => of == worker && object.kind != Kind::Worker,
+        (Writer::Registration(worker), Key::Observed(of, _) | Key::WorkerLedger(of)) => of == worker,
+        (Writer::Registration(_), Key::Asked(object)) => object.kind == Kind::Worker,
+        (Writer::Server, Key::Alive(_)) | (Writer::Candidate, Key::Leader) => true,
+        _ => false,
+    }
+}
+
+fn check_order(key: &Key, write: &Write, before: &View) -> Checked {
+    match (write, before.record(key)) {
+        (Write::Put(_, Record::Asked(after)), Some(Record::Asked(before)))
+            if before.meta.uid == after.meta.uid
+                && before.meta.deleting_since.is_some()
+                && after.meta.deleting_since.is_none() =>
+        {
+            return violated("rule 8", format!("{key} is no more being deleted"));
+        }
+        (Write::Put(_, Record::Assigned(after)), before) => {
+            let known = match before {
+                Some(Record::Assigned(before)) => before.sequence(),
+                _ => 0,
+            };
+            if after.sequence() != known + 1 {
+                return violated(
+                    "rule 3",
+                    format!("{key} went from sequence {known} to {}", after.sequence()),
+                );
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}

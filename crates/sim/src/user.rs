@@ -1,0 +1,156 @@
+//! People: they ask for things through any server, however old its view is.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use lightbyte_api::kinds::{image, network, vm, worker};
+use lightbyte_api::{ByteSize, Kind, Manifest, Name, ObjectRef, Spec, Uid};
+use lightbyte_plan::request::{self, Context, Refusal};
+
+use crate::cluster::{Checked, Cluster, Sent};
+use crate::oracle::Writer;
+
+const VMS: usize = 14;
+const IMAGES: [&str; 2] = ["demo", "base"];
+const NETWORKS: [&str; 2] = ["default", "lan"];
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap_or_else(|_| unreachable!("names of the simulation are names"))
+}
+
+impl Cluster {
+    /// Somebody asks for something.
+    pub(crate) fn user_acts(&mut self) -> Checked {
+        let servers: Vec<usize> = self.up_servers().into();
+        let Some(server) = self.rng.pick(&servers).copied() else { return Ok(()) };
+        let view = self.servers[server].feed.view().clone();
+        let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
+        let vm = ObjectRef::new(Kind::Vm, name(&format!("vm-{}", self.rng.below(VMS))));
+        let (verb, object, outcome) = match self.rng.below(20) {
+            0..=7 => {
+                let manifest = self.some_vm(vm.name.clone());
+                ("create", vm, request::create(&view, &manifest, &context))
+            }
+            8..=10 => ("delete", vm.clone(), request::delete(&view, &vm, &context)),
+            11 | 12 => {
+                let running = self.rng.once_in(2);
+                ("change", vm.clone(), request::set_running(&view, &vm, running, &context))
+            }
+            13 => ("restart", vm.clone(), request::restart(&view, &vm, &context)),
+            14..=17 => {
+                let manifest = self.some_ground();
+                ("change", manifest.object(), request::apply(&view, &manifest, &context))
+            }
+            18 => {
+                let object = self.some_ground().object();
+                ("delete", object.clone(), request::delete(&view, &object, &context))
+            }
+            _ => {
+                let manifest = self.some_cordon();
+                ("change", manifest.object(), request::apply(&view, &manifest, &context))
+            }
+        };
+        let Some(outcome) = self.count_refusal(outcome) else { return Ok(()) };
+        let created = matches!(outcome, request::Outcome::Create(_));
+        let Some(decision) = outcome.transaction() else { return Ok(()) };
+        self.tell(|| format!("somebody asks to {verb} {object} of s{server}"));
+        if verb == "delete" {
+            self.oracle.deletion_asked(&view, &object);
+        }
+        match self.commit(&decision, &view, Writer::Person, |_| None)? {
+            Sent::Committed(_) => {
+                self.counts.add(match verb {
+                    _ if created => "ack: create",
+                    "delete" => "ack: delete",
+                    "restart" => "ack: restart",
+                    _ => "ack: change",
+                });
+                self.oracle.acknowledged(&object);
+            }
+            Sent::Conflict(..) => self.counts.add("conflict: api"),
+            // Nobody was told that it was done, so nobody may rely on it.
+            Sent::Unknown => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody sets up what VMs stand on, a piece in each round.
+    pub(crate) fn user_prepares(&mut self, round: usize) -> Checked {
+        let view = self.servers[0].feed.view().clone();
+        let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
+        let manifest = self.ground(round.is_multiple_of(2), (round / 2) % 2);
+        if let Ok(Some(decision)) =
+            request::apply(&view, &manifest, &context).map(request::Outcome::transaction)
+        {
+            self.commit(&decision, &view, Writer::Person, |_| None)?;
+        }
+        Ok(())
+    }
+
+    fn count_refusal(&mut self, outcome: Result<request::Outcome, Refusal>) -> Option<request::Outcome> {
+        match outcome {
+            Ok(outcome) => return Some(outcome),
+            Err(Refusal::NotFound { .. }) => self.counts.add("refused: not found"),
+            Err(Refusal::Exists { .. }) => self.counts.add("refused: exists"),
+            Err(Refusal::Deleting { .. }) => self.counts.add("refused: deleting"),
+            Err(_) => self.counts.add("refused: other"),
+        }
+        None
+    }
+
+    fn some_vm(&mut self, vm_name: Name) -> Manifest {
+        let mut spec = vm::Spec::of_image(name(IMAGES[self.rng.below(IMAGES.len())]));
+        spec.cpus = 1 + self.rng.below(2) as u64;
+        spec.memory = ByteSize::from_mib(128 << self.rng.below(3));
+        if self.rng.once_in(4) {
+            spec.nics[0].network = name(NETWORKS[1]);
+        }
+        if self.rng.once_in(8) {
+            spec.nics[0].address = Some(Ipv4Addr::new(10, 77, 0, 3));
+        }
+        Manifest { name: vm_name, labels: BTreeMap::new(), spec: Spec::Vm(spec) }
+    }
+
+    /// What VMs stand on: an image or a network.
+    fn some_ground(&mut self) -> Manifest {
+        let (is_image, index) = (self.rng.once_in(2), self.rng.below(2));
+        self.ground(is_image, index)
+    }
+
+    fn ground(&mut self, is_image: bool, index: usize) -> Manifest {
+        if is_image {
+            let version = format!("v{}", self.rng.below(3));
+            let part = |size| image::Part { sha256: "0".repeat(64), size: ByteSize::from_mib(size) };
+            let versions = ["v0", "v1", "v2"].map(|version| image::Version {
+                version: version.to_owned(),
+                architecture: "x86_64".to_owned(),
+                kernel: part(40),
+                initrd: None,
+                command_line: String::new(),
+                root: part(64),
+            });
+            let spec = image::Spec { current: version, versions: versions.into() };
+            Manifest { name: name(IMAGES[index]), labels: BTreeMap::new(), spec: Spec::Image(spec) }
+        } else {
+            // Few addresses, so that they run out.
+            let subnet = if index == 0 { [10, 77, 0, 0] } else { [10, 78, 0, 0] };
+            let at = |host| Ipv4Addr::new(subnet[0], subnet[1], 0, host);
+            let spec = network::Spec {
+                subnet: format!("{}/24", at(0)).parse().unwrap_or_else(|_| unreachable!("a subnet")),
+                gateway: Some(at(1)),
+                dns: Vec::new(),
+                pool_first: at(1),
+                pool_last: at(if index == 0 { 7 } else { 3 }),
+                bridge: if index == 1 && self.rng.once_in(6) { "br9" } else { "br0" }.to_owned(),
+            };
+            Manifest { name: name(NETWORKS[index]), labels: BTreeMap::new(), spec: Spec::Network(spec) }
+        }
+    }
+
+    fn some_cordon(&mut self) -> Manifest {
+        let index = self.rng.below(self.workers.len());
+        let cordoned = self.rng.once_in(2);
+        let name = self.workers[index].said.name.clone();
+        Manifest { name, labels: BTreeMap::new(), spec: Spec::Worker(worker::Spec { cordoned }) }
+    }
+}

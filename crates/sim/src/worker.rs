@@ -1,0 +1,446 @@
+//! Workers: a host that outlives its agent, an agent that may die between any two steps, and a network that delays,
+//! loses and reorders.
+
+use std::collections::VecDeque;
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::observed::ObservedWorker;
+use lightbyte_api::{ByteSize, Kind, Name, Uid, VmId, WorkerId};
+use lightbyte_plan::agent::{Action, Agent, Delivery, Reply, Report, Stamped, Step};
+use lightbyte_plan::{Transaction, delivery, request};
+use lightbyte_store::LeaseId;
+use lightbyte_vmm::{Drivers, FakeHost, hands};
+
+use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
+use crate::oracle::Writer;
+use crate::rng::Rng;
+
+/// What every worker offers: room for four of the smaller VMs.
+pub(crate) const CPUS: u64 = 4;
+/// What every worker offers.
+pub(crate) const MEMORY: ByteSize = ByteSize::from_mib(1_024);
+
+/// One worker.
+pub(crate) struct Worker {
+    /// Its identity.
+    pub(crate) id: WorkerId,
+    /// What it says of itself.
+    pub(crate) said: ObservedWorker,
+    /// The host.
+    pub(crate) host: FakeHost,
+    /// The lease of its liveness.
+    pub(crate) lease: Option<LeaseId>,
+    drivers: Drivers,
+    agent: Option<Agent>,
+    /// Raised when the agent begins anew: what an older one began comes to nothing.
+    incarnation: u64,
+    stream: Option<Stream>,
+    steps: VecDeque<(HostObject, Step)>,
+    reports: VecDeque<(u64, Report)>,
+    replies: VecDeque<(u64, HostObject, Reply)>,
+    registered: bool,
+    cut_off: bool,
+}
+
+struct Stream {
+    server: usize,
+    queue: VecDeque<Delivery>,
+}
+
+impl Worker {
+    /// A worker whose agent has not begun.
+    pub(crate) fn new(index: usize, rng: &mut Rng) -> Worker {
+        let name = Name::new(&format!("n{}", index + 1)).unwrap_or_else(|_| unreachable!("a short name"));
+        let host = FakeHost::new(MEMORY, ["br0".to_owned()]);
+        let said = ObservedWorker {
+            name,
+            boot_id: format!("boot-{index}-0"),
+            architecture: if index == 2 && rng.once_in(3) { "aarch64" } else { "x86_64" }.to_owned(),
+            cpus: CPUS,
+            memory: MEMORY,
+            vmm: "fake".to_owned(),
+            address: String::new(),
+            version: "sim".to_owned(),
+        };
+        Worker {
+            id: WorkerId::new(Uid::from_bits(rng.bits())),
+            said,
+            drivers: host.drivers(),
+            host,
+            lease: None,
+            agent: None,
+            incarnation: 0,
+            stream: None,
+            steps: VecDeque::new(),
+            reports: VecDeque::new(),
+            replies: VecDeque::new(),
+            registered: false,
+            cut_off: false,
+        }
+    }
+
+    /// The server whose stream this worker reads.
+    pub(crate) fn stream_from(&self) -> Option<usize> {
+        self.stream.as_ref().map(|stream| stream.server)
+    }
+
+    /// A delivery is put on its way.
+    pub(crate) fn push_delivery(&mut self, delivery: Delivery) {
+        if let Some(stream) = &mut self.stream {
+            stream.queue.push_back(delivery);
+        }
+    }
+
+    fn kill_agent(&mut self) {
+        self.agent = None;
+        self.incarnation += 1;
+        self.stream = None;
+        self.steps.clear();
+    }
+}
+
+impl Cluster {
+    /// One worker does one thing.
+    pub(crate) fn worker_acts(&mut self) -> Checked {
+        let index = self.rng.below(self.workers.len());
+        if self.workers[index].agent.is_none() {
+            self.begin_agent(index);
+        }
+        for _ in 0..=self.rng.below(5) {
+            match self.rng.below(16) {
+                0 => self.heartbeat(index)?,
+                1 => self.connect_if_idle(index),
+                2..=4 => self.take_delivery(index),
+                5..=9 => self.do_step(index)?,
+                10..=11 => self.send_report(index)?,
+                12..=13 => self.take_reply(index),
+                _ => self.guests_become_ready(index),
+            }
+            self.agent_turns(index);
+        }
+        Ok(())
+    }
+
+    /// Something happens to one worker.
+    pub(crate) fn worker_fault(&mut self) -> Checked {
+        let index = self.rng.below(self.workers.len());
+        match self.rng.below(9) {
+            0 | 1 => {
+                self.counts.add("fault: agent killed");
+                self.tell(|| format!("the agent of n{} is killed", index + 1));
+                self.workers[index].kill_agent();
+            }
+            2 => {
+                self.counts.add("fault: host rebooted");
+                self.tell(|| format!("host n{} reboots", index + 1));
+                let worker = &mut self.workers[index];
+                worker.kill_agent();
+                worker.host.reboot();
+                worker.said.boot_id = format!("boot-{index}-{}", worker.incarnation);
+                worker.registered = false;
+                worker.lease = None;
+            }
+            3 => {
+                self.counts.add("fault: stream dropped");
+                self.workers[index].stream = None;
+            }
+            4 => {
+                self.counts.add("fault: worker cut off");
+                let cut_off = !self.workers[index].cut_off;
+                self.tell(|| format!("n{} is {}", index + 1, if cut_off { "cut off" } else { "back" }));
+                self.workers[index].cut_off = cut_off;
+            }
+            5 => self.workers[index].cut_off = false,
+            6 => {
+                self.counts.add("fault: host write failed");
+                self.workers[index].host.fail_next(1 + self.rng.below(3) as u32);
+            }
+            7 => self.guest_ends(index),
+            // A report of an agent that is no more, or the second of two, arrives before the first.
+            _ if self.workers[index].reports.len() > 1 => {
+                self.counts.add("fault: late report");
+                self.workers[index].reports.rotate_left(1);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn begin_agent(&mut self, index: usize) {
+        let worker = &mut self.workers[index];
+        if let Ok(facts) = hands::find_all(&worker.drivers) {
+            worker.agent = Some(Agent::begin(facts));
+            self.tell(|| format!("an agent begins on n{}", index + 1));
+        }
+    }
+
+    /// The agent says what it wants to be done, and that is put on its way.
+    fn agent_turns(&mut self, index: usize) {
+        let now = self.now();
+        let worker = &mut self.workers[index];
+        let Some(agent) = &mut worker.agent else { return };
+        for (object, action) in agent.actions(now) {
+            match action {
+                Action::Report(report) => worker.reports.push_back((worker.incarnation, report)),
+                Action::Step(step) => worker.steps.push_back((object, step)),
+            }
+        }
+    }
+
+    fn connect_if_idle(&mut self, index: usize) {
+        if self.workers[index].stream.is_none() || self.rng.once_in(8) {
+            self.connect(index);
+        }
+    }
+
+    fn connect(&mut self, index: usize) {
+        let servers: Vec<usize> = self.up_servers().into();
+        let Some(server) = self.rng.pick(&servers).copied().filter(|_| !self.workers[index].cut_off) else {
+            return;
+        };
+        self.begin_stream(index, server);
+    }
+
+    fn begin_stream(&mut self, index: usize, server: usize) {
+        let view = self.servers[server].feed.view();
+        let cursor = self.workers[index].agent.as_ref().and_then(Agent::cursor);
+        if !delivery::may_begin(view, cursor, Some(self.core.revision())) {
+            self.counts.add("stream refused by an old view");
+            return;
+        }
+        if let Some(inventory) = delivery::inventory(view, self.workers[index].id) {
+            self.workers[index].stream = Some(Stream { server, queue: [inventory].into() });
+        }
+    }
+
+    /// The streams that a server served end with it.
+    pub(crate) fn drop_streams(&mut self, server: usize) {
+        for worker in self.workers.iter_mut().filter(|worker| worker.stream_from() == Some(server)) {
+            worker.stream = None;
+        }
+    }
+
+    fn take_delivery(&mut self, index: usize) {
+        let now = self.now();
+        let worker = &mut self.workers[index];
+        let (Some(agent), false) = (&mut worker.agent, worker.cut_off) else { return };
+        let Some(delivery) = worker.stream.as_mut().and_then(|stream| stream.queue.pop_front()) else {
+            return;
+        };
+        if agent.deliver(delivery, now).is_err() {
+            worker.stream = None;
+            self.counts.add("stale delivery refused");
+        }
+    }
+
+    fn do_step(&mut self, index: usize) -> Checked {
+        let now = self.now();
+        let Some((object, step)) = self.workers[index].steps.pop_front() else { return Ok(()) };
+        self.counts.add(step_name(&step));
+        self.tell(|| format!("n{} does {} for {} {}", index + 1, step_name(&step), object.kind, object.uid));
+        self.oracle.allow(object, &step)?;
+        let worker = &mut self.workers[index];
+        let outcome = hands::perform(&worker.drivers, object, &step);
+        if self.faults && self.rng.once_in(20) {
+            // The agent dies after the effect, and before it knows of it.
+            self.counts.add("fault: agent killed");
+            self.workers[index].kill_agent();
+            return Ok(());
+        }
+        let worker = &mut self.workers[index];
+        let Some(agent) = &mut worker.agent else { return Ok(()) };
+        match (hands::facts(&worker.drivers, object), outcome) {
+            (Ok(facts), Ok(())) => agent.observed(object, facts, Some(&step), now),
+            (Ok(facts), Err(error)) => {
+                if self.trace {
+                    println!("             it fails: {}", error.chain());
+                }
+                agent.failed(object, facts, &error.chain(), now);
+            }
+            (Err(_), _) => worker.kill_agent(),
+        }
+        Ok(())
+    }
+
+    fn send_report(&mut self, index: usize) -> Checked {
+        if self.workers[index].cut_off {
+            return Ok(());
+        }
+        let Some((incarnation, report)) = self.workers[index].reports.pop_front() else { return Ok(()) };
+        let servers: Vec<usize> = self.up_servers().into();
+        let lost = self.faults && self.rng.once_in(20);
+        let Some(server) = self.rng.pick(&servers).copied() else {
+            self.workers[index].replies.push_back((incarnation, report.object, Reply::Lost));
+            return Ok(());
+        };
+        let worker = self.workers[index].id;
+        let view = self.servers[server].feed.view().clone();
+        let reply = match request::report(&view, worker, &report).map(request::Outcome::transaction) {
+            Ok(Some(decision)) => self.carry_report(&decision, &view, worker, report.object)?,
+            _ => Reply::Lost,
+        };
+        let reply = if lost {
+            self.counts.add("fault: reply lost");
+            Reply::Lost
+        } else {
+            reply
+        };
+        self.workers[index].replies.push_back((incarnation, report.object, reply));
+        Ok(())
+    }
+
+    fn carry_report(
+        &mut self,
+        decision: &Transaction,
+        view: &lightbyte_plan::View,
+        worker: WorkerId,
+        object: HostObject,
+    ) -> Result<Reply, Violation> {
+        Ok(match self.commit(decision, view, Writer::Worker(worker), |_| None)? {
+            Sent::Committed(revision) => Reply::Accepted { revision },
+            Sent::Unknown => Reply::Lost,
+            Sent::Conflict(..) => {
+                self.counts.add("conflict: worker");
+                let truth = self.oracle.truth();
+                let key = lightbyte_api::Key::Observed(worker, object);
+                Reply::Refused {
+                    observed: truth.observed(worker, object).map(|value| Stamped {
+                        mod_revision: truth.mod_revision(&key),
+                        value: value.as_ref().clone(),
+                    }),
+                    assigned_revision: truth.mod_revision(&lightbyte_api::Key::Assigned(worker, object)),
+                }
+            }
+        })
+    }
+
+    fn take_reply(&mut self, index: usize) {
+        let worker = &mut self.workers[index];
+        let Some((incarnation, object, reply)) = worker.replies.pop_front() else { return };
+        if let Some(agent) = worker.agent.as_mut().filter(|_| incarnation == worker.incarnation) {
+            agent.reply(object, reply);
+        }
+    }
+
+    /// Registers the worker where that is missing, and keeps it alive.
+    fn heartbeat(&mut self, index: usize) -> Checked {
+        let servers: Vec<usize> = self.up_servers().into();
+        let Some(server) = self.rng.pick(&servers).copied().filter(|_| !self.workers[index].cut_off) else {
+            return Ok(());
+        };
+        let (now, store_now) = (self.now(), self.store_now());
+        let view = self.servers[server].feed.view().clone();
+        let (id, said) = (self.workers[index].id, self.workers[index].said.clone());
+        if !self.workers[index].registered {
+            let Ok(outcome) = request::register(&view, id, &said, now) else { return Ok(()) };
+            self.workers[index].registered = match outcome.transaction() {
+                None => true,
+                Some(decision) => {
+                    let outcome = self.commit(&decision, &view, Writer::Registration(id), |_| None)?;
+                    matches!(outcome, Sent::Committed(_))
+                }
+            };
+            return Ok(());
+        }
+        let renewed = self.workers[index]
+            .lease
+            .is_some_and(|lease| self.core.lease_keep_alive(lease, store_now).is_ok());
+        if renewed {
+            return Ok(());
+        }
+        let Ok(outcome) = request::begin_life(&view, id, &said.boot_id, now) else { return Ok(()) };
+        let Some(decision) = outcome.transaction() else { return Ok(()) };
+        let lease = self.core.lease_grant(std::time::Duration::from_millis(LEASE_MILLIS), store_now).id;
+        if let Sent::Committed(_) = self.commit(&decision, &view, Writer::Server, |_| Some(lease))? {
+            self.workers[index].lease = Some(lease);
+            self.tell(|| format!("n{} is alive", index + 1));
+        }
+        Ok(())
+    }
+
+    fn guests_become_ready(&mut self, index: usize) {
+        let now = self.now();
+        let worker = &mut self.workers[index];
+        for vm in worker.host.shutting_down() {
+            worker.host.exit(vm);
+            observe(worker, vm, now);
+        }
+        let Some(agent) = &mut worker.agent else { return };
+        for vm in worker.host.running() {
+            agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, now, now);
+        }
+    }
+
+    fn guest_ends(&mut self, index: usize) {
+        let now = self.now();
+        let running: Vec<VmId> = self.workers[index].host.running();
+        let Some(vm) = self.rng.pick(&running).copied() else { return };
+        self.counts.add("fault: guest ended");
+        self.tell(|| format!("VM {vm} on n{} ends by itself", index + 1));
+        self.workers[index].host.exit(vm);
+        observe(&mut self.workers[index], vm, now);
+    }
+
+    /// Everything in the worker's favour, until nothing is left to do at this moment.
+    pub(crate) fn settle_worker(&mut self, index: usize) -> Checked {
+        if self.workers[index].agent.is_none() {
+            self.begin_agent(index);
+        }
+        self.heartbeat(index)?;
+        self.heartbeat(index)?;
+        let server = index % self.servers.len();
+        if self.workers[index].stream_from() != Some(server) {
+            self.begin_stream(index, server);
+        }
+        for _ in 0..8 {
+            while self.workers[index].stream.as_ref().is_some_and(|stream| !stream.queue.is_empty()) {
+                self.take_delivery(index);
+            }
+            self.guests_become_ready(index);
+            self.agent_turns(index);
+            while !self.workers[index].steps.is_empty() {
+                self.do_step(index)?;
+                self.agent_turns(index);
+            }
+            while !self.workers[index].reports.is_empty() {
+                self.send_report(index)?;
+            }
+            while !self.workers[index].replies.is_empty() {
+                self.take_reply(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all faults that last.
+    pub(crate) fn heal(&mut self) {
+        for server in &mut self.servers {
+            server.paused = false;
+        }
+        for worker in &mut self.workers {
+            worker.cut_off = false;
+            worker.host.fail_next(0);
+        }
+    }
+}
+
+fn observe(worker: &mut Worker, vm: VmId, now: lightbyte_api::Timestamp) {
+    let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
+    if let (Some(agent), Ok(facts)) = (&mut worker.agent, hands::facts(&worker.drivers, object)) {
+        agent.observed(object, facts, None, now);
+    }
+}
+
+fn step_name(step: &Step) -> &'static str {
+    match step {
+        Step::Save(_) => "step: save",
+        Step::EnsureTaps => "step: ensure taps",
+        Step::RemoveTaps => "step: remove taps",
+        Step::Start => "step: start",
+        Step::Shutdown => "step: shutdown",
+        Step::Kill => "step: kill",
+        Step::CreateDisk => "step: create disk",
+        Step::RemoveDisk => "step: remove disk",
+        Step::Forget => "step: forget",
+    }
+}
