@@ -22,6 +22,7 @@ pub mod records;
 pub mod uid;
 pub mod units;
 pub mod waiting;
+pub mod wire;
 
 pub use address::{MacAddress, Subnet};
 pub use assigned::{Assigned, AssignedVm, AssignedVolume};

@@ -16,16 +16,17 @@ const PREFIX: &str = "lightbyte-";
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("plan", &["api"]),
+    ("link", &[]),
     ("store", &["api", "plan"]),
-    ("server", &["api", "plan", "store"]),
+    ("server", &["api", "plan", "store", "link"]),
     ("dns", &["api", "plan", "store"]),
     ("vmm", &["api", "plan"]),
-    ("worker", &["api", "plan", "vmm"]),
+    ("worker", &["api", "plan", "vmm", "link"]),
     ("guest", &["api"]),
     ("proxy", &["api"]),
-    ("lab", &["api"]),
+    ("lab", &["api", "link"]),
     ("sim", &["api", "plan", "store", "vmm"]),
-    ("cli", &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab"]),
+    ("cli", &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab", "link"]),
     ("xtask", &[]),
 ];
 

@@ -1,0 +1,165 @@
+//! What goes over the HTTP API besides objects themselves: requests and answers that servers, workers and the CLI share.
+//!
+//! ```text
+//! GET    /v1/objects/KIND?label=k=v        -> List                GET    /v1/objects/KIND/NAME      -> Object
+//! POST   /v1/apply          Apply          -> Applied             DELETE /v1/objects/KIND/NAME      -> Changed
+//! POST   /v1/objects/KIND/NAME/{start,stop,restart} -> Changed    GET    /v1/objects/KIND/NAME/why  -> Explanation
+//! GET    /v1/stuck          -> List of Stuck                      GET    /v1/status                 -> ClusterStatus
+//! GET    /v1/watch?kind=&from=  -> lines of WatchLine             GET    /v1/openapi.json
+//! POST   /v1/workers/UID/register   ObservedWorker -> ()          POST   /v1/workers/UID/heartbeat  Heartbeat -> HeartbeatAnswer
+//! POST   /v1/workers/UID/report     Report  -> Reply              GET    /v1/workers/UID/stream?cursor= -> lines of Delivery
+//! ```
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::name::Name;
+use crate::object::{Object, ObjectRef};
+use crate::uid::Uid;
+
+/// A list of things.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct List<T> {
+    /// They.
+    pub items: Vec<T>,
+}
+
+/// Asks for manifests to be made true.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Apply {
+    /// The manifests, as parsed from YAML or JSON and not checked yet.
+    pub documents: Vec<Value>,
+    /// Objects that exist already are an error.
+    #[serde(default)]
+    pub create_only: bool,
+    /// Only tell what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What an apply did, document by document. All documents are checked before the first is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    /// One for each document, in their order.
+    pub changes: Vec<Changed>,
+}
+
+/// What became of one object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The object.
+    pub object: ObjectRef,
+    /// What was done.
+    pub action: ChangeAction,
+    /// The generation to wait for.
+    pub generation: u64,
+    /// The object's uid.
+    pub uid: Uid,
+    /// The fields that differ, with their values before and after: filled for a dry run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<Difference>,
+}
+
+/// What was done to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeAction {
+    /// It is new.
+    Created,
+    /// It was changed.
+    Changed,
+    /// It was so already.
+    Unchanged,
+    /// Its end was asked for.
+    Deleting,
+}
+
+/// A field that differs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Where, such as `spec.memory`.
+    pub path: String,
+    /// What is there; null when it is not.
+    pub before: Value,
+    /// What would be there; null when it would not.
+    pub after: Value,
+}
+
+/// One line of a watch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchLine {
+    /// The object is so now.
+    Object {
+        /// The revision of the view that shows it.
+        revision: u64,
+        /// The object.
+        object: Box<Object>,
+    },
+    /// The object is gone.
+    Gone {
+        /// The revision of the view that does not show it.
+        revision: u64,
+        /// Which.
+        object: ObjectRef,
+    },
+    /// Everything up to this revision was told.
+    Progress {
+        /// The revision.
+        revision: u64,
+    },
+}
+
+/// Keeps a worker alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The boot of the worker's kernel.
+    pub boot_id: String,
+}
+
+/// Acknowledges a heartbeat: sent only after the lease was renewed, and a later linearizable read showed the same life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAnswer {
+    /// How long the lease lives without another heartbeat, in milliseconds.
+    pub ttl_millis: u64,
+}
+
+/// The cluster at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster's identity.
+    pub cluster: Option<Uid>,
+    /// The server that answers.
+    pub server: Name,
+    /// Its version.
+    pub version: String,
+    /// The revision of its view.
+    pub revision: u64,
+    /// How old its view may be, in milliseconds: since it last knew that nothing newer was there.
+    pub view_age_millis: u64,
+    /// The leader, if there is one.
+    pub leader: Option<Name>,
+    /// The members of etcd, as far as they are known.
+    pub etcd: Vec<EtcdMember>,
+    /// The workers.
+    pub workers: Vec<Object>,
+    /// How many things wait longer than is normal.
+    pub stuck: u64,
+    /// Stored values that this version cannot read.
+    pub unreadable: Vec<String>,
+}
+
+/// A member of etcd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdMember {
+    /// Where its clients connect.
+    pub endpoint: String,
+    /// Whether it answers.
+    pub healthy: bool,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Its version.
+    pub version: String,
+    /// The size of its database in bytes.
+    pub size_bytes: u64,
+}

@@ -1,0 +1,303 @@
+//! A client of the HTTP API: JSON in and out, lines of JSON for streams, and another server when one is dead.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::endpoint::{Endpoint, Stream};
+
+/// How long a connection may take: a dead machine must not cost more than this before another is asked.
+pub const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// How long a server may take to begin its answer. Writes wait for etcd, whose fail-over takes seconds.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// How long all servers together are tried while none can be reached.
+pub const RETRY_WITHIN: Duration = Duration::from_secs(5);
+/// The pause after all servers were tried once.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The longest answer that is read into memory: a list of ten thousand objects has about this size.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// The longest line of a stream: an inventory of a worker with hundreds of VMs.
+pub const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// A problem document (RFC 9457), as servers of ours send them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Problem {
+    /// What is wrong, in one sentence.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// More of it, such as each fault of a manifest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Why a request has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server refused, and said why.
+    #[error("{}", .0.title)]
+    Refused(Problem),
+    /// No server could be reached.
+    #[error("no server answers: {tried}")]
+    Unreachable {
+        /// Who was tried, with what each said.
+        tried: String,
+    },
+    /// The connection broke after the request was sent; it may have been carried out.
+    #[error("the connection to {endpoint} broke before it answered")]
+    Broken {
+        /// The server.
+        endpoint: Endpoint,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The answer is not what this version expects.
+    #[error("{endpoint} gave an answer that this version does not understand")]
+    Answer {
+        /// The server.
+        endpoint: Endpoint,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl ClientError {
+    /// The status of a refusal.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            ClientError::Refused(problem) => Some(problem.status),
+            _ => None,
+        }
+    }
+}
+
+/// An answer with its revision.
+#[derive(Clone, Debug)]
+pub struct Response<T> {
+    /// What was asked for.
+    pub value: T,
+    /// The revision of the server's view, if it said so (`Lightbyte-Revision`).
+    pub revision: Option<u64>,
+}
+
+/// The header that carries the revision of a server's view.
+pub const REVISION_HEADER: &str = "lightbyte-revision";
+
+/// Knows the servers of one cluster.
+#[derive(Clone)]
+pub struct Client {
+    endpoints: Arc<[Endpoint]>,
+    current: Arc<AtomicUsize>,
+}
+
+impl Client {
+    /// A client of these servers.
+    #[must_use]
+    pub fn new(endpoints: impl Into<Arc<[Endpoint]>>) -> Client {
+        Client { endpoints: endpoints.into(), current: Arc::default() }
+    }
+
+    /// The servers.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Leaves the server that was asked last: it answers, and is of no use.
+    pub fn leave_server(&self) {
+        self.current.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `GET path`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Response<T>, ClientError> {
+        self.request::<(), T>(Method::GET, path, None, &[]).await
+    }
+
+    /// `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<Response<T>, ClientError> {
+        self.request(Method::POST, path, Some(body), &[]).await
+    }
+
+    /// A request with a JSON body and an answer in JSON. A server that cannot be reached costs a try of the next one; a
+    /// request that was sent is never sent twice.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn request<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+        headers: &[(&str, String)],
+    ) -> Result<Response<T>, ClientError> {
+        let (endpoint, response) = self.send(method, path, body, headers).await?;
+        let revision =
+            response.headers().get(REVISION_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let bytes = read_all(&endpoint, response).await?;
+        // An answer without a body is null: the caller says `()`.
+        let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
+        let value =
+            serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { endpoint, source })?;
+        Ok(Response { value, revision })
+    }
+
+    /// `GET path`, whose answer is a stream of JSON lines.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn lines(&self, path: &str) -> Result<Lines, ClientError> {
+        let (endpoint, response) = self.send::<()>(Method::GET, path, None, &[]).await?;
+        Ok(Lines { endpoint, body: response.into_body(), buffer: BytesMut::new() })
+    }
+
+    async fn send<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+        headers: &[(&str, String)],
+    ) -> Result<(Endpoint, http::Response<Incoming>), ClientError> {
+        let (endpoint, stream) = self.connect().await?;
+        let broken = |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Broken {
+            endpoint: endpoint.clone(),
+            source,
+        };
+        let bytes = match body {
+            Some(body) => serde_json::to_vec(body).map_err(|error| broken(error.into()))?,
+            None => Vec::new(),
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "lightbyte")
+            .header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let request = request.body(Full::new(Bytes::from(bytes))).map_err(|error| broken(error.into()))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(error.into()))?;
+        // The connection ends with its one exchange; what goes wrong with it shows in the exchange.
+        tokio::spawn(async move { drop(connection.await) });
+        let response = timeout(ANSWER_WITHIN, sender.send_request(request))
+            .await
+            .map_err(|error| broken(error.into()))?
+            .map_err(|error| broken(error.into()))?;
+        if response.status().is_success() {
+            return Ok((endpoint, response));
+        }
+        let status = response.status();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            self.leave_server();
+        }
+        let bytes = read_all(&endpoint, response).await?;
+        let fallback = || Problem { title: format!("the server answered {status}"), ..Problem::default() };
+        let problem: Problem = serde_json::from_slice(&bytes).unwrap_or_else(|_| fallback());
+        Err(ClientError::Refused(Problem { status: status.as_u16(), ..problem }))
+    }
+
+    /// A stream to the first server that accepts one, beginning with the one that answered last.
+    async fn connect(&self) -> Result<(Endpoint, Stream), ClientError> {
+        let deadline = Instant::now() + RETRY_WITHIN;
+        let mut tried = vec![String::new(); self.endpoints.len()];
+        loop {
+            for _ in 0..self.endpoints.len() {
+                let index = self.current.load(Ordering::Relaxed) % self.endpoints.len();
+                let endpoint = &self.endpoints[index];
+                let failure =
+                    match timeout_at(deadline.min(Instant::now() + CONNECT_WITHIN), endpoint.connect()).await
+                    {
+                        Ok(Ok(stream)) => return Ok((endpoint.clone(), stream)),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => "no answer in time".to_owned(),
+                    };
+                tried[index] = format!("{endpoint} ({failure})");
+                self.leave_server();
+            }
+            if Instant::now() + RETRY_PAUSE >= deadline {
+                tried.retain(|text| !text.is_empty());
+                let tried = if tried.is_empty() { "none is known".to_owned() } else { tried.join(", ") };
+                return Err(ClientError::Unreachable { tried });
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+async fn read_all(endpoint: &Endpoint, response: http::Response<Incoming>) -> Result<Bytes, ClientError> {
+    let broken = |source| ClientError::Broken { endpoint: endpoint.clone(), source };
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    Ok(body.collect().await.map_err(broken)?.to_bytes())
+}
+
+/// A stream of JSON lines.
+pub struct Lines {
+    endpoint: Endpoint,
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl Lines {
+    /// The server that sends them.
+    #[must_use]
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The next line; `None` at the end of the stream. Cancelling it loses nothing.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`], [`ClientError::Answer`].
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end);
+                self.buffer.advance(1);
+                let endpoint = self.endpoint.clone();
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|source| ClientError::Answer { endpoint, source });
+            }
+            let broken = |source| ClientError::Broken { endpoint: self.endpoint.clone(), source };
+            if self.buffer.len() > LINE_BYTES_MAX {
+                return Err(broken(format!("a line has more than {LINE_BYTES_MAX} bytes").into()));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(broken(error.into())),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
