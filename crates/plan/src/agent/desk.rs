@@ -230,6 +230,16 @@ impl Desk {
         &self.volatile
     }
 
+    /// The object's name, if anything is known of it.
+    #[must_use]
+    pub fn name(&self) -> Option<&lightbyte_api::Name> {
+        let saved = self.facts.saved.as_ref().map(|saved| &saved.assigned);
+        match saved.or(self.wish.as_ref().map(|wish| &wish.value))? {
+            Assigned::Vm(assigned) => Some(&assigned.name),
+            Assigned::Volume(assigned) => Some(&assigned.name),
+        }
+    }
+
     /// The saved assignment of a VM.
     #[must_use]
     pub fn saved_vm(&self) -> Option<&AssignedVm> {

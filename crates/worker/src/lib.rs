@@ -1,0 +1,59 @@
+//! The agent of a VM host. Behaviour must not live here: `lightbyte_plan::agent` decides, the drivers of
+//! `lightbyte_vmm` act, and this crate carries messages between them and a server.
+//!
+//! VMs outlive the agent. It may be killed at any moment: what it was doing is found on the host by the next one.
+
+pub mod clock;
+pub mod identity;
+mod life;
+mod shell;
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use lightbyte_api::observed::ObservedWorker;
+use lightbyte_api::{ByteSize, Name};
+use lightbyte_link::{Client, Endpoint};
+use lightbyte_vmm::Drivers;
+
+/// What an agent must be told.
+pub struct Config {
+    /// The worker's name.
+    pub name: Name,
+    /// Where it keeps its identity.
+    pub state: PathBuf,
+    /// The servers; one of them is enough.
+    pub servers: Vec<Endpoint>,
+    /// What the host offers to VMs.
+    pub cpus: u64,
+    /// What the host offers to VMs.
+    pub memory: ByteSize,
+    /// What the driver is called: `qemu` or `fake`.
+    pub vmm: String,
+    /// Where streams such as consoles can be had, as `host:port`; empty when nowhere.
+    pub address: String,
+}
+
+/// Runs the agent until `shutdown`. The VMs go on after it.
+///
+/// # Errors
+/// When its identity cannot be read or made, or the host cannot be listed whole.
+pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let worker = identity::load_or_make(&config.state).context("load the worker's identity")?;
+    let said = ObservedWorker {
+        name: config.name.clone(),
+        boot_id: identity::boot_id().context("read the boot id")?,
+        architecture: std::env::consts::ARCH.to_owned(),
+        cpus: config.cpus,
+        memory: config.memory,
+        vmm: config.vmm.clone(),
+        address: config.address.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let client = Client::new(config.servers);
+    let life = tokio::spawn(life::keep_alive(worker, said, client.clone()));
+    let outcome = shell::Shell::begin(worker, client, drivers)?.run(shutdown).await;
+    life.abort();
+    outcome
+}

@@ -1,0 +1,86 @@
+//! Registration and heartbeats: what makes the cluster believe that this worker is there.
+
+use std::time::Duration;
+
+use lightbyte_api::WorkerId;
+use lightbyte_api::observed::ObservedWorker;
+use lightbyte_api::wire::{Heartbeat, HeartbeatAnswer};
+use lightbyte_link::{Client, ClientError};
+
+/// The pause after a failure.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How many heartbeats a lease should see in its life: two may be lost.
+const BEATS_PER_LEASE: u64 = 3;
+
+/// Registers, and beats until the end of the task.
+pub(crate) async fn keep_alive(worker: WorkerId, said: ObservedWorker, client: Client) {
+    loop {
+        register(worker, &said, &client).await;
+        beat_while_known(worker, &said, &client).await;
+    }
+}
+
+async fn register(worker: WorkerId, said: &ObservedWorker, client: &Client) {
+    let path = format!("/v1/workers/{worker}/register");
+    let mut told = String::new();
+    loop {
+        match client.post::<_, ()>(&path, said).await {
+            Ok(_) => {
+                tracing::info!(name = %said.name, %worker, "registered");
+                return;
+            }
+            Err(error) => {
+                // The same answer again is no news.
+                let text = describe(&error);
+                if text != told {
+                    tracing::warn!("cannot register as `{}`: {text}", said.name);
+                    told = text;
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Beats until a server says that it does not know this worker.
+async fn beat_while_known(worker: WorkerId, said: &ObservedWorker, client: &Client) {
+    let path = format!("/v1/workers/{worker}/heartbeat");
+    let heartbeat = Heartbeat { boot_id: said.boot_id.clone() };
+    let mut failing = false;
+    loop {
+        let pause = match client.post::<_, HeartbeatAnswer>(&path, &heartbeat).await {
+            Ok(answer) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!("heartbeats are acknowledged again");
+                }
+                Duration::from_millis(answer.value.ttl_millis / BEATS_PER_LEASE)
+            }
+            Err(error) if error.status() == Some(404) => return,
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!("heartbeat is not acknowledged: {}", describe(&error));
+                }
+                client.leave_server();
+                RETRY_PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// An error with its causes and its hint, in one line.
+pub(crate) fn describe(error: &ClientError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    match error {
+        ClientError::Refused(problem) => match &problem.hint {
+            Some(hint) => format!("{text} ({hint})"),
+            None => text,
+        },
+        _ => text,
+    }
+}

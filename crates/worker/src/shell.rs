@@ -1,0 +1,257 @@
+//! Carries messages between the agent, which decides, and everything else: a server's stream, reports and their
+//! answers, steps on the host, events of machines, and time.
+//!
+//! The agent belongs to one task. At most one report and one step of each object are under way, because the agent
+//! hands out no more; each of them is a task of its own that sends back what came of it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::{Kind, Timestamp, WorkerId};
+use lightbyte_link::{Client, ClientError, Lines};
+use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Reply, Report, Step};
+use lightbyte_vmm::{Drivers, VmmEvent, hands};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::clock::now;
+use crate::life::describe;
+
+/// How many messages may wait for the agent. Each task under way sends one, and there are at most two for each object
+/// of a host; machine events come on top. A full queue makes the senders wait.
+const MESSAGES_MAX: usize = 4_096;
+/// How many steps run at once: each holds a thread, and disks do not get faster by more.
+const STEPS_AT_ONCE_MAX: usize = 16;
+/// The pause before a stream is opened again, and before a lost report is sent again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// The pause before the host is asked again after it could not tell.
+const UNCLEAR_PAUSE: Duration = Duration::from_secs(1);
+/// A stream that says nothing for so long is dead: servers tell their progress every two seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// What the tasks send to the agent's own.
+enum Message {
+    Stream(Option<Lines>),
+    Replied(HostObject, Reply),
+    StepDone { object: HostObject, step: Step, facts: Facts, problem: Option<String> },
+    Observed(HostObject, Facts),
+    Machine(VmmEvent),
+}
+
+pub(crate) struct Shell {
+    worker: WorkerId,
+    client: Client,
+    drivers: Drivers,
+    agent: Agent,
+    stream: Option<Lines>,
+    sender: mpsc::Sender<Message>,
+    messages: mpsc::Receiver<Message>,
+    steps: Arc<Semaphore>,
+}
+
+impl Shell {
+    pub(crate) fn begin(worker: WorkerId, client: Client, drivers: Drivers) -> Result<Shell> {
+        let (sender, messages) = mpsc::channel(MESSAGES_MAX);
+        let events = sender.clone();
+        // Listening comes before looking: what happens in between is then told twice, not missed.
+        drivers.vmm.watch(Arc::new(move |event| {
+            if let Err(mpsc::error::TrySendError::Full(_)) = events.try_send(Message::Machine(event)) {
+                tracing::error!("the agent is too far behind; an event of a machine was dropped");
+            }
+        }));
+        let found = hands::find_all(&drivers).context("list what is on this host")?;
+        if !found.is_empty() {
+            tracing::info!("found {} objects of an earlier run", found.len());
+        }
+        let steps = Arc::new(Semaphore::new(STEPS_AT_ONCE_MAX));
+        Ok(Shell {
+            worker,
+            client,
+            drivers,
+            agent: Agent::begin(found),
+            stream: None,
+            sender,
+            messages,
+            steps,
+        })
+    }
+
+    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        tokio::pin!(shutdown);
+        self.open_stream(Duration::ZERO);
+        loop {
+            self.carry_out();
+            let wake = self.agent.next_wake().map_or(Duration::from_secs(60), until);
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                Some(message) = self.messages.recv() => self.take(message),
+                line = next_line(self.stream.as_mut()) => self.take_line(line),
+                () = tokio::time::sleep(wake) => {}
+            }
+        }
+    }
+
+    /// Sets off everything that the agent wants to be done now.
+    fn carry_out(&mut self) {
+        for (object, action) in self.agent.actions(now()) {
+            match action {
+                Action::Report(report) => self.send(object, report),
+                Action::Step(step) => self.perform(object, step),
+            }
+        }
+    }
+
+    fn send(&self, object: HostObject, report: Report) {
+        let (client, sender) = (self.client.clone(), self.sender.clone());
+        let path = format!("/v1/workers/{}/report", self.worker);
+        tokio::spawn(async move {
+            let reply = match client.post::<_, Reply>(&path, &report).await {
+                Ok(answer) => answer.value,
+                Err(error) => {
+                    tracing::warn!("report on {} {} failed: {}", object.kind, object.uid, describe(&error));
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    Reply::Lost
+                }
+            };
+            // The agent's end is the only reason for a closed queue.
+            let _ = sender.send(Message::Replied(object, reply)).await;
+        });
+    }
+
+    fn perform(&self, object: HostObject, step: Step) {
+        let (drivers, sender, steps) = (self.drivers.clone(), self.sender.clone(), Arc::clone(&self.steps));
+        let name = self.name_of(object);
+        tokio::spawn(async move {
+            let _turn = steps.acquire_owned().await;
+            tracing::debug!("{name}: {}", step_name(&step));
+            let (hands, doing) = (drivers.clone(), step.clone());
+            let outcome = tokio::task::spawn_blocking(move || hands::perform(&hands, object, &doing)).await;
+            let problem = match outcome {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("{}: {}", step_name(&step), error.chain())),
+                Err(panic) => Some(format!("{}: the driver failed: {panic}", step_name(&step))),
+            };
+            match &problem {
+                Some(problem) => tracing::warn!("{name}: {problem}"),
+                None if !matches!(step, Step::Save(_)) => tracing::info!("{name}: {}", step_name(&step)),
+                None => {}
+            }
+            let facts = observe(&drivers, object).await;
+            let _ = sender.send(Message::StepDone { object, step, facts, problem }).await;
+        });
+    }
+
+    fn name_of(&self, object: HostObject) -> String {
+        let saved = self.agent.desk(&object).and_then(|desk| desk.name());
+        match saved {
+            Some(name) => format!("{}/{name}", object.kind),
+            None => format!("{} {}", object.kind, object.uid),
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Stream(Some(lines)) => self.stream = Some(lines),
+            Message::Stream(None) => self.open_stream(RETRY_PAUSE),
+            Message::Replied(object, reply) => self.agent.reply(object, reply),
+            Message::StepDone { object, facts, problem: Some(problem), .. } => {
+                self.agent.failed(object, facts, &problem, now());
+            }
+            Message::StepDone { object, step, facts, problem: None } => {
+                self.agent.observed(object, facts, Some(&step), now());
+            }
+            Message::Observed(object, facts) => self.agent.observed(object, facts, None, now()),
+            Message::Machine(VmmEvent::Ready { vm, agent_at }) => {
+                self.agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, agent_at, now());
+            }
+            Message::Machine(VmmEvent::Exited(vm)) => {
+                let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
+                tracing::info!("{}: its machine process has ended", self.name_of(object));
+                let (drivers, sender) = (self.drivers.clone(), self.sender.clone());
+                tokio::spawn(async move {
+                    let facts = observe(&drivers, object).await;
+                    let _ = sender.send(Message::Observed(object, facts)).await;
+                });
+            }
+        }
+    }
+
+    fn take_line(&mut self, line: Result<Option<Delivery>, ClientError>) {
+        let problem = match line {
+            Ok(Some(delivery)) => match self.agent.deliver(delivery, now()) {
+                Ok(()) => return,
+                Err(stale) => stale.to_string(),
+            },
+            Ok(None) => "the server ended it".to_owned(),
+            Err(error) => describe(&error),
+        };
+        tracing::info!("the stream of assignments ended: {problem}");
+        self.stream = None;
+        self.client.leave_server();
+        self.open_stream(RETRY_PAUSE);
+    }
+
+    fn open_stream(&self, pause: Duration) {
+        let (client, sender, worker) = (self.client.clone(), self.sender.clone(), self.worker);
+        let cursor = self.agent.cursor().map_or_else(String::new, |cursor| format!("?cursor={cursor}"));
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let lines = match client.lines(&format!("/v1/workers/{worker}/stream{cursor}")).await {
+                Ok(lines) => Some(lines),
+                Err(error) => {
+                    tracing::debug!("no stream of assignments: {}", describe(&error));
+                    client.leave_server();
+                    None
+                }
+            };
+            let _ = sender.send(Message::Stream(lines)).await;
+        });
+    }
+}
+
+/// The next delivery; never when there is no stream.
+async fn next_line(stream: Option<&mut Lines>) -> Result<Option<Delivery>, ClientError> {
+    let Some(stream) = stream else { return std::future::pending().await };
+    match tokio::time::timeout(SILENCE_MAX, stream.next()).await {
+        Ok(line) => line,
+        Err(_) => Ok(None),
+    }
+}
+
+/// Asks the host until it can tell. What it cannot tell is never taken for absence.
+async fn observe(drivers: &Drivers, object: HostObject) -> Facts {
+    loop {
+        let hands = drivers.clone();
+        match tokio::task::spawn_blocking(move || hands::facts(&hands, object)).await {
+            Ok(Ok(facts)) => return facts,
+            Ok(Err(error)) => {
+                tracing::error!("cannot tell the state of {} {}: {}", object.kind, object.uid, error.chain());
+            }
+            Err(panic) => {
+                tracing::error!("cannot tell the state of {} {}: {panic}", object.kind, object.uid);
+            }
+        }
+        tokio::time::sleep(UNCLEAR_PAUSE).await;
+    }
+}
+
+fn until(at: Timestamp) -> Duration {
+    let millis = at.as_millisecond().saturating_sub(now().as_millisecond());
+    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+fn step_name(step: &Step) -> &'static str {
+    match step {
+        Step::Save(_) => "save",
+        Step::EnsureTaps => "make taps",
+        Step::RemoveTaps => "remove taps",
+        Step::Start => "start machine",
+        Step::Shutdown => "ask the guest to shut down",
+        Step::Kill => "end machine",
+        Step::CreateDisk => "make disk",
+        Step::RemoveDisk => "remove disk",
+        Step::Forget => "forget",
+    }
+}
