@@ -1,0 +1,290 @@
+//! The rack: which hosts there are, what runs on each, and where it listens. Pure: it is worked out once, written to
+//! the state directory, and the same on the next start.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use lightbyte_api::ByteSize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// The most hosts of a lab: each costs three processes, and the machine has only so much.
+pub const HOSTS_MAX: usize = 9;
+/// How many hosts run etcd and a server.
+const CONTROL_PLANE_HOSTS: usize = 3;
+/// Ports that one host needs: etcd's clients, etcd's peers, the API, the agent.
+pub const PORTS_PER_HOST: u16 = 4;
+
+/// How the machines of VMs are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmmChoice {
+    /// In memory, without any machine.
+    Fake,
+    /// QEMU microVMs.
+    Qemu,
+}
+
+impl VmmChoice {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            VmmChoice::Fake => "fake",
+            VmmChoice::Qemu => "qemu",
+        }
+    }
+}
+
+/// What a person asks of a lab.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// How many hosts.
+    pub hosts: usize,
+    /// What each offers to VMs.
+    pub host_cpus: u64,
+    /// What each offers to VMs.
+    pub host_memory: ByteSize,
+    /// How VMs run.
+    pub vmm: VmmChoice,
+}
+
+/// A lab, worked out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rack {
+    /// What was asked.
+    pub wish: Wish,
+    /// Eight hexadecimal digits that tell this lab from others on the machine.
+    pub hash: String,
+    /// The hosts.
+    pub hosts: Vec<Host>,
+}
+
+/// One host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// `n1` and so on.
+    pub name: String,
+    /// The address that its processes listen on.
+    pub address: String,
+    /// The first of its ports.
+    pub port: u16,
+    /// Whether it runs etcd and a server.
+    pub control_plane: bool,
+}
+
+impl Host {
+    /// Where etcd's clients connect.
+    #[must_use]
+    pub fn etcd_url(&self) -> String {
+        format!("http://{}:{}", self.address, self.port)
+    }
+
+    /// Where etcd's peers connect.
+    #[must_use]
+    pub fn etcd_peer_url(&self) -> String {
+        format!("http://{}:{}", self.address, self.port + 1)
+    }
+
+    /// Where the API is.
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        format!("http://{}:{}", self.address, self.port + 2)
+    }
+
+    /// Where the agent listens.
+    #[must_use]
+    pub fn agent_url(&self) -> String {
+        format!("http://{}:{}", self.address, self.port + 3)
+    }
+}
+
+/// One process of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// The host it belongs to.
+    pub host: String,
+    /// `etcd`, `server` or `worker`.
+    pub role: &'static str,
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+}
+
+/// Where programs and files are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The state directory.
+    pub state: PathBuf,
+    /// This program.
+    pub lightbyte: PathBuf,
+    /// etcd.
+    pub etcd: PathBuf,
+}
+
+/// The hash that tells the lab of `state` from others.
+#[must_use]
+pub fn hash_of(state: &Path) -> String {
+    let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Rack {
+    /// Works out a lab whose hosts share the loopback address, with ports from `first_port` on.
+    ///
+    /// # Errors
+    /// When more or fewer hosts are asked for than a lab can have.
+    pub fn on_loopback(wish: Wish, state: &Path, first_port: u16) -> Result<Rack> {
+        ensure!(
+            (1..=HOSTS_MAX).contains(&wish.hosts),
+            "a lab has 1 to {HOSTS_MAX} hosts, not {}",
+            wish.hosts
+        );
+        // Two members of etcd are worse than one: losing either stops both.
+        let control_plane = if wish.hosts < CONTROL_PLANE_HOSTS { 1 } else { CONTROL_PLANE_HOSTS };
+        let hosts = (0..wish.hosts).map(|index| Host {
+            name: format!("n{}", index + 1),
+            address: "127.0.0.1".to_owned(),
+            port: first_port + PORTS_PER_HOST * u16::try_from(index).unwrap_or(0),
+            control_plane: index < control_plane,
+        });
+        Ok(Rack { hosts: hosts.collect(), hash: hash_of(state), wish })
+    }
+
+    /// The hosts that run etcd and a server.
+    pub fn control_plane(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter().filter(|host| host.control_plane)
+    }
+
+    /// The API of every server.
+    #[must_use]
+    pub fn servers(&self) -> Vec<String> {
+        self.control_plane().map(Host::api_url).collect()
+    }
+
+    /// Everything that runs, in the order in which it is started.
+    #[must_use]
+    pub fn processes(&self, places: &Places) -> Vec<Process> {
+        let etcd = self.control_plane().map(|host| self.etcd(host, places));
+        let servers = self.control_plane().map(|host| self.server(host, places));
+        let workers = self.hosts.iter().map(|host| self.worker(host, places));
+        etcd.chain(servers).chain(workers).collect()
+    }
+
+    fn etcd(&self, host: &Host, places: &Places) -> Process {
+        let cluster: Vec<String> = self
+            .control_plane()
+            .map(|member| format!("{}={}", member.name, member.etcd_peer_url()))
+            .collect();
+        let data = places.state.join(&host.name).join("etcd");
+        let arguments = [
+            ("name", host.name.clone()),
+            ("data-dir", data.display().to_string()),
+            ("listen-client-urls", host.etcd_url()),
+            ("advertise-client-urls", host.etcd_url()),
+            ("listen-peer-urls", host.etcd_peer_url()),
+            ("initial-advertise-peer-urls", host.etcd_peer_url()),
+            ("initial-cluster", cluster.join(",")),
+            ("initial-cluster-state", "new".to_owned()),
+            ("initial-cluster-token", format!("lightbyte-{}", self.hash)),
+            ("auto-compaction-mode", "periodic".to_owned()),
+            ("auto-compaction-retention", "1h".to_owned()),
+            // Without it members before 3.4.25 tell a quiet watch nothing for ten minutes.
+            ("experimental-watch-progress-notify-interval", "1s".to_owned()),
+            ("log-level", "warn".to_owned()),
+            ("logger", "zap".to_owned()),
+        ];
+        let arguments = arguments.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
+        Process { host: host.name.clone(), role: "etcd", program: places.etcd.clone(), arguments }
+    }
+
+    fn server(&self, host: &Host, places: &Places) -> Process {
+        let etcd: Vec<String> = self.control_plane().map(Host::etcd_url).collect();
+        let arguments = [
+            "server".to_owned(),
+            format!("--name={}", host.name),
+            format!("--listen={}", host.api_url()),
+            format!("--advertise={}", host.api_url()),
+            format!("--etcd={}", etcd.join(",")),
+        ];
+        Process {
+            host: host.name.clone(),
+            role: "server",
+            program: places.lightbyte.clone(),
+            arguments: arguments.into(),
+        }
+    }
+
+    fn worker(&self, host: &Host, places: &Places) -> Process {
+        let state = places.state.join(&host.name).join("worker");
+        // Each worker asks its own host's server first, so that they are spread.
+        let own = self.hosts.iter().position(|other| other.name == host.name).unwrap_or(0);
+        let mut servers = self.servers();
+        let own = own % servers.len();
+        servers.rotate_left(own);
+        let arguments = [
+            "worker".to_owned(),
+            format!("--name={}", host.name),
+            format!("--state={}", state.display()),
+            format!("--server={}", servers.join(",")),
+            format!("--vmm={}", self.wish.vmm.word()),
+            format!("--cpus={}", self.wish.host_cpus),
+            format!("--memory={}", self.wish.host_memory),
+            format!("--listen={}", host.agent_url()),
+        ];
+        Process {
+            host: host.name.clone(),
+            role: "worker",
+            program: places.lightbyte.clone(),
+            arguments: arguments.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rack(hosts: usize) -> Result<Rack> {
+        let wish = Wish { hosts, host_cpus: 4, host_memory: ByteSize::from_mib(2_048), vmm: VmmChoice::Fake };
+        Rack::on_loopback(wish, Path::new("/tmp/lab"), 20_000)
+    }
+
+    #[test]
+    fn the_first_three_hosts_are_the_control_plane_and_fewer_have_one() {
+        let check = |hosts, control_plane, processes| {
+            let rack = rack(hosts).unwrap();
+            let places =
+                Places { state: "/tmp/lab".into(), lightbyte: "lightbyte".into(), etcd: "etcd".into() };
+            assert_eq!(rack.control_plane().count(), control_plane, "{hosts} hosts");
+            assert_eq!(rack.processes(&places).len(), processes, "{hosts} hosts");
+        };
+        check(1, 1, 3);
+        check(2, 1, 4);
+        check(3, 3, 9);
+        check(5, 3, 11);
+        assert!(rack(0).is_err());
+        assert!(rack(10).is_err());
+    }
+
+    #[test]
+    fn no_two_listen_at_the_same_place() {
+        let rack = rack(9).unwrap();
+        let urls = rack
+            .hosts
+            .iter()
+            .flat_map(|host| [host.etcd_url(), host.etcd_peer_url(), host.api_url(), host.agent_url()]);
+        let mut urls: Vec<String> = urls.collect();
+        let count = urls.len();
+        urls.sort();
+        urls.dedup();
+        assert_eq!(urls.len(), count);
+    }
+
+    #[test]
+    fn labs_are_told_apart_by_their_state() {
+        assert_ne!(hash_of(Path::new("/a")), hash_of(Path::new("/b")));
+        assert_eq!(hash_of(Path::new("/a")).len(), 8);
+    }
+}

@@ -1,0 +1,195 @@
+//! Keeps the processes of a lab running.
+//!
+//! ```text
+//!            wanted                       exits: pause, start again
+//!   stopped ────────> running ─────────────────────────┐
+//!      ^                 │  ^                           │
+//!      └──── killed <────┘  └───────────────────────────┘
+//!          (not wanted)
+//! ```
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::log::{LogFile, follow};
+use crate::rack::Process;
+use crate::state::{ProcessId, State, ends_within, note_process};
+
+/// The pause before a process that ended by itself is started again.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+/// How long a process may take to end in good order before it is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// The processes of a lab.
+pub struct Supervisor {
+    /// Whether each host has power.
+    powered: BTreeMap<String, watch::Sender<Power>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What is wanted of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Power {
+    On,
+    /// Its processes are killed, as when a cable is pulled.
+    Cut,
+    /// Its processes are asked to end.
+    Down,
+}
+
+impl Supervisor {
+    /// Starts `processes`, and keeps them running.
+    ///
+    /// # Errors
+    /// When a log cannot be opened.
+    pub fn start(processes: Vec<Process>, state: &State, show: bool) -> Result<Supervisor> {
+        let mut powered: BTreeMap<String, watch::Sender<Power>> = BTreeMap::new();
+        let mut tasks = Vec::new();
+        for process in processes {
+            let power = powered
+                .entry(process.host.clone())
+                .or_insert_with(|| watch::channel(Power::On).0)
+                .subscribe();
+            let name = format!("{}-{}", process.host, process.role);
+            let log = state.directory.join("log").join(format!("{name}.log"));
+            // Opened here once, so that an unwritable directory is an error now and not a silence later.
+            drop(LogFile::open(&log).with_context(|| format!("open {}", log.display()))?);
+            let slot = Slot {
+                state: state.directory.clone(),
+                name,
+                log,
+                // etcd's own words are of use when something is wrong with it, and they are in its log.
+                show: show && process.role != "etcd",
+                process,
+                power,
+            };
+            tasks.push(tokio::spawn(slot.keep()));
+        }
+        Ok(Supervisor { powered, tasks })
+    }
+
+    /// The hosts, and whether each has power.
+    pub fn hosts(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.powered.iter().map(|(name, power)| (name.as_str(), *power.borrow() == Power::On))
+    }
+
+    /// Cuts or restores the power of a host.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn set_power(&self, host: &str, on: bool) -> Result<()> {
+        let Some(power) = self.powered.get(host) else {
+            let known: Vec<&str> = self.powered.keys().map(String::as_str).collect();
+            bail!("there is no host `{host}` in this lab; there are {}", known.join(", "));
+        };
+        power.send_replace(if on { Power::On } else { Power::Cut });
+        Ok(())
+    }
+
+    /// Ends everything in good order.
+    pub async fn stop(self) {
+        for power in self.powered.values() {
+            power.send_replace(Power::Down);
+        }
+        for task in self.tasks {
+            // A task that failed has no process left that could be waited for.
+            let _ = task.await;
+        }
+    }
+}
+
+/// One process that is kept running.
+struct Slot {
+    state: std::path::PathBuf,
+    name: String,
+    log: std::path::PathBuf,
+    show: bool,
+    process: Process,
+    power: watch::Receiver<Power>,
+}
+
+impl Slot {
+    async fn keep(mut self) {
+        loop {
+            let wanted = *self.power.borrow_and_update();
+            match wanted {
+                Power::Down => return,
+                Power::Cut => {
+                    if self.power.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Power::On => {
+                    if let Err(error) = self.run_once().await {
+                        tracing::error!("{}: {error:#}", self.name);
+                        tokio::time::sleep(RESTART_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs the process until it ends, or until it is not wanted.
+    async fn run_once(&mut self) -> Result<()> {
+        let mut child = self.spawn()?;
+        let id = child.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
+        if let Some(id) = id {
+            let path = self.processes.join("processes").join(&self.name);
+            std::fs::write(&path, serde_json::to_vec(&id)?)
+                .with_context(|| format!("write {}", path.display()))?;
+        }
+        tokio::select! {
+            status = child.wait() => {
+                tracing::warn!("{} ended ({}); it is started again", self.name, status.context("wait for it")?);
+                tokio::time::sleep(RESTART_PAUSE).await;
+            }
+            _ = self.power.changed() => {
+                let in_order = *self.power.borrow() == Power::Down;
+                end(&mut child, id, in_order).await.context("end it")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let mut child = Command::new(&self.process.program)
+            .args(&self.process.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A person's Ctrl-C is for the supervisor, which ends the others in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("start {}", self.process.program.display()))?;
+        let prefix = format!("{} {:6}", self.process.host, self.process.role);
+        if let Some(output) = child.stdout.take() {
+            tokio::spawn(follow(output, LogFile::open(&self.log)?, prefix.clone(), self.show));
+        }
+        if let Some(output) = child.stderr.take() {
+            tokio::spawn(follow(output, LogFile::open(&self.log)?, prefix, self.show));
+        }
+        Ok(child)
+    }
+}
+
+async fn end(child: &mut Child, id: Option<ProcessId>, in_order: bool) -> std::io::Result<()> {
+    if let (true, Some(id)) = (in_order, id) {
+        id.signal(Signal::TERM);
+        if tokio::time::timeout(STOP_WITHIN, child.wait()).await.is_ok() {
+            return Ok(());
+        }
+    }
+    child.kill().await?;
+    if let Some(id) = id {
+        ends_within(id, STOP_WITHIN).await;
+    }
+    Ok(())
+}
