@@ -141,9 +141,7 @@ impl Slot {
         let mut child = self.spawn()?;
         let id = child.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
         if let Some(id) = id {
-            let path = self.processes.join("processes").join(&self.name);
-            std::fs::write(&path, serde_json::to_vec(&id)?)
-                .with_context(|| format!("write {}", path.display()))?;
+            note_process(&self.state, &self.name, id)?;
         }
         tokio::select! {
             status = child.wait() => {
