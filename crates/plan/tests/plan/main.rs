@@ -1,0 +1,8 @@
+//! What lightbyte decides, tested from outside: a small world in, the plan out. One binary, so that it is linked once.
+
+mod planners;
+mod reconciler;
+mod requests;
+mod scheduler;
+mod why;
+mod world;

@@ -1,0 +1,6 @@
+//! The planners: what each writes for one object, plan after plan until nothing is left to write.
+
+mod delete;
+mod keep;
+mod others;
+mod place;

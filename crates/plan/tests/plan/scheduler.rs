@@ -1,0 +1,180 @@
+//! The scheduler: verdicts in words, and that what it chooses always fits.
+
+use insta::assert_snapshot;
+use lightbyte_api::decided::Verdict;
+use lightbyte_api::{ByteSize, WorkerId};
+use lightbyte_plan::View;
+use lightbyte_plan::scheduler::{self, Need, Scheduled};
+
+use crate::world::{Random, worker_id, world};
+
+fn need(cpus: u64, mebibytes: u64) -> Need {
+    Need { cpus, memory: ByteSize::from_mib(mebibytes), architecture: "x86_64".to_owned() }
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    let score = verdict.score.map_or_else(|| "refused".to_owned(), |score| score.to_string());
+    format!("{} {score}: {}", verdict.worker, verdict.reasons.join("; "))
+}
+
+/// The choice among the workers of `given`, its reasons, and what is thought of every worker.
+fn check(given: &str, need: &Need) -> String {
+    let view = world(given).view();
+    let Scheduled { worker, decision, only_room_is_missing } = scheduler::schedule(&view, need);
+    let chosen = match worker {
+        Some((id, name)) => {
+            assert_eq!(id, worker_id(name.as_str()), "the chosen uid and name are of one worker");
+            format!("{name} of {}", decision.workers)
+        }
+        None if only_room_is_missing => format!("none of {} for want of room", decision.workers),
+        None => format!("none of {}", decision.workers),
+    };
+    let refused = decision.refused.iter().map(|(reason, count)| format!("{count} {reason}"));
+    let kept = decision.best.iter().map(|kept| format!("kept {}", verdict(kept)));
+    let all = scheduler::verdicts(&view, need);
+    let all = all.iter().map(verdict);
+    [chosen].into_iter().chain(refused).chain(kept).chain(all).collect::<Vec<String>>().join("\n")
+}
+
+#[test]
+fn every_refusal_has_its_words() {
+    assert_snapshot!(check("worker n1 cordoned
+        worker n2 away
+        worker n3 silent
+        worker n4 deleting
+        worker n5 architecture=aarch64
+        worker n6 cpus=2 used_cpus=1
+        worker n7 memory=1GiB used_memory=900MiB
+        worker n8
+        drop ledger/worker/{worker/n8}
+        worker n9
+        opaque ledger/worker/{worker/n9}
+        worker n10 cpus=1 used_cpus=3", &need(2, 256)), @"
+    none of 10 for want of room
+    2 away
+    1 being deleted
+    1 cordoned
+    2 no readable ledger
+    1 other architecture
+    3 too little room
+    n1 refused: cordoned
+    n10 refused: too little room: 0 of 1 CPUs and 1GiB of 1GiB free, needs 2 and 256MiB
+    n2 refused: away
+    n3 refused: away
+    n4 refused: being deleted
+    n5 refused: other architecture
+    n6 refused: too little room: 1 of 2 CPUs and 1GiB of 1GiB free, needs 2 and 256MiB
+    n7 refused: too little room: 4 of 4 CPUs and 124MiB of 1GiB free, needs 2 and 256MiB
+    n8 refused: no readable ledger
+    n9 refused: no readable ledger
+    ");
+}
+
+#[test]
+fn the_worker_with_the_most_left_is_chosen() {
+    // What is scarcer on a worker counts: n1 has CPUs to spare and no memory, n2 the reverse.
+    assert_snapshot!(check("worker n1 cpus=16 memory=1GiB used_memory=512MiB
+        worker n2 cpus=4 used_cpus=2 memory=64GiB
+        worker n3 cpus=4 memory=1GiB used_cpus=1 used_memory=256MiB", &need(1, 128)), @"
+    n3 of 3
+    kept n3 500000: spread: 50.0 % free after it; few: 0 VMs there
+    kept n1 375000: spread: 37.5 % free after it; few: 0 VMs there
+    kept n2 250000: spread: 25.0 % free after it; few: 0 VMs there
+    n1 375000: spread: 37.5 % free after it; few: 0 VMs there
+    n2 250000: spread: 25.0 % free after it; few: 0 VMs there
+    n3 500000: spread: 50.0 % free after it; few: 0 VMs there
+    ");
+    // Among equals the one with fewer VMs, then the first name.
+    assert_snapshot!(check("worker n3 vms=1
+        worker n2 vms=1
+        worker n1 vms=2", &need(1, 128)), @"
+    n2 of 3
+    kept n2 749999: spread: 75.0 % free after it; few: 1 VMs there
+    kept n3 749999: spread: 75.0 % free after it; few: 1 VMs there
+    kept n1 749998: spread: 75.0 % free after it; few: 2 VMs there
+    n1 749998: spread: 75.0 % free after it; few: 2 VMs there
+    n2 749999: spread: 75.0 % free after it; few: 1 VMs there
+    n3 749999: spread: 75.0 % free after it; few: 1 VMs there
+    ");
+    // A VM of no size on a worker of no size.
+    assert_snapshot!(check("worker n1 cpus=0 memory=0", &need(0, 0)), @"
+    n1 of 1
+    kept n1 0: spread: 0.0 % free after it; few: 0 VMs there
+    n1 0: spread: 0.0 % free after it; few: 0 VMs there
+    ");
+    assert_snapshot!(check("", &need(1, 1)), @"none of 0");
+}
+
+#[test]
+fn a_decision_keeps_five_verdicts_and_counts_the_rest() {
+    let workers: Vec<String> = (0..9).map(|index| format!("worker n{index} vms={}", 9 - index)).collect();
+    let found = check(&format!("{}\nworker x away\nworker y away", workers.join("\n")), &need(1, 128));
+    let kept: Vec<&str> = found.lines().filter(|line| !line.starts_with("n")).collect();
+    assert_snapshot!(kept.join("\n"), @"
+    2 away
+    kept n8 749999: spread: 75.0 % free after it; few: 1 VMs there
+    kept n7 749998: spread: 75.0 % free after it; few: 2 VMs there
+    kept n6 749997: spread: 75.0 % free after it; few: 3 VMs there
+    kept n5 749996: spread: 75.0 % free after it; few: 4 VMs there
+    kept n4 749995: spread: 75.0 % free after it; few: 5 VMs there
+    x refused: away
+    y refused: away
+    ");
+}
+
+/// What is free on `worker`, if anything may go there: computed from the records and not by the scheduler.
+fn free(view: &View, worker: WorkerId) -> (u64, u64) {
+    let observed = view.observed_worker(worker).expect("a worker that said what it has");
+    let ledger = view.worker_ledger(worker).expect("a worker with a ledger");
+    let memory = observed.memory.bytes().saturating_sub(ledger.memory.bytes());
+    (observed.cpus.saturating_sub(ledger.cpus), memory)
+}
+
+#[test]
+fn what_is_chosen_fits_and_nothing_is_refused_that_would_fit() {
+    for seed in 0..500 {
+        let mut random = Random::new(seed);
+        let mut fitting = Vec::new();
+        let need = need(random.below(6), 64 * random.below(10));
+        let lines: Vec<String> = (0..random.below(6))
+            .map(|index| {
+                let (cpus, used_cpus) = (random.below(8), random.below(8));
+                let (memory, used_memory) = (64 * random.below(16), 64 * random.below(16));
+                let odd = ["cordoned", "away", "deleting", "silent", "architecture=aarch64", "", "", "", "", ""];
+                let flag = odd[random.below(odd.len() as u64) as usize];
+                let has_room = |used: u64, needed: u64, all: u64| needed == 0 || used + needed <= all;
+                let has_cpus = has_room(used_cpus, need.cpus, cpus);
+                if flag.is_empty() && has_cpus && has_room(used_memory, need.memory.mib(), memory) {
+                    fitting.push(format!("n{index}"));
+                }
+                format!(
+                    "worker n{index} cpus={cpus} used_cpus={used_cpus} memory={memory}MiB used_memory={used_memory}MiB {flag}"
+                )
+            })
+            .collect();
+        let view = world(&lines.join("\n")).view();
+        let scheduled = scheduler::schedule(&view, &need);
+        match scheduled.worker {
+            Some((worker, name)) => {
+                assert!(fitting.contains(&name.to_string()), "seed {seed}: {name} does not fit {need:?}");
+                let (cpus, memory) = free(&view, worker);
+                assert!(
+                    cpus >= need.cpus && memory >= need.memory.bytes(),
+                    "seed {seed}: {name} has no room"
+                );
+                let best = scheduled.decision.best.first().expect("the chosen one's verdict");
+                assert_eq!(best.worker, name, "seed {seed}: the first verdict is of the chosen one");
+                let scores: Vec<Option<i64>> =
+                    scheduled.decision.best.iter().map(|kept| kept.score).collect();
+                assert!(scores.is_sorted_by(|one, two| one >= two), "seed {seed}: {scores:?}");
+            }
+            None => assert!(fitting.is_empty(), "seed {seed}: {fitting:?} would fit {need:?}"),
+        }
+        let refused: u64 = scheduled.decision.refused.iter().map(|(_, count)| count).sum();
+        assert_eq!(
+            refused + fitting.len() as u64,
+            scheduled.decision.workers,
+            "seed {seed}: each is counted once"
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! One line of a world becomes keys of the store.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::{image, network, vm, worker};
+use lightbyte_api::object::{Asked, Meta};
+use lightbyte_api::observed::{Observed, ObservedWorker};
+use lightbyte_api::records::{Alive, WorkerLedger};
+use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, WorkerId};
+
+use super::{Store, at, name, placed, uid, with_uids};
+
+/// The flags and values of one line.
+pub(super) struct Line<'a> {
+    words: Vec<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    pub(super) fn has(&self, flag: &str) -> bool {
+        self.words.contains(&flag)
+    }
+
+    pub(super) fn all(&self, field: &str) -> Vec<&'a str> {
+        self.words.iter().filter_map(|word| word.strip_prefix(field)?.strip_prefix('=')).collect()
+    }
+
+    pub(super) fn get(&self, field: &str) -> Option<&'a str> {
+        self.all(field).first().copied()
+    }
+
+    /// The value of `field`, or what `default` says.
+    pub(super) fn or<T: std::str::FromStr>(&self, field: &str, default: &str) -> T {
+        let text = self.get(field).unwrap_or(default);
+        text.parse().unwrap_or_else(|_| panic!("`{text}` is not a good {field}"))
+    }
+}
+
+/// What makes a rack: enough for most tests.
+const RACK: [&str; 4] = [
+    "worker n1 cpus=4 memory=1GiB",
+    "worker n2 cpus=4 memory=1GiB",
+    "image demo v1 root=64MiB",
+    "network default 10.77.0.0/24 pool=2-9",
+];
+
+/// Reads one line into `store`.
+pub(super) fn read(store: &mut Store, line: &str) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words.as_slice() {
+        ["rack"] => RACK.iter().for_each(|line| read(store, line)),
+        ["worker", given, words @ ..] => worker(store, &name(given), &Line { words: words.to_vec() }),
+        ["image", given, versions, words @ ..] => {
+            image(store, &name(given), versions, &Line { words: words.to_vec() });
+        }
+        ["network", given, subnet, words @ ..] => {
+            network(store, &name(given), subnet, &Line { words: words.to_vec() });
+        }
+        ["vm", given, words @ ..] => vm(store, &name(given), &Line { words: words.to_vec() }),
+        ["opaque", key] => {
+            store.put_bytes(&with_uids(key), br#"{"format":9}"#.to_vec());
+        }
+        ["drop", key] => store.delete(&with_uids(key)),
+        _ => panic!("`{line}` is no line of a world"),
+    }
+}
+
+/// Puts what is asked of an object, with the parts that all kinds share.
+fn ask(store: &mut Store, object: ObjectRef, spec: Spec, line: &Line<'_>) {
+    let labels: BTreeMap<String, String> = line
+        .all("label")
+        .into_iter()
+        .map(|label| label.split_once(':').expect("label=key:value"))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    let meta = Meta {
+        uid: uid(&object),
+        generation: line.or("generation", "1"),
+        labels,
+        owner: None,
+        changed_at: at(0),
+        deleting_since: line.has("deleting").then(|| at(30)),
+        restarts_asked: line.or("restarts", "0"),
+    };
+    store.put(&Key::Asked(object), Asked { meta, spec });
+}
+
+fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
+    let object = ObjectRef::new(Kind::Worker, given.clone());
+    let worker = WorkerId::new(uid(&object));
+    ask(store, object, Spec::Worker(worker::Spec { cordoned: line.has("cordoned") }), line);
+    let boot_id = "boot-1".to_owned();
+    if !line.has("silent") {
+        let said = ObservedWorker {
+            name: given.clone(),
+            boot_id: boot_id.clone(),
+            architecture: line.or("architecture", "x86_64"),
+            cpus: line.or("cpus", "4"),
+            memory: line.or("memory", "1GiB"),
+            vmm: "fake".to_owned(),
+            address: String::new(),
+            version: "0.1.0".to_owned(),
+        };
+        let itself = HostObject { kind: Kind::Worker, uid: worker.uid() };
+        store.put(&Key::Observed(worker, itself), Observed::Worker(said));
+    }
+    let ledger = WorkerLedger {
+        cpus: line.or("used_cpus", "0"),
+        memory: line.or("used_memory", "0"),
+        vms: line.or("vms", "0"),
+    };
+    store.put(&Key::WorkerLedger(worker), ledger);
+    if !line.has("away") {
+        store.put(&Key::Alive(worker), Alive { worker, boot_id, since: at(0) });
+    }
+}
+
+fn image(store: &mut Store, given: &Name, versions: &str, line: &Line<'_>) {
+    let part = |kind: &str, size| image::Part { sha256: kind.repeat(64), size };
+    let versions: Vec<image::Version> = versions
+        .split(',')
+        .map(|version| image::Version {
+            version: version.to_owned(),
+            architecture: line.or("architecture", "x86_64"),
+            kernel: part("a", ByteSize::from_mib(40)),
+            initrd: None,
+            command_line: String::new(),
+            root: part("b", line.or("root", "64MiB")),
+        })
+        .collect();
+    let last = versions.last().map(|version| version.version.clone()).unwrap_or_default();
+    let current = line.get("current").map_or(last, ToOwned::to_owned);
+    let spec = image::Spec { current, versions };
+    ask(store, ObjectRef::new(Kind::Image, given.clone()), Spec::Image(spec), line);
+}
+
+fn network(store: &mut Store, given: &Name, subnet: &str, line: &Line<'_>) {
+    let subnet: lightbyte_api::Subnet = subnet.parse().expect("a subnet");
+    let host = |offset: &str| {
+        Ipv4Addr::from(u32::from(subnet.base()) + offset.parse::<u32>().expect("the number of a host"))
+    };
+    let (first, last) = line.get("pool").unwrap_or("2-254").split_once('-').expect("pool=first-last");
+    let spec = network::Spec {
+        subnet,
+        gateway: line.get("gateway").map(|gateway| gateway.parse().expect("an address")),
+        dns: Vec::new(),
+        pool_first: host(first),
+        pool_last: host(last),
+        bridge: "br0".to_owned(),
+    };
+    ask(store, ObjectRef::new(Kind::Network, given.clone()), Spec::Network(spec), line);
+}
+
+fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
+    let mut spec = vm::Spec::of_image(line.or("image", "demo"));
+    spec.cpus = line.or("cpus", "1");
+    spec.memory = line.or("memory", "128MiB");
+    spec.running = !line.has("stopped");
+    if let Some(disk) = spec.disks.first_mut() {
+        disk.size = line.get("disk").map(|size| size.parse().expect("a size"));
+    }
+    let nics = line.all("nic");
+    if line.has("nonic") || !nics.is_empty() {
+        spec.nics = nics.into_iter().map(nic).collect();
+    }
+    let object = ObjectRef::new(Kind::Vm, given.clone());
+    if let Some(worker) = line.get("on") {
+        placed::vm(store, &object, &spec, &name(worker), line);
+    }
+    ask(store, object, Spec::Vm(spec), line);
+}
+
+fn nic(text: &str) -> vm::Nic {
+    let (network, address) = match text.split_once(':') {
+        Some((network, address)) => (network, Some(address.parse().expect("an address"))),
+        None => (text, None),
+    };
+    vm::Nic { network: name(network), address }
+}

@@ -1,0 +1,236 @@
+//! A VM that was placed already: its decision, claims, room, volume, assignments and reports.
+
+use std::net::Ipv4Addr;
+
+use lightbyte_api::assigned::{
+    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume,
+};
+use lightbyte_api::decided::{Decision, Verdict};
+use lightbyte_api::kinds::{image, vm, volume};
+use lightbyte_api::object::{Asked, Meta, Owner};
+use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
+use lightbyte_api::records::{AddressClaim, WorkerLedger};
+use lightbyte_api::{
+    ByteSize, Choice, Decided, Key, Kind, MacAddress, Name, ObjectRef, Spec, VolumeId, WorkerId,
+};
+
+use super::lines::Line;
+use super::{Store, at, uid, worker_id};
+
+/// How far the volume of a placed VM is; each state has all that the one before it has.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum VolumeState {
+    Gone,
+    Unplaced,
+    Assigned,
+    Claimed,
+    Present,
+    Lost,
+}
+
+fn volume_state(line: &Line<'_>) -> VolumeState {
+    match line.get("volume").unwrap_or("present") {
+        "gone" => VolumeState::Gone,
+        "unplaced" => VolumeState::Unplaced,
+        "assigned" => VolumeState::Assigned,
+        "claimed" => VolumeState::Claimed,
+        "present" => VolumeState::Present,
+        "lost" => VolumeState::Lost,
+        other => panic!("`{other}` is no state of a volume"),
+    }
+}
+
+/// Writes everything of a placed VM but what is asked of it.
+pub(super) fn vm(
+    store: &mut Store,
+    object: &ObjectRef,
+    spec: &vm::Spec,
+    worker_name: &Name,
+    line: &Line<'_>,
+) {
+    let worker = worker_id(worker_name.as_str());
+    let volume_name = object.name.child(vm::ROOT_DISK).expect("a short name");
+    let volume = ObjectRef::new(Kind::Volume, volume_name.clone());
+    let owner = uid(object);
+    let address: Ipv4Addr = line.or("address", "10.77.0.2");
+    let nics: Vec<vm::PlacedNic> = spec
+        .nics
+        .iter()
+        .enumerate()
+        .map(|(index, nic)| vm::PlacedNic {
+            network: nic.network.clone(),
+            mac: MacAddress::of_nic(owner, index),
+            address: nic.address.unwrap_or(address),
+        })
+        .collect();
+    for nic in &nics {
+        let claim = AddressClaim { owner, object: object.clone() };
+        store.put(&Key::Address(nic.network.clone(), nic.address), claim);
+    }
+    let best =
+        Verdict { worker: worker_name.clone(), score: Some(875_000), reasons: vec!["spread".to_owned()] };
+    let placement = vm::Placement {
+        worker,
+        worker_name: worker_name.clone(),
+        image_version: "v1".to_owned(),
+        cpus: spec.cpus,
+        memory: spec.memory,
+        disks: spec
+            .disks
+            .iter()
+            .map(|disk| vm::PlacedDisk {
+                name: disk.name.clone(),
+                volume: VolumeId::new(uid(&volume)),
+                volume_name: volume_name.clone(),
+            })
+            .collect(),
+        nics,
+        decision: Decision {
+            revision: 5,
+            workers: 3,
+            best: vec![best],
+            refused: vec![("away".to_owned(), 1)],
+        },
+    };
+    charge(store, worker, spec);
+    assign(store, object, spec, &placement, line);
+    report(store, object, worker, line);
+    let choice = Choice::Vm(vm::Choice { placement: Some(placement) });
+    store.put(&Key::Decided(object.clone()), Decided { uid: owner, waiting_on: Vec::new(), choice });
+    root_volume(store, &volume, object, spec, worker, line);
+}
+
+/// Counts the VM in the ledger of its worker, if that has one.
+fn charge(store: &mut Store, worker: WorkerId, spec: &vm::Spec) {
+    if let Some(before) = store.view().worker_ledger(worker) {
+        let ledger = WorkerLedger {
+            cpus: before.cpus + spec.cpus,
+            memory: ByteSize::from_bytes(before.memory.bytes() + spec.memory.bytes()),
+            vms: before.vms + 1,
+        };
+        store.put(&Key::WorkerLedger(worker), ledger);
+    }
+}
+
+fn part(kind: &str) -> image::Part {
+    image::Part { sha256: kind.repeat(64), size: ByteSize::from_mib(64) }
+}
+
+fn assign(
+    store: &mut Store,
+    object: &ObjectRef,
+    spec: &vm::Spec,
+    placement: &vm::Placement,
+    line: &Line<'_>,
+) {
+    let wanted = match line.get("wanted") {
+        None if spec.running => WantedVm::Running,
+        Some("running") => WantedVm::Running,
+        None | Some("stopped") => WantedVm::Stopped,
+        Some("removed") => WantedVm::Removed,
+        Some(other) => panic!("`{other}` cannot be wanted"),
+    };
+    let nics = placement.nics.iter().map(|nic| AssignedNic {
+        bridge: "br0".to_owned(),
+        mac: nic.mac,
+        address: nic.address,
+        prefix_length: 24,
+        gateway: None,
+        dns: Vec::new(),
+    });
+    let assigned = AssignedVm {
+        sequence: line.or("sequence", "1"),
+        generation: line.or("at_generation", line.get("generation").unwrap_or("1")),
+        name: object.name.clone(),
+        wanted,
+        restarts_asked: line.or("at_restarts", line.get("restarts").unwrap_or("0")),
+        cpus: spec.cpus,
+        memory: spec.memory,
+        image: spec.image.clone(),
+        image_version: placement.image_version.clone(),
+        kernel: part("a"),
+        initrd: None,
+        command_line: String::new(),
+        disks: placement.disks.iter().map(|disk| disk.volume).collect(),
+        nics: nics.collect(),
+        asked_at: at(0),
+    };
+    let host_object = HostObject { kind: Kind::Vm, uid: uid(object) };
+    store.put(&Key::Assigned(placement.worker, host_object), Assigned::Vm(assigned));
+}
+
+fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'_>) {
+    let phase = match line.get("observed") {
+        None => return,
+        Some("claimed") => VmPhase::Claimed,
+        Some("starting") => VmPhase::Starting,
+        Some("running") => VmPhase::Running,
+        Some("crashed") => VmPhase::Crashed,
+        Some("stopping") => VmPhase::Stopping,
+        Some("stopped") => VmPhase::Stopped,
+        Some(other) => panic!("`{other}` is no phase"),
+    };
+    let observed = ObservedVm {
+        sequence: line.or("seen", line.get("sequence").unwrap_or("1")),
+        generation: line.or("at_generation", line.get("generation").unwrap_or("1")),
+        phase,
+        since: at(20),
+        restarts: 0,
+        restarts_done: line.or("at_restarts", line.get("restarts").unwrap_or("0")),
+        boot: None,
+        problem: line.get("problem").map(|problem| problem.replace('_', " ")),
+    };
+    store
+        .put(&Key::Observed(worker, HostObject { kind: Kind::Vm, uid: uid(object) }), Observed::Vm(observed));
+}
+
+fn root_volume(
+    store: &mut Store,
+    volume: &ObjectRef,
+    vm: &ObjectRef,
+    spec: &vm::Spec,
+    worker: WorkerId,
+    line: &Line<'_>,
+) {
+    let state = volume_state(line);
+    if state == VolumeState::Gone {
+        return;
+    }
+    let host_object = HostObject { kind: Kind::Volume, uid: uid(volume) };
+    let removing = line.has("volume_removing");
+    let meta = Meta {
+        uid: host_object.uid,
+        generation: 1,
+        labels: std::collections::BTreeMap::new(),
+        owner: Some(Owner { object: vm.clone(), uid: uid(vm) }),
+        changed_at: at(0),
+        deleting_since: (removing || line.has("volume_deleting")).then(|| at(30)),
+        restarts_asked: 0,
+    };
+    let size = ByteSize::from_mib(64);
+    let asked = volume::Spec { image: spec.image.clone(), image_version: "v1".to_owned(), size };
+    store.put(&Key::Asked(volume.clone()), Asked { meta, spec: Spec::Volume(asked) });
+    if state >= VolumeState::Assigned {
+        let choice = Choice::Volume(volume::Choice { worker: Some(worker) });
+        let decided = Decided { uid: host_object.uid, waiting_on: Vec::new(), choice };
+        store.put(&Key::Decided(volume.clone()), decided);
+        let assigned = AssignedVolume {
+            sequence: if removing { 2 } else { 1 },
+            generation: 1,
+            name: volume.name.clone(),
+            wanted: if removing { WantedVolume::Removed } else { WantedVolume::Present },
+            size,
+            source: part("b"),
+        };
+        store.put(&Key::Assigned(worker, host_object), Assigned::Volume(assigned));
+    }
+    let phase = match state {
+        VolumeState::Claimed => VolumePhase::Claimed,
+        VolumeState::Present => VolumePhase::Present,
+        VolumeState::Lost => VolumePhase::Lost,
+        _ => return,
+    };
+    let problem = line.get("volume_problem").map(|problem| problem.replace('_', " "));
+    let observed = ObservedVolume { sequence: 1, generation: 1, phase, since: at(20), problem };
+    store.put(&Key::Observed(worker, host_object), Observed::Volume(observed));
+}

@@ -1,0 +1,253 @@
+//! Writes as short stable lines: uids become names, and what does not matter to a decision is left out.
+
+use std::collections::BTreeMap;
+
+use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume};
+use lightbyte_api::object::Asked;
+use lightbyte_api::observed::Observed;
+use lightbyte_api::records::Record;
+use lightbyte_api::waiting::Waiting;
+use lightbyte_api::{Choice, Decided, Key, ObjectRef, Spec, Uid};
+use lightbyte_plan::{Transaction, View, Write};
+
+use super::at;
+
+/// Names for uids.
+#[derive(Default)]
+pub(crate) struct Names(BTreeMap<Uid, ObjectRef>);
+
+impl Names {
+    /// Those of all objects in `view`.
+    pub(crate) fn of(view: &View) -> Names {
+        let named = view.objects().filter_map(|object| Some((view.asked(object)?.meta.uid, object.clone())));
+        Names(named.collect())
+    }
+
+    /// These, and those of the objects that `transaction` makes.
+    fn with(&self, transaction: &Transaction) -> Names {
+        let made = transaction.writes.values().filter_map(|write| match write {
+            Write::Put(Key::Asked(object), Record::Asked(asked)) => Some((asked.meta.uid, object.clone())),
+            _ => None,
+        });
+        Names(self.0.clone().into_iter().chain(made).collect())
+    }
+
+    /// `vm/a` for the uid of that VM.
+    pub(crate) fn show(&self, uid: Uid) -> String {
+        self.0.get(&uid).map_or_else(|| format!("unknown {uid}"), ToString::to_string)
+    }
+
+    fn worker(&self, uid: Uid) -> String {
+        self.0.get(&uid).map_or_else(|| "unknown".to_owned(), |object| object.name.to_string())
+    }
+
+    fn key(&self, key: &Key) -> String {
+        match key {
+            Key::Asked(object) => format!("asked {object}"),
+            Key::Decided(object) => format!("decided {object}"),
+            Key::Assigned(worker, object) => {
+                format!("assigned {} {}", self.worker(worker.uid()), self.show(object.uid))
+            }
+            Key::Observed(worker, object) => {
+                format!("observed {} {}", self.worker(worker.uid()), self.show(object.uid))
+            }
+            Key::WorkerLedger(worker) => format!("ledger {}", self.worker(worker.uid())),
+            Key::Address(network, address) => format!("address {network} {address}"),
+            Key::Alive(worker) => format!("alive {}", self.worker(worker.uid())),
+            Key::Epoch => "epoch".to_owned(),
+            Key::Leader => "leader".to_owned(),
+        }
+    }
+}
+
+/// What is written, a line each, in the order of the rendered text.
+pub(crate) fn writes(names: &Names, transaction: &Transaction) -> String {
+    let names = names.with(transaction);
+    let mut lines: Vec<String> = transaction.writes.values().map(|write| line(&names, write)).collect();
+    lines.sort();
+    lines.join("\n")
+}
+
+/// What is written, and what it rests on besides what is written. Every written key must be guarded as `view` has it.
+pub(crate) fn transaction(view: &View, transaction: &Transaction) -> String {
+    let names = Names::of(view).with(transaction);
+    for (key, revision) in &transaction.guards {
+        assert_eq!(*revision, view.mod_revision(key), "the guard of {key} is what the view shows");
+    }
+    for key in transaction.writes.keys() {
+        assert!(transaction.guards.contains_key(key), "{key} is written and not guarded");
+    }
+    let rests = transaction.guards.iter().filter(|(key, _)| !transaction.writes.contains_key(*key));
+    let mut rests: Vec<String> = rests
+        .map(|(key, revision)| match revision {
+            0 => format!("rests on no {}", names.key(key)),
+            _ => format!("rests on {}", names.key(key)),
+        })
+        .collect();
+    rests.sort();
+    [writes(&Names::of(view), transaction), rests.join("\n")].join("\n")
+}
+
+/// Text for people who read tests.
+pub(crate) trait Show {
+    fn show(&self, names: &Names) -> String;
+}
+
+fn line(names: &Names, write: &Write) -> String {
+    match write {
+        Write::Delete(Key::Address(network, address)) => format!("release {network} {address}"),
+        Write::Delete(key) => format!("delete {}", names.key(key)),
+        Write::Put(Key::Address(network, address), Record::AddressClaim(claim)) => {
+            assert_eq!(
+                names.show(claim.owner),
+                claim.object.to_string(),
+                "a claim names its owner twice alike"
+            );
+            format!("claim {network} {address} for {}", claim.object)
+        }
+        Write::Put(Key::WorkerLedger(worker), Record::WorkerLedger(ledger)) => format!(
+            "ledger {} {} CPUs {} {} VMs",
+            names.worker(worker.uid()),
+            ledger.cpus,
+            ledger.memory,
+            ledger.vms
+        ),
+        Write::Put(key, record) => format!("put {} {}", names.key(key), record.show(names)),
+    }
+}
+
+impl Show for Record {
+    fn show(&self, names: &Names) -> String {
+        match self {
+            Record::Asked(asked) => asked.show(names),
+            Record::Decided(decided) => decided.show(names),
+            Record::Assigned(assigned) => match assigned.as_ref() {
+                Assigned::Vm(vm) => vm.show(names),
+                Assigned::Volume(volume) => volume.show(names),
+            },
+            Record::Observed(observed) => observed.show(names),
+            Record::Alive(alive) => format!("boot {}", alive.boot_id),
+            Record::WorkerLedger(_) | Record::AddressClaim(_) | Record::Epoch(_) | Record::Leader(_) => {
+                String::new()
+            }
+        }
+    }
+}
+
+impl Show for Asked {
+    fn show(&self, _: &Names) -> String {
+        let Asked { meta, spec } = self;
+        let what = match spec {
+            Spec::Worker(spec) => if spec.cordoned { "cordoned" } else { "schedulable" }.to_owned(),
+            Spec::Image(spec) => format!("current {}", spec.current),
+            Spec::Network(spec) => format!("{} pool {}-{}", spec.subnet, spec.pool_first, spec.pool_last),
+            Spec::Volume(spec) => format!("{} of {} {}", spec.size, spec.image, spec.image_version),
+            Spec::Vm(spec) => if spec.running { "running" } else { "stopped" }.to_owned(),
+        };
+        let mut text = format!("generation {} {what}", meta.generation);
+        for (key, value) in &meta.labels {
+            text.push_str(&format!(" {key}:{value}"));
+        }
+        if let Some(owner) = &meta.owner {
+            text.push_str(&format!(" of {}", owner.object));
+        }
+        if meta.restarts_asked > 0 {
+            text.push_str(&format!(" restarts {}", meta.restarts_asked));
+        }
+        if meta.deleting_since.is_some() {
+            text.push_str(" deleting");
+        }
+        text
+    }
+}
+
+impl Show for Decided {
+    fn show(&self, names: &Names) -> String {
+        let choice = match &self.choice {
+            Choice::Vm(choice) => choice.placement.as_ref().map(|placement| {
+                let mut text = format!("on {} {}", placement.worker_name, placement.image_version);
+                for disk in &placement.disks {
+                    let known = names.0.get(&disk.volume.uid());
+                    assert!(
+                        known.is_none_or(|volume| volume.name == disk.volume_name),
+                        "{}",
+                        disk.volume_name
+                    );
+                    text.push_str(&format!(" {}={}", disk.name, disk.volume_name));
+                }
+                for nic in &placement.nics {
+                    text.push_str(&format!(" {}={}", nic.network, nic.address));
+                }
+                text
+            }),
+            Choice::Volume(choice) => {
+                choice.worker.map(|worker| format!("on {}", names.worker(worker.uid())))
+            }
+            Choice::Worker(_) | Choice::Image(_) | Choice::Network(_) => None,
+        };
+        let waits = self.waiting_on.iter().map(|waiting| waiting.show(names));
+        let parts: Vec<String> = choice.into_iter().chain(waits).collect();
+        if parts.is_empty() { "content".to_owned() } else { parts.join(", ") }
+    }
+}
+
+impl Show for Waiting {
+    fn show(&self, _: &Names) -> String {
+        let since = self.since.as_second() - at(0).as_second();
+        format!("since {since} waits: {}", self.on)
+    }
+}
+
+impl Show for AssignedVm {
+    fn show(&self, names: &Names) -> String {
+        let disks: Vec<String> = self.disks.iter().map(|disk| names.show(disk.uid())).collect();
+        let nics: Vec<String> = self
+            .nics
+            .iter()
+            .map(|nic| format!("{}/{} on {}", nic.address, nic.prefix_length, nic.bridge))
+            .collect();
+        let restarts = match self.restarts_asked {
+            0 => String::new(),
+            restarts => format!(" restarts {restarts}"),
+        };
+        format!(
+            "{} sequence {} generation {}{restarts}, {} {}, {}, {} {}, {}",
+            format!("{:?}", self.wanted).to_lowercase(),
+            self.sequence,
+            self.generation,
+            self.cpus,
+            self.memory,
+            disks.join(" "),
+            self.image,
+            self.image_version,
+            if nics.is_empty() { "no NIC".to_owned() } else { nics.join(" ") },
+        )
+    }
+}
+
+impl Show for AssignedVolume {
+    fn show(&self, _: &Names) -> String {
+        let wanted = format!("{:?}", self.wanted).to_lowercase();
+        format!("{wanted} sequence {} generation {}, {}", self.sequence, self.generation, self.size)
+    }
+}
+
+impl Show for Observed {
+    fn show(&self, _: &Names) -> String {
+        let problem = |problem: &Option<String>| match problem {
+            Some(problem) => format!(", problem: {problem}"),
+            None => String::new(),
+        };
+        match self {
+            Observed::Worker(worker) => format!("{} {} {}", worker.name, worker.cpus, worker.memory),
+            Observed::Vm(vm) => {
+                let phase = format!("{:?}", vm.phase).to_lowercase();
+                format!("{phase} sequence {}{}", vm.sequence, problem(&vm.problem))
+            }
+            Observed::Volume(volume) => {
+                let phase = format!("{:?}", volume.phase).to_lowercase();
+                format!("{phase} sequence {}{}", volume.sequence, problem(&volume.problem))
+            }
+        }
+    }
+}
