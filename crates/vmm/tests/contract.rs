@@ -1,0 +1,430 @@
+//! One suite for every set of drivers. The fake host passes it here; a driver for real machines passes it by a
+//! [`Subject`] of its own, with a test beside [`the_fake_host_keeps_the_contract`].
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use lightbyte_api::assigned::{
+    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume,
+};
+use lightbyte_api::kinds::image::Part;
+use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Timestamp, Uid, VmId, VolumeId};
+use lightbyte_plan::agent::{Saved, VmmState};
+use lightbyte_vmm::{DriverError, Drivers, FakeHost, VmmEvent, hands};
+
+/// How long an event may take: a guest under software emulation on a loaded machine boots in up to 120 s.
+const EVENT_WAIT: Duration = Duration::from_secs(150);
+
+/// A set of drivers under test, with what a test must be able to do behind its back.
+trait Subject {
+    fn drivers(&self) -> &Drivers;
+    /// The bridge that the host has.
+    fn bridge(&self) -> String;
+    /// The kernel and the root file system that its VMs are made from.
+    fn parts(&self) -> (Part, Part);
+    /// Lets the guest of a started VM become ready; a real one does so by itself.
+    fn let_guest_become_ready(&self, vm: VmId);
+    /// Ends the machine process of a VM, as a crash would.
+    fn end(&self, vm: VmId);
+    /// Lets a guest that was asked to shut down obey; a real one does so by itself.
+    fn let_guest_shut_down(&self, vm: VmId);
+}
+
+struct Bed<'a> {
+    subject: &'a dyn Subject,
+    drivers: &'a Drivers,
+    events: Receiver<VmmEvent>,
+}
+
+impl<'a> Bed<'a> {
+    fn new(subject: &'a dyn Subject) -> Bed<'a> {
+        let drivers = subject.drivers();
+        Bed { subject, drivers, events: listen(drivers) }
+    }
+
+    fn assigned_vm(&self, vm: VmId, disk: VolumeId) -> AssignedVm {
+        let (kernel, _) = self.subject.parts();
+        let nic = |index: usize, last: u8| AssignedNic {
+            bridge: self.subject.bridge(),
+            mac: MacAddress::of_nic(vm.uid(), index),
+            address: Ipv4Addr::new(10, 77, 0, last),
+            prefix_length: 24,
+            gateway: None,
+            dns: Vec::new(),
+        };
+        AssignedVm {
+            sequence: 1,
+            generation: 1,
+            name: Name::new("a").expect("a name"),
+            wanted: WantedVm::Running,
+            restarts_asked: 0,
+            cpus: 1,
+            memory: ByteSize::from_mib(128),
+            image: Name::new("demo").expect("a name"),
+            image_version: "v1".to_owned(),
+            kernel,
+            initrd: None,
+            command_line: String::new(),
+            disks: vec![disk],
+            nics: vec![nic(0, 2), nic(1, 3)],
+            asked_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn assigned_volume(&self) -> AssignedVolume {
+        let (_, root) = self.subject.parts();
+        AssignedVolume {
+            sequence: 1,
+            generation: 1,
+            name: Name::new("a-root").expect("a name"),
+            wanted: WantedVolume::Present,
+            size: root.size,
+            source: root,
+        }
+    }
+
+    /// A VM whose disk and taps are there.
+    fn prepare(&self, vm: VmId, disk: VolumeId) -> AssignedVm {
+        let assigned = self.assigned_vm(vm, disk);
+        self.drivers.disks.ensure(disk, &self.assigned_volume()).expect("make the disk");
+        self.drivers.network.ensure(vm, &assigned.nics).expect("make the taps");
+        assigned
+    }
+
+    /// Waits for an event of `vm` that `wanted` takes.
+    fn wait_for(&self, vm: VmId, wanted: impl Fn(&VmmEvent) -> bool) {
+        loop {
+            let event = self.events.recv_timeout(EVENT_WAIT).expect("an event in time");
+            let of = match event {
+                VmmEvent::Exited(of) | VmmEvent::Ready { vm: of, .. } => of,
+            };
+            if of == vm && wanted(&event) {
+                return;
+            }
+        }
+    }
+
+    fn state(&self, vm: VmId) -> VmmState {
+        self.drivers.vmm.state(vm).expect("a state")
+    }
+}
+
+fn listen(drivers: &Drivers) -> Receiver<VmmEvent> {
+    let (sender, events) = mpsc::channel();
+    drivers.vmm.watch(Arc::new(move |event| {
+        // A listener whose test is over has nobody to tell.
+        let _ = sender.send(event);
+    }));
+    events
+}
+
+fn vm(number: u128) -> VmId {
+    VmId::new(Uid::from_bits(0x1_0000 + number))
+}
+
+fn volume(number: u128) -> VolumeId {
+    VolumeId::new(Uid::from_bits(0x2_0000 + number))
+}
+
+fn refused(outcome: Result<(), DriverError>) {
+    match outcome {
+        Err(DriverError::Refused(reason)) => assert!(!reason.is_empty(), "a refusal says why"),
+        other => panic!("{other:?} is no refusal"),
+    }
+}
+
+/// Everything that every set of drivers promises. The host must have nothing of ours at the beginning, and has
+/// nothing of ours at the end.
+fn contract(subject: &dyn Subject) {
+    let bed = Bed::new(subject);
+    nothing_is_there(&bed);
+    what_is_absent_may_be_removed(&bed);
+    disks_are_made_once(&bed);
+    taps_are_made_and_removed(&bed);
+    records_are_whole(&bed);
+    a_machine_needs_its_parts(&bed);
+    a_machine_runs_once(&bed);
+    what_a_machine_uses_stays(&bed);
+    a_machine_that_ends_leaves_its_traces(&bed);
+    a_guest_is_asked_to_shut_down(&bed);
+    a_new_listener_hears_of_old_machines(&bed);
+    machines_do_not_touch_each_other(&bed);
+    nothing_is_there(&bed);
+}
+
+fn nothing_is_there(bed: &Bed<'_>) {
+    assert_eq!(hands::find_all(bed.drivers).expect("a whole list"), Vec::new());
+}
+
+fn what_is_absent_may_be_removed(bed: &Bed<'_>) {
+    for kind in [Kind::Vm, Kind::Volume] {
+        bed.drivers.records.forget(HostObject { kind, uid: vm(0).uid() }).expect("forget nothing");
+    }
+    bed.drivers.vmm.remove(vm(0)).expect("end nothing");
+    bed.drivers.disks.remove(volume(0)).expect("remove no disk");
+    bed.drivers.network.remove(vm(0)).expect("remove no taps");
+    refused(bed.drivers.vmm.shut_down(vm(0)));
+    assert_eq!(bed.state(vm(0)), VmmState::Absent);
+    assert!(!bed.drivers.disks.exists(volume(0)).expect("an answer"));
+    assert_eq!(bed.drivers.network.count(vm(0)).expect("an answer"), 0);
+}
+
+fn disks_are_made_once(bed: &Bed<'_>) {
+    let assigned = bed.assigned_volume();
+    for _ in 0..2 {
+        bed.drivers.disks.ensure(volume(1), &assigned).expect("make the disk");
+        assert!(bed.drivers.disks.exists(volume(1)).expect("an answer"));
+        assert_eq!(bed.drivers.disks.list().expect("a list"), [volume(1)]);
+    }
+    for _ in 0..2 {
+        bed.drivers.disks.remove(volume(1)).expect("remove the disk");
+        assert!(!bed.drivers.disks.exists(volume(1)).expect("an answer"));
+        assert!(bed.drivers.disks.list().expect("a list").is_empty());
+    }
+}
+
+fn taps_are_made_and_removed(bed: &Bed<'_>) {
+    let assigned = bed.assigned_vm(vm(1), volume(1));
+    let mut elsewhere = assigned.nics.clone();
+    elsewhere[0].bridge = "no-such-bridge".to_owned();
+    refused(bed.drivers.network.ensure(vm(1), &elsewhere));
+    // A part of them first, as after a crash: the others are added.
+    bed.drivers.network.ensure(vm(1), &assigned.nics[..1]).expect("make one tap");
+    assert_eq!(bed.drivers.network.count(vm(1)).expect("an answer"), 1);
+    for _ in 0..2 {
+        bed.drivers.network.ensure(vm(1), &assigned.nics).expect("make the taps");
+        assert_eq!(bed.drivers.network.count(vm(1)).expect("an answer"), 2);
+        assert_eq!(bed.drivers.network.list().expect("a list"), [vm(1)]);
+    }
+    for _ in 0..2 {
+        bed.drivers.network.remove(vm(1)).expect("remove the taps");
+        assert_eq!(bed.drivers.network.count(vm(1)).expect("an answer"), 0);
+        assert!(bed.drivers.network.list().expect("a list").is_empty());
+    }
+}
+
+fn records_are_whole(bed: &Bed<'_>) {
+    let of_vm = HostObject { kind: Kind::Vm, uid: vm(1).uid() };
+    let of_volume = HostObject { kind: Kind::Volume, uid: volume(1).uid() };
+    let first = Saved {
+        assigned: Assigned::Vm(bed.assigned_vm(vm(1), volume(1))),
+        restarts: 3,
+        restarts_done: 2,
+        created: false,
+    };
+    let second = Saved { restarts: 4, ..first.clone() };
+    let other = Saved {
+        assigned: Assigned::Volume(bed.assigned_volume()),
+        restarts: 0,
+        restarts_done: 0,
+        created: true,
+    };
+    for (object, saved) in [(of_vm, &first), (of_vm, &second), (of_vm, &second), (of_volume, &other)] {
+        bed.drivers.records.save(object, saved).expect("save");
+        assert_eq!(bed.drivers.records.load(object).expect("an answer").as_ref(), Some(saved));
+    }
+    let mut listed = bed.drivers.records.list().expect("a list");
+    listed.sort_unstable();
+    let mut expected = [of_vm, of_volume];
+    expected.sort_unstable();
+    assert_eq!(listed, expected);
+    for object in [of_vm, of_volume, of_vm] {
+        bed.drivers.records.forget(object).expect("forget");
+        assert_eq!(bed.drivers.records.load(object).expect("an answer"), None);
+    }
+}
+
+fn a_machine_needs_its_parts(bed: &Bed<'_>) {
+    let assigned = bed.assigned_vm(vm(1), volume(1));
+    refused(bed.drivers.vmm.ensure(vm(1), &assigned));
+    bed.drivers.network.ensure(vm(1), &assigned.nics).expect("make the taps");
+    refused(bed.drivers.vmm.ensure(vm(1), &assigned));
+    bed.drivers.network.remove(vm(1)).expect("remove the taps");
+    bed.drivers.disks.ensure(volume(1), &bed.assigned_volume()).expect("make the disk");
+    refused(bed.drivers.vmm.ensure(vm(1), &assigned));
+    bed.drivers.disks.remove(volume(1)).expect("remove the disk");
+    assert_eq!(bed.state(vm(1)), VmmState::Absent, "a refused start leaves nothing");
+    assert!(bed.drivers.vmm.list().expect("a list").is_empty());
+}
+
+fn a_machine_runs_once(bed: &Bed<'_>) {
+    let assigned = bed.prepare(vm(1), volume(1));
+    for _ in 0..2 {
+        bed.drivers.vmm.ensure(vm(1), &assigned).expect("start");
+        assert_eq!(bed.state(vm(1)), VmmState::Running);
+        assert_eq!(bed.drivers.vmm.list().expect("a list"), [vm(1)]);
+    }
+    bed.subject.let_guest_become_ready(vm(1));
+    bed.wait_for(vm(1), |event| matches!(event, VmmEvent::Ready { .. }));
+}
+
+fn what_a_machine_uses_stays(bed: &Bed<'_>) {
+    refused(bed.drivers.disks.remove(volume(1)));
+    refused(bed.drivers.network.remove(vm(1)));
+    assert!(bed.drivers.disks.exists(volume(1)).expect("an answer"));
+    assert_eq!(bed.drivers.network.count(vm(1)).expect("an answer"), 2);
+    // A disk is used by one machine at a time.
+    let other = bed.prepare(vm(2), volume(1));
+    refused(bed.drivers.vmm.ensure(vm(2), &other));
+    assert_eq!(bed.state(vm(2)), VmmState::Absent);
+    bed.drivers.network.remove(vm(2)).expect("remove the taps");
+}
+
+fn a_machine_that_ends_leaves_its_traces(bed: &Bed<'_>) {
+    let assigned = bed.assigned_vm(vm(1), volume(1));
+    bed.subject.end(vm(1));
+    bed.wait_for(vm(1), |event| matches!(event, VmmEvent::Exited(_)));
+    assert_eq!(bed.state(vm(1)), VmmState::Exited);
+    assert_eq!(bed.drivers.vmm.list().expect("a list"), [vm(1)]);
+    refused(bed.drivers.vmm.ensure(vm(1), &assigned));
+    refused(bed.drivers.vmm.shut_down(vm(1)));
+    for _ in 0..2 {
+        bed.drivers.vmm.remove(vm(1)).expect("clean up");
+        assert_eq!(bed.state(vm(1)), VmmState::Absent);
+        assert!(bed.drivers.vmm.list().expect("a list").is_empty());
+    }
+    assert!(bed.drivers.disks.exists(volume(1)).expect("an answer"), "its disk outlives it");
+    // A machine that runs is ended as well.
+    bed.drivers.network.ensure(vm(1), &assigned.nics).expect("make the taps");
+    bed.drivers.vmm.ensure(vm(1), &assigned).expect("start again");
+    bed.drivers.vmm.remove(vm(1)).expect("end");
+    assert_eq!(bed.state(vm(1)), VmmState::Absent);
+}
+
+fn a_guest_is_asked_to_shut_down(bed: &Bed<'_>) {
+    let assigned = bed.prepare(vm(1), volume(1));
+    bed.drivers.vmm.ensure(vm(1), &assigned).expect("start");
+    bed.subject.let_guest_become_ready(vm(1));
+    bed.wait_for(vm(1), |event| matches!(event, VmmEvent::Ready { .. }));
+    bed.drivers.vmm.shut_down(vm(1)).expect("ask");
+    bed.subject.let_guest_shut_down(vm(1));
+    bed.wait_for(vm(1), |event| matches!(event, VmmEvent::Exited(_)));
+    assert_eq!(bed.state(vm(1)), VmmState::Exited);
+    bed.drivers.vmm.remove(vm(1)).expect("clean up");
+}
+
+fn a_new_listener_hears_of_old_machines(bed: &Bed<'_>) {
+    let assigned = bed.prepare(vm(1), volume(1));
+    bed.drivers.vmm.ensure(vm(1), &assigned).expect("start");
+    let later = Bed::new(bed.subject);
+    later.subject.end(vm(1));
+    later.wait_for(vm(1), |event| matches!(event, VmmEvent::Exited(_)));
+    // The first listener hears from now on, as one that is told anew.
+    let events = listen(bed.drivers);
+    bed.drivers.vmm.remove(vm(1)).expect("clean up");
+    bed.drivers.vmm.ensure(vm(1), &assigned).expect("start again");
+    bed.subject.end(vm(1));
+    let again = Bed { subject: bed.subject, drivers: bed.drivers, events };
+    again.wait_for(vm(1), |event| matches!(event, VmmEvent::Exited(_)));
+    assert!(later.events.try_iter().all(|event| event != VmmEvent::Exited(vm(1))), "one listener at a time");
+    bed.drivers.vmm.remove(vm(1)).expect("clean up");
+    bed.drivers.network.remove(vm(1)).expect("remove the taps");
+    bed.drivers.disks.remove(volume(1)).expect("remove the disk");
+}
+
+fn machines_do_not_touch_each_other(bed: &Bed<'_>) {
+    for number in [1, 2] {
+        let assigned = bed.prepare(vm(number), volume(number));
+        bed.drivers.vmm.ensure(vm(number), &assigned).expect("start");
+    }
+    let mut listed = bed.drivers.vmm.list().expect("a list");
+    listed.sort_unstable();
+    assert_eq!(listed, [vm(1), vm(2)]);
+    bed.drivers.vmm.remove(vm(1)).expect("end");
+    bed.drivers.network.remove(vm(1)).expect("remove the taps");
+    bed.drivers.disks.remove(volume(1)).expect("remove the disk");
+    assert_eq!(bed.state(vm(2)), VmmState::Running);
+    assert_eq!(bed.drivers.network.count(vm(2)).expect("an answer"), 2);
+    assert!(bed.drivers.disks.exists(volume(2)).expect("an answer"));
+    let found = hands::find_all(bed.drivers).expect("a whole list");
+    assert!(
+        found.iter().all(|(object, _)| [vm(2).uid(), volume(2).uid()].contains(&object.uid)),
+        "{found:?}"
+    );
+    bed.drivers.vmm.remove(vm(2)).expect("end");
+    bed.drivers.network.remove(vm(2)).expect("remove the taps");
+    bed.drivers.disks.remove(volume(2)).expect("remove the disk");
+}
+
+/// The host in memory.
+struct Fake {
+    host: FakeHost,
+    drivers: Drivers,
+}
+
+impl Fake {
+    fn new() -> Fake {
+        let host = FakeHost::new(ByteSize::from_mib(1_024), ["br0".to_owned()]);
+        Fake { drivers: host.drivers(), host }
+    }
+}
+
+impl Subject for Fake {
+    fn drivers(&self) -> &Drivers {
+        &self.drivers
+    }
+    fn bridge(&self) -> String {
+        "br0".to_owned()
+    }
+    fn parts(&self) -> (Part, Part) {
+        let part = Part { sha256: "a".repeat(64), size: ByteSize::from_mib(64) };
+        (part.clone(), part)
+    }
+    fn let_guest_become_ready(&self, vm: VmId) {
+        self.host.guest_ready(vm, Timestamp::UNIX_EPOCH);
+    }
+    fn end(&self, vm: VmId) {
+        self.host.exit(vm);
+    }
+    fn let_guest_shut_down(&self, vm: VmId) {
+        assert!(self.host.shutting_down().contains(&vm), "the guest was asked");
+        self.host.exit(vm);
+    }
+}
+
+#[test]
+fn the_fake_host_keeps_the_contract() {
+    contract(&Fake::new());
+}
+
+#[test]
+fn the_fake_host_fails_when_it_is_told_to() {
+    let fake = Fake::new();
+    let bed = Bed::new(&fake);
+    let assigned = bed.prepare(vm(1), volume(1));
+    fake.host.fail_next(2);
+    let failed = fake.drivers.vmm.ensure(vm(1), &assigned).expect_err("the first failure");
+    assert_eq!(failed.chain(), "write to the host: no storage space");
+    assert!(fake.drivers.disks.ensure(volume(2), &bed.assigned_volume()).is_err());
+    fake.drivers.vmm.ensure(vm(1), &assigned).expect("the failures are used up");
+    assert!(!fake.drivers.disks.exists(volume(2)).expect("an answer"), "what failed was not done");
+}
+
+#[test]
+fn the_fake_host_has_only_so_much_memory() {
+    let fake = Fake::new();
+    let bed = Bed::new(&fake);
+    for number in 1..=8 {
+        let assigned = bed.prepare(vm(number), volume(number));
+        fake.drivers.vmm.ensure(vm(number), &assigned).expect("room for eight");
+    }
+    let assigned = bed.prepare(vm(9), volume(9));
+    refused(fake.drivers.vmm.ensure(vm(9), &assigned));
+    // What ended by itself needs none.
+    fake.host.exit(vm(1));
+    fake.drivers.vmm.ensure(vm(9), &assigned).expect("room again");
+}
+
+#[test]
+fn a_reboot_of_the_fake_host_keeps_disks_and_records_only() {
+    let fake = Fake::new();
+    let bed = Bed::new(&fake);
+    let assigned = bed.prepare(vm(1), volume(1));
+    fake.drivers.vmm.ensure(vm(1), &assigned).expect("start");
+    fake.host.reboot();
+    assert_eq!(bed.state(vm(1)), VmmState::Exited);
+    assert_eq!(fake.drivers.network.count(vm(1)).expect("an answer"), 0);
+    assert!(fake.drivers.disks.exists(volume(1)).expect("an answer"));
+}

@@ -1,0 +1,9 @@
+//! The worker's agent on a host: every small host state, every wish, and a crash after every effect, driven against
+//! the fake host, which refuses what a real one would refuse.
+
+mod behaviour;
+mod bench;
+mod failures;
+mod messages;
+mod states;
+mod volumes;
