@@ -1,0 +1,132 @@
+//! HTTP. One table names every route; the router and the OpenAPI document are both made from it.
+
+pub(crate) mod answer;
+pub(crate) mod apply;
+pub(crate) mod caller;
+pub(crate) mod cluster;
+pub(crate) mod difference;
+pub(crate) mod input;
+pub(crate) mod objects;
+pub(crate) mod watch;
+pub(crate) mod workers;
+
+use std::sync::Arc;
+
+use axum::http::{StatusCode, Uri};
+use axum::routing::{MethodRouter, delete, get, post};
+use axum::{Router, middleware};
+use lightbyte_link::Listener;
+
+use crate::Server;
+use crate::api::caller::{Caller, LinkListener};
+use crate::openapi;
+use crate::problem::Failure;
+
+/// How many streams one server keeps open: those of a thousand workers, and as many watches.
+pub(crate) const STREAMS_MAX: usize = 2_048;
+
+/// A route: what the router does with it, and what the OpenAPI document says of it.
+pub(crate) struct Route {
+    /// `get`, `post` or `delete`.
+    pub(crate) method: &'static str,
+    /// Its path, with parameters in braces.
+    pub(crate) path: &'static str,
+    /// What it does, in one sentence.
+    pub(crate) summary: &'static str,
+    /// The parameters that it takes.
+    pub(crate) parameters: &'static [&'static str],
+    /// The name of the body's schema.
+    pub(crate) body: Option<&'static str>,
+    /// The name of the answer's schema; of one line, for a stream.
+    pub(crate) answer: &'static str,
+    handler: MethodRouter<Arc<Server>>,
+}
+
+/// Every route.
+pub(crate) fn routes() -> Vec<Route> {
+    let reading: &[&str] = &["min_revision"];
+    let changing: &[&str] = &["if_match"];
+    let route = |method, path, summary, parameters, body, answer, handler| Route {
+        method,
+        path,
+        summary,
+        parameters,
+        body,
+        answer,
+        handler,
+    };
+    #[rustfmt::skip]
+    let routes = vec![
+        route("get", "/v1/objects/{kind}", "Lists the objects of a kind",
+            &["label", "limit", "after", "min_revision"], None, "ObjectList", get(objects::list)),
+        route("get", "/v1/objects/{kind}/{name}", "Shows one object; `etag` is what `If-Match` takes",
+            reading, None, "Object", get(objects::get)),
+        route("delete", "/v1/objects/{kind}/{name}", "Asks for the end of an object",
+            changing, None, "Changed", delete(objects::delete)),
+        route("post", "/v1/objects/{kind}/{name}/start", "Asks for a VM to run",
+            changing, None, "Changed", post(objects::start)),
+        route("post", "/v1/objects/{kind}/{name}/stop", "Asks for a VM to stop",
+            changing, None, "Changed", post(objects::stop)),
+        route("post", "/v1/objects/{kind}/{name}/restart", "Asks for a VM to be stopped and started",
+            changing, None, "Changed", post(objects::restart)),
+        route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",
+            reading, None, "Explanation", get(objects::why)),
+        route("get", "/v1/objects/{kind}/{name}/events", "Lists what this server saw happen to an object",
+            reading, None, "EventList", get(objects::events_of)),
+        route("get", "/v1/events", "Lists what this server saw happen",
+            &["limit", "min_revision"], None, "EventList", get(objects::events)),
+        route("get", "/v1/stuck", "Lists what waits longer than is normal",
+            reading, None, "StuckList", get(objects::stuck)),
+        route("get", "/v1/status", "Shows the cluster at a glance",
+            reading, None, "ClusterStatus", get(cluster::cluster)),
+        route("post", "/v1/apply", "Makes manifests true, or tells what that would change",
+            changing, Some("Apply"), "Applied", post(apply::apply)),
+        route("get", "/v1/watch", "Streams objects as they change, as lines of JSON",
+            &["kind", "name", "from"], None, "WatchLine", get(watch::watch)),
+        route("get", "/v1/openapi.json", "Describes this API",
+            &[], None, "OpenApi", get(openapi::serve)),
+        route("post", "/v1/workers/{uid}/register", "Registers a worker, or takes what it says of itself",
+            &[], Some("ObservedWorker"), "Nothing", post(workers::register)),
+        route("post", "/v1/workers/{uid}/heartbeat", "Keeps a worker alive",
+            &[], Some("Heartbeat"), "HeartbeatAnswer", post(workers::heartbeat)),
+        route("post", "/v1/workers/{uid}/report", "Stores a worker's report",
+            &[], Some("Report"), "Reply", post(workers::report)),
+        route("get", "/v1/workers/{uid}/stream", "Streams what a worker is to do, as lines of JSON",
+            &["cursor"], None, "Delivery", get(workers::stream)),
+    ];
+    routes
+}
+
+fn router(server: Arc<Server>) -> Router {
+    let router =
+        routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
+    router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(middleware::from_fn(caller::note))
+        .with_state(server)
+}
+
+async fn unknown_path(uri: Uri) -> Failure {
+    let title = format!("there is nothing at `{}`", uri.path());
+    Failure::new(StatusCode::NOT_FOUND, title).hint("GET /v1/openapi.json lists every path")
+}
+
+async fn unknown_method(uri: Uri) -> Failure {
+    let title = format!("`{}` does not take this method", uri.path());
+    Failure::new(StatusCode::METHOD_NOT_ALLOWED, title).hint("GET /v1/openapi.json lists every path")
+}
+
+/// Serves until the server stops, and then until running requests have ended.
+pub(crate) async fn listen(server: Arc<Server>, listener: Listener) {
+    let mut stop = server.stop.clone();
+    let stopped = async move {
+        // A sender that is gone means the same.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    let service = router(server).into_make_service_with_connect_info::<Caller>();
+    let served = axum::serve(LinkListener(listener), service).with_graceful_shutdown(stopped).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "a listener failed");
+    }
+}

@@ -1,0 +1,172 @@
+//! What happened to objects, as far as this server has seen it since it started.
+//!
+//! A bounded ring in memory for each object. It is lost with the process, and two servers may have seen different
+//! things; the durable ring, with a root of its own in the store, comes later and will keep this form.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lightbyte_api::{Kind, ObjectRef, Timestamp, WaitingOn};
+use lightbyte_plan::{View, status};
+use serde::Serialize;
+use tokio::time::{Duration, sleep};
+
+use crate::follower::Subscription;
+use crate::{Server, affected, clock};
+
+/// How many events are kept of one object: the story of a boot or two.
+pub(crate) const EVENTS_PER_OBJECT_MAX: usize = 32;
+/// How many objects that are gone are remembered.
+pub(crate) const GONE_OBJECTS_MAX: usize = 1_000;
+/// The pause before a lost place in the stream of changes is taken again.
+const AGAIN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Event {
+    /// When this server saw it.
+    pub(crate) at: Timestamp,
+    /// The revision of the view that showed it.
+    pub(crate) revision: u64,
+    /// To which object.
+    pub(crate) object: ObjectRef,
+    /// What: `created`, `state`, `waiting`, `resolved` or `gone`.
+    pub(crate) what: &'static str,
+    /// The same in words.
+    pub(crate) message: String,
+}
+
+/// The rings of all objects.
+#[derive(Default)]
+pub(crate) struct Events(Mutex<Rings>);
+
+#[derive(Default)]
+struct Rings {
+    /// How each living object was seen last.
+    last: BTreeMap<ObjectRef, Look>,
+    rings: BTreeMap<ObjectRef, VecDeque<Event>>,
+    gone: VecDeque<ObjectRef>,
+}
+
+/// What of an object makes an event when it changes.
+#[derive(Clone, PartialEq)]
+struct Look {
+    state: String,
+    waiting_on: BTreeSet<WaitingOn>,
+}
+
+impl Events {
+    /// The events of one object, oldest first.
+    pub(crate) fn of(&self, object: &ObjectRef) -> Vec<Event> {
+        self.rings().rings.get(object).map(|ring| ring.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The newest `count` events of all objects, oldest first.
+    pub(crate) fn newest(&self, count: usize) -> Vec<Event> {
+        let mut events: Vec<Event> = self.rings().rings.values().flatten().cloned().collect();
+        events.sort_by_key(|event| (event.revision, event.at));
+        events.split_off(events.len().saturating_sub(count))
+    }
+
+    fn rings(&self) -> MutexGuard<'_, Rings> {
+        // A panic inside would lose at most one event.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins with `view`: what is there already did not happen now.
+    fn begin(&self, view: &View) {
+        let mut rings = self.rings();
+        let is_first = rings.last.is_empty() && rings.rings.is_empty();
+        let known: BTreeSet<ObjectRef> = view.objects().cloned().chain(rings.last.keys().cloned()).collect();
+        for object in known {
+            match look(view, &object) {
+                Some(look) if is_first => {
+                    rings.last.insert(object, look);
+                }
+                look => rings.note(view.revision(), &object, look),
+            }
+        }
+    }
+
+    fn take(&self, before: &View, after: &View, keys: &[lightbyte_api::Key]) {
+        let objects = affected::objects(before, after, keys);
+        let mut rings = self.rings();
+        for object in objects {
+            rings.note(after.revision(), &object, look(after, &object));
+        }
+    }
+}
+
+impl Rings {
+    fn note(&mut self, revision: u64, object: &ObjectRef, look: Option<Look>) {
+        let before = match &look {
+            Some(look) => self.last.insert(object.clone(), look.clone()),
+            None => self.last.remove(object),
+        };
+        let told = told(before.as_ref(), look.as_ref());
+        if told.is_empty() {
+            return;
+        }
+        let at = clock::now();
+        let ring = self.rings.entry(object.clone()).or_default();
+        for (what, message) in told {
+            ring.push_back(Event { at, revision, object: object.clone(), what, message });
+        }
+        while ring.len() > EVENTS_PER_OBJECT_MAX {
+            ring.pop_front();
+        }
+        if look.is_none() {
+            self.gone.push_back(object.clone());
+        }
+        while self.gone.len() > GONE_OBJECTS_MAX {
+            let forgotten = self.gone.pop_front().filter(|object| !self.last.contains_key(object));
+            forgotten.map(|object| self.rings.remove(&object));
+        }
+    }
+}
+
+/// What to say about the way from one look to the next.
+fn told(before: Option<&Look>, after: Option<&Look>) -> Vec<(&'static str, String)> {
+    let nothing = BTreeSet::new();
+    let mut told = Vec::new();
+    match (before, after) {
+        (None, None) => return told,
+        (None, Some(after)) => told.push(("created", format!("it was asked for and is {}", after.state))),
+        (Some(_), None) => told.push(("gone", "nothing of it is left".to_owned())),
+        (Some(before), Some(after)) if before.state != after.state => {
+            told.push(("state", format!("it was {} and is {}", before.state, after.state)));
+        }
+        (Some(_), Some(_)) => {}
+    }
+    let waited = before.map_or(&nothing, |look| &look.waiting_on);
+    let waits = after.map_or(&nothing, |look| &look.waiting_on);
+    told.extend(waits.difference(waited).map(|on| ("waiting", format!("it waits: {on}"))));
+    if after.is_some() {
+        told.extend(waited.difference(waits).map(|on| ("resolved", format!("it waits no more: {on}"))));
+    }
+    told
+}
+
+fn look(view: &View, object: &ObjectRef) -> Option<Look> {
+    let status = status::object(view, object)?.status;
+    // Room and addresses in use are no events of the worker or the network.
+    let waiting_on = match object.kind {
+        Kind::Image => BTreeSet::new(),
+        _ => status.waiting_on.into_iter().map(|waiting| waiting.on).collect(),
+    };
+    Some(Look { state: status.state, waiting_on })
+}
+
+/// Writes down what happens, until it is dropped.
+pub(crate) async fn record(server: Arc<Server>) {
+    loop {
+        if let Some(Subscription { mut view, mut news }) = server.follower.subscribe() {
+            server.events.begin(&view);
+            while let Some(news) = news.recv().await {
+                server.events.take(&view, &news.view, &news.changed);
+                view = news.view;
+            }
+        }
+        sleep(AGAIN_PAUSE).await;
+    }
+}

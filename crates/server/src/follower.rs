@@ -1,0 +1,398 @@
+//! Follows the store: keeps the newest view, and tells subscribers of every change of it.
+//!
+//! ```text
+//!   list ──> watch ──> batch ──> view ──┬──> whoever waits for a revision (`reach`)
+//!    ^         │                        ├──> queues of subscribers: leader, workers' streams, people's watches
+//!    └─────────┘ compacted, gone back,  └──> the ring of changed keys, from which a watch is resumed
+//!                or a check that differs
+//! ```
+//!
+//! Watches are never trusted alone: every few minutes the view is compared with a list at its own revision, and every
+//! half a second a linearizable read tells how old the view may be.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lightbyte_api::Key;
+use lightbyte_plan::View;
+use lightbyte_store::feed::Feed;
+use lightbyte_store::{Listing, Store, StoreError};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::chain;
+
+/// How many changes a subscriber may lag behind. One that is slower is dropped and has to begin anew: memory is
+/// bounded, and a fresh beginning is cheaper than a thousand late changes.
+pub(crate) const QUEUE_NEWS_MAX: usize = 1024;
+/// How many changed keys are remembered for watches that are resumed: some minutes of a busy cluster, in a few
+/// megabytes.
+pub(crate) const HISTORY_KEYS_MAX: usize = 1 << 16;
+/// How often the view is compared with a list.
+const CHECK_PERIOD: Duration = Duration::from_secs(180);
+/// How often a linearizable read asks how far the store is: well within half of a leader's time to live.
+const CONFIRM_PERIOD: Duration = Duration::from_millis(500);
+/// How long the view may take to reach such a read until the next one is made.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
+/// The pause after the store did not answer.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// The key that is read to learn the store's revision; any would do.
+const CONFIRM_KEY: &str = "meta/epoch";
+
+/// A change of the view.
+#[derive(Clone)]
+pub(crate) struct News {
+    /// The view after it.
+    pub(crate) view: View,
+    /// The keys that changed.
+    pub(crate) changed: Arc<[Key]>,
+    /// Whether the view was listed anew: the keys are the difference of two lists, not of two revisions.
+    pub(crate) relisted: bool,
+}
+
+/// A place in the stream of changes: `view`, and everything after it.
+pub(crate) struct Subscription {
+    /// The view that the first news follows.
+    pub(crate) view: View,
+    /// The news. Its end means that this subscriber was too slow, or that the store has gone back: begin anew.
+    pub(crate) news: mpsc::Receiver<News>,
+}
+
+/// What is known of the store.
+#[derive(Clone, Default)]
+struct Known {
+    /// `None` until the first list.
+    view: Option<View>,
+    /// The moment before a linearizable read was made whose revision the view has reached since.
+    confirmed_at: Option<Instant>,
+}
+
+/// The store could not be followed far enough in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooOld {
+    /// The revision that the view has; 0 when there is none.
+    pub(crate) revision: u64,
+}
+
+/// Keeps the newest view.
+pub(crate) struct Follower {
+    store: Arc<dyn Store>,
+    known: watch::Sender<Known>,
+    hub: Mutex<Hub>,
+}
+
+#[derive(Default)]
+struct Hub {
+    subscribers: Vec<mpsc::Sender<News>>,
+    history: History,
+}
+
+/// The keys that changed of late.
+#[derive(Default)]
+struct History {
+    /// Every change after this revision is in `changes`.
+    complete_from: u64,
+    changes: VecDeque<(u64, Arc<[Key]>)>,
+    keys: usize,
+}
+
+impl History {
+    fn begin(revision: u64) -> History {
+        History { complete_from: revision, ..History::default() }
+    }
+
+    fn push(&mut self, revision: u64, changed: &Arc<[Key]>) {
+        self.keys += changed.len();
+        self.changes.push_back((revision, Arc::clone(changed)));
+        while self.keys > HISTORY_KEYS_MAX {
+            let Some((revision, keys)) = self.changes.pop_front() else { return };
+            self.keys -= keys.len();
+            self.complete_from = revision;
+        }
+    }
+
+    /// The keys that changed after `revision`; `None` when that is too long ago.
+    fn after(&self, revision: u64) -> Option<Vec<Key>> {
+        let later = self.changes.iter().skip_while(|(at, _)| *at <= revision);
+        (revision >= self.complete_from).then(|| later.flat_map(|(_, keys)| keys.iter().cloned()).collect())
+    }
+}
+
+impl Follower {
+    /// A follower that knows nothing yet.
+    pub(crate) fn new(store: Arc<dyn Store>) -> Follower {
+        Follower { store, known: watch::Sender::new(Known::default()), hub: Mutex::default() }
+    }
+
+    /// The newest view; `None` before the first list.
+    pub(crate) fn view(&self) -> Option<View> {
+        self.known.borrow().view.clone()
+    }
+
+    /// The moment before the last linearizable read that the view has reached since.
+    pub(crate) fn confirmed_at(&self) -> Option<Instant> {
+        self.known.borrow().confirmed_at
+    }
+
+    /// Waits until the view has reached `revision`, and returns it.
+    ///
+    /// # Errors
+    /// [`TooOld`] after `within`.
+    pub(crate) async fn reach(&self, revision: u64, within: Duration) -> Result<View, TooOld> {
+        let mut known = self.known.subscribe();
+        let reached = |known: &Known| known.view.as_ref().is_some_and(|view| view.revision() >= revision);
+        if let Ok(Ok(known)) = timeout(within, known.wait_for(reached)).await
+            && let Some(view) = &known.view
+        {
+            return Ok(view.clone());
+        }
+        Err(TooOld { revision: self.view().map_or(0, |view| view.revision()) })
+    }
+
+    /// Waits until the view was confirmed no longer ago than `age_max`, and holds `key`.
+    pub(crate) async fn fresh_with(&self, key: &Key, age_max: Duration) -> View {
+        let mut known = self.known.subscribe();
+        let fresh = |known: &Known| {
+            known.confirmed_at.is_some_and(|at| at.elapsed() < age_max)
+                && known.view.as_ref().is_some_and(|view| view.contains(key))
+        };
+        loop {
+            // The sender lives in `self`: it is never closed while this waits.
+            if let Ok(known) = known.wait_for(fresh).await
+                && let Some(view) = &known.view
+            {
+                return view.clone();
+            }
+        }
+    }
+
+    /// A place in the stream of changes that begins with the newest view; `None` before the first list.
+    pub(crate) fn subscribe(&self) -> Option<Subscription> {
+        let mut hub = self.hub();
+        let view = self.view()?;
+        let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
+        hub.subscribers.push(sender);
+        Some(Subscription { view, news })
+    }
+
+    /// As [`Follower::subscribe`], with the keys that changed after `revision`. The inner `None` says that it was too
+    /// long ago.
+    pub(crate) fn resume(&self, revision: u64) -> Option<(Subscription, Option<Vec<Key>>)> {
+        let mut hub = self.hub();
+        let view = self.view()?;
+        let missed = hub.history.after(revision);
+        let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
+        hub.subscribers.push(sender);
+        Some((Subscription { view, news }, missed))
+    }
+
+    fn hub(&self) -> MutexGuard<'_, Hub> {
+        // Nothing in it can be half changed: each step under the lock is one push or one sweep.
+        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, view: &View, changed: Vec<Key>, relisted: bool) {
+        let mut hub = self.hub();
+        let changed: Arc<[Key]> = changed.into();
+        if !changed.is_empty() {
+            hub.history.push(view.revision(), &changed);
+            let news = News { view: view.clone(), changed, relisted };
+            hub.subscribers.retain(|subscriber| match subscriber.try_send(news.clone()) {
+                Ok(()) => true,
+                Err(mpsc::error::TrySendError::Closed(_)) => false,
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    tracing::warn!(
+                        "a subscriber is more than {QUEUE_NEWS_MAX} changes behind and is dropped"
+                    );
+                    false
+                }
+            });
+        }
+        self.known.send_modify(|known| known.view = Some(view.clone()));
+    }
+
+    /// Puts a view in place that does not follow from the last one: every subscriber begins anew.
+    fn begin(&self, view: &View) {
+        let mut hub = self.hub();
+        hub.subscribers.clear();
+        hub.history = History::begin(view.revision());
+        self.known.send_modify(|known| *known = Known { view: Some(view.clone()), confirmed_at: None });
+    }
+
+    // ---------------------------------------------------------------------------------------------- following
+
+    /// Follows the store until it is dropped.
+    pub(crate) async fn follow(&self) {
+        let mut feed: Option<Feed> = None;
+        loop {
+            let listing = self.list().await;
+            let mut current = self.take_listing(feed.take(), &listing);
+            tokio::select! {
+                () = self.watch(&mut current) => {}
+                () = self.until_different() => {}
+            }
+            feed = Some(current);
+        }
+    }
+
+    async fn list(&self) -> Listing {
+        let mut told = false;
+        loop {
+            match self.store.list("", None).await {
+                Ok(listing) => return listing,
+                Err(error) if !told => {
+                    told = true;
+                    tracing::warn!(error = chain(&error), "the store cannot be listed; trying again");
+                }
+                Err(error) => tracing::debug!(error = chain(&error), "the store cannot be listed"),
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    fn take_listing(&self, feed: Option<Feed>, listing: &Listing) -> Feed {
+        match feed {
+            Some(mut feed) if feed.view().revision() <= listing.revision => {
+                let changed = feed.relist(listing);
+                self.publish(feed.view(), changed, true);
+                feed
+            }
+            feed => {
+                if let Some(feed) = feed {
+                    tracing::error!(
+                        before = feed.view().revision(),
+                        now = listing.revision,
+                        "the store has gone back, as a restore does; everything begins anew"
+                    );
+                }
+                let feed = Feed::begin(listing);
+                self.begin(feed.view());
+                feed
+            }
+        }
+    }
+
+    /// Watches until only a list helps.
+    async fn watch(&self, feed: &mut Feed) {
+        loop {
+            let error = match self.store.watch("", feed.next_revision()).await {
+                Ok(mut watch) => loop {
+                    match watch.next().await {
+                        Ok(batch) => {
+                            let changed = feed.apply(&batch);
+                            self.publish(feed.view(), changed, false);
+                        }
+                        Err(error) => break error,
+                    }
+                },
+                Err(error) => error,
+            };
+            tracing::warn!(
+                error = chain(&error),
+                from = feed.next_revision(),
+                "the watch of the store ended"
+            );
+            if !matches!(error, StoreError::Unavailable(_)) {
+                return;
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Compares the view with a list at its own revision, again and again, until they differ.
+    async fn until_different(&self) {
+        loop {
+            sleep(CHECK_PERIOD).await;
+            let Some(view) = self.view() else { continue };
+            // A list that fails, or whose revision was compacted meanwhile, says nothing; the next one will.
+            let Ok(listing) = self.store.list("", Some(view.revision())).await else { continue };
+            let differing = differing(&view, Feed::begin(&listing).view());
+            if !differing.is_empty() {
+                tracing::error!(
+                    revision = view.revision(),
+                    keys = ?differing.iter().take(10).map(ToString::to_string).collect::<Vec<_>>(),
+                    count = differing.len(),
+                    "the view differs from the store at the same revision; it is listed anew"
+                );
+                return;
+            }
+        }
+    }
+
+    /// Learns again and again how far the store is, and notes when the view has come there.
+    pub(crate) async fn confirm(&self) {
+        loop {
+            let asked_at = Instant::now();
+            if let Ok(read) = self.store.get(CONFIRM_KEY).await
+                && self.reach(read.revision, CONFIRM_WITHIN).await.is_ok()
+            {
+                self.known.send_modify(|known| known.confirmed_at = Some(asked_at));
+            }
+            sleep(CONFIRM_PERIOD).await;
+        }
+    }
+}
+
+/// The keys that are not at the same revision in both.
+fn differing(left: &View, right: &View) -> Vec<Key> {
+    let missing = |one: &View, other: &View| -> Vec<Key> {
+        one.keys().filter(|(key, at)| other.mod_revision(key) != *at).map(|(key, _)| key.clone()).collect()
+    };
+    let mut keys = missing(left, right);
+    keys.extend(missing(right, left));
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbyte_api::Name;
+    use lightbyte_store::MemoryStore;
+    use std::net::Ipv4Addr;
+
+    fn key(number: u32) -> Key {
+        Key::Address(Name::new("lan").unwrap(), Ipv4Addr::from(number))
+    }
+
+    #[test]
+    fn history_remembers_so_many_keys_and_says_what_it_forgot() {
+        let mut history = History::begin(5);
+        let check = |history: &History, from: u64, expect: Option<usize>| {
+            assert_eq!(history.after(from).map(|keys| keys.len()), expect, "from {from}");
+        };
+        check(&history, 4, None);
+        check(&history, 5, Some(0));
+        history.push(6, &[key(1), key(2)].into());
+        history.push(8, &[key(3)].into());
+        check(&history, 5, Some(3));
+        check(&history, 6, Some(1));
+        check(&history, 7, Some(1));
+        check(&history, 8, Some(0));
+        let many: Vec<Key> = (0..HISTORY_KEYS_MAX as u32).map(key).collect();
+        history.push(9, &many.into());
+        check(&history, 7, None);
+        check(&history, 8, Some(HISTORY_KEYS_MAX));
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_is_dropped_and_others_are_not() {
+        let follower = Follower::new(Arc::new(MemoryStore::new()));
+        follower.begin(&View::default());
+        let mut slow = follower.subscribe().unwrap();
+        for number in 0..QUEUE_NEWS_MAX as u32 {
+            follower.publish(&View::default(), vec![key(number)], false);
+        }
+        let mut quick = follower.subscribe().unwrap();
+        follower.publish(&View::default(), vec![key(7)], false);
+        assert!(quick.news.recv().await.is_some());
+        assert_eq!(follower.hub().subscribers.len(), 1);
+        let mut taken = 0;
+        while slow.news.recv().await.is_some() {
+            taken += 1;
+        }
+        assert_eq!(taken, QUEUE_NEWS_MAX, "what was queued is still delivered, then the end");
+    }
+}

@@ -1,0 +1,166 @@
+//! The server: the HTTP API, and the shell around the leader's loop. **It wires and decides nothing**: every decision
+//! is a function of `lightbyte_plan`, and behaviour must not live here.
+//!
+//! ```text
+//!   store ──> follower ──> newest view ──> api: reads
+//!     ^           └──────> news ──┬──────> api: watches of people, streams of workers
+//!     │                           ├──────> events
+//!     │                           └──────> leader: feed, next ──┐
+//!     └──────────── commit <── api: request::*  <───────────────┘
+//! ```
+//!
+//! | module | concern |
+//! |---|---|
+//! | `follower` | the newest view and the stream of its changes |
+//! | `leader` | election, lease, and the turning of the reconciler |
+//! | `writer` | a request, committed; decided again after a conflict |
+//! | `api` | HTTP: routes, bodies, problem documents, streams |
+//! | `events` | what happened, as far as this server saw it |
+//! | `clock` | the wall clock and fresh identities |
+
+mod affected;
+mod api;
+mod clock;
+mod events;
+mod follower;
+mod leader;
+mod openapi;
+mod problem;
+mod writer;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use lightbyte_api::envelope::Envelope;
+use lightbyte_api::records::{Epoch, Record};
+use lightbyte_api::{Key, Name, Uid};
+use lightbyte_link::{Endpoint, Listener};
+use lightbyte_store::{EtcdOptions, EtcdStore, Guard, Operation, Store, StoreError, Transaction};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::api::STREAMS_MAX;
+use crate::events::Events;
+use crate::follower::Follower;
+
+/// How long running requests may take to end when the server stops.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name, which people see as the leader's.
+    pub name: Name,
+    /// Where it listens.
+    pub listen: Vec<Endpoint>,
+    /// Where others reach its API; stored with the leadership.
+    pub url: String,
+    /// The client URLs of etcd's members.
+    pub etcd: Vec<String>,
+    /// What stands before every key in etcd, such as [`lightbyte_api::key::ROOT`].
+    pub root: String,
+}
+
+/// What all parts of a server share.
+pub(crate) struct Server {
+    name: Name,
+    url: String,
+    store: Arc<dyn Store>,
+    etcd: Option<Arc<EtcdStore>>,
+    follower: Follower,
+    events: Events,
+    streams: Arc<Semaphore>,
+    stop: watch::Receiver<bool>,
+}
+
+/// Serves over etcd until `shutdown`. The API answers at once, with 503 until etcd does.
+///
+/// # Errors
+/// When an address cannot be listened on, etcd's URLs make no sense, or a part of the server fails.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let options = EtcdOptions::new(&config.etcd, &config.root);
+    let etcd = Arc::new(EtcdStore::connect(options).await.context("set up the connection to etcd")?);
+    serve(Arc::clone(&etcd) as Arc<dyn Store>, Some(etcd), config, shutdown).await
+}
+
+/// Serves over any store until `shutdown`. Dropping the future ends everything at once, as a kill does, except that
+/// requests under way may go on for a moment.
+///
+/// # Errors
+/// When an address cannot be listened on, or a part of the server fails.
+pub async fn serve(
+    store: Arc<dyn Store>,
+    etcd: Option<Arc<EtcdStore>>,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let mut listeners = Vec::new();
+    for endpoint in &config.listen {
+        listeners.push(Listener::bind(endpoint).await.with_context(|| format!("listen on {endpoint}"))?);
+    }
+    let (stopping, stop) = watch::channel(false);
+    let server = Arc::new(Server {
+        name: config.name,
+        url: config.url,
+        follower: Follower::new(Arc::clone(&store)),
+        store,
+        etcd,
+        events: Events::default(),
+        streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        stop: stop.clone(),
+    });
+
+    let mut background = JoinSet::new();
+    let follower = Arc::clone(&server);
+    background.spawn(async move { follower.follower.follow().await });
+    let follower = Arc::clone(&server);
+    background.spawn(async move { follower.follower.confirm().await });
+    background.spawn(events::record(Arc::clone(&server)));
+
+    let mut ending = JoinSet::new();
+    ending.spawn(leader::lead(Arc::clone(&server), stop));
+    for listener in listeners {
+        ending.spawn(api::listen(Arc::clone(&server), listener));
+    }
+    tokio::select! {
+        () = shutdown => {}
+        ended = background.join_next() => anyhow::bail!("a part of the server ended: {ended:?}"),
+        ended = ending.join_next() => anyhow::bail!("a part of the server ended: {ended:?}"),
+    }
+    stopping.send_replace(true);
+    let all_end = async { while ending.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_WITHIN, all_end).await.is_err() {
+        tracing::warn!("some requests did not end within {STOP_WITHIN:?} and are cut off");
+    }
+    Ok(())
+}
+
+/// Sets up a cluster: writes its identity and its first epoch, unless they are there.
+///
+/// # Errors
+/// What the store says. Asking again does no harm.
+pub async fn init(store: &dyn Store, cluster: Uid) -> Result<(), StoreError> {
+    let key = Key::Epoch.to_string();
+    if store.get(&key).await?.value.is_some() {
+        return Ok(());
+    }
+    let record = Record::from(Epoch { cluster, epoch: 1 });
+    let value = record.encode(&Envelope { written_at: clock::precise(), writer: "init" }, &None);
+    let transaction =
+        Transaction { guards: vec![Guard::absent(&key)], operations: vec![Operation::put(&key, value)] };
+    // A conflict means that somebody else has set it up meanwhile.
+    store.commit(transaction).await.map(|_| ())
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

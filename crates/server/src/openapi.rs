@@ -1,0 +1,72 @@
+//! The description of the API (OpenAPI 3.1), made from the table of routes. Why it is made by hand is told in
+//! `docs/decisions/0005-openapi.md`.
+
+use std::sync::LazyLock;
+
+use crate::api::answer::{Answer, Answered};
+use crate::api::routes;
+use serde_json::{Map, Value, json};
+
+/// The schemas of what goes over the wire.
+const SCHEMAS: &str = include_str!("schemas.json");
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
+
+/// `GET /v1/openapi.json`
+pub(crate) async fn serve() -> Answered<&'static Value> {
+    Ok(Answer::at(0, &*DOCUMENT))
+}
+
+fn document() -> Value {
+    // A schema file that is no JSON would fail the tests of this module.
+    let schemas: Value = serde_json::from_str(SCHEMAS).unwrap_or_default();
+    let mut paths: Map<String, Value> = Map::new();
+    for route in routes() {
+        let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let required = in_path.map(
+            |name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }),
+        );
+        let optional =
+            route.parameters.iter().map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
+        let is_stream = matches!(route.answer, "WatchLine" | "Delivery");
+        let content_type = if is_stream { "application/x-ndjson" } else { "application/json" };
+        let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+        let mut operation = json!({
+            "summary": route.summary,
+            "operationId": operation_id(route.method, route.path),
+            "parameters": required.chain(optional).collect::<Vec<Value>>(),
+            "responses": {
+                "200": {
+                    "description": "Done",
+                    "headers": { "lightbyte-revision": {
+                        "description": "The revision of the view, or of the write",
+                        "schema": { "type": "integer" },
+                    } },
+                    "content": { content_type: { "schema": schema(route.answer) } },
+                },
+                "default": {
+                    "description": "A problem document (RFC 9457)",
+                    "content": { "application/problem+json": { "schema": schema("Problem") } },
+                },
+            },
+        });
+        if let Some(body) = route.body {
+            operation["requestBody"] =
+                json!({ "required": true, "content": { "application/json": { "schema": schema(body) } } });
+        }
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "lightbyte", "version": env!("CARGO_PKG_VERSION"), "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" } },
+        "paths": paths,
+        "components": schemas,
+    })
+}
+
+fn operation_id(method: &str, path: &str) -> String {
+    let words = path.trim_start_matches("/v1/").split(['/', '.']).filter(|word| !word.starts_with('{'));
+    let takes = path.matches('{').count();
+    format!("{method}_{}_{takes}", words.collect::<Vec<_>>().join("_"))
+}

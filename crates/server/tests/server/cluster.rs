@@ -1,0 +1,221 @@
+//! A cluster in one process: servers over a store in memory, each with a Unix socket of its own, and workers whose
+//! hosts are fakes. Nothing sleeps to wait for something: every wait looks at a condition, with a deadline.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lightbyte_api::object::Object;
+use lightbyte_api::wire::{Applied, Apply, WatchLine};
+use lightbyte_api::{Name, Uid};
+use lightbyte_link::{Client, ClientError, Endpoint, Lines, Problem};
+use lightbyte_server::Config;
+use lightbyte_store::MemoryStore;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+/// How long any condition may take: two leaders' times to live and some more, on a machine that does other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+/// The pause between two looks at a condition that nothing tells of.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// A directory that is removed at the end.
+pub(crate) struct TempDir(PathBuf);
+
+impl TempDir {
+    pub(crate) fn new() -> TempDir {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("lb-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("make a temporary directory");
+        TempDir(path)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One server, on a runtime of its own so that it can be killed whole.
+pub(crate) struct TestServer {
+    pub(crate) name: String,
+    pub(crate) endpoint: Endpoint,
+    runtime: Option<tokio::runtime::Runtime>,
+    stop: Option<oneshot::Sender<()>>,
+    _directory: TempDir,
+}
+
+impl TestServer {
+    pub(crate) fn start(name: &str, store: &MemoryStore) -> TestServer {
+        let directory = TempDir::new();
+        let endpoint = Endpoint::Unix(directory.0.join("api.sock"));
+        let config = Config {
+            name: Name::new(name).expect("a name"),
+            listen: vec![endpoint.clone()],
+            url: endpoint.to_string(),
+            etcd: Vec::new(),
+            root: String::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("make a runtime");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let serving = lightbyte_server::serve(Arc::new(store.clone()), None, config, shutdown);
+        runtime.spawn(async { serving.await.expect("the server serves") });
+        TestServer {
+            name: name.to_owned(),
+            endpoint,
+            runtime: Some(runtime),
+            stop: Some(stop),
+            _directory: directory,
+        }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(vec![self.endpoint.clone()])
+    }
+
+    /// Ends everything at once, as `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    /// Asks it to stop.
+    pub(crate) fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A store that was set up, and one server on it that has read it.
+pub(crate) async fn begin() -> (MemoryStore, TestServer, Client) {
+    let store = MemoryStore::new();
+    lightbyte_server::init(&store, Uid::from_bits(1)).await.expect("set up the cluster");
+    let server = TestServer::start("s1", &store);
+    let client = server.client();
+    until_some("the server has a view", || async { client.get::<Value>("/v1/status").await.ok() }).await;
+    (store, server, client)
+}
+
+/// Looks until there is something, or panics.
+pub(crate) async fn until_some<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// A bounded wait for a future.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+pub(crate) async fn apply(client: &Client, documents: Vec<Value>) -> Result<Applied, ClientError> {
+    let apply = Apply { documents, create_only: false, dry_run: false };
+    client.post("/v1/apply", &apply).await.map(|answer| answer.value)
+}
+
+pub(crate) async fn foresee(client: &Client, documents: Vec<Value>) -> Result<Applied, ClientError> {
+    let apply = Apply { documents, create_only: false, dry_run: true };
+    client.post("/v1/apply", &apply).await.map(|answer| answer.value)
+}
+
+pub(crate) async fn get(client: &Client, object: &str) -> Result<Object, ClientError> {
+    client.get(&format!("/v1/objects/{object}")).await.map(|answer| answer.value)
+}
+
+/// The problem document of a request that must fail.
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> Problem {
+    match answer {
+        Err(ClientError::Refused(problem)) => problem,
+        other => panic!("expected a refusal, found {other:?}"),
+    }
+}
+
+pub(crate) fn image() -> Value {
+    let part = |digit: &str, size: &str| json!({ "sha256": digit.repeat(64), "size": size });
+    json!({
+        "kind": "image", "name": "demo",
+        "spec": { "current": "v1", "versions": [{
+            "version": "v1", "architecture": "x86_64", "kernel": part("a", "8MiB"), "root": part("b", "64MiB"),
+        }] },
+    })
+}
+
+pub(crate) fn network() -> Value {
+    json!({ "kind": "network", "name": "default", "spec": { "subnet": "10.77.0.0/24", "gateway": "10.77.0.1" } })
+}
+
+pub(crate) fn vm(name: &str) -> Value {
+    json!({ "kind": "vm", "name": name, "spec": { "image": "demo" } })
+}
+
+/// The next line of a watch that is no progress.
+pub(crate) async fn next_change(lines: &mut Lines) -> WatchLine {
+    loop {
+        let line: Option<WatchLine> =
+            soon("a line of a watch", lines.next()).await.expect("the watch goes on");
+        match line.expect("the watch does not end") {
+            WatchLine::Progress { .. } => {}
+            line => return line,
+        }
+    }
+}
+
+/// Reads a watch of one object until it looks as wanted.
+pub(crate) async fn watch_until(
+    client: &Client,
+    object: &str,
+    wanted: impl Fn(Option<&Object>) -> bool,
+) -> Option<Object> {
+    let (kind, name) = object.split_once('/').expect("KIND/NAME");
+    let mut last = None;
+    let path = format!("/v1/watch?kind={kind}&name={name}");
+    let reading = async {
+        loop {
+            let Ok(mut lines) = client.lines(&path).await else {
+                tokio::time::sleep(LOOK_PAUSE).await;
+                continue;
+            };
+            while let Ok(Some(line)) = lines.next::<WatchLine>().await {
+                match line {
+                    WatchLine::Object { object, .. } => last = Some(*object),
+                    WatchLine::Gone { .. } => last = None,
+                    WatchLine::Progress { .. } => {}
+                }
+                if wanted(last.as_ref()) {
+                    return;
+                }
+            }
+        }
+    };
+    if tokio::time::timeout(PATIENCE, reading).await.is_err() {
+        panic!("{object} does not look as wanted within {PATIENCE:?}: {last:#?}");
+    }
+    last
+}
