@@ -1,0 +1,361 @@
+//! The words of the command line. One grammar: `lightbyte VERB KIND/NAME`.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use lightbyte_api::{ByteSize, Name, Span};
+
+/// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
+#[derive(Debug, Parser)]
+#[command(name = "lightbyte", version, disable_help_subcommand = true, after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// Asks this cluster of contexts.yaml instead of the current one (LIGHTBYTE_API wins over both)
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+A verb is followed by KIND/NAME (or KIND NAME, or NAME alone where only one kind has it).
+Kinds: `lightbyte explain`. Begin with `lightbyte dev`, then `lightbyte run demo --name hello`.
+Exit codes: 0 done, 1 error, 2 differs or has no place, 3 time-out, 4 conflict, 5 not found, 64 usage.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Makes a VM of an image, waits for it, and prints its address
+    #[command(after_help = "Example: lightbyte run demo --name hello && lightbyte why hello")]
+    Run(Run),
+    /// Lists objects, or shows one
+    #[command(
+        after_help = "Examples:\n  lightbyte get vms\n  lightbyte get vm/hello -o json\n  lightbyte get vms -l app=web -w"
+    )]
+    Get(Get),
+    /// Tells everything about an object: what is asked, what is true, and why
+    Describe(One),
+    /// Makes manifests true: creates what is missing, changes what differs
+    #[command(after_help = "Example: lightbyte apply -f examples/vm.yaml")]
+    Apply(Apply),
+    /// Shows what `apply` would change; exit code 2 when anything would
+    Diff(Files),
+    /// Opens an object in $EDITOR and applies what was changed
+    Edit(One),
+    /// Deletes objects and waits until nothing of them is left
+    #[command(
+        after_help = "Examples:\n  lightbyte delete vm/hello\n  lightbyte delete --yes -f examples/vm.yaml"
+    )]
+    Delete(Delete),
+    /// Starts a stopped VM
+    Start(Power),
+    /// Stops a VM; it keeps its worker, disks and addresses
+    Stop(Power),
+    /// Stops a VM and starts it again
+    Restart(Power),
+    /// Explains an object: what was decided, why, and what it waits for
+    Why(One),
+    /// Lists what waits longer than is normal
+    Stuck,
+    /// Waits until an object is as asked, or gone
+    #[command(after_help = "Example: lightbyte wait vm/hello --for ready --timeout 30s")]
+    Wait(Wait),
+    /// Shows the cluster: servers, etcd, workers, and whether anything is stuck
+    Status(Status),
+    /// Lists what happened lately; of one object, or of all
+    Events(Events),
+    /// Tells what kinds there are, and which fields they have
+    #[command(
+        after_help = "Examples:\n  lightbyte explain\n  lightbyte explain vm\n  lightbyte explain vm.disks"
+    )]
+    Explain(Explain),
+    /// Brings something into the cluster from files
+    #[command(subcommand)]
+    Import(Import),
+    /// Prints the completions for a shell
+    #[command(
+        after_help = "Example: lightbyte completions bash > ~/.local/share/bash-completion/completions/lightbyte"
+    )]
+    Completions { shell: Shell },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The image; `lightbyte get images` lists them
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: Name,
+    /// The VM's name; made from the image's when left out
+    #[arg(long)]
+    pub(crate) name: Option<Name>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u64>,
+    /// Memory, such as 256MiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<ByteSize>,
+    /// Size of the root disk, such as 2GiB; as large as the image's when left out
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Option<ByteSize>,
+    /// The network it is on
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network: Option<Name>,
+    /// The address it must have; the next free one when left out
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Option<Ipv4Addr>,
+    /// A label; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = read_label)]
+    pub(crate) labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// How long a verb waits for what it asked.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Patience {
+    /// Returns at once; `lightbyte wait` waits later
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = read_time)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// KIND, KIND/NAME or NAME; everything when left out
+    #[arg(value_name = "KIND[/NAME]")]
+    pub(crate) targets: Vec<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    pub(crate) output: Form,
+    /// Only objects with this label; may be given several times
+    #[arg(short = 'l', long = "label", value_name = "KEY=VALUE", value_parser = read_label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Goes on with a line for each change
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+/// How objects are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// A line for each object
+    Table,
+    /// The same with more columns
+    Wide,
+    /// JSON: one object, or {"items": […]}
+    Json,
+    /// YAML documents that `apply` takes
+    Yaml,
+    /// KIND/NAME
+    Name,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// The object
+    #[arg(value_name = "KIND/NAME", required = true)]
+    pub(crate) target: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Files {
+    /// A manifest, a directory of them, or - for standard input; may be given several times
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub(crate) files: Files,
+    /// Checks everything and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// The objects
+    #[arg(value_name = "KIND/NAME", required_unless_present = "files")]
+    pub(crate) targets: Vec<String>,
+    /// The objects of these manifests
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Does not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Power {
+    /// The VM
+    #[arg(value_name = "VM", required = true)]
+    pub(crate) target: Vec<String>,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// The object
+    #[arg(value_name = "KIND/NAME", required = true)]
+    pub(crate) target: Vec<String>,
+    /// What to wait for
+    #[arg(long = "for", value_enum, default_value_t = Goal::Ready)]
+    pub(crate) goal: Goal,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = read_time)]
+    pub(crate) timeout: Duration,
+}
+
+/// What can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Goal {
+    /// What was asked last is reached
+    Ready,
+    /// It stands still, as asked
+    Stopped,
+    /// Nothing of it is left
+    Deleted,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = StatusForm::Table)]
+    pub(crate) output: StatusForm,
+}
+
+/// How the cluster's status is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatusForm {
+    /// One table
+    Table,
+    /// What the server said
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// KIND, KIND/NAME or NAME; everything when left out
+    #[arg(value_name = "KIND[/NAME]")]
+    pub(crate) targets: Vec<String>,
+    /// Goes on with a line for each change of state
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// A kind, or a field of it; all kinds when left out
+    #[arg(value_name = "KIND[.FIELD]")]
+    pub(crate) path: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Import {
+    /// Checks an image directory, stores its files and registers the version
+    Image(ImportImage),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportImage {
+    /// The directory; it holds manifest.json
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// Where the cluster's files are kept, by checksum; $LIGHTBYTE_IMAGES when left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+}
+
+fn read_time(text: &str) -> Result<Duration, String> {
+    text.parse::<Span>().map(Span::duration).map_err(|error| error.to_string())
+}
+
+fn read_label(text: &str) -> Result<(String, String), String> {
+    let is_plain = |text: &str| {
+        text.chars().all(|character| character.is_ascii_alphanumeric() || "-_./".contains(character))
+    };
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && is_plain(key) && is_plain(value) => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err("a label is KEY=VALUE, of letters, digits, -, _, . and /".to_owned()),
+    }
+}
+
+/// Words of other tools that people's fingers know, and the verbs that they mean here.
+const ALIASES: [(&str, &[&str]); 3] = [("ls", &["get"]), ("ps", &["get", "vms"]), ("rm", &["delete"])];
+
+/// Replaces an alias by what it means, and says which verb that is.
+pub(crate) fn expand_alias(words: Vec<OsString>) -> (Vec<OsString>, Option<String>) {
+    let Some(place) = place_of_verb(&words) else { return (words, None) };
+    let Some((alias, meaning)) = ALIASES.iter().find(|(alias, _)| words[place] == **alias) else {
+        return (words, None);
+    };
+    let note = format!("`{alias}` is `lightbyte {}`", meaning.join(" "));
+    let mut expanded = words;
+    expanded.splice(place..=place, meaning.iter().map(OsString::from));
+    (expanded, Some(note))
+}
+
+/// Where the verb stands: the first word after the program that is neither an option nor the value of `--context`.
+fn place_of_verb(words: &[OsString]) -> Option<usize> {
+    let mut place = 1;
+    while place < words.len() {
+        match words[place].to_str() {
+            Some("--context") => place += 2,
+            Some(word) if word.starts_with('-') => place += 1,
+            _ => return Some(place),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_grammar_has_no_contradiction() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn aliases_say_what_they_mean() {
+        let check = |text: &str, expect: &str, note: Option<&str>| {
+            let words = text.split(' ').map(OsString::from).collect();
+            let (found, said) = expand_alias(words);
+            let found: Vec<_> = found.iter().map(|word| word.to_string_lossy()).collect();
+            assert_eq!((found.join(" ").as_str(), said.as_deref()), (expect, note), "{text}");
+        };
+        check("lightbyte ls", "lightbyte get", Some("`ls` is `lightbyte get`"));
+        check("lightbyte ps hello", "lightbyte get vms hello", Some("`ps` is `lightbyte get vms`"));
+        check(
+            "lightbyte --context ls rm vm/a",
+            "lightbyte --context ls delete vm/a",
+            Some("`rm` is `lightbyte delete`"),
+        );
+        check("lightbyte get ps", "lightbyte get ps", None);
+        check("lightbyte", "lightbyte", None);
+        check("lightbyte --help", "lightbyte --help", None);
+    }
+
+    #[test]
+    fn labels_and_times_are_checked_where_they_are_typed() {
+        let check = |text: &str, expect: bool| assert_eq!(read_label(text).is_ok(), expect, "{text}");
+        check("app=web", true);
+        check("app.k8s.io/name=", true);
+        check("app", false);
+        check("=web", false);
+        check("a&b=c", false);
+        assert_eq!(read_time("90s"), Ok(Duration::from_secs(90)));
+        assert!(read_time("90").is_err());
+    }
+}

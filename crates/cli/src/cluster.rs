@@ -1,0 +1,275 @@
+//! The cluster as verbs see it: typed calls of the HTTP API (`lightbyte_api::wire` is its table).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use http::Method;
+use lightbyte_api::object::{Object, ObjectRef};
+use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, List};
+use lightbyte_api::{Kind, Name, Timestamp};
+use lightbyte_link::{Client, ClientError, Lines, Response};
+use lightbyte_plan::why::{Explanation, Stuck};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::failure::{Code, Failure};
+use crate::target::Target;
+use crate::version;
+
+/// How long a request is tried on other servers while they say that they cannot answer now.
+const RETRY_WITHIN: Duration = Duration::from_secs(5);
+/// The pause before another server is asked.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How many objects one request lists: what a server gives at most.
+const PAGE_OBJECTS: usize = 10_000;
+
+/// One cluster, asked by one command.
+pub(crate) struct Cluster {
+    client: Client,
+    /// The newest revision that an answer carried: no later answer may be older, whichever server gives it.
+    seen: AtomicU64,
+}
+
+/// Something that happened, as a server tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Event {
+    /// When the server saw it.
+    pub(crate) at: Timestamp,
+    /// To which object.
+    pub(crate) object: ObjectRef,
+    /// What, in words.
+    pub(crate) message: String,
+}
+
+impl Cluster {
+    pub(crate) fn new(client: Client) -> Cluster {
+        Cluster { client, seen: AtomicU64::new(0) }
+    }
+
+    pub(crate) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The newest revision that was seen.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    fn note<T>(&self, response: Response<T>) -> T {
+        self.seen.fetch_max(response.revision.unwrap_or(0), Ordering::Relaxed);
+        response.value
+    }
+
+    /// Asks again, of another server, while the answer is that it cannot be given now.
+    async fn ask<T>(
+        &self,
+        request: impl AsyncFn() -> Result<Response<T>, ClientError>,
+        may_repeat: impl Fn(&ClientError) -> bool,
+    ) -> Result<T, ClientError> {
+        let deadline = Instant::now() + RETRY_WITHIN;
+        loop {
+            match request().await {
+                Ok(response) => return Ok(self.note(response)),
+                Err(error) if !may_repeat(&error) || Instant::now() + RETRY_PAUSE >= deadline => {
+                    return Err(error);
+                }
+                Err(_) => {
+                    self.client.leave_server();
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let path = match self.seen() {
+            0 => path.to_owned(),
+            seen => format!("{path}{}min_revision={seen}", if path.contains('?') { '&' } else { '?' }),
+        };
+        self.ask(async || self.client.get(&path).await, may_read_again).await
+    }
+
+    /// A request that changes something. It is sent again only when the server said that nothing was written.
+    async fn change<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+        if_match: Option<&str>,
+    ) -> Result<T, ClientError> {
+        let headers: Vec<(&str, String)> =
+            if_match.map(|version| ("if-match", version.to_owned())).into_iter().collect();
+        let request = async || self.client.request(method.clone(), path, body, &headers).await;
+        self.ask(request, |error| error.status() == Some(503)).await
+    }
+
+    /// One object.
+    pub(crate) async fn object(&self, object: &ObjectRef) -> Result<Object, ClientError> {
+        self.get(&path_of(object)).await
+    }
+
+    /// One object, and what `If-Match` must say so that nobody else's change is overwritten.
+    pub(crate) async fn object_with_version(
+        &self,
+        object: &ObjectRef,
+    ) -> Result<(Object, String), ClientError> {
+        version::get(&self.client, &path_of(object)).await
+    }
+
+    /// All objects of a kind that have the labels.
+    pub(crate) async fn objects(
+        &self,
+        kind: Kind,
+        labels: &[(String, String)],
+    ) -> Result<Vec<Object>, ClientError> {
+        let labels: String = labels.iter().map(|(key, value)| format!("&label={key}={value}")).collect();
+        let mut objects: Vec<Object> = Vec::new();
+        loop {
+            let after = objects.last().map(|last| format!("&after={}", last.name)).unwrap_or_default();
+            let path = format!("/v1/objects/{kind}?limit={PAGE_OBJECTS}{after}{labels}");
+            let page = self.get::<List<Object>>(&path).await?.items;
+            let is_last = page.len() < PAGE_OBJECTS;
+            objects.extend(page);
+            if is_last {
+                return Ok(objects);
+            }
+        }
+    }
+
+    /// Makes manifests true. `if_match` is the version of the one object that the caller read.
+    pub(crate) async fn apply(&self, apply: &Apply, if_match: Option<&str>) -> Result<Applied, ClientError> {
+        self.change(Method::POST, "/v1/apply", Some(apply), if_match).await
+    }
+
+    /// Asks for the end of an object.
+    pub(crate) async fn delete(&self, object: &ObjectRef) -> Result<Changed, ClientError> {
+        self.change::<(), _>(Method::DELETE, &path_of(object), None, None).await
+    }
+
+    /// `start`, `stop` or `restart`.
+    pub(crate) async fn power(&self, object: &ObjectRef, verb: &str) -> Result<Changed, ClientError> {
+        self.change::<(), _>(Method::POST, &format!("{}/{verb}", path_of(object)), None, None).await
+    }
+
+    /// Why an object is as it is.
+    pub(crate) async fn why(&self, object: &ObjectRef) -> Result<Explanation, ClientError> {
+        self.get(&format!("{}/why", path_of(object))).await
+    }
+
+    /// What happened to an object, or to all, oldest first, as far as one server has seen it.
+    pub(crate) async fn events(&self, object: Option<&ObjectRef>) -> Result<Vec<Event>, ClientError> {
+        let path =
+            object.map_or_else(|| "/v1/events".to_owned(), |object| format!("{}/events", path_of(object)));
+        Ok(self.get::<List<Event>>(&path).await?.items)
+    }
+
+    /// Everything that waits longer than is normal.
+    pub(crate) async fn stuck(&self) -> Result<Vec<Stuck>, ClientError> {
+        Ok(self.get::<List<Stuck>>("/v1/stuck").await?.items)
+    }
+
+    /// The cluster at a glance, as one server sees it.
+    pub(crate) async fn status(client: &Client) -> Result<ClusterStatus, ClientError> {
+        Ok(client.get("/v1/status").await?.value)
+    }
+
+    /// The lines of a watch: changes after `from`, or first everything that is there.
+    pub(crate) async fn watch(
+        &self,
+        kind: Option<Kind>,
+        name: Option<&Name>,
+        from: Option<u64>,
+    ) -> Result<Lines, ClientError> {
+        let kind = kind.map(|kind| format!("kind={kind}"));
+        let name = name.map(|name| format!("name={name}"));
+        let from = from.map(|revision| format!("from={revision}"));
+        let query: Vec<String> = kind.into_iter().chain(name).chain(from).collect();
+        self.client.lines(&format!("/v1/watch?{}", query.join("&"))).await
+    }
+
+    /// The object that a target means; a bare name is looked for in every kind.
+    pub(crate) async fn resolve(&self, target: Target) -> Result<ObjectRef> {
+        match target {
+            Target::Object(object) => Ok(object),
+            Target::Named(name) => self.resolve_name(&name).await,
+            Target::Kind(kind) => Err(Failure::usage(format!("which {kind}?"))
+                .hint(format!("name it as `{kind}/NAME`; `lightbyte get {kind}` lists them"))
+                .into()),
+        }
+    }
+
+    async fn resolve_name(&self, name: &Name) -> Result<ObjectRef> {
+        let mut found = Vec::new();
+        for kind in Kind::ALL {
+            let object = ObjectRef::new(*kind, name.clone());
+            match self.object(&object).await {
+                Ok(_) => found.push(object),
+                Err(error) if error.status() == Some(404) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        choose(name, found).map_err(Into::into)
+    }
+}
+
+/// The one object of a name, or an error that lists the candidates.
+fn choose(name: &Name, mut found: Vec<ObjectRef>) -> Result<ObjectRef, Failure> {
+    match (found.pop(), found.as_slice()) {
+        (None, _) => Err(Failure::new(Code::NotFound, format!("nothing is named `{name}`"))
+            .hint("`lightbyte get` lists everything")),
+        (Some(object), []) => Ok(object),
+        (Some(last), others) => {
+            let all: Vec<String> = others.iter().chain([&last]).map(|object| format!("`{object}`")).collect();
+            Err(Failure::usage(format!("`{name}` may be {}", all.join(" or "))).hint("name the kind as well"))
+        }
+    }
+}
+
+/// Whether a read may be answered better by another try: the server has no view yet, an old one, or went away.
+pub(crate) fn may_read_again(error: &ClientError) -> bool {
+    match error {
+        ClientError::Broken { .. } => true,
+        ClientError::Refused(problem) => matches!(problem.status, 429 | 503 | 504),
+        ClientError::Unreachable { .. } | ClientError::Answer { .. } => false,
+    }
+}
+
+fn path_of(object: &ObjectRef) -> String {
+    format!("/v1/objects/{object}")
+}
+
+/// A manifest that a server printed, without what servers add: what `apply` takes.
+pub(crate) fn manifest_of(object: &Object) -> Value {
+    let mut manifest = serde_json::Map::new();
+    manifest.insert("kind".to_owned(), Value::from(object.kind.word()));
+    manifest.insert("name".to_owned(), Value::from(object.name.as_str()));
+    if !object.labels.is_empty() {
+        let labels = object.labels.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+        manifest.insert("labels".to_owned(), Value::Object(labels.collect()));
+    }
+    manifest.insert("spec".to_owned(), object.spec.clone());
+    Value::Object(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_must_mean_one_object() {
+        let check = |objects: &[&str], expect: &str| {
+            let found = objects.iter().map(|object| object.parse().unwrap()).collect();
+            let text = match choose(&Name::new("a").unwrap(), found) {
+                Ok(object) => object.to_string(),
+                Err(failure) => format!("{} {failure}", failure.code as i32),
+            };
+            assert_eq!(text, expect);
+        };
+        check(&["vm/a"], "vm/a");
+        check(&[], "5 nothing is named `a`");
+        check(&["network/a", "vm/a"], "64 `a` may be `network/a` or `vm/a`");
+    }
+}

@@ -1,0 +1,103 @@
+//! `lightbyte`: what people type, and the processes of a cluster, in one binary.
+//!
+//! Everything up to the parsed command is synchronous, and a verb gets a runtime of one thread: a command that asks one
+//! question must start fast. What a verb does is in `verbs`; nothing here decides anything about a cluster.
+
+mod arguments;
+mod cluster;
+mod context;
+mod failure;
+mod manifests;
+mod table;
+mod target;
+mod terminal;
+mod verbs;
+mod version;
+mod waiting;
+mod yaml;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
+use lightbyte_link::Client;
+
+use crate::arguments::{Arguments, Import, Verb};
+use crate::cluster::Cluster;
+use crate::failure::Code;
+use crate::terminal::{say, say_error};
+
+fn main() -> ExitCode {
+    let code = match parse(std::env::args_os().collect()) {
+        Ok(arguments) => act(&arguments),
+        Err(code) => code,
+    };
+    ExitCode::from(code as u8)
+}
+
+fn parse(words: Vec<OsString>) -> Result<Arguments, Code> {
+    let (words, note) = arguments::expand_alias(words);
+    if let Some(note) = note {
+        say(&note);
+    }
+    Arguments::try_parse_from(words).map_err(|error| {
+        // clap knows which of its answers are data and which are errors; a closed output loses them.
+        drop(error.print());
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Code::Done,
+            _ => Code::Usage,
+        }
+    })
+}
+
+fn act(arguments: &Arguments) -> Code {
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) if failure::is_hang_up(&error) => Code::Done,
+        Err(error) => {
+            say_error(&failure::describe(&error));
+            failure::code_of(&error)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Code> {
+    match &arguments.verb {
+        Verb::Explain(words) => return verbs::explain::run(words),
+        Verb::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "lightbyte", &mut text);
+            terminal::print(&String::from_utf8_lossy(&text))?;
+            return Ok(Code::Done);
+        }
+        _ => {}
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let servers = context::servers(arguments.context.as_deref())?;
+    runtime.block_on(ask(&Cluster::new(Client::new(servers)), &arguments.verb))
+}
+
+async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
+    match verb {
+        Verb::Run(words) => verbs::run::run(cluster, words).await,
+        Verb::Get(words) => verbs::get::run(cluster, words).await,
+        Verb::Describe(words) => verbs::describe::run(cluster, words).await,
+        Verb::Apply(words) => verbs::apply::run(cluster, words).await,
+        Verb::Diff(files) => verbs::apply::diff(cluster, files).await,
+        Verb::Edit(words) => verbs::edit::run(cluster, words).await,
+        Verb::Delete(words) => verbs::delete::run(cluster, words).await,
+        Verb::Start(words) => verbs::power::run(cluster, words, "start").await,
+        Verb::Stop(words) => verbs::power::run(cluster, words, "stop").await,
+        Verb::Restart(words) => verbs::power::run(cluster, words, "restart").await,
+        Verb::Why(words) => verbs::why::run(cluster, words).await,
+        Verb::Stuck => verbs::stuck::run(cluster).await,
+        Verb::Wait(words) => verbs::wait::run(cluster, words).await,
+        Verb::Status(words) => verbs::status::run(cluster, words).await,
+        Verb::Events(words) => verbs::events::run(cluster, words).await,
+        Verb::Import(Import::Image(words)) => verbs::import::run(cluster, words).await,
+        Verb::Explain(_) | Verb::Completions { .. } => Ok(Code::Done),
+    }
+}

@@ -1,0 +1,16 @@
+//! What each verb does: a file for each.
+
+pub(crate) mod apply;
+pub(crate) mod delete;
+pub(crate) mod describe;
+pub(crate) mod edit;
+pub(crate) mod events;
+pub(crate) mod explain;
+pub(crate) mod get;
+pub(crate) mod import;
+pub(crate) mod power;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod stuck;
+pub(crate) mod wait;
+pub(crate) mod why;

@@ -1,0 +1,148 @@
+//! `lightbyte run IMAGE`: a VM, waited for, and its address.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use anyhow::{Context as _, Result};
+use lightbyte_api::object::{Object, ObjectRef};
+use lightbyte_api::wire::{Apply, Changed};
+use lightbyte_api::{Kind, Name};
+use serde_json::{Map, Value, json};
+
+use crate::arguments::{Goal, Run};
+use crate::cluster::Cluster;
+use crate::failure::{Code, Failure};
+use crate::terminal::{print, say};
+use crate::waiting::{self, Wish};
+
+/// How many names are made up before giving up: each is free with a chance of nearly 1.
+const NAMES_TRIED_MAX: usize = 5;
+
+pub(crate) async fn run(cluster: &Cluster, words: &Run) -> Result<Code> {
+    let image = ObjectRef::new(Kind::Image, words.image.clone());
+    // Objects may name what is not there yet; a person who types a name that does not exist wants to know now.
+    cluster.object(&image).await.with_context(|| format!("look for `{image}`"))?;
+    let changed = create(cluster, words).await?;
+    if words.patience.no_wait {
+        print(&changed.object.to_string())?;
+        return Ok(Code::Done);
+    }
+    let wish = Wish::after(&changed, Goal::Ready);
+    let vm = waiting::until(cluster, &wish, words.patience.timeout).await?;
+    let address = vm.as_ref().and_then(first_address);
+    print(&address.unwrap_or_else(|| changed.object.to_string()))?;
+    Ok(Code::Done)
+}
+
+async fn create(cluster: &Cluster, words: &Run) -> Result<Changed> {
+    for tried in 1.. {
+        let name = words.name.as_ref().map_or_else(|| made_up_name(&words.image), Name::to_string);
+        let apply = Apply { documents: vec![manifest(words, &name)], create_only: true, dry_run: false };
+        match cluster.apply(&apply, None).await {
+            Ok(applied) => {
+                let changed = applied.changes.into_iter().next();
+                return changed.ok_or_else(|| Failure::new(Code::Error, "the server made nothing").into());
+            }
+            Err(error) if error.status() == Some(409) && words.name.is_none() && tried < NAMES_TRIED_MAX => {
+                say(&format!("the name `{name}` is taken; trying another"));
+            }
+            Err(error) => return Err(error).with_context(|| format!("create `vm/{name}`")),
+        }
+    }
+    Err(Failure::new(Code::Conflict, "no free name was found").hint("choose one with `--name`").into())
+}
+
+/// The image's name and four characters that nobody else is likely to have.
+fn made_up_name(image: &Name) -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghijkmnopqrstuvwxyz2345678";
+    // The standard library seeds each of these from the system's randomness.
+    let mut bits = RandomState::new().hash_one(std::process::id());
+    let mut name = format!("{image}-");
+    for _ in 0..4 {
+        name.push(char::from(LETTERS[(bits % 32) as usize]));
+        bits /= 32;
+    }
+    name
+}
+
+/// Only what was said: the server fills in the defaults, and reports what is wrong.
+fn manifest(words: &Run, name: &str) -> Value {
+    let mut spec = Map::new();
+    spec.insert("image".to_owned(), json!(words.image));
+    let fields = [
+        ("cpus", words.cpus.map(Value::from)),
+        ("memory", words.memory.map(|memory| json!(memory))),
+        ("disks", words.disk.map(|size| json!([{"name": "root", "size": size}]))),
+        ("nics", nic(words)),
+    ];
+    for (field, value) in fields {
+        if let Some(value) = value {
+            spec.insert(field.to_owned(), value);
+        }
+    }
+    let labels: Map<String, Value> =
+        words.labels.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+    json!({"kind": "vm", "name": name, "labels": labels, "spec": spec})
+}
+
+fn nic(words: &Run) -> Option<Value> {
+    let mut nic = Map::new();
+    if let Some(network) = &words.network {
+        nic.insert("network".to_owned(), json!(network));
+    }
+    if let Some(address) = words.address {
+        nic.insert("address".to_owned(), json!(address));
+    }
+    (!nic.is_empty()).then(|| json!([nic]))
+}
+
+/// The first address, without the length of its network's prefix: what `curl` takes.
+fn first_address(vm: &Object) -> Option<String> {
+    let first = vm.status.more.get("addresses")?.as_array()?.first()?.as_str()?;
+    Some(first.split('/').next().unwrap_or(first).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    use crate::arguments::{Arguments, Verb};
+
+    fn words(text: &str) -> Run {
+        match Arguments::try_parse_from(format!("lightbyte run {text}").split(' ')).unwrap().verb {
+            Verb::Run(words) => words,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_become_a_manifest_that_is_good() {
+        let check = |text: &str, expect: Value| {
+            let manifest = manifest(&words(text), "a");
+            assert_eq!(manifest["spec"], expect, "{text}");
+            assert!(lightbyte_api::Manifest::read(&manifest).is_ok(), "{text}");
+        };
+        check("demo", json!({"image": "demo"}));
+        check(
+            "demo --cpus 2 --memory 256mib --disk 2GiB",
+            json!({"image": "demo", "cpus": 2, "memory": "256MiB", "disks": [{"name": "root", "size": "2GiB"}]}),
+        );
+        check(
+            "demo --network lan --address 10.0.0.9",
+            json!({"image": "demo", "nics": [{"network": "lan", "address": "10.0.0.9"}]}),
+        );
+        check("demo --address 10.0.0.9", json!({"image": "demo", "nics": [{"address": "10.0.0.9"}]}));
+        assert_eq!(
+            manifest(&words("demo --label a=b --label c=d"), "a")["labels"],
+            json!({"a": "b", "c": "d"})
+        );
+    }
+
+    #[test]
+    fn made_up_names_are_names_and_differ() {
+        let image = Name::new("demo").unwrap();
+        let names: std::collections::BTreeSet<String> = (0..20).map(|_| made_up_name(&image)).collect();
+        assert!(names.len() > 15, "{names:?}");
+        assert!(names.iter().all(|name| Name::new(name).is_ok() && name.len() == 9), "{names:?}");
+    }
+}

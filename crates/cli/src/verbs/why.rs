@@ -1,0 +1,76 @@
+//! `lightbyte why`: what was decided, why, and what can be done.
+
+use anyhow::{Context as _, Result};
+use lightbyte_api::decided::Verdict;
+use lightbyte_plan::why::Explanation;
+
+use crate::arguments::One;
+use crate::cluster::Cluster;
+use crate::failure::Code;
+use crate::table;
+use crate::target;
+use crate::terminal::print;
+
+pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
+    let object = cluster.resolve(target::read_single(&words.target)?).await?;
+    let explanation = cluster.why(&object).await.with_context(|| format!("explain `{object}`"))?;
+    print(&render(&explanation))?;
+    Ok(Code::Done)
+}
+
+/// The explanation as people read it.
+pub(crate) fn render(explanation: &Explanation) -> String {
+    let Explanation { object, state, ready, because, hints, verdicts } = explanation;
+    let ready = if *ready { "as asked" } else { "not yet as asked" };
+    let mut text = format!("{object} is {state}, {ready}\n");
+    text.extend(because.iter().map(|sentence| format!("  - {sentence}\n")));
+    let mut told: Vec<&String> = Vec::new();
+    for hint in hints {
+        if !told.contains(&hint) {
+            told.push(hint);
+            text.push_str(&format!("hint: {hint}\n"));
+        }
+    }
+    if !verdicts.is_empty() {
+        let head = ["WORKER", "SCORE", "REASONS"].map(str::to_owned).to_vec();
+        let rows: Vec<Vec<String>> = std::iter::once(head).chain(verdicts.iter().map(row)).collect();
+        text.push('\n');
+        text.push_str(&table::lay_out(&rows));
+    }
+    text
+}
+
+fn row(verdict: &Verdict) -> Vec<String> {
+    let score = verdict.score.map_or_else(|| "refused".to_owned(), |score| score.to_string());
+    vec![verdict.worker.to_string(), score, verdict.reasons.join("; ")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_explanation_reads_from_the_state_to_the_workers() {
+        let explanation: Explanation = serde_json::from_value(json!({
+            "object": "vm/hello", "state": "pending", "ready": false,
+            "because": ["it waits: no worker has 1 CPU and 128MiB free"],
+            "hints": ["add a worker", "add a worker"],
+            "verdicts": [
+                {"worker": "n1", "score": 3, "reasons": ["2 CPU free", "1 VM here"]},
+                {"worker": "node-2", "score": null, "reasons": ["cordoned"]},
+            ],
+        }))
+        .unwrap();
+        let expect = "\
+vm/hello is pending, not yet as asked
+  - it waits: no worker has 1 CPU and 128MiB free
+hint: add a worker
+
+WORKER  SCORE    REASONS
+n1      3        2 CPU free; 1 VM here
+node-2  refused  cordoned
+";
+        assert_eq!(render(&explanation), expect);
+    }
+}
