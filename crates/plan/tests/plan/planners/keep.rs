@@ -2,7 +2,7 @@
 
 use insta::assert_snapshot;
 
-use crate::world::{at, object, plans, world};
+use crate::world::{at, guarded, object, plans, world};
 use lightbyte_plan::planner::{self, Inputs};
 
 /// The plans for a VM that stands on `n1` with all of `line`.
@@ -59,6 +59,24 @@ fn the_assignment_follows_what_is_asked() {
         vm a on=n9 generation=2 at_generation=1 wanted=running stopped observed=running", "vm/a"), @"
     put assigned n9 vm/a stopped sequence 2 generation 2, 1 128MiB, volume/a-root, demo v1, 10.77.0.2/24 on br0
     put decided vm/a on n9 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n9`, which is away
+    ");
+}
+
+#[test]
+fn a_change_rests_on_all_keys_of_the_vm() {
+    assert_snapshot!(guarded("rack
+        vm a on=n1 generation=2 at_generation=1 wanted=running stopped observed=running", "vm/a"), @"
+    put assigned n1 vm/a stopped sequence 2 generation 2, 1 128MiB, volume/a-root, demo v1, 10.77.0.2/24 on br0
+    put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n1` to stop it
+    rests on asked vm/a
+    rests on observed n1 vm/a
+    ");
+    assert_snapshot!(guarded("rack
+        vm a on=n1 observed=claimed", "vm/a"), @"
+    put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n1` to start it
+    rests on asked vm/a
+    rests on assigned n1 vm/a
+    rests on observed n1 vm/a
     ");
 }
 

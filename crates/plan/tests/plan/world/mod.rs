@@ -27,7 +27,7 @@ use lightbyte_api::{Key, Kind, Name, ObjectRef, Timestamp, Uid};
 use lightbyte_plan::planner::{self, Inputs};
 
 pub(crate) use random::Random;
-pub(crate) use render::{Names, transaction, writes};
+pub(crate) use render::{Names, Show, transaction, writes};
 pub(crate) use store::Store;
 
 /// When the world was made.
