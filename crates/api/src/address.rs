@@ -28,6 +28,13 @@ pub enum AddressError {
 }
 
 impl Subnet {
+    /// The subnet of that prefix length that `address` lies in. A length over 32 counts as 32.
+    #[must_use]
+    pub fn of(address: Ipv4Addr, prefix_length: u8) -> Subnet {
+        let prefix_length = prefix_length.min(32);
+        Subnet { base: Ipv4Addr::from(u32::from(address) & mask(prefix_length)), prefix_length }
+    }
+
     /// The network address.
     #[must_use]
     pub const fn base(self) -> Ipv4Addr {

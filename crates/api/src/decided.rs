@@ -27,11 +27,11 @@ pub struct Decided {
 pub struct Decision {
     /// The revision of the view that it was made on; `--at` rebuilds that view.
     pub revision: u64,
-    /// How many workers there were.
+    /// How many workers were looked at.
     pub workers: u64,
     /// The best verdicts, the chosen first, at most [`VERDICTS_KEPT`].
     pub best: Vec<Verdict>,
-    /// How many workers were refused, by reason.
+    /// How many of those were refused, by reason.
     pub refused: Vec<(String, u64)>,
 }
 

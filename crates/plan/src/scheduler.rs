@@ -43,6 +43,10 @@ pub struct Scheduled {
     pub only_room_is_missing: bool,
 }
 
+/// How many workers that could take a VM are scored before the best of them is chosen. They are visited by room, so
+/// on equal machines the first is the best already; the others allow for a VM that fits one shape better.
+pub const FITTING_SCORED_MAX: usize = 16;
+
 /// Weight of one thousandth of free capacity in a score; the number of VMs breaks ties below it.
 const SPREAD_WEIGHT: i64 = 1_000;
 
@@ -52,17 +56,30 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
     let mut refused: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut best: Vec<(i64, Candidate<'_>)> = Vec::with_capacity(VERDICTS_KEPT + 1);
     let mut workers = 0;
-    for candidate in candidates(view) {
+    let mut fitting = 0;
+    for candidate in view.workers_by_room().filter_map(|name| candidate(view, name)) {
+        if fitting == FITTING_SCORED_MAX {
+            break;
+        }
         workers += 1;
         if let Some(refusal) = refusal(&candidate, need) {
             *refused.entry(refusal).or_default() += 1;
             continue;
         }
+        fitting += 1;
         let score = score(&candidate, need).iter().map(|(score, _)| score).sum();
         // Equal scores keep the order of names, so that the same world gives the same choice.
         let place = best.iter().position(|(other, _)| *other < score).unwrap_or(best.len());
         best.insert(place, (score, candidate));
         best.truncate(VERDICTS_KEPT);
+    }
+    if fitting == 0 {
+        // Nobody can take it: the others are counted too, so that the reasons are complete.
+        let others = candidates(view).filter(|candidate| !candidate.is_open());
+        for refusal in others.filter_map(|candidate| refusal(&candidate, need)) {
+            workers += 1;
+            *refused.entry(refusal).or_default() += 1;
+        }
     }
     let worker = best.first().map(|(_, chosen)| (chosen.id, chosen.object.name.clone()));
     let only_room_is_missing = worker.is_none() && refused.contains_key(NO_ROOM);
@@ -82,20 +99,29 @@ pub fn verdicts(view: &View, need: &Need) -> Vec<Verdict> {
 }
 
 fn candidates(view: &View) -> impl Iterator<Item = Candidate<'_>> {
-    view.objects_of(Kind::Worker).filter_map(|object| {
-        let asked = view.asked(object)?;
-        let Spec::Worker(spec) = &asked.spec else { return None };
-        let id = WorkerId::new(asked.meta.uid);
-        Some(Candidate {
-            id,
-            object,
-            cordoned: spec.cordoned,
-            deleting: asked.meta.deleting_since.is_some(),
-            alive: view.alive(id).is_some(),
-            observed: view.observed_worker(id),
-            ledger: view.worker_ledger(id),
-        })
+    view.objects_of(Kind::Worker).filter_map(|object| candidate(view, &object.name))
+}
+
+fn candidate<'a>(view: &'a View, name: &Name) -> Option<Candidate<'a>> {
+    let asked = view.asked(&ObjectRef::new(Kind::Worker, name.clone()))?;
+    let Spec::Worker(spec) = &asked.spec else { return None };
+    let id = WorkerId::new(asked.meta.uid);
+    Some(Candidate {
+        id,
+        object: view.object_of(asked.meta.uid)?,
+        cordoned: spec.cordoned,
+        deleting: asked.meta.deleting_since.is_some(),
+        alive: view.alive(id).is_some(),
+        observed: view.observed_worker(id),
+        ledger: view.worker_ledger(id),
     })
+}
+
+impl Candidate<'_> {
+    /// Whether it may be given VMs at all: these are the workers that [`View::workers_by_room`] visits.
+    const fn is_open(&self) -> bool {
+        self.alive && !self.cordoned && !self.deleting && self.observed.is_some() && self.ledger.is_some()
+    }
 }
 
 fn verdict(candidate: &Candidate<'_>, need: &Need) -> Verdict {

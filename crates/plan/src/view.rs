@@ -36,6 +36,10 @@ pub struct View {
     references: OrdSet<(ObjectRef, ObjectRef)>,
     /// (owner's uid, child).
     children: OrdSet<(Uid, ObjectRef)>,
+    /// Workers that may be given VMs, the one with the most room first: (how full in thousandths, name).
+    by_room: OrdSet<(u64, Name)>,
+    /// Where each of them stands in `by_room`.
+    room_of: OrdMap<WorkerId, (u64, Name)>,
     /// Keys of a layout that this version does not know. They are counted, and nothing else.
     foreign: OrdMap<Arc<str>, u64>,
 }
@@ -136,13 +140,44 @@ impl View {
             Some(entry) => self.entries.insert(key.clone(), entry),
             None => self.entries.remove(&key),
         };
-        let Key::Asked(object) = key else { return };
-        if let Some(before) = replaced.as_ref().and_then(indexed) {
-            self.unindex(&object, &before);
+        let before = replaced.as_ref().and_then(indexed);
+        match key {
+            Key::Asked(object) => {
+                let uids =
+                    [&before, &after].into_iter().flatten().map(|asked| asked.meta.uid).collect::<Vec<_>>();
+                if let Some(before) = before {
+                    self.unindex(&object, &before);
+                }
+                if let Some(after) = after {
+                    self.index(object.clone(), &after);
+                }
+                if object.kind == Kind::Worker {
+                    uids.into_iter().for_each(|uid| self.index_room(WorkerId::new(uid)));
+                }
+            }
+            Key::WorkerLedger(worker) | Key::Alive(worker) => self.index_room(worker),
+            Key::Observed(worker, object) if object.kind == Kind::Worker => self.index_room(worker),
+            _ => {}
         }
-        if let Some(after) = after {
-            self.index(object, &after);
+    }
+
+    fn index_room(&mut self, worker: WorkerId) {
+        if let Some(stood) = self.room_of.remove(&worker) {
+            self.by_room.remove(&stood);
         }
+        if let Some(stands) = self.room(worker) {
+            self.by_room.insert(stands.clone());
+            self.room_of.insert(worker, stands);
+        }
+    }
+
+    /// How full a worker is that may be given VMs; `None` for one that may not.
+    fn room(&self, worker: WorkerId) -> Option<(u64, Name)> {
+        let object = self.objects.get(&worker.uid())?;
+        let Spec::Worker(spec) = &self.living(object)?.spec else { return None };
+        let (observed, ledger) = (self.observed_worker(worker)?, self.worker_ledger(worker)?);
+        let may = !spec.cordoned && self.alive(worker).is_some();
+        may.then(|| (fullness(observed, ledger), object.name.clone()))
     }
 
     fn index(&mut self, object: ObjectRef, asked: &Asked) {
@@ -328,6 +363,11 @@ impl View {
         })
     }
 
+    /// The workers that may be given VMs, the one with the most room first; equal ones in order of name.
+    pub fn workers_by_room(&self) -> impl Iterator<Item = &Name> {
+        self.by_room.iter().map(|(_, name)| name)
+    }
+
     /// The objects that name `object` in their specification.
     pub fn referrers<'a>(&'a self, object: &'a ObjectRef) -> impl Iterator<Item = &'a ObjectRef> {
         let from = (object.clone(), ObjectRef::new(Kind::ALL[0], first_name()));
@@ -396,9 +436,17 @@ impl View {
             (self.objects == fresh.objects, "objects by uid"),
             (self.references == fresh.references, "references"),
             (self.children == fresh.children, "children"),
+            (self.by_room == fresh.by_room, "workers by room"),
         ];
         same.into_iter().find(|(same, _)| !same).map_or(Ok(()), |(_, index)| Err(index))
     }
+}
+
+/// The fuller of a worker's processors and memory, in thousandths.
+fn fullness(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
+    let per_mille = |used: u64, total: u64| used.saturating_mul(1_000).checked_div(total).unwrap_or(u64::MAX);
+    per_mille(ledger.cpus, observed.cpus)
+        .max(per_mille(ledger.memory.bytes() >> 10, observed.memory.bytes() >> 10))
 }
 
 /// A name that sorts before every name.
