@@ -1,11 +1,15 @@
 //! The description of the API (OpenAPI 3.1), made from the table of routes. Why it is made by hand is told in
 //! `docs/decisions/0005-openapi.md`.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use crate::api::answer::{Answer, Answered};
-use crate::api::routes;
+use axum::extract::State;
 use serde_json::{Map, Value, json};
+
+use crate::Server;
+use crate::api::answer::{Answer, Answered};
+use crate::api::input::Parameters;
+use crate::api::routes;
 
 /// The schemas of what goes over the wire.
 const SCHEMAS: &str = include_str!("schemas.json");
@@ -13,8 +17,13 @@ const SCHEMAS: &str = include_str!("schemas.json");
 static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
 /// `GET /v1/openapi.json`
-pub(crate) async fn serve() -> Answered<&'static Value> {
-    Ok(Answer::at(0, &*DOCUMENT))
+pub(crate) async fn serve(
+    State(server): State<Arc<Server>>,
+    parameters: Parameters,
+) -> Answered<&'static Value> {
+    parameters.only(&[])?;
+    // The document is of no revision; the header is on every answer.
+    Ok(Answer::at(server.follower.view().map_or(0, |view| view.revision()), &*DOCUMENT))
 }
 
 fn document() -> Value {

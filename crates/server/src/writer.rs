@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::object::Meta;
 use lightbyte_api::records::Record;
@@ -135,7 +136,7 @@ impl Server {
             }
         }
         let title = format!("others changed it {CONFLICTS_MAX} times meanwhile; nothing was written");
-        Err(Failure::new(axum::http::StatusCode::CONFLICT, title).hint("ask again"))
+        Err(Failure::new(StatusCode::CONFLICT, title).hint("ask again"))
     }
 
     /// The newest view of a cluster that was set up.

@@ -1,9 +1,11 @@
 //! How two objects differ, leaf by leaf: what a dry run shows.
 
+use std::collections::BTreeMap;
+
 use lightbyte_api::wire::Difference;
 use serde_json::Value;
 
-/// The leaves that differ, in the order of `after`, then those that only `before` has.
+/// The leaves that differ: those of `after` first, then those that only `before` has.
 pub(crate) fn differences(before: &Value, after: &Value) -> Vec<Difference> {
     let mut found = Vec::new();
     compare("", before, after, &mut found);
@@ -14,38 +16,37 @@ fn compare(path: &str, before: &Value, after: &Value, found: &mut Vec<Difference
     if before == after {
         return;
     }
-    let (steps_before, steps_after) = (steps(before), steps(after));
-    // A part that has leaves is told by them, also when there is nothing on the other side.
-    let has_leaves = |value: &Value, steps: &[(String, &Value)]| value.is_null() || !steps.is_empty();
-    let descends = !(before.is_null() && after.is_null())
-        && has_leaves(before, &steps_before)
-        && has_leaves(after, &steps_after)
-        && (before.is_null() || after.is_null() || before.is_object() == after.is_object())
-        && !(steps_before.is_empty() && steps_after.is_empty());
-    if !descends {
+    let (parts_before, parts_after) = (parts(before), parts(after));
+    // Parts are compared with parts of the same sort; where one side has nothing, each part of the other is told.
+    let alike = before.is_null()
+        || after.is_null()
+        || (before.is_object() && after.is_object())
+        || (before.is_array() && after.is_array());
+    if !alike || (parts_before.is_empty() && parts_after.is_empty()) {
         found.push(Difference { path: path.to_owned(), before: before.clone(), after: after.clone() });
         return;
     }
-    let find = |steps: &[(String, &Value)], step: &str| {
-        steps.iter().find(|(found, _)| found == step).map_or(Value::Null, |(_, value)| (*value).clone())
-    };
-    let only_before =
-        steps_before.iter().filter(|(step, _)| !steps_after.iter().any(|(other, _)| other == step));
-    for (step, _) in steps_after.iter().chain(only_before) {
-        let path =
-            if path.is_empty() { step.trim_start_matches('.').to_owned() } else { format!("{path}{step}") };
-        compare(&path, &find(&steps_before, step), &find(&steps_after, step), found);
+    let only_before = parts_before.keys().filter(|step| !parts_after.contains_key(*step));
+    for step in parts_after.keys().chain(only_before) {
+        let path = match path {
+            "" => step.trim_start_matches('.').to_owned(),
+            path => format!("{path}{step}"),
+        };
+        let of = |parts: &Parts<'_>| parts.get(step).copied().unwrap_or(&Value::Null).clone();
+        compare(&path, &of(&parts_before), &of(&parts_after), found);
     }
 }
 
-/// The parts of a value, each with the step that leads there.
-fn steps(value: &Value) -> Vec<(String, &Value)> {
+/// The parts of a value by the step that leads there, in the order of the steps.
+type Parts<'a> = BTreeMap<String, &'a Value>;
+
+fn parts(value: &Value) -> Parts<'_> {
     match value {
         Value::Object(fields) => fields.iter().map(|(name, value)| (format!(".{name}"), value)).collect(),
         Value::Array(items) => {
             items.iter().enumerate().map(|(index, value)| (format!("[{index}]"), value)).collect()
         }
-        _ => Vec::new(),
+        _ => Parts::new(),
     }
 }
 
@@ -67,6 +68,7 @@ mod tests {
         check(&json!({"a": 1}), &json!({"a": 1}), &[]);
         check(&json!({"a": 1, "b": {"c": 2}}), &json!({"a": 1, "b": {"c": 3}}), &["b.c: 2 -> 3"]);
         check(&json!({"a": [1, 2]}), &json!({"a": [1]}), &["a[1]: 2 -> null"]);
+        check(&json!({"a": {}}), &json!({"a": {"b": 1}}), &["a.b: null -> 1"]);
         check(&json!({"x": true}), &json!({"y": true}), &["y: null -> true", "x: true -> null"]);
         check(
             &Value::Null,

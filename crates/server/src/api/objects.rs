@@ -99,7 +99,11 @@ pub(crate) async fn events_of(
     parameters.only(&["min_revision"])?;
     let object = input::object(path)?;
     let view = server.view_for(&parameters).await?;
-    Ok(Answer::at(view.revision(), List { items: server.events.of(&object) }))
+    let items = server.events.of(&object);
+    if items.is_empty() && status::object(&view, &object).is_none() {
+        return Err(not_found(&object));
+    }
+    Ok(Answer::at(view.revision(), List { items }))
 }
 
 /// `GET /v1/events`

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lightbyte_api::object::Object;
-use lightbyte_api::wire::{Applied, Apply, WatchLine};
+use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, WatchLine};
 use lightbyte_api::{Name, Uid};
 use lightbyte_link::{Client, ClientError, Endpoint, Lines, Problem};
 use lightbyte_server::Config;
 use lightbyte_store::MemoryStore;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 /// How long any condition may take: two leaders' times to live and some more, on a machine that does other things.
@@ -42,7 +44,6 @@ impl Drop for TempDir {
 
 /// One server, on a runtime of its own so that it can be killed whole.
 pub(crate) struct TestServer {
-    pub(crate) name: String,
     pub(crate) endpoint: Endpoint,
     runtime: Option<tokio::runtime::Runtime>,
     stop: Option<oneshot::Sender<()>>,
@@ -71,13 +72,38 @@ impl TestServer {
         };
         let serving = lightbyte_server::serve(Arc::new(store.clone()), None, config, shutdown);
         runtime.spawn(async { serving.await.expect("the server serves") });
-        TestServer {
-            name: name.to_owned(),
-            endpoint,
-            runtime: Some(runtime),
-            stop: Some(stop),
-            _directory: directory,
-        }
+        TestServer { endpoint, runtime: Some(runtime), stop: Some(stop), _directory: directory }
+    }
+
+    /// Stops everything in it, as SIGSTOP does, until the returned value is dropped.
+    pub(crate) async fn pause(&self) -> std::sync::mpsc::Sender<()> {
+        let (resume, resumed) = std::sync::mpsc::channel::<()>();
+        let (stopped, has_stopped) = oneshot::channel();
+        let block = async move {
+            let _ = stopped.send(());
+            // The runtime has one thread: nothing else runs until this returns.
+            let _ = resumed.recv();
+        };
+        self.runtime.as_ref().expect("it runs").spawn(block);
+        has_stopped.await.expect("the runtime runs it");
+        resume
+    }
+
+    /// One request as a person with a terminal could send it: the status, the headers and the body.
+    pub(crate) async fn raw(&self, head: &str, body: &str) -> (u16, String, String) {
+        let Endpoint::Unix(path) = &self.endpoint else { panic!("servers of tests have Unix sockets") };
+        let mut stream = UnixStream::connect(path).await.expect("connect");
+        let length = body.len();
+        let text =
+            format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+        // A server may answer and close before it has read everything.
+        let _ = stream.write_all(text.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8(answer).expect("text");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        (status, head.to_lowercase(), body.to_owned())
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -143,6 +169,24 @@ pub(crate) async fn apply(client: &Client, documents: Vec<Value>) -> Result<Appl
 pub(crate) async fn foresee(client: &Client, documents: Vec<Value>) -> Result<Applied, ClientError> {
     let apply = Apply { documents, create_only: false, dry_run: true };
     client.post("/v1/apply", &apply).await.map(|answer| answer.value)
+}
+
+pub(crate) async fn status(client: &Client) -> ClusterStatus {
+    client.get("/v1/status").await.expect("the server shows its status").value
+}
+
+/// Waits until a server leads, and returns its name.
+pub(crate) async fn led_by(client: &Client, wanted: impl Fn(&str) -> bool) -> String {
+    let look = || async {
+        let leader = client.get::<ClusterStatus>("/v1/status").await.ok()?.value.leader?;
+        Some(leader.to_string()).filter(|leader| wanted(leader))
+    };
+    until_some("somebody leads", look).await
+}
+
+pub(crate) async fn delete(client: &Client, object: &str) -> Result<Changed, ClientError> {
+    let path = format!("/v1/objects/{object}");
+    client.request::<(), Changed>(http::Method::DELETE, &path, None, &[]).await.map(|answer| answer.value)
 }
 
 pub(crate) async fn get(client: &Client, object: &str) -> Result<Object, ClientError> {

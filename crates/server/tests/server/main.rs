@@ -1,5 +1,10 @@
 //! The server through real HTTP on Unix sockets, over a store in memory.
 
 mod cluster;
+mod leaders;
+mod objects;
+mod openapi;
 mod vms;
+mod watches;
 mod worker;
+mod workers;

@@ -1,0 +1,1 @@
+//! The document describes what is there.
