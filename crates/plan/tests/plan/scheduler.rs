@@ -163,6 +163,10 @@ fn what_is_chosen_fits_and_nothing_is_refused_that_would_fit() {
                 );
                 let best = scheduled.decision.best.first().expect("the chosen one's verdict");
                 assert_eq!(best.worker, name, "seed {seed}: the first verdict is of the chosen one");
+                // Whatever order the workers are visited in, none of them is better than the chosen one.
+                let all = scheduler::verdicts(&view, &need);
+                let top = all.iter().filter_map(|verdict| verdict.score).max();
+                assert_eq!(best.score, top, "seed {seed}: {all:?}");
                 let scores: Vec<Option<i64>> =
                     scheduled.decision.best.iter().map(|kept| kept.score).collect();
                 assert!(scores.is_sorted_by(|one, two| one >= two), "seed {seed}: {scores:?}");

@@ -64,6 +64,14 @@ fn an_older_assignment_does_not_count() {
     bench.rest();
     assert_eq!(bench.steps(), steps);
     assert_eq!(bench.phase(), Some(VmPhase::Stopped));
+    // Nor before anything is saved.
+    let mut bench = Bench::new();
+    bench.assign(VM, Some(Assigned::Vm(assigned_vm(5, WantedVm::Stopped, 0))));
+    bench.begin();
+    let older = Stamped { mod_revision: 2, value: Assigned::Vm(assigned_vm(4, WantedVm::Running, 0)) };
+    bench.deliver(News::Change { object: VM, assigned: Some(older) });
+    bench.rest();
+    assert_eq!(bench.phase(), Some(VmPhase::Stopped), "{}", bench.trace.join("\n"));
 }
 
 #[test]

@@ -57,6 +57,7 @@ impl Leading {
             *fresh += 1 << 64;
             *fresh
         })?;
+        self.reconciler.view().check().expect("indexes that say what the entries say");
         assert!(batch.guards.len() <= GUARDS_MAX, "{} guards", batch.guards.len());
         assert!(batch.writes.len() <= WRITES_MAX, "{} writes", batch.writes.len());
         for key in [Key::Epoch, Key::Leader] {
@@ -91,6 +92,7 @@ impl Leading {
     /// The feed brings everything.
     fn feed(&mut self) {
         let changed = self.store.follow(&mut self.fed);
+        self.fed.check().expect("indexes that say what the entries say");
         self.reconciler.feed(self.fed.clone(), Some(&changed));
     }
 
