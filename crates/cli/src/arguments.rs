@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lightbyte_api::{ByteSize, Name, Span};
+use lightbyte_link::Endpoint;
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -74,6 +75,15 @@ pub(crate) enum Verb {
     /// Brings something into the cluster from files
     #[command(subcommand)]
     Import(Import),
+    /// Runs a whole cluster on this machine
+    #[command(args_conflicts_with_subcommands = true, after_help = DEV_HELP)]
+    Dev(Dev),
+    /// Runs a server: the API, and the leader's loop when it is elected
+    #[command(hide = true)]
+    Server(Server),
+    /// Runs the agent of a VM host
+    #[command(hide = true)]
+    Worker(Worker),
     /// Prints the completions for a shell
     #[command(
         after_help = "Example: lightbyte completions bash > ~/.local/share/bash-completion/completions/lightbyte"
@@ -255,6 +265,130 @@ pub(crate) struct Explain {
     /// A kind, or a field of it; all kinds when left out
     #[arg(value_name = "KIND[.FIELD]")]
     pub(crate) path: Option<String>,
+}
+
+const DEV_HELP: &str = "\
+Without a command it starts a cluster, says what to do next, and stays until Ctrl-C.
+Examples:
+  lightbyte dev --vmm fake
+  lightbyte dev --state ~/lab --nodes 5 --detach
+  lightbyte dev kill n2
+  lightbyte dev delete --state ~/lab";
+
+#[derive(Debug, Args)]
+pub(crate) struct Dev {
+    #[command(subcommand)]
+    pub(crate) command: Option<DevCommand>,
+    #[command(flatten)]
+    pub(crate) start: DevStart,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DevStart {
+    /// Where the cluster is kept; without it everything ends with Ctrl-C
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// How many hosts; the first three run etcd and a server
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) nodes: usize,
+    /// The CPUs that each host offers to VMs
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) host_cpus: u64,
+    /// The memory that each host offers to VMs
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    pub(crate) host_memory: ByteSize,
+    /// How VMs run
+    #[arg(long, value_enum, default_value_t = VmmWord::Qemu)]
+    pub(crate) vmm: VmmWord,
+    /// Returns when the hosts are ready; needs --state
+    #[arg(long, requires = "state")]
+    pub(crate) detach: bool,
+    /// The etcd program; the one that `cargo xtask setup` fetched when left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) etcd: Option<PathBuf>,
+}
+
+/// How VMs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VmmWord {
+    /// In memory: everything is real but the machines
+    Fake,
+    /// QEMU microVMs
+    Qemu,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DevCommand {
+    /// Shows the hosts of a running cluster
+    Status(DevState),
+    /// Stops a cluster; one with a named state is kept
+    Stop(DevState),
+    /// Ends everything on a host at once, as if its power were cut
+    Kill(DevHost),
+    /// Restores the power of a host
+    Start(DevHost),
+    /// Stops a cluster and removes everything of it
+    Delete(DevState),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevState {
+    /// Which cluster; the one that runs without a named state when left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevHost {
+    /// The host, such as n2
+    #[arg(value_name = "HOST")]
+    pub(crate) host: String,
+    #[command(flatten)]
+    pub(crate) state: DevState,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Server {
+    /// Its name
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// Where it listens: http://ADDRESS:PORT or unix:/PATH
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    pub(crate) listen: Vec<Endpoint>,
+    /// Where others reach it
+    #[arg(long, value_name = "URL")]
+    pub(crate) advertise: Endpoint,
+    /// Where etcd's members are
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    pub(crate) etcd: Vec<String>,
+    /// What stands before every key in etcd
+    #[arg(long, value_name = "PREFIX", default_value = lightbyte_api::key::ROOT)]
+    pub(crate) root: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Worker {
+    /// Its name
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// Where it keeps its identity and its VMs
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    /// Where the servers are
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    pub(crate) server: Vec<Endpoint>,
+    /// How VMs run
+    #[arg(long, value_enum, default_value_t = VmmWord::Qemu)]
+    pub(crate) vmm: VmmWord,
+    /// The CPUs that it offers to VMs
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: u64,
+    /// The memory that it offers to VMs
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: ByteSize,
+    /// Where it serves consoles and the like
+    #[arg(long, value_name = "URL")]
+    pub(crate) listen: Option<Endpoint>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,6 +8,7 @@ mod cluster;
 mod context;
 mod failure;
 mod manifests;
+mod processes;
 mod table;
 mod target;
 mod terminal;
@@ -72,6 +73,9 @@ fn run(arguments: &Arguments) -> Result<Code> {
             terminal::print(&String::from_utf8_lossy(&text))?;
             return Ok(Code::Done);
         }
+        Verb::Dev(words) => return processes::dev(words),
+        Verb::Server(words) => return processes::server(words),
+        Verb::Worker(words) => return processes::worker(words),
         _ => {}
     }
     let runtime =
@@ -98,6 +102,9 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Status(words) => verbs::status::run(cluster, words).await,
         Verb::Events(words) => verbs::events::run(cluster, words).await,
         Verb::Import(Import::Image(words)) => verbs::import::run(cluster, words).await,
-        Verb::Explain(_) | Verb::Completions { .. } => Ok(Code::Done),
+        // These need no cluster, and were done before.
+        Verb::Explain(_) | Verb::Completions { .. } | Verb::Dev(_) | Verb::Server(_) | Verb::Worker(_) => {
+            Ok(Code::Done)
+        }
     }
 }

@@ -1,0 +1,229 @@
+//! The processes of a cluster: server, worker, and the lab that runs them all on one machine. Each is a crate of its
+//! own; here stand only the words of the command line, the runtime, the log, and the signals that end them.
+
+use std::io::{self, IsTerminal as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lightbyte_api::{Timestamp, Uid, VmId};
+use lightbyte_lab::control::{self, Answer, LabStatus, Request};
+use lightbyte_lab::rack::Wish;
+use lightbyte_lab::{VmmChoice, dev as lab};
+use lightbyte_link::Endpoint;
+use lightbyte_store::{EtcdOptions, EtcdStore};
+use lightbyte_vmm::{Drivers, FakeHost};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::arguments::{Dev, DevCommand, DevStart, Server, VmmWord, Worker};
+use crate::context;
+use crate::failure::{Code, Failure};
+use crate::table;
+use crate::terminal::{print, say};
+
+/// What is logged, such as `info,lightbyte_store=debug`.
+const LOG_VARIABLE: &str = "LIGHTBYTE_LOG";
+/// Threads of a server: it waits for etcd and its callers, and two let one slow answer not hold up the others.
+const SERVER_THREADS: usize = 2;
+/// The pause after etcd did not answer while the cluster is set up.
+const SET_UP_PAUSE: Duration = Duration::from_millis(250);
+/// How long a fake guest takes until it says that it is ready: long enough to be seen starting.
+const FAKE_BOOT: Duration = Duration::from_millis(50);
+/// The context that a lab writes.
+const DEV_CONTEXT: &str = "dev";
+
+/// `lightbyte server`: until a signal ends it.
+pub(crate) fn server(words: &Server) -> Result<Code> {
+    begin_log()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SERVER_THREADS)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let config = lightbyte_server::Config {
+        name: words.name.clone(),
+        listen: words.listen.clone(),
+        url: words.advertise.to_string(),
+        etcd: words.etcd.clone(),
+        root: words.root.clone(),
+    };
+    runtime.block_on(async {
+        let options = EtcdOptions::new(&config.etcd, &config.root);
+        let store = EtcdStore::connect(options).await.context("set up the connection to etcd")?;
+        let store = Arc::new(store);
+        tokio::spawn(set_up(Arc::clone(&store)));
+        lightbyte_server::serve(store.clone(), Some(store), config, ended()).await
+    })?;
+    Ok(Code::Done)
+}
+
+/// Gives a new cluster its identity. An etcd that holds a cluster already is left as it is.
+async fn set_up(store: Arc<EtcdStore>) {
+    loop {
+        match lightbyte_server::init(&*store, Uid::from(uuid::Uuid::now_v7())).await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(%error, "etcd does not answer yet"),
+        }
+        tokio::time::sleep(SET_UP_PAUSE).await;
+    }
+}
+
+/// `lightbyte worker`: until a signal ends it. Its VMs go on.
+pub(crate) fn worker(words: &Worker) -> Result<Code> {
+    begin_log()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let config = lightbyte_worker::Config {
+        name: words.name.clone(),
+        state: words.state.clone(),
+        servers: words.server.clone(),
+        cpus: words.cpus,
+        memory: words.memory,
+        vmm: choice(words.vmm).word().to_owned(),
+        address: words.listen.as_ref().map(address).unwrap_or_default(),
+    };
+    let drivers = drivers(words, runtime.handle())?;
+    runtime.block_on(lightbyte_worker::run(config, drivers, ended()))?;
+    Ok(Code::Done)
+}
+
+/// `host:port`, as the worker's object shows it.
+fn address(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Tcp(host, port) => format!("{host}:{port}"),
+        Endpoint::Unix(path) => path.display().to_string(),
+    }
+}
+
+/// The hands of a worker.
+fn drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> {
+    check_vmm(words.vmm)?;
+    let host = FakeHost::new(words.memory, ["br0".to_owned()]);
+    let runtime = runtime.clone();
+    host.on_start(move |host: &FakeHost, vm: VmId| {
+        let host = host.clone();
+        runtime.spawn(async move {
+            tokio::time::sleep(FAKE_BOOT).await;
+            host.guest_ready(vm, Timestamp::now());
+        });
+    });
+    Ok(host.drivers())
+}
+
+fn check_vmm(vmm: VmmWord) -> Result<(), Failure> {
+    match vmm {
+        VmmWord::Fake => Ok(()),
+        VmmWord::Qemu => Err(Failure::usage("this version runs no real VMs yet")
+            .hint("`--vmm fake` runs the same cluster with VMs in memory")),
+    }
+}
+
+const fn choice(vmm: VmmWord) -> VmmChoice {
+    match vmm {
+        VmmWord::Fake => VmmChoice::Fake,
+        VmmWord::Qemu => VmmChoice::Qemu,
+    }
+}
+
+/// `lightbyte dev` and what belongs to it.
+pub(crate) fn dev(words: &Dev) -> Result<Code> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        match &words.command {
+            None => start(&words.start).await,
+            Some(command) => on_lab(command).await,
+        }
+    })?;
+    Ok(Code::Done)
+}
+
+async fn start(words: &DevStart) -> Result<()> {
+    check_vmm(words.vmm)?;
+    begin_log()?;
+    let wish = Wish {
+        hosts: words.nodes,
+        host_cpus: words.host_cpus,
+        host_memory: words.host_memory,
+        vmm: choice(words.vmm),
+    };
+    let options =
+        lab::Options { state: words.state.clone(), wish, detach: words.detach, etcd: words.etcd.clone() };
+    lab::run(options, |servers| {
+        let path = context::write_context(DEV_CONTEXT, servers)?;
+        say(&format!("lightbyte dev: the context `{DEV_CONTEXT}` in {} is this cluster", path.display()));
+        Ok(())
+    })
+    .await
+}
+
+async fn on_lab(command: &DevCommand) -> Result<()> {
+    let (state, request) = match command {
+        DevCommand::Status(state) => (state, Request::Status),
+        DevCommand::Stop(state) => (state, Request::Stop),
+        DevCommand::Kill(host) => (&host.state, Request::Kill(host.host.clone())),
+        DevCommand::Start(host) => (&host.state, Request::Start(host.host.clone())),
+        DevCommand::Delete(state) => return lab::delete(&lab::meant(state.state.clone())?).await,
+    };
+    let directory = lab::meant(state.state.clone())?;
+    match control::ask(&directory, &request).await? {
+        Answer::Status(status) => print(&render(&status)),
+        Answer::Done => Ok(()),
+        Answer::Refused(reason) => Err(Failure::new(Code::Error, reason).into()),
+    }
+}
+
+fn render(status: &LabStatus) -> String {
+    let head = ["HOST", "POWER"].map(str::to_owned).to_vec();
+    let row = |(name, on): &(String, bool)| vec![name.clone(), if *on { "on" } else { "off" }.to_owned()];
+    let hosts =
+        table::lay_out(&std::iter::once(head).chain(status.hosts.iter().map(row)).collect::<Vec<_>>());
+    let ready = if status.ready { "ready" } else { "starting" };
+    format!(
+        "{hosts}\nthe lab in {} is {ready}; its servers are {}\n",
+        status.state.display(),
+        status.servers.join(",")
+    )
+}
+
+/// Resolves when a signal asks the process to end.
+async fn ended() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => {
+                signals.recv().await;
+            }
+            // Without a handler the signal ends the process at once, which every process here survives.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = terminated => {}
+        () = interrupted() => {}
+    }
+}
+
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Sends the log to stderr, a line for each event.
+fn begin_log() -> Result<()> {
+    let text = std::env::var(LOG_VARIABLE).ok().filter(|text| !text.is_empty());
+    let filter: Targets = text
+        .as_deref()
+        .unwrap_or("info")
+        .parse()
+        .with_context(|| format!("read {LOG_VARIABLE}, such as `info,lightbyte_store=debug`"))?;
+    let layer = tracing_subscriber::fmt::layer()
+        .compact()
+        .with_ansi(false)
+        .with_target(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    tracing_subscriber::registry().with(layer).with(filter).try_init().context("begin the log")
+}
