@@ -83,7 +83,7 @@ impl Events {
                 Some(look) if is_first => {
                     rings.last.insert(object, look);
                 }
-                look => rings.note(view.revision(), &object, look),
+                look => rings.note(view.revision(), &object, look.as_ref()),
             }
         }
     }
@@ -92,18 +92,18 @@ impl Events {
         let objects = affected::objects(before, after, keys);
         let mut rings = self.rings();
         for object in objects {
-            rings.note(after.revision(), &object, look(after, &object));
+            rings.note(after.revision(), &object, look(after, &object).as_ref());
         }
     }
 }
 
 impl Rings {
-    fn note(&mut self, revision: u64, object: &ObjectRef, look: Option<Look>) {
-        let before = match &look {
+    fn note(&mut self, revision: u64, object: &ObjectRef, look: Option<&Look>) {
+        let before = match look {
             Some(look) => self.last.insert(object.clone(), look.clone()),
             None => self.last.remove(object),
         };
-        let told = told(before.as_ref(), look.as_ref());
+        let told = told(before.as_ref(), look);
         if told.is_empty() {
             return;
         }

@@ -153,7 +153,7 @@ impl Term {
             End::Stopped => tracing::info!(?counters, "leads no more: it stops"),
             End::Deposed => tracing::warn!(?counters, "leads no more: another leader or epoch was met"),
             End::NotRenewed => {
-                tracing::warn!(?counters, "leads no more: the lease could not be renewed in time")
+                tracing::warn!(?counters, "leads no more: the lease could not be renewed in time");
             }
         }
         if counters.resync_finds > 0 {

@@ -12,7 +12,11 @@ use crate::cluster::{apply, begin, delete, image, network, next_change, refused,
 async fn until_progress(lines: &mut Lines) -> (BTreeSet<String>, u64) {
     let mut told = BTreeSet::new();
     loop {
-        match soon("a line", lines.next::<WatchLine>()).await.unwrap().expect("the watch goes on") {
+        match soon("a line", lines.next::<WatchLine>())
+            .await
+            .expect("a good line")
+            .expect("the watch goes on")
+        {
             WatchLine::Progress { revision } => return (told, revision),
             WatchLine::Object { object, .. } => told.insert(format!("{}/{}", object.kind, object.name)),
             WatchLine::Gone { object, .. } => told.insert(format!("{object} gone")),

@@ -91,7 +91,7 @@ impl TestWorker {
                 }
                 delivery = delivery => {
                     let taken = delivery.is_some_and(|delivery| agent.deliver(delivery, now()).is_ok());
-                    if !taken {
+                    if !taken || !take_what_is_there(&mut agent, &mut lines).await {
                         lines = None;
                         sleep(RETRY_PAUSE).await;
                     }
@@ -134,6 +134,24 @@ impl TestWorker {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Takes the lines that have come already, before anything is done: an agent that has reported refuses what is older
+/// than its own report. False when the stream is of no use any more.
+async fn take_what_is_there(agent: &mut Agent, lines: &mut Option<Lines>) -> bool {
+    let Some(lines) = lines else { return false };
+    loop {
+        tokio::select! {
+            biased;
+            line = lines.next::<Delivery>() => {
+                let taken = line.ok().flatten().is_some_and(|delivery| agent.deliver(delivery, now()).is_ok());
+                if !taken {
+                    return false;
+                }
+            }
+            () = std::future::ready(()) => return true,
         }
     }
 }
