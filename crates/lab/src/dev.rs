@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio::io::BufReader;
 
 use crate::control::{self, Answer, LabStatus, Request};
-use crate::rack::{PORTS_PER_HOST, Places, Rack, VmmChoice, Wish};
+use crate::namespaces;
+use crate::rack::{Lan, PORTS_PER_HOST, Places, Rack, VmmChoice, Wish};
 use crate::state::{State, sweep_unnamed, unnamed_root};
 use crate::supervisor::Supervisor;
 
@@ -63,6 +64,12 @@ pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()
         lightbyte: std::env::current_exe().context("find this program")?,
         etcd: find_etcd(options.etcd)?,
     };
+    if let Some(lan) = &rack.lan
+        && let Err(error) = namespaces::up(&rack, lan)
+    {
+        state.clear_away().await?;
+        return Err(error);
+    }
     let listener = control::listen(&directory).await?;
     let supervisor = Supervisor::start(rack.processes(&places), &state, true)?;
     let outcome = supervise(&rack, &state, &supervisor, listener, begun, on_ready).await;
@@ -108,7 +115,7 @@ async fn supervise(
                 };
                 // A caller that goes away in the middle of its question concerns nobody else.
                 let Ok(request) = control::read_request(&mut stream).await else { continue };
-                let (reply, stop) = take_request(supervisor, request, status);
+                let (reply, stop) = take_request(rack, supervisor, request, status).await;
                 let _ = control::answer(&mut stream, &reply).await;
                 if stop {
                     return Ok(());
@@ -120,7 +127,8 @@ async fn supervise(
     }
 }
 
-fn take_request(
+async fn take_request(
+    rack: &Rack,
     supervisor: &Supervisor,
     request: Request,
     status: impl FnOnce() -> LabStatus,
@@ -130,8 +138,17 @@ fn take_request(
     match request {
         Request::Status => (Answer::Status(status()), false),
         Request::Stop => (Answer::Done, true),
-        Request::Kill(host) => (answer(supervisor.set_power(&host, false)), false),
+        Request::Kill(host) => (answer(cut_power(rack, supervisor, &host).await), false),
         Request::Start(host) => (answer(supervisor.set_power(&host, true)), false),
+    }
+}
+
+/// Everything on the host ends at once, its VMs included.
+async fn cut_power(rack: &Rack, supervisor: &Supervisor, host: &str) -> Result<()> {
+    supervisor.set_power(host, false)?;
+    match rack.hosts.iter().find(|found| found.name == host).filter(|_| rack.lan.is_some()) {
+        Some(found) => namespaces::kill_all(&rack.namespace(found)).await,
+        None => Ok(()),
     }
 }
 
@@ -166,6 +183,12 @@ async fn rack_of(state: &State, wish: &Wish) -> Result<Rack> {
         return Ok(Rack { wish: wish.clone(), ..rack });
     }
     let hash = crate::rack::hash_of(&state.directory);
+    if wish.vmm == VmmChoice::Qemu {
+        let lan = namespaces::free_lan(u8::from_str_radix(&hash[..2], 16).unwrap_or(0))?;
+        let rack = Rack::in_namespaces(wish.clone(), &state.directory, lan)?;
+        state.keep_rack(&rack)?;
+        return Ok(rack);
+    }
     let first_place = u16::from_str_radix(&hash[..4], 16).unwrap_or(0) % PORT_PLACES;
     for place in (0..PORT_PLACES).map(|offset| (first_place + offset) % PORT_PLACES) {
         let rack = Rack::on_loopback(wish.clone(), &state.directory, PORTS_FIRST + place * PORTS_PER_PLACE)?;
@@ -219,7 +242,9 @@ async fn prepare(rack: &Rack) -> Result<()> {
 
 /// The manifests of what every lab has.
 fn ground(rack: &Rack) -> Vec<Value> {
-    let network = json!({ "kind": "network", "name": "default", "spec": { "subnet": "10.77.0.0/16", "pool_first": "10.77.1.1" } });
+    let lan = rack.lan.unwrap_or(Lan { octet: 77 });
+    let spec = json!({ "subnet": lan.subnet(), "gateway": lan.gateway(), "pool_first": lan.first_vm() });
+    let network = json!({ "kind": "network", "name": "default", "spec": spec });
     let mut documents = vec![network];
     if rack.wish.vmm == VmmChoice::Fake {
         // No bytes are ever read of it.

@@ -7,6 +7,7 @@
 pub mod control;
 pub mod dev;
 pub mod log;
+pub mod namespaces;
 pub mod rack;
 pub mod state;
 pub mod supervisor;

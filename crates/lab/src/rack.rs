@@ -1,15 +1,18 @@
 //! The rack: which hosts there are, what runs on each, and where it listens. Pure: it is worked out once, written to
 //! the state directory, and the same on the next start.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use lightbyte_api::ByteSize;
+use lightbyte_api::{ByteSize, Subnet};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// The most hosts of a lab: each costs three processes, and the machine has only so much.
 pub const HOSTS_MAX: usize = 9;
+/// The first port of a host that has an address of its own.
+const HOST_PORT: u16 = 7_701;
 /// How many hosts run etcd and a server.
 const CONTROL_PLANE_HOSTS: usize = 3;
 /// Ports that one host needs: etcd's clients, etcd's peers, the API, the agent.
@@ -58,6 +61,61 @@ pub struct Rack {
     pub hash: String,
     /// The hosts.
     pub hosts: Vec<Host>,
+    /// The network that joins them, when each is a namespace of its own.
+    #[serde(default)]
+    pub lan: Option<Lan>,
+}
+
+/// The network of a lab: `10.x.0.0/16`. The machine is `.0.1`, hosts are from `.0.11` on, VMs from `.1.1` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lan {
+    /// The second part of its addresses.
+    pub octet: u8,
+}
+
+/// The length of the prefix of a lab's network.
+pub const LAN_PREFIX_LENGTH: u8 = 16;
+/// Where the octets of labs lie: home and cluster networks are rarely there.
+const LAN_OCTETS: std::ops::RangeInclusive<u8> = 64..=127;
+/// The last part of the first host's address.
+const HOST_FIRST: u8 = 11;
+
+impl Lan {
+    /// Every network that a lab can have, beginning at one that `start` picks.
+    pub fn all_from(start: u8) -> impl Iterator<Item = Lan> {
+        let count = LAN_OCTETS.end() - LAN_OCTETS.start() + 1;
+        (0..count).map(move |offset| Lan { octet: LAN_OCTETS.start() + (start % count + offset) % count })
+    }
+
+    /// The network.
+    #[must_use]
+    pub fn subnet(self) -> Subnet {
+        Subnet::of(Ipv4Addr::new(10, self.octet, 0, 0), LAN_PREFIX_LENGTH)
+    }
+
+    /// The machine's own address.
+    #[must_use]
+    pub const fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.octet, 0, 1)
+    }
+
+    /// The first address that a host may have.
+    #[must_use]
+    pub const fn first_host(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.octet, 0, 2)
+    }
+
+    /// The last address that a host may have.
+    #[must_use]
+    pub const fn last_host(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.octet, 0, 255)
+    }
+
+    /// The first address that a VM may have.
+    #[must_use]
+    pub const fn first_vm(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.octet, 1, 1)
+    }
 }
 
 /// One host.
@@ -106,6 +164,8 @@ pub struct Process {
     pub host: String,
     /// `etcd`, `server` or `worker`.
     pub role: &'static str,
+    /// The network namespace that it runs in, if not the machine's own.
+    pub namespace: Option<String>,
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
@@ -149,7 +209,38 @@ impl Rack {
             port: first_port + PORTS_PER_HOST * u16::try_from(index).unwrap_or(0),
             control_plane: index < control_plane,
         });
-        Ok(Rack { hosts: hosts.collect(), hash: hash_of(state), wish })
+        Ok(Rack { hosts: hosts.collect(), hash: hash_of(state), lan: None, wish })
+    }
+
+    /// Works out a lab whose hosts are namespaces on a network of their own.
+    ///
+    /// # Errors
+    /// When more or fewer hosts are asked for than a lab can have.
+    pub fn in_namespaces(wish: Wish, state: &Path, lan: Lan) -> Result<Rack> {
+        let mut rack = Rack::on_loopback(wish, state, HOST_PORT)?;
+        for (index, host) in (HOST_FIRST..).zip(&mut rack.hosts) {
+            host.address = Ipv4Addr::new(10, lan.octet, 0, index).to_string();
+            host.port = HOST_PORT;
+        }
+        rack.lan = Some(lan);
+        Ok(rack)
+    }
+
+    /// The namespace of a host.
+    #[must_use]
+    pub fn namespace(&self, host: &Host) -> String {
+        format!("lb-{}-{}", self.hash, host.name)
+    }
+
+    /// The namespace of the LAN bridge.
+    #[must_use]
+    pub fn lan_namespace(&self) -> String {
+        format!("lb-{}-lan", self.hash)
+    }
+
+    fn process(&self, host: &Host, role: &'static str, program: &Path, arguments: Vec<String>) -> Process {
+        let namespace = self.lan.map(|_| self.namespace(host));
+        Process { host: host.name.clone(), role, namespace, program: program.to_owned(), arguments }
     }
 
     /// The hosts that run etcd and a server.
@@ -196,7 +287,7 @@ impl Rack {
             ("logger", "zap".to_owned()),
         ];
         let arguments = arguments.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
-        Process { host: host.name.clone(), role: "etcd", program: places.etcd.clone(), arguments }
+        self.process(host, "etcd", &places.etcd, arguments)
     }
 
     fn server(&self, host: &Host, places: &Places) -> Process {
@@ -208,12 +299,7 @@ impl Rack {
             format!("--advertise={}", host.api_url()),
             format!("--etcd={}", etcd.join(",")),
         ];
-        Process {
-            host: host.name.clone(),
-            role: "server",
-            program: places.lightbyte.clone(),
-            arguments: arguments.into(),
-        }
+        self.process(host, "server", &places.lightbyte, arguments.into())
     }
 
     fn worker(&self, host: &Host, places: &Places) -> Process {
@@ -233,12 +319,7 @@ impl Rack {
             format!("--memory={}", self.wish.host_memory),
             format!("--listen={}", host.agent_url()),
         ];
-        Process {
-            host: host.name.clone(),
-            role: "worker",
-            program: places.lightbyte.clone(),
-            arguments: arguments.into(),
-        }
+        self.process(host, "worker", &places.lightbyte, arguments.into())
     }
 }
 

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
+use crate::namespaces;
 use crate::rack::Rack;
 
 /// How long a process may take to end after it was asked to.
@@ -126,6 +127,9 @@ impl State {
         }
         for (_, process) in &left {
             process.signal(Signal::KILL);
+        }
+        if let Some(rack) = self.rack()?.filter(|rack| rack.lan.is_some()) {
+            namespaces::down(&rack.hash).await?;
         }
         for (path, process) in left {
             tracing::info!(

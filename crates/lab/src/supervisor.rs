@@ -157,7 +157,16 @@ impl Slot {
     }
 
     fn spawn(&self) -> Result<Child> {
-        let mut child = Command::new(&self.process.program)
+        let mut command = match &self.process.namespace {
+            None => Command::new(&self.process.program),
+            Some(namespace) => {
+                // It replaces itself by the program, so the process that is waited for and killed is the program.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(&self.process.program);
+                command
+            }
+        };
+        let mut child = command
             .args(&self.process.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

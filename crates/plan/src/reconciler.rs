@@ -134,9 +134,22 @@ impl Reconciler {
         self.in_flight.is_none() && self.queue.is_empty()
     }
 
-    /// When [`Reconciler::next`] should be called again although nothing happened.
+    /// Whether something must come from outside before anything can be planned: an answer, or the feed.
+    fn is_held(&self) -> bool {
+        self.in_flight.is_some()
+            || self.fed.revision() < self.hold_until
+            || self.overlays.len() >= OVERLAYS_MAX
+    }
+
+    /// When [`Reconciler::next`] should be called again although nothing happened; a time in the past means now.
     #[must_use]
     pub fn next_wake(&self) -> Option<Timestamp> {
+        if self.is_held() {
+            return None;
+        }
+        if !self.queue.is_empty() {
+            return Some(Timestamp::MIN);
+        }
         self.later.first().map(|(at, _)| *at).into_iter().chain(self.next_resync).min()
     }
 
@@ -190,10 +203,7 @@ impl Reconciler {
     /// Plans what is due, and returns the transaction to send; then exactly one of [`Reconciler::committed`],
     /// [`Reconciler::conflicted`] and [`Reconciler::unknown`] must follow. `None` when there is nothing to send now.
     pub fn next(&mut self, now: Timestamp, mut fresh: impl FnMut() -> u128) -> Option<Transaction> {
-        if self.in_flight.is_some()
-            || self.fed.revision() < self.hold_until
-            || self.overlays.len() >= OVERLAYS_MAX
-        {
+        if self.is_held() {
             return None;
         }
         let resynced = self.take_due(now);

@@ -68,7 +68,7 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
         }
         fitting += 1;
         let score = score(&candidate, need).iter().map(|(score, _)| score).sum();
-        // Equal scores keep the order of names, so that the same world gives the same choice.
+        // Equal scores keep the order by room and name, so that the same world gives the same choice.
         let place = best.iter().position(|(other, _)| *other < score).unwrap_or(best.len());
         best.insert(place, (score, candidate));
         best.truncate(VERDICTS_KEPT);

@@ -67,7 +67,6 @@ struct Found {
 }
 
 fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
-    let waiting_on = view.decided(object).map(|decided| decided.waiting_on.clone()).unwrap_or_default();
     let found = match &asked.spec {
         Spec::Vm(_) => of_vm(view, object, asked),
         Spec::Volume(_) => of_volume(view, object, asked),
@@ -81,9 +80,15 @@ fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
         },
     };
     let deleting = asked.meta.deleting_since;
+    let ready = found.ready && deleting.is_none();
+    // Between a report and the leader's next turn the stored condition is that of a moment ago.
+    let waiting_on = match view.decided(object) {
+        Some(decided) if !ready => decided.waiting_on.clone(),
+        _ => Vec::new(),
+    };
     Status {
         state: if deleting.is_some() { "deleting" } else { found.state }.to_owned(),
-        ready: found.ready && deleting.is_none(),
+        ready,
         since: deleting.or(found.since),
         deadline: waiting_on.iter().filter_map(deadline).min(),
         waiting_on,

@@ -146,6 +146,8 @@ pub enum Next {
 pub struct Around {
     /// All disks of this VM are there.
     pub disks_present: bool,
+    /// A disk of this VM was there, and is gone.
+    pub disk_lost: bool,
     /// A VM uses this volume.
     pub in_use: bool,
 }
@@ -157,15 +159,20 @@ pub struct Volatile {
     pub ready: bool,
     /// The machine process ran already when this agent began: what was reported of its guest holds until it ends.
     pub adopted: bool,
-    /// When the guest was asked to shut down.
+    /// When the guest was asked to shut down; the beginning of its grace.
     pub stopping_since: Option<Timestamp>,
-    /// When the machine process was found to have ended by itself.
+    /// The guest of this machine process was asked to shut down once: its end is no crash, even when the wish was
+    /// taken back meanwhile.
+    pub shutdown_asked: bool,
+    /// When the machine process was found to have ended by itself: the beginning of the pause.
     pub crashed_at: Option<Timestamp>,
+    /// This end of the machine process is in the saved count.
+    pub crash_counted: bool,
     /// When the machine process was started.
     pub started_at: Option<Timestamp>,
     /// How often in a row it ended soon after its start.
     pub quick_crashes: u32,
-    /// When the assignment came.
+    /// When the assignment came that the next boot carries out; `None` when it was carried out.
     pub delivered_at: Option<Timestamp>,
     /// How long the last boot took.
     pub boot: Option<BootTimes>,
@@ -184,6 +191,7 @@ pub struct Desk {
     failures: u32,
     retry_at: Option<Timestamp>,
     wait_until: Option<Timestamp>,
+    disk_lost: bool,
 }
 
 /// What the store holds of this worker's reports on the object, as far as it knows.
@@ -215,6 +223,7 @@ impl Desk {
             failures: 0,
             retry_at: None,
             wait_until: None,
+            disk_lost: false,
         }
     }
 
@@ -275,7 +284,11 @@ impl Desk {
             return;
         }
         if assigned.value.sequence() > saved.max(wished) {
+            // What a person asks now is not held up by what came of the last wish.
             self.volatile.delivered_at = Some(now);
+            self.volatile.stopping_since = None;
+            self.volatile.crashed_at = None;
+            self.volatile.quick_crashes = 0;
             self.retry_at = None;
             self.failures = 0;
         }
@@ -326,8 +339,9 @@ impl Desk {
             self.failures = 0;
             self.retry_at = None;
         }
-        let before = std::mem::replace(&mut self.facts, facts).vmm;
-        vm::note(&mut self.volatile, before, self.facts.vmm, step, now);
+        let before = std::mem::replace(&mut self.facts, facts);
+        let counted = restarts(&before) < restarts(&self.facts);
+        vm::note(&mut self.volatile, before.vmm, self.facts.vmm, step, counted, now);
     }
 
     pub(super) fn failed(&mut self, facts: Facts, problem: &str, now: Timestamp) {
@@ -338,7 +352,7 @@ impl Desk {
         self.problem = Some(problem.chars().take(PROBLEM_LENGTH_MAX).collect());
         self.step_in_flight = false;
         let before = std::mem::replace(&mut self.facts, facts).vmm;
-        vm::note(&mut self.volatile, before, self.facts.vmm, None, now);
+        vm::note(&mut self.volatile, before, self.facts.vmm, None, false, now);
     }
 
     pub(super) fn guest_ready(&mut self, agent_at: Timestamp, now: Timestamp) {
@@ -346,6 +360,7 @@ impl Desk {
             self.volatile.ready = true;
             let asked_at = self.saved_vm().map(|vm| vm.asked_at);
             self.volatile.boot = vm::boot_times(&self.volatile, asked_at, agent_at, now);
+            self.volatile.delivered_at = None;
         }
     }
 
@@ -361,8 +376,10 @@ impl Desk {
     }
 
     pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
-        let report = self.report(now).map(Action::Report);
+        self.disk_lost = around.disk_lost;
+        // The step first: when nothing is left to do, the report says so.
         let step = self.step(around, now).map(Action::Step);
+        let report = self.report(now).map(Action::Report);
         report.into_iter().chain(step).collect()
     }
 
@@ -397,14 +414,9 @@ impl Desk {
             (Some(saved), _) => match &saved.assigned {
                 Assigned::Vm(_) => {
                     let phase = vm::phase(saved, &self.facts, &self.volatile, stored);
-                    Some(Observed::Vm(vm::report(
-                        saved,
-                        phase,
-                        &self.volatile,
-                        self.problem.clone(),
-                        stored,
-                        now,
-                    )))
+                    let lost = self.disk_lost.then(|| "one of its disks is gone from the worker".to_owned());
+                    let problem = self.problem.clone().or(lost);
+                    Some(Observed::Vm(vm::report(saved, phase, &self.volatile, problem, stored, now)))
                 }
                 Assigned::Volume(assigned) => Some(Observed::Volume(volume::report(
                     assigned,
@@ -435,15 +447,20 @@ impl Desk {
                 self.step_in_flight = true;
                 if step == Step::Shutdown {
                     self.volatile.stopping_since = Some(now);
+                    self.volatile.shutdown_asked = true;
                 }
                 Some(step)
             }
             Next::Until(at) => {
                 self.wait_until = Some(at);
+                self.retry_at = None;
                 None
             }
             Next::Rest => {
+                // A step that failed may have done its work all the same: nothing is left of it.
                 self.wait_until = None;
+                self.retry_at = None;
+                self.problem = None;
                 None
             }
         }
@@ -495,6 +512,10 @@ impl Desk {
             _ => Next::Rest,
         }
     }
+}
+
+fn restarts(facts: &Facts) -> u64 {
+    facts.saved.as_ref().map_or(0, |saved| saved.restarts)
 }
 
 fn restarts_asked(assigned: &Assigned) -> u64 {

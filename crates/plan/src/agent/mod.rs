@@ -82,7 +82,9 @@ pub struct Stamped<T> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Stale {
     /// Another cluster, or an older epoch of this one.
-    #[error("the server speaks for cluster {cluster} epoch {epoch}, which is not this worker's or older")]
+    #[error(
+        "the server speaks for epoch {epoch} of cluster {cluster}, which this worker has left or never was in"
+    )]
     Epoch {
         /// The cluster.
         cluster: lightbyte_api::Uid,
@@ -255,8 +257,13 @@ impl Agent {
             desk.facts().vmm != VmmState::Absent
                 && desk.saved_vm().is_some_and(|vm| vm.disks.iter().any(|volume| volume.uid() == object.uid))
         };
+        let is_lost = |volume: &lightbyte_api::VolumeId| {
+            let key = HostObject { kind: Kind::Volume, uid: volume.uid() };
+            self.desks.get(&key).is_some_and(|desk| volume::is_lost(desk.facts()))
+        };
         desk::Around {
             disks_present: disks.iter().all(is_present),
+            disk_lost: disks.iter().any(is_lost),
             in_use: object.kind == Kind::Volume && self.desks.values().any(uses),
         }
     }

@@ -61,7 +61,7 @@ fn run(situation: &Situation<'_>) -> Next {
         VmmState::Running => Next::Rest,
         // It ended by itself. The count is saved before the traces go: an agent that dies in between counts it
         // twice, which is better than not at all.
-        VmmState::Exited if volatile.crashed_at.is_some() => Next::Do(Step::Kill),
+        VmmState::Exited if volatile.crash_counted || volatile.shutdown_asked => Next::Do(Step::Kill),
         VmmState::Exited => Next::Do(Step::Save(Saved { restarts: saved.restarts + 1, ..saved.clone() })),
         VmmState::Absent => {
             match volatile.crashed_at.map(|at| later(at, crash_pause(volatile.quick_crashes))) {
@@ -120,12 +120,14 @@ fn crash_pause(quick_crashes: u32) -> Span {
     Span::from_millis(CRASH_PAUSE_FIRST.millis().saturating_mul(factor).min(CRASH_PAUSE_LIMIT.millis()))
 }
 
-/// Keeps what the agent remembers in step with what the host shows.
+/// Keeps what the agent remembers in step with what the host shows. `counted`: the step has saved one more end of the
+/// machine process.
 pub(super) fn note(
     volatile: &mut Volatile,
     before: VmmState,
     after: VmmState,
     step: Option<&Step>,
+    counted: bool,
     now: Timestamp,
 ) {
     match (after, step) {
@@ -134,12 +136,17 @@ pub(super) fn note(
             *volatile =
                 Volatile { started_at: Some(now), delivered_at, quick_crashes, ..Volatile::default() };
         }
-        (VmmState::Exited, Some(Step::Save(_))) => {
+        (VmmState::Exited, _) if counted => {
             let steady = volatile.started_at.is_some_and(|started| later(started, STEADY_AFTER) <= now);
             volatile.quick_crashes = if steady { 0 } else { volatile.quick_crashes.saturating_add(1) };
             volatile.crashed_at = Some(now);
+            volatile.crash_counted = true;
         }
-        (VmmState::Absent, _) if before != VmmState::Absent => volatile.stopping_since = None,
+        (VmmState::Absent, _) if before != VmmState::Absent => {
+            volatile.stopping_since = None;
+            volatile.shutdown_asked = false;
+            volatile.crash_counted = false;
+        }
         _ => {}
     }
     if after != VmmState::Running {
@@ -154,12 +161,15 @@ pub(super) fn boot_times(
     agent_at: Timestamp,
     now: Timestamp,
 ) -> Option<BootTimes> {
-    let (delivered, started) = (volatile.delivered_at?, volatile.started_at?);
+    // A boot that nobody asked for, after a crash, begins with its start.
+    let started = volatile.started_at?;
+    let delivered = volatile.delivered_at.unwrap_or(started);
+    let asked = volatile.delivered_at.and(asked_at).unwrap_or(delivered);
     let millis = |from: Timestamp, to: Timestamp| {
         u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0)
     };
     Some(BootTimes {
-        request_to_dispatch: millis(asked_at?, delivered),
+        request_to_dispatch: millis(asked, delivered),
         dispatch_to_vmm: millis(delivered, started),
         vmm_to_agent: millis(started, agent_at),
         agent_to_ready: millis(agent_at, now),

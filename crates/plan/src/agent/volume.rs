@@ -31,6 +31,12 @@ pub fn is_present(facts: &Facts) -> bool {
     facts.disk && facts.saved.as_ref().is_some_and(|saved| saved.created && !saved.assigned.is_removal())
 }
 
+/// Whether it was there, and is gone although nobody asked for that.
+#[must_use]
+pub fn is_lost(facts: &Facts) -> bool {
+    !facts.disk && facts.saved.as_ref().is_some_and(|saved| saved.created && !saved.assigned.is_removal())
+}
+
 fn phase(facts: &Facts) -> VolumePhase {
     match (is_present(facts), facts.saved.as_ref().is_some_and(|saved| saved.created)) {
         (true, _) => VolumePhase::Present,

@@ -130,10 +130,8 @@ fn a_vm_says_why_it_waits_or_where_it_was_placed() {
     ");
     assert_snapshot!(check("rack\nvm a on=n1 observed=running\nopaque asked/network/default", "vm/a"), @"
     vm/a is running, ready
-    - it waits: stored value `asked/network/default` cannot be read by this version
     - it was placed on worker `n1`, the best of 3 at revision 5
     - 1 workers were refused: away
-    hint: upgrade this server to the newest version in the cluster
       n1 875000: spread
     ");
     assert_snapshot!(check("rack", "vm/a"), @"there is none");

@@ -4,6 +4,7 @@
 mod behaviour;
 mod bench;
 mod failures;
+mod findings;
 mod messages;
 mod states;
 mod volumes;

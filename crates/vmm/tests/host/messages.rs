@@ -36,9 +36,9 @@ fn stale_deliveries_are_refused() {
     assert_snapshot!(check(1, 2, 19, News::Progress), @"the server is at revision 19, this worker has seen 20");
     assert_snapshot!(check(1, 2, 19, change.clone()), @"the server is at revision 19, this worker has seen 20");
     assert_snapshot!(check(1, 2, 19, inventory.clone()), @"the server is at revision 19, this worker has seen 20");
-    assert_snapshot!(check(1, 1, 30, inventory.clone()), @"the server speaks for cluster 00000000-0000-0000-0000-000000000001 epoch 1, which is not this worker's or older");
-    assert_snapshot!(check(7, 2, 30, inventory.clone()), @"the server speaks for cluster 00000000-0000-0000-0000-000000000007 epoch 2, which is not this worker's or older");
-    assert_snapshot!(check(7, 3, 30, inventory.clone()), @"the server speaks for cluster 00000000-0000-0000-0000-000000000007 epoch 3, which is not this worker's or older");
+    assert_snapshot!(check(1, 1, 30, inventory.clone()), @"the server speaks for epoch 1 of cluster 00000000-0000-0000-0000-000000000001, which this worker has left or never was in");
+    assert_snapshot!(check(7, 2, 30, inventory.clone()), @"the server speaks for epoch 2 of cluster 00000000-0000-0000-0000-000000000007, which this worker has left or never was in");
+    assert_snapshot!(check(7, 3, 30, inventory.clone()), @"the server speaks for epoch 3 of cluster 00000000-0000-0000-0000-000000000007, which this worker has left or never was in");
     // A restore may take revisions back, and must begin with an inventory.
     assert_snapshot!(check(1, 3, 5, inventory), @"taken, at Some(5)");
     assert_snapshot!(check(1, 3, 30, change.clone()), @"a new epoch must begin with an inventory");

@@ -59,12 +59,13 @@ fn the_pause_doubles_up_to_its_limit_and_ends_with_a_success() {
         let alive = leading.store.view().record(&worker).cloned().expect("a living worker");
         leading.store.put(&worker, alive);
         assert!(!leading.send(&batch), "the worker began another life");
-        assert_eq!(leading.wakes_in(), i64::try_from(expected).expect("a short pause"));
+        assert_eq!(leading.reconciler.next_wake(), None, "nothing but the feed can move it on");
         // The feed brings the view on without a word of what changed, as if nothing of it concerned the VM.
         leading.store.follow(&mut leading.fed);
         leading.reconciler.feed(leading.fed.clone(), Some(&[]));
         leading.after(expected - 1);
         assert_eq!(leading.next(), None, "not before the pause of {expected} ms is over");
+        assert_eq!(leading.wakes_in(), 1);
         leading.after(1);
         expected = (expected * 2).min(BACKOFF_LIMIT.millis());
     }
@@ -79,6 +80,9 @@ fn the_pause_doubles_up_to_its_limit_and_ends_with_a_success() {
     let batch = leading.next().expect("the assignment follows");
     touch(&mut leading, &object("vm/a"));
     assert!(!leading.send(&batch));
+    leading.store.follow(&mut leading.fed);
+    leading.reconciler.feed(leading.fed.clone(), Some(&[]));
+    assert_eq!(leading.next(), None);
     assert_eq!(leading.wakes_in(), i64::try_from(BACKOFF_FIRST.millis()).expect("a short pause"));
 }
 

@@ -6,6 +6,7 @@
 
 mod batches;
 mod conflicts;
+mod waits;
 mod waking;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,201 @@
+//! Hosts as network namespaces: each has its own `br0`, all are joined to one LAN bridge in a namespace of its own, and
+//! one pair of interfaces leads from there to the machine.
+//!
+//! ```text
+//!   machine            lb-HASH-lan                    lb-HASH-n1
+//!   lbHASH ─────────── up ─ lan0 ─┬─ n1 ───────────── uplink ─ br0 (10.x.0.11) ─ taps of VMs
+//!   10.x.0.1                      └─ n2 ───────────── …
+//! ```
+//!
+//! The LAN bridge is not in the machine's own namespace, so that its firewall (such as Docker's) does not cut the hosts
+//! off from each other. What comes from a VM's tap to the hosts' own addresses is dropped: until peers prove who they
+//! are, their ports are for hosts alone.
+
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use lightbyte_api::Subnet;
+use rustix::process::Signal;
+
+use crate::rack::{Host, LAN_PREFIX_LENGTH, Lan, Rack};
+use crate::state::{ProcessId, ends_within};
+
+/// How long the processes of a namespace may take to be gone after they were killed.
+const END_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// What the names of all taps begin with: `lightbyte_api::address::tap_name`.
+const TAP_PREFIX: &str = "lb";
+
+/// Makes the namespaces of `rack` and joins them.
+///
+/// # Errors
+/// What `ip` and `nft` say.
+pub fn up(rack: &Rack, lan: &Lan) -> Result<()> {
+    let lan_namespace = rack.lan_namespace();
+    let root_link = root_link(rack);
+    let mut machine = vec![format!("netns add {lan_namespace}")];
+    machine.extend(rack.hosts.iter().map(|host| format!("netns add {}", rack.namespace(host))));
+    machine.push(format!("link add {root_link} type veth peer name up netns {lan_namespace}"));
+    machine.push(format!("addr add {}/{LAN_PREFIX_LENGTH} dev {root_link}", lan.gateway()));
+    machine.push(format!("link set {root_link} up"));
+    for host in &rack.hosts {
+        let namespace = rack.namespace(host);
+        machine.push(format!(
+            "link add uplink netns {namespace} type veth peer name {} netns {lan_namespace}",
+            host.name
+        ));
+    }
+    ip(None, &machine).context("make the namespaces")?;
+    let mut middle = vec![
+        "link set lo up".to_owned(),
+        "link add lan0 type bridge".to_owned(),
+        "link set lan0 up".to_owned(),
+    ];
+    for port in rack.hosts.iter().map(|host| host.name.as_str()).chain(["up"]) {
+        middle.push(format!("link set {port} master lan0 up"));
+    }
+    ip(Some(&lan_namespace), &middle).context("make the LAN")?;
+    rack.hosts.iter().try_for_each(|host| host_up(rack, lan, host))
+}
+
+fn host_up(rack: &Rack, lan: &Lan, host: &Host) -> Result<()> {
+    let namespace = rack.namespace(host);
+    let commands = [
+        "link set lo up".to_owned(),
+        "link add br0 type bridge".to_owned(),
+        "link set uplink master br0 up".to_owned(),
+        "link set br0 up".to_owned(),
+        format!("addr add {}/{LAN_PREFIX_LENGTH} dev br0", host.address),
+        format!("route add default via {}", lan.gateway()),
+    ];
+    ip(Some(&namespace), &commands).with_context(|| format!("set up host {}", host.name))?;
+    let rule = format!("iifname \"{TAP_PREFIX}*\" ip daddr {}-{} drop", lan.first_host(), lan.last_host());
+    let rules = format!(
+        "table bridge lightbyte {{\n\
+         chain input {{ type filter hook input priority 0; policy accept; {rule}; }}\n\
+         chain forward {{ type filter hook forward priority 0; policy accept; {rule}; }}\n}}\n"
+    );
+    run(&["ip", "netns", "exec", &namespace, "nft", "-f", "-"], &rules)
+        .context("keep VMs away from the hosts' ports")
+}
+
+/// Ends everything in the namespaces of the lab with this hash, and removes them.
+///
+/// # Errors
+/// When something does not end.
+pub async fn down(hash: &str) -> Result<()> {
+    for namespace in namespaces(hash)? {
+        kill_all(&namespace).await?;
+        ip(None, &[format!("netns del {namespace}")])
+            .with_context(|| format!("remove namespace {namespace}"))?;
+    }
+    Ok(())
+}
+
+/// Ends every process in a namespace, VMs included: its power is cut.
+///
+/// # Errors
+/// When one does not end.
+pub async fn kill_all(namespace: &str) -> Result<()> {
+    let output = Command::new("ip").args(["netns", "pids", namespace]).output().context("run ip")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let found: Vec<ProcessId> =
+        text.split_whitespace().filter_map(|pid| ProcessId::of(pid.parse().ok()?)).collect();
+    found.iter().for_each(|process| process.signal(Signal::KILL));
+    for process in found {
+        if !ends_within(process, END_WITHIN).await {
+            bail!("process {} in {namespace} does not end", process.pid);
+        }
+    }
+    Ok(())
+}
+
+/// The namespaces of the lab with this hash that exist.
+fn namespaces(hash: &str) -> Result<Vec<String>> {
+    let output = Command::new("ip").args(["netns", "list"]).output().context("run ip")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let names = text.lines().filter_map(|line| line.split_whitespace().next());
+    let prefix = format!("lb-{hash}-");
+    Ok(names.filter(|name| name.starts_with(&prefix)).map(str::to_owned).collect())
+}
+
+/// The first LAN from `start` on that overlaps no route of this machine.
+///
+/// # Errors
+/// When none is left, or routes cannot be listed.
+pub fn free_lan(start: u8) -> Result<Lan> {
+    let output =
+        Command::new("ip").args(["-4", "route", "show", "table", "all"]).output().context("run ip")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let routes: Vec<Subnet> = text.lines().filter_map(route).collect();
+    let overlaps = |lan: &Lan| {
+        let subnet = lan.subnet();
+        routes.iter().any(|route| route.contains(subnet.base()) || subnet.contains(route.base()))
+    };
+    Lan::all_from(start)
+        .find(|lan| !overlaps(lan))
+        .context("every 10.x.0.0/16 overlaps a route of this machine")
+}
+
+/// The destination of one line of `ip route`; `None` for the default route.
+fn route(line: &str) -> Option<Subnet> {
+    let mut words = line.split_whitespace();
+    let first = words.next()?;
+    let is_type = ["local", "broadcast", "unreachable", "blackhole", "prohibit"].contains(&first);
+    let destination = if is_type { words.next()? } else { first };
+    match destination.parse::<Subnet>() {
+        Ok(subnet) => Some(subnet),
+        Err(_) => format!("{}/32", destination.parse::<Ipv4Addr>().ok()?).parse().ok(),
+    }
+}
+
+fn root_link(rack: &Rack) -> String {
+    format!("lb{}", rack.hash)
+}
+
+/// Runs a batch of `ip` commands, in a namespace or in the machine's own.
+fn ip(namespace: Option<&str>, commands: &[String]) -> Result<()> {
+    let mut words = vec!["ip"];
+    if let Some(namespace) = namespace {
+        words.extend(["-n", namespace]);
+    }
+    words.extend(["-batch", "-"]);
+    run(&words, &(commands.join("\n") + "\n"))
+}
+
+fn run(words: &[&str], input: &str) -> Result<()> {
+    let (program, arguments) = words.split_first().context("no program")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {program}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes()).with_context(|| format!("tell {program} what to do"))?;
+    }
+    let output = child.wait_with_output().with_context(|| format!("wait for {program}"))?;
+    if !output.status.success() {
+        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read_as_ip_prints_them() {
+        let check = |line: &str, expect: Option<&str>| {
+            assert_eq!(route(line).map(|subnet| subnet.to_string()).as_deref(), expect, "{line}");
+        };
+        check("default via 172.16.0.1 dev eth0", None);
+        check("10.77.0.0/16 dev lb0 proto kernel scope link src 10.77.0.1", Some("10.77.0.0/16"));
+        check("local 127.0.0.1 dev lo table local proto kernel", Some("127.0.0.1/32"));
+        check("broadcast 10.77.255.255 dev lb0", Some("10.77.255.255/32"));
+        check("", None);
+    }
+}

@@ -1,0 +1,372 @@
+//! Records and disks as files: the file system is the agent's database.
+//!
+//! ```text
+//! STATE/vm/<uid>/record          what counts for this VM; its console and logs are beside it
+//! STATE/volume/<uid>/record      what counts for this volume
+//! STATE/volume/<uid>/disk        the disk itself, there whole or not at all
+//! IMAGES/<sha256>                parts of images, by content
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use lightbyte_api::assigned::{AssignedVolume, HostObject};
+use lightbyte_api::kinds::image::Part;
+use lightbyte_api::{Kind, Uid, VolumeId};
+use lightbyte_plan::agent::Saved;
+use rustix::fs::{SeekFrom, seek};
+use sha2::{Digest as _, Sha256};
+
+use crate::driver::{Disks, DriverError, Records};
+
+const RECORD: &str = "record";
+const DISK: &str = "disk";
+/// How much of a disk is copied at once where the file system cannot share blocks.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Where a worker keeps what must outlive it.
+#[derive(Clone, Debug)]
+pub struct Files {
+    state: PathBuf,
+    images: PathBuf,
+}
+
+impl Files {
+    /// Files below `state`, with the parts of images in `images`.
+    ///
+    /// # Errors
+    /// When a directory cannot be made.
+    pub fn new(state: &Path, images: &Path) -> Result<Files, DriverError> {
+        for kind in [Kind::Vm, Kind::Volume] {
+            let directory = state.join(kind.word());
+            fs::create_dir_all(&directory).map_err(system(format!("create {}", directory.display())))?;
+        }
+        Ok(Files { state: state.to_owned(), images: images.to_owned() })
+    }
+
+    /// The directory of one object.
+    #[must_use]
+    pub fn directory(&self, object: HostObject) -> PathBuf {
+        self.state.join(object.kind.word()).join(object.uid.to_string())
+    }
+
+    /// The file of one volume.
+    #[must_use]
+    pub fn disk(&self, volume: VolumeId) -> PathBuf {
+        self.directory(of_volume(volume)).join(DISK)
+    }
+
+    /// The file of one part of an image.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when this host does not have it, or not whole.
+    pub fn part(&self, part: &Part) -> Result<PathBuf, DriverError> {
+        let path = self.images.join(&part.sha256);
+        match fs::metadata(&path) {
+            Ok(found) if found.len() == part.size.bytes() => Ok(path),
+            Ok(found) => Err(DriverError::Refused(format!(
+                "image part {} has {} bytes on this host instead of {}",
+                short(part),
+                found.len(),
+                part.size.bytes()
+            ))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DriverError::Refused(format!("image part {} is not on this host", short(part))))
+            }
+            Err(error) => Err(system(format!("look at {}", path.display()))(error)),
+        }
+    }
+
+    fn objects(&self, kind: Kind, file: &str) -> Result<Vec<HostObject>, DriverError> {
+        let directory = self.state.join(kind.word());
+        let failed = || format!("list {}", directory.display());
+        let mut objects = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(system(failed()))? {
+            let entry = entry.map_err(system(failed()))?;
+            let uid = entry.file_name().to_str().and_then(|name| name.parse::<Uid>().ok());
+            // What is not named by a uid is not ours to judge; the sweeper reports it.
+            let Some(uid) = uid else { continue };
+            if entry.path().join(file).try_exists().map_err(system(failed()))? {
+                objects.push(HostObject { kind, uid });
+            }
+        }
+        Ok(objects)
+    }
+}
+
+const fn of_volume(volume: VolumeId) -> HostObject {
+    HostObject { kind: Kind::Volume, uid: volume.uid() }
+}
+
+fn short(part: &Part) -> &str {
+    part.sha256.get(..12).unwrap_or(&part.sha256)
+}
+
+fn system(context: String) -> impl FnOnce(io::Error) -> DriverError {
+    move |source| DriverError::System { context, source }
+}
+
+// ----------------------------------------------------------------------------------------------------- records
+
+impl Records for Files {
+    fn save(&self, object: HostObject, saved: &Saved) -> Result<(), DriverError> {
+        let directory = self.directory(object);
+        let write = || {
+            fs::create_dir_all(&directory)?;
+            let text = serde_json::to_string(saved)?;
+            write_durably(&directory.join(RECORD), &format!("{}\n{text}\n", checksum(&text)))
+        };
+        write().map_err(system(format!("save the record of {} {}", object.kind, object.uid)))
+    }
+
+    fn forget(&self, object: HostObject) -> Result<(), DriverError> {
+        let directory = self.directory(object);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(system(format!("remove {}", directory.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn load(&self, object: HostObject) -> Result<Option<Saved>, DriverError> {
+        let path = self.directory(object).join(RECORD);
+        match fs::read_to_string(&path) {
+            Ok(text) => read_record(&text).map(Some).map_err(system(format!("read {}", path.display()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(system(format!("read {}", path.display()))(error)),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<HostObject>, DriverError> {
+        let mut objects = self.objects(Kind::Vm, RECORD)?;
+        objects.extend(self.objects(Kind::Volume, RECORD)?);
+        Ok(objects)
+    }
+}
+
+fn checksum(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read_record(text: &str) -> io::Result<Saved> {
+    let damaged = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+    let (found, rest) = text.split_once('\n').ok_or_else(|| damaged("it has no checksum"))?;
+    let value = rest.strip_suffix('\n').ok_or_else(|| damaged("its end is missing"))?;
+    if checksum(value) != found {
+        return Err(damaged("its checksum does not fit"));
+    }
+    Ok(serde_json::from_str(value)?)
+}
+
+/// After a crash either the old or the new content is there, whole: a temporary name, fsync, rename, fsync of the
+/// directory (rename(2), fsync(2)).
+fn write_durably(path: &Path, text: &str) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    rename_durably(&temporary, path)
+}
+
+fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    match to.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- disks
+
+impl Disks for Files {
+    fn ensure(&self, volume: VolumeId, assigned: &AssignedVolume) -> Result<(), DriverError> {
+        let path = self.disk(volume);
+        if Disks::exists(self, volume)? {
+            return Ok(());
+        }
+        let source = self.part(&assigned.source)?;
+        if assigned.size < assigned.source.size {
+            return Err(DriverError::Refused(format!(
+                "{} is less than the image's {}",
+                assigned.size, assigned.source.size
+            )));
+        }
+        let temporary = path.with_extension("new");
+        let make = || {
+            fs::create_dir_all(self.directory(of_volume(volume)))?;
+            clone(&source, &temporary)?;
+            let file = File::options().write(true).open(&temporary)?;
+            file.set_len(assigned.size.bytes())?;
+            file.sync_all()?;
+            rename_durably(&temporary, &path)
+        };
+        make().map_err(|error| {
+            // What a full disk left half written must not fill it further.
+            let _ = fs::remove_file(&temporary);
+            system(format!("clone image part {} to a volume", short(&assigned.source)))(error)
+        })
+    }
+
+    fn remove(&self, volume: VolumeId) -> Result<(), DriverError> {
+        let path = self.disk(volume);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(system(format!("remove {}", path.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn exists(&self, volume: VolumeId) -> Result<bool, DriverError> {
+        let path = self.disk(volume);
+        path.try_exists().map_err(system(format!("look at {}", path.display())))
+    }
+
+    fn list(&self) -> Result<Vec<VolumeId>, DriverError> {
+        Ok(self.objects(Kind::Volume, DISK)?.into_iter().map(|object| VolumeId::new(object.uid)).collect())
+    }
+}
+
+/// Copies a file: shares its blocks where the file system can (XFS, btrfs; ioctl_ficlone(2)), and copies only what is
+/// not a hole elsewhere.
+fn clone(source: &Path, target: &Path) -> io::Result<()> {
+    let from = File::open(source)?;
+    let to = File::create(target)?;
+    if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
+        return Ok(());
+    }
+    copy_sparse(&from, &to)
+}
+
+fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    let length = from.metadata()?.size();
+    to.set_len(length)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut position = 0;
+    while position < length {
+        let begin = match seek(from, SeekFrom::Data(position)) {
+            Ok(begin) => begin,
+            // Nothing but a hole until the end.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(from, SeekFrom::Hole(begin))?;
+        copy_range(from, to, begin..end, &mut buffer)?;
+        position = end;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>, buffer: &mut [u8]) -> io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let mut position = range.start;
+    while position < range.end {
+        let wanted = usize::try_from(range.end - position).unwrap_or(usize::MAX).min(buffer.len());
+        let read = from.read_at(&mut buffer[..wanted], position)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.write_all_at(&buffer[..read], position)?;
+        position += read as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbyte_api::assigned::{Assigned, WantedVolume};
+    use lightbyte_api::{ByteSize, Name};
+
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Place {
+            let path = std::env::temp_dir().join(format!("lightbyte-files-{name}-{}", std::process::id()));
+            fs::create_dir_all(path.join("images")).unwrap();
+            Place(path)
+        }
+        fn files(&self) -> Files {
+            Files::new(&self.0, &self.0.join("images")).unwrap()
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn assigned(size: u64, source: &[u8]) -> AssignedVolume {
+        AssignedVolume {
+            sequence: 1,
+            generation: 1,
+            name: Name::new("a-root").unwrap(),
+            wanted: WantedVolume::Present,
+            size: ByteSize::from_bytes(size),
+            source: Part { sha256: "5".repeat(64), size: ByteSize::from_bytes(source.len() as u64) },
+        }
+    }
+
+    const VOLUME: VolumeId = VolumeId::new(Uid::from_bits(7));
+
+    #[test]
+    fn a_disk_is_cloned_grown_and_removed() {
+        let place = Place::new("clone");
+        let files = place.files();
+        let mut source = vec![0_u8; 3 << 20];
+        source[2 << 20] = 9;
+        let assigned = assigned(8 << 20, &source);
+        let missing = Disks::ensure(&files, VOLUME, &assigned).unwrap_err();
+        assert_eq!(missing.to_string(), "image part 555555555555 is not on this host");
+        fs::write(place.0.join("images").join("5".repeat(64)), &source).unwrap();
+        Disks::ensure(&files, VOLUME, &assigned).unwrap();
+        let disk = fs::read(files.disk(VOLUME)).unwrap();
+        assert_eq!((disk.len(), &disk[..source.len()]), (8 << 20, &source[..]));
+        assert_eq!(Disks::list(&files).unwrap(), [VOLUME]);
+        Disks::remove(&files, VOLUME).unwrap();
+        Disks::remove(&files, VOLUME).unwrap();
+        assert!(Disks::list(&files).unwrap().is_empty());
+    }
+
+    #[test]
+    fn holes_stay_holes_where_blocks_cannot_be_shared() {
+        let place = Place::new("holes");
+        let (from, to) = (place.0.join("from"), place.0.join("to"));
+        let file = File::create(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 32 << 20).unwrap();
+        copy_sparse(&File::open(&from).unwrap(), &File::create(&to).unwrap()).unwrap();
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap(), "the copy differs");
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 8 << 20, "the copy is not sparse");
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_not_absence() {
+        let place = Place::new("records");
+        let files = place.files();
+        let object = of_volume(VOLUME);
+        let saved = Saved {
+            assigned: Assigned::Volume(assigned(1, b"")),
+            restarts: 0,
+            restarts_done: 0,
+            created: true,
+        };
+        assert_eq!(files.load(object).unwrap(), None);
+        files.save(object, &saved).unwrap();
+        assert_eq!(files.load(object).unwrap(), Some(saved));
+        assert_eq!(Records::list(&files).unwrap(), [object]);
+        let path = files.directory(object).join(RECORD);
+        let text = fs::read_to_string(&path).unwrap();
+        for damaged in [text.replace("true", "false"), text[..text.len() / 2].to_owned(), String::new()] {
+            fs::write(&path, damaged).unwrap();
+            assert!(files.load(object).is_err());
+        }
+        files.forget(object).unwrap();
+        files.forget(object).unwrap();
+        assert!(Records::list(&files).unwrap().is_empty());
+    }
+}
