@@ -83,7 +83,12 @@ pub(crate) fn is_hang_up(error: &anyhow::Error) -> bool {
 
 /// What a person reads: the chain on one line, then details, then the hint.
 pub(crate) fn describe(error: &anyhow::Error) -> Description {
-    let chain: Vec<String> = error.chain().map(|cause| one_line(&cause.to_string())).collect();
+    // A refusal names the object and the reason by itself; what we were about to do would only repeat it.
+    let is_refusal = |cause: &&(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(ClientError::Refused(_)))
+    };
+    let before = error.chain().position(|cause| is_refusal(&cause)).unwrap_or(0);
+    let chain: Vec<String> = error.chain().skip(before).map(|cause| one_line(&cause.to_string())).collect();
     let (details, hint) = error.chain().find_map(more_of).unwrap_or_default();
     Description { message: chain.join(": "), details, hint }
 }
@@ -156,13 +161,15 @@ mod tests {
             details: vec!["spec.cpus: too many".to_owned()],
             hint: Some("fewer".to_owned()),
         };
-        let error = Err::<(), _>(ClientError::Refused(problem)).context("apply `a.yaml`").unwrap_err();
+        let error = Err::<(), _>(ClientError::Refused(problem)).context("apply the manifests").unwrap_err();
         let expect = Description {
-            message: "apply `a.yaml`: the manifest has 2 problems".to_owned(),
+            message: "the manifest has 2 problems".to_owned(),
             details: vec!["spec.cpus: too many".to_owned()],
             hint: Some("fewer".to_owned()),
         };
         assert_eq!(describe(&error), expect);
+        let error = anyhow::anyhow!("it is gone.").context("open `a.yaml`").context("read the manifests");
+        assert_eq!(describe(&error).message, "read the manifests: open `a.yaml`: it is gone");
     }
 
     #[test]

@@ -97,17 +97,24 @@ fn address(endpoint: &Endpoint) -> String {
     }
 }
 
-/// The hands of a worker.
+/// The hands of a worker. Guests of a fake host become ready after a while, and obey when they are asked to end.
 fn drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> {
     check_vmm(words.vmm)?;
     let host = FakeHost::new(words.memory, ["br0".to_owned()]);
-    let runtime = runtime.clone();
+    let spawn = runtime.clone();
     host.on_start(move |host: &FakeHost, vm: VmId| {
         let host = host.clone();
-        runtime.spawn(async move {
+        spawn.spawn(async move {
             tokio::time::sleep(FAKE_BOOT).await;
             host.guest_ready(vm, Timestamp::now());
         });
+    });
+    let guests = host.clone();
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(FAKE_BOOT).await;
+            guests.shutting_down().into_iter().for_each(|vm| guests.exit(vm));
+        }
     });
     Ok(host.drivers())
 }

@@ -87,7 +87,7 @@ fn judge(wish: &Wish, now: Option<&Object>) -> Verdict {
         return Verdict::Hopeless(failure);
     }
     let crash_loop = crash_loop(now).filter(|waiting| wish.old_crash != Some(waiting.since));
-    if let Some(waiting) = crash_loop.filter(|_| wish.goal == Goal::Ready) {
+    if let Some(waiting) = crash_loop.filter(|_| wish.goal == Goal::Ready && !status.ready) {
         return Verdict::Hopeless(crashed(object, now, waiting));
     }
     let is_stopped = status.state == "stopped";
@@ -252,18 +252,28 @@ async fn follow_stream(
     let mut lines = cluster.watch(Some(wish.object.kind), Some(&wish.object.name), None).await?;
     let mut now = read(cluster, wish).await?;
     loop {
-        let text = progress(&wish.object, now.as_ref());
-        if *said != text {
+        let verdict = judge(wish, now.as_ref());
+        if let Some(text) = what_to_say(wish, &verdict, now.as_ref()).filter(|text| text != said) {
             say(&text);
             *said = text;
         }
         last.clone_from(&now);
-        match judge(wish, now.as_ref()) {
+        match verdict {
             Verdict::Reached => return Ok(now),
             Verdict::Hopeless(failure) => return Err(failure.into()),
             Verdict::NotYet => {}
         }
         now = next_of(&mut lines, wish, cluster.seen()).await?;
+    }
+}
+
+/// The line for an observation. At the end the reasons are those of a decision that has not been looked at again, and
+/// the end of an object is said by whoever asked for it.
+fn what_to_say(wish: &Wish, verdict: &Verdict, now: Option<&Object>) -> Option<String> {
+    match (verdict, now) {
+        (Verdict::Reached, None) => None,
+        (Verdict::Reached, Some(now)) => Some(format!("{}: {}", wish.object, now.status.state)),
+        (_, now) => Some(progress(&wish.object, now)),
     }
 }
 
@@ -290,5 +300,102 @@ async fn next_of(lines: &mut Lines, wish: &Wish, seen: u64) -> Result<Option<Obj
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const UID: &str = "0193a5c0-7d3e-7c4a-9b1e-2f6d8a4b0c1d";
+
+    #[expect(clippy::needless_pass_by_value, reason = "cases write their reasons in place")]
+    fn vm(generation: u64, state: &str, ready: bool, waiting_on: Value) -> Object {
+        serde_json::from_value(json!({
+            "kind": "vm", "name": "a", "uid": UID, "generation": generation, "labels": {}, "owner": null, "spec": {},
+            "status": {"state": state, "ready": ready, "since": null, "deadline": null, "waiting_on": waiting_on,
+                "problem": "exit status 1"},
+        }))
+        .unwrap()
+    }
+
+    fn wish(goal: Goal) -> Wish {
+        Wish { old_crash: None, ..Wish::of(&vm(2, "pending", false, json!([])), goal) }
+    }
+
+    fn crash_at(second: u64) -> Value {
+        json!([{"reason": "crash_loop", "worker": "n1", "since": format!("2026-11-22T10:00:0{second}Z")}])
+    }
+
+    #[test]
+    fn a_wait_ends_when_its_goal_is_reached_or_cannot_be() {
+        let check = |wish: &Wish, now: Option<Object>, expect: &str| {
+            let verdict = match judge(wish, now.as_ref()) {
+                Verdict::Reached => "reached".to_owned(),
+                Verdict::NotYet => "not yet".to_owned(),
+                Verdict::Hopeless(failure) => format!("{} {failure}", failure.code as i32),
+            };
+            assert_eq!(verdict, expect, "{wish:?} {now:?}");
+        };
+        let none = || json!([]);
+        let ready = wish(Goal::Ready);
+        check(&ready, Some(vm(2, "starting", false, none())), "not yet");
+        check(&ready, Some(vm(2, "running", true, none())), "reached");
+        check(&ready, Some(vm(3, "running", true, none())), "reached");
+        // What was asked before is reached; what was just asked is not.
+        check(&ready, Some(vm(1, "running", true, none())), "not yet");
+        check(&ready, Some(vm(2, "stopped", true, none())), "1 `vm/a` is stopped, as it was asked to be");
+        check(&ready, Some(vm(2, "deleting", false, none())), "1 `vm/a` is being deleted");
+        check(&ready, None, "5 `vm/a` was deleted");
+        let other = Object { uid: Uid::from_bits(7), ..vm(2, "running", true, none()) };
+        check(&ready, Some(other.clone()), "5 `vm/a` was deleted");
+        check(
+            &ready,
+            Some(vm(2, "crashed", false, crash_at(1))),
+            "1 `vm/a` does not stay up: it ended by itself on worker `n1`",
+        );
+        // The same crash loop was there before the restart that we wait for.
+        let again = Wish { old_crash: "2026-11-22T10:00:01Z".parse().ok(), ..wish(Goal::Ready) };
+        check(&again, Some(vm(2, "crashed", false, crash_at(1))), "not yet");
+        check(
+            &again,
+            Some(vm(2, "crashed", false, crash_at(2))),
+            "1 `vm/a` does not stay up: it ended by itself on worker `n1`",
+        );
+        let stopped = wish(Goal::Stopped);
+        check(&stopped, Some(vm(2, "stopping", false, none())), "not yet");
+        check(&stopped, Some(vm(2, "stopped", true, none())), "reached");
+        check(&stopped, Some(vm(2, "crashed", false, crash_at(1))), "not yet");
+        check(&stopped, Some(vm(2, "running", true, none())), "1 `vm/a` is running, as it was asked to be");
+        let deleted = wish(Goal::Deleted);
+        check(&deleted, Some(vm(2, "running", true, none())), "not yet");
+        check(&deleted, None, "reached");
+        check(&deleted, Some(other), "reached");
+    }
+
+    #[test]
+    fn a_wait_that_is_too_long_says_what_was_seen_last() {
+        let check = |goal: Goal, waiting_on: Value, expect: &str| {
+            let last = vm(2, "pending", false, waiting_on);
+            let failure = too_late(&wish(goal), Duration::from_secs(2), Some(&last));
+            let text = format!("{} {failure} | {}", failure.code as i32, failure.details.join(" | "));
+            assert_eq!(text, expect);
+            assert!(failure.hint.is_some());
+        };
+        let since = "2026-11-22T10:00:00Z";
+        let capacity = json!([{"reason": "capacity", "cpus": 2, "memory": "1GiB", "since": since}]);
+        check(
+            Goal::Ready,
+            capacity,
+            "2 `vm/a` has no place after 2 s | vm/a: pending (waiting: no worker has 2 CPU and 1GiB free)",
+        );
+        let worker = json!([{"reason": "worker", "worker": "n1", "to": "start", "since": since}]);
+        check(
+            Goal::Ready,
+            worker,
+            "3 `vm/a` is not ready after 2 s | vm/a: pending (waiting for worker `n1` to start it)",
+        );
+        check(Goal::Deleted, json!([]), "3 `vm/a` is not deleted after 2 s | vm/a: pending");
     }
 }

@@ -68,6 +68,9 @@ fn render_differences(applied: &Applied) -> String {
 fn difference(difference: &Difference) -> Vec<String> {
     let side = |sign: char, value: &Value| match value {
         Value::Null => None,
+        // An empty list or map where nothing was is no difference to a person.
+        Value::Object(fields) if fields.is_empty() => None,
+        Value::Array(items) if items.is_empty() => None,
         value => Some(format!("  {sign} {}: {}\n", difference.path, in_one_line(value))),
     };
     [side('-', &difference.before), side('+', &difference.after)].into_iter().flatten().collect()

@@ -1,14 +1,14 @@
 //! `lightbyte delete`: asks first, and waits until nothing is left.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use lightbyte_api::ObjectRef;
 
 use crate::arguments::{Delete, Goal};
 use crate::cluster::Cluster;
-use crate::failure::{Code, Failure};
+use crate::failure::{self, Code, Failure};
 use crate::manifests;
 use crate::target;
-use crate::terminal::{ask, can_ask, print, say};
+use crate::terminal::{ask, can_ask, print, say, say_error};
 use crate::waiting::{self, Wish};
 
 pub(crate) async fn run(cluster: &Cluster, words: &Delete) -> Result<Code> {
@@ -19,19 +19,23 @@ pub(crate) async fn run(cluster: &Cluster, words: &Delete) -> Result<Code> {
     }
     let from_files = !words.files.is_empty();
     let mut wishes = Vec::new();
+    let mut code = Code::Done;
     for object in &objects {
         match cluster.delete(object).await {
-            Ok(changed) => {
-                say(&format!("{object} deleting"));
-                wishes.push(Wish::after(&changed, Goal::Deleted));
-            }
+            Ok(changed) => wishes.push(Wish::after(&changed, Goal::Deleted)),
             // Who hands over a file wants what is in it gone; what is gone already is as asked.
             Err(error) if error.status() == Some(404) && from_files => say(&format!("{object} is not there")),
-            Err(error) => return Err(error).with_context(|| format!("delete `{object}`")),
+            Err(error) => {
+                // One that cannot be deleted keeps none of the others.
+                let error = anyhow::Error::from(error).context(format!("delete `{object}`"));
+                say_error(&failure::describe(&error));
+                code = failure::code_of(&error);
+            }
         }
     }
     if words.patience.no_wait {
-        return Ok(Code::Done);
+        print(&wishes.iter().map(|wish| format!("{} deleting\n", wish.object)).collect::<String>())?;
+        return Ok(code);
     }
     let deadline = tokio::time::Instant::now().checked_add(words.patience.timeout);
     for wish in &wishes {
@@ -39,7 +43,7 @@ pub(crate) async fn run(cluster: &Cluster, words: &Delete) -> Result<Code> {
         waiting::until(cluster, wish, left.unwrap_or(words.patience.timeout)).await?;
         print(&format!("{} deleted", wish.object))?;
     }
-    Ok(Code::Done)
+    Ok(code)
 }
 
 async fn objects(cluster: &Cluster, words: &Delete) -> Result<Vec<ObjectRef>> {

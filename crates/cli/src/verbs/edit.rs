@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use crate::arguments::One;
 use crate::cluster::{Cluster, manifest_of};
-use crate::failure::{Code, Failure, describe};
+use crate::failure::{Code, Failure, code_of, describe};
 use crate::manifests;
 use crate::target;
-use crate::terminal::{print, say};
+use crate::terminal::print;
 use crate::verbs::apply;
 use crate::yaml;
 
@@ -34,13 +34,11 @@ pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
             Ok(Code::Done)
         }
         Err(error) => {
-            let keep = format!("your text is kept: `lightbyte apply -f {}` tries again", file.display());
-            if let Some(hint) = describe(&error).hint {
-                say(&format!("hint: {hint}"));
-            }
-            let code = crate::failure::code_of(&error);
             let description = describe(&error);
-            Err(Failure::new(code, description.message).details(description.details).hint(keep).into())
+            let keep = format!("your text is kept: `lightbyte apply -f {}` tries again", file.display());
+            let hint = description.hint.map_or_else(|| keep.clone(), |hint| format!("{hint}; {keep}"));
+            let failure = Failure::new(code_of(&error), description.message).details(description.details);
+            Err(failure.hint(hint).into())
         }
     }
 }

@@ -97,9 +97,10 @@ fn member(member: &EtcdMember) -> Vec<String> {
 fn worker(object: &Object, now: Timestamp) -> Vec<String> {
     let more = |name: &str| table::plain(object.status.more.get(name).unwrap_or(&Value::Null));
     let since = object.status.since.map(|since| format!(", since {}", table::age(since, now)));
+    let vms = more("vms");
     let details = format!(
-        "{} VMs, {}/{} CPUs, {}/{} memory{}",
-        more("vms"),
+        "{vms} {}, {}/{} CPUs, {}/{} memory{}",
+        if vms == "1" { "VM" } else { "VMs" },
         more("cpus_used"),
         more("cpus"),
         more("memory_used"),

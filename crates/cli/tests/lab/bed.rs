@@ -1,0 +1,171 @@
+//! A lab with its own state and its own contexts, removed with everything in it at the end of the test.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const LIGHTBYTE: &str = env!("CARGO_BIN_EXE_lightbyte");
+/// How long anything here may take that is waited for; a loaded machine is slow, a hang is a failure.
+const WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub(crate) struct Bed {
+    directory: PathBuf,
+    start: Vec<String>,
+}
+
+/// Says why a test cannot run: on standard error, and as a line of the file that `LIGHTBYTE_SKIPPED` names.
+pub(crate) fn skip(test: &str, why: &str) {
+    let line = format!("skipped: {test}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = std::env::var_os("LIGHTBYTE_SKIPPED") {
+        let file = fs::File::options().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(line.as_bytes()))
+            .expect("append to the file of LIGHTBYTE_SKIPPED");
+    }
+}
+
+/// etcd's program, where the set-up has put it.
+pub(crate) fn etcd() -> Option<PathBuf> {
+    let named = std::env::var_os("LIGHTBYTE_ETCD").map(PathBuf::from);
+    let cached = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/lightbyte/etcd/usr/bin/etcd"));
+    named.or_else(cached).filter(|path| path.is_file())
+}
+
+impl Bed {
+    /// A place for a lab that is started with `words`; `None` where there is no etcd.
+    pub(crate) fn new(test: &str, words: &[&str]) -> Option<Bed> {
+        if etcd().is_none() {
+            skip(test, "there is no etcd; `cargo xtask setup` fetches one");
+            return None;
+        }
+        let directory = std::env::temp_dir().join(format!("lb-{test}-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory for the lab");
+        Some(Bed { directory, start: words.iter().map(|word| (*word).to_owned()).collect() })
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(LIGHTBYTE);
+        command
+            .args(words)
+            .env("XDG_CONFIG_HOME", self.directory.join("config"))
+            .env_remove("LIGHTBYTE_API")
+            .envs(etcd().map(|etcd| ("LIGHTBYTE_ETCD", etcd)))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the lab in the background, and returns when its workers are ready.
+    pub(crate) fn start(&self) {
+        let state = self.state();
+        let mut words = vec!["dev", "--detach", "--state", path(&state)];
+        words.extend(self.start.iter().map(String::as_str));
+        self.ok(&words);
+    }
+
+    /// Starts the lab as a child of this test, which can then be killed.
+    pub(crate) fn start_as_child(&self) -> Child {
+        let state = self.state();
+        let mut words = vec!["dev", "--state", path(&state)];
+        words.extend(self.start.iter().map(String::as_str));
+        let child = self.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a lab");
+        until("the lab is ready", || {
+            let output = self.run(&["dev", "status", "--state", path(&state)]);
+            String::from_utf8_lossy(&output.stdout).contains("is ready")
+        });
+        child
+    }
+
+    /// `lightbyte dev VERB HOST` on this lab.
+    pub(crate) fn dev(&self, verb: &str, host: &str) {
+        self.ok(&["dev", verb, host, "--state", path(&self.state())]);
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().expect("lightbyte runs")
+    }
+
+    /// What a command that must succeed prints.
+    pub(crate) fn ok(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {}\n{errors}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The exit code and the errors of a command that must fail.
+    pub(crate) fn fails(&self, words: &[&str]) -> (i32, String) {
+        let output = self.run(words);
+        assert!(!output.status.success(), "{words:?} succeeds");
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    pub(crate) fn json(&self, words: &[&str]) -> Value {
+        let mut words = words.to_vec();
+        words.extend(["-o", "json"]);
+        serde_json::from_str(&self.ok(&words)).expect("JSON")
+    }
+
+    /// A file with manifests.
+    pub(crate) fn manifests(&self, text: &str) -> PathBuf {
+        let file = self.directory.join("manifests.yaml");
+        fs::write(&file, text).expect("a file of manifests");
+        file
+    }
+
+    /// The number of a process of the lab, such as `n1-worker`.
+    pub(crate) fn process(&self, name: &str) -> i32 {
+        let noted = fs::read(self.state().join("processes").join(name)).expect("a noted process");
+        let noted: Value = serde_json::from_slice(&noted).expect("JSON");
+        i32::try_from(noted["pid"].as_i64().expect("a number")).expect("a process number")
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let state = self.state();
+        if state.exists() {
+            let output = self.run(&["dev", "delete", "--state", path(&state)]);
+            if !output.status.success() {
+                eprintln!("the lab is left behind: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+pub(crate) fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// Sends SIGKILL to one process by its number.
+pub(crate) fn kill(pid: i32) {
+    // The shell's own word: the program of that name is not on every machine.
+    let status = Command::new("sh").args(["-c", &format!("kill -KILL {pid}")]).status().expect("a shell");
+    assert!(status.success(), "process {pid} is gone already");
+}
+
+/// Looks until it is so, for a bounded time.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WITHIN;
+    while !so() {
+        assert!(Instant::now() < deadline, "not within {} s: {what}", WITHIN.as_secs());
+        pause();
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "processes outside are looked at again and again, with a deadline"
+)]
+fn pause() {
+    std::thread::sleep(LOOK_EVERY);
+}

@@ -1,0 +1,6 @@
+//! Whole clusters on this machine, driven by the commands that a person types: first with VMs in memory, then with real
+//! ones. What cannot run here says why, and what would run it.
+
+mod bed;
+mod fake;
+mod real;
