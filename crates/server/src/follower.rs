@@ -281,7 +281,12 @@ impl Follower {
                     match watch.next().await {
                         Ok(batch) => {
                             let changed = feed.apply(&batch);
+                            let new_epoch = changed.contains(&Key::Epoch);
                             self.publish(feed.view(), changed, false);
+                            if new_epoch {
+                                // A restore brings one, and perhaps a history that is not the one followed so far.
+                                return;
+                            }
                         }
                         Err(error) => break error,
                     }
@@ -350,8 +355,11 @@ fn differing(left: &View, right: &View) -> Vec<Key> {
 mod tests {
     use super::*;
     use lightbyte_api::Name;
-    use lightbyte_store::MemoryStore;
+    use lightbyte_plan::view::Change;
+    use lightbyte_store::{Guard, MemoryStore, Operation, Outcome, Transaction};
     use std::net::Ipv4Addr;
+
+    const WAIT_MAX: Duration = Duration::from_secs(30);
 
     fn key(number: u32) -> Key {
         Key::Address(Name::new("lan").unwrap(), Ipv4Addr::from(number))
@@ -394,5 +402,71 @@ mod tests {
             taken += 1;
         }
         assert_eq!(taken, QUEUE_NEWS_MAX, "what was queued is still delivered, then the end");
+    }
+
+    /// Writes one key, which must be absent.
+    async fn put(store: &MemoryStore, key: &Key) -> u64 {
+        let key = key.to_string();
+        let operations = vec![Operation::put(&key, "{}")];
+        let transaction = Transaction { guards: vec![Guard::absent(&key)], operations };
+        match store.commit(transaction).await.expect("an outcome") {
+            Outcome::Committed { revision } => revision,
+            Outcome::Conflict { .. } => panic!("{key} was absent"),
+        }
+    }
+
+    async fn recv(subscription: &mut Subscription) -> Option<News> {
+        timeout(WAIT_MAX, subscription.news.recv()).await.expect("news in time")
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_after_a_broken_watch_a_compaction_and_a_restore() {
+        let store = MemoryStore::new();
+        let follower = Arc::new(Follower::new(Arc::new(store.clone())));
+        let following = Arc::clone(&follower);
+        let task = tokio::spawn(async move { following.follow().await });
+        let first = put(&store, &key(1)).await;
+        follower.reach(first, WAIT_MAX).await.unwrap();
+        let mut subscription = follower.subscribe().unwrap();
+
+        store.watchers().into_iter().for_each(|watcher| store.drop_watcher(watcher));
+        put(&store, &key(2)).await;
+        let news = recv(&mut subscription).await.unwrap();
+        assert_eq!((news.relisted, &*news.changed), (false, &[key(2)][..]), "resumed without a gap");
+
+        let before = store.snapshot();
+        store.watchers().into_iter().for_each(|watcher| store.hold_watcher(watcher, true));
+        let lost = put(&store, &key(3)).await;
+        store.compact(lost).unwrap();
+        store.watchers().into_iter().for_each(|watcher| store.drop_watcher(watcher));
+        let news = recv(&mut subscription).await.unwrap();
+        assert_eq!((news.relisted, &*news.changed), (true, &[key(3)][..]), "listed anew without a ghost");
+        assert_eq!(follower.resume(first).and_then(|(_, missed)| missed), Some(vec![key(2), key(3)]));
+
+        // Three revisions back: what a restore of a backup looks like.
+        put(&store, &key(4)).await;
+        put(&store, &key(5)).await;
+        recv(&mut subscription).await.unwrap();
+        recv(&mut subscription).await.unwrap();
+        store.restore(before);
+        assert!(recv(&mut subscription).await.is_none(), "everybody begins anew");
+        let (subscription, missed) = follower.resume(lost).unwrap();
+        assert!(subscription.view.revision() < lost);
+        assert_eq!(missed, Some(Vec::new()));
+        assert!(subscription.view.contains(&key(2)) && !subscription.view.contains(&key(3)));
+        task.abort();
+    }
+
+    #[test]
+    fn views_differ_by_what_one_lacks_and_by_what_is_newer() {
+        let view = |entries: &[(u32, u64)]| {
+            let keys: Vec<(String, u64)> =
+                entries.iter().map(|(number, at)| (key(*number).to_string(), *at)).collect();
+            let changes = keys.iter().map(|(key, at)| Change { key, mod_revision: *at, value: Some(b"{}") });
+            View::of_listing(9, changes)
+        };
+        let here = view(&[(1, 2), (2, 3), (3, 4)]);
+        assert_eq!(differing(&here, &here), []);
+        assert_eq!(differing(&here, &view(&[(1, 2), (2, 5), (4, 6)])), [key(2), key(3), key(4)]);
     }
 }

@@ -65,9 +65,11 @@ type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Leads whenever it can, until `stop` says so.
 pub(crate) async fn lead(server: Arc<Server>, mut stop: watch::Receiver<bool>) {
     let run = clock::fresh_uid();
+    // The lease of a term that ended while the store was away: it would keep everybody waiting, this server included.
+    let mut left_behind = None;
     loop {
         let elected = tokio::select! {
-            elected = campaign(&server, run) => elected,
+            elected = campaign(&server, run, left_behind) => elected,
             _ = stop.wait_for(|stop| *stop) => return,
         };
         let leadership = match elected {
@@ -82,18 +84,21 @@ pub(crate) async fn lead(server: Arc<Server>, mut stop: watch::Receiver<bool>) {
         let Some(term) = Term::begin(Arc::clone(&server), &leadership) else { continue };
         tracing::info!(server = %server.name, "leads");
         let end = term.run(leadership, &mut stop).await;
-        if timeout(RESIGN_WITHIN, server.store.lease_revoke(lease)).await.is_err() {
-            tracing::debug!("the lease could not be given up; it ends by itself");
-        }
+        let resigned = timeout(RESIGN_WITHIN, server.store.lease_revoke(lease)).await;
+        left_behind = (!matches!(resigned, Ok(Ok(())))).then_some(lease);
         if end == End::Stopped {
             return;
         }
     }
 }
 
-async fn campaign(server: &Server, run: Uid) -> Result<Leadership, StoreError> {
+async fn campaign(server: &Server, run: Uid, left_behind: Option<LeaseId>) -> Result<Leadership, StoreError> {
     // A server that cannot follow the store would win only to give up.
     server.follower.fresh_with(&Key::Epoch, FRESH_WITHIN).await;
+    if let Some(lease) = left_behind {
+        // If it fails, the lease ends by itself, as it would have done.
+        let _ = timeout(RESIGN_WITHIN, server.store.lease_revoke(lease)).await;
+    }
     let record = Record::from(Leader { server: server.name.clone(), run, url: server.url.clone() });
     let writer = format!("server {}", server.name);
     let value = record.encode(&Envelope { written_at: clock::precise(), writer: &writer }, &None);

@@ -3,6 +3,7 @@
 //! Servers keep nothing of a worker between two requests: its life is a leased key, and the store says which lease
 //! keeps it. So a worker may ask another server at any time, and a server that is restarted has forgotten nothing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -268,6 +269,21 @@ struct WorkerStream {
     stop: watch::Receiver<bool>,
 }
 
+impl WorkerStream {
+    /// Takes the news and whatever is queued behind it, and tells of all from the newest view: each changed assignment
+    /// once, as it is now. A worker that has reported meanwhile refuses what is older than its own report.
+    fn take(&mut self, news: News, lines: &mut Vec<u8>) {
+        let mut changed: BTreeSet<Key> = news.changed.iter().cloned().collect();
+        self.view = news.view;
+        while let Ok(news) = self.news.try_recv() {
+            changed.extend(news.changed.iter().cloned());
+            self.view = news.view;
+        }
+        let changes = changed.iter().filter_map(|key| delivery::change(&self.view, self.worker, key));
+        changes.for_each(|change| push_line(lines, &change));
+    }
+}
+
 impl Lines for WorkerStream {
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(first) = self.first.take() {
@@ -275,15 +291,14 @@ impl Lines for WorkerStream {
         }
         let mut found = Vec::new();
         while found.is_empty() {
-            tokio::select! {
+            let news = tokio::select! {
                 _ = self.stop.wait_for(|stop| *stop) => return None,
-                news = self.news.recv() => {
-                    let news = news?;
-                    self.view = news.view;
-                    let changes = news.changed.iter().filter_map(|key| delivery::change(&self.view, self.worker, key));
-                    changes.for_each(|change| push_line(&mut found, &change));
-                }
-                () = sleep_until(self.progress_at) => push_line(&mut found, &delivery::progress(&self.view)?),
+                news = self.news.recv() => Some(news?),
+                () = sleep_until(self.progress_at) => None,
+            };
+            match news {
+                Some(news) => self.take(news, &mut found),
+                None => push_line(&mut found, &delivery::progress(&self.view)?),
             }
         }
         self.progress_at = Instant::now() + STREAM_SILENCE_MAX;
