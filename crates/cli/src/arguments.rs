@@ -462,6 +462,20 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_names_every_verb() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide/cli.md");
+        let guide = std::fs::read_to_string(path).unwrap();
+        let command = Arguments::command();
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let name = verb.get_name();
+            assert!(
+                guide.contains(&format!("`lightbyte {name}")),
+                "docs/guide/cli.md does not tell of `{name}`"
+            );
+        }
+    }
+
+    #[test]
     fn aliases_say_what_they_mean() {
         let check = |text: &str, expect: &str, note: Option<&str>| {
             let words = text.split(' ').map(OsString::from).collect();

@@ -147,6 +147,23 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_names_every_field() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide/manifests.md");
+        let guide = std::fs::read_to_string(path).unwrap();
+        for kind in Kind::ALL {
+            let (_, section) =
+                guide.split_once(&format!("\n## {kind}\n")).unwrap_or_else(|| panic!("{kind}"));
+            let section = section.split("\n## ").next().unwrap_or_default();
+            for (field, _) in fields(*kind).0 {
+                assert!(
+                    section.contains(&format!("| `{field}` |")),
+                    "docs/guide/manifests.md: {kind}.{field}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn defaults_come_from_the_reader() {
         let check = |kind: Kind, below: Option<&str>, expect: &str| {
             let text = explain(kind, below).unwrap_or_else(|failure| failure.to_string());
