@@ -214,6 +214,10 @@ impl Follower {
 
     /// Puts a view in place that does not follow from the last one: every subscriber begins anew.
     fn begin(&self, view: &View) {
+        tracing::info!(revision = view.revision(), "the store was read");
+        if !view.contains(&Key::Epoch) {
+            tracing::warn!("the cluster has not been set up: nothing is written until it is");
+        }
         let mut hub = self.hub();
         hub.subscribers.clear();
         hub.history = History::begin(view.revision());

@@ -42,6 +42,9 @@ const ELECTION_PAUSE: Duration = Duration::from_secs(2);
 /// The pause between two questions for the store's revision after an unknown outcome.
 const ASK_PAUSE: Duration = Duration::from_millis(100);
 
+/// The shortest pause before the loop turns again although nothing happened.
+const WAKE_PAUSE: Duration = Duration::from_millis(5);
+
 /// What came of a batch.
 enum Answer {
     Committed(u64),
@@ -134,7 +137,8 @@ impl Term {
             if let Some(late) = self.turn() {
                 tracing::warn!(millis = late.as_millis(), "one turn of the leader's loop took too long");
             }
-            let wake = until(self.reconciler.next_wake());
+            // While a batch is on its way nothing is planned, whatever is due.
+            let wake = if self.sending.is_some() { FRESH_WITHIN } else { until(self.reconciler.next_wake()) };
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break End::Stopped,
@@ -271,8 +275,9 @@ async fn when<T>(future: &mut Option<Boxed<T>>) -> T {
     }
 }
 
-/// How long it is until `at`. The resync bounds it.
+/// How long it is until `at`. What is due already may be held until the view has come further: the view wakes the loop
+/// then, and meanwhile it must not spin.
 fn until(at: Option<Timestamp>) -> Duration {
     let at = at.map(|at| at.duration_since(clock::now()));
-    at.map_or(FRESH_WITHIN, |span| Duration::try_from(span).unwrap_or_default())
+    at.map_or(FRESH_WITHIN, |span| Duration::try_from(span).unwrap_or_default()).max(WAKE_PAUSE)
 }

@@ -75,6 +75,23 @@ pub(crate) struct Server {
     stop: watch::Receiver<bool>,
 }
 
+#[cfg(test)]
+impl Server {
+    /// A server that nobody runs.
+    pub(crate) fn unserved(store: Arc<dyn Store>) -> Server {
+        Server {
+            name: Name::new("s1").expect("a name"),
+            url: String::new(),
+            follower: Follower::new(Arc::clone(&store)),
+            store,
+            etcd: None,
+            events: Events::default(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            stop: watch::channel(false).1,
+        }
+    }
+}
+
 /// Serves over etcd until `shutdown`. The API answers at once, with 503 until etcd does.
 ///
 /// # Errors

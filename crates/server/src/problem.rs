@@ -140,3 +140,26 @@ impl From<TooOld> for Failure {
         Failure::new(StatusCode::GATEWAY_TIMEOUT, title).hint("ask again, or ask another server")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn every_error_of_the_store_has_a_status_and_a_cure() {
+        let cause = || Arc::new(std::io::Error::other("cause")) as lightbyte_store::Cause;
+        let check = |error: StoreError, status: u16, part: &str| {
+            let problem = Failure::from(error).0;
+            let text = format!("{} {}", problem.title, problem.hint.unwrap_or_default());
+            assert_eq!(problem.status, status, "{text}");
+            assert!(text.contains(part), "{text}");
+            assert!(!problem.title.ends_with('.'));
+        };
+        check(StoreError::Unavailable(cause()), 503, "nothing was written");
+        check(StoreError::Unknown(cause()), 504, "it may have been");
+        check(StoreError::Full, 503, "etcdctl defrag");
+        check(StoreError::TooLarge { what: "bytes", actual: 2, limit: 1 }, 413, "2 bytes");
+        check(StoreError::Rejected(cause()), 500, "report this as a bug");
+    }
+}

@@ -98,3 +98,22 @@ impl Server {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
+
+    #[test]
+    fn one_stream_too_many_is_refused_and_a_closed_one_makes_room() {
+        let mut server = Server::unserved(Arc::new(lightbyte_store::MemoryStore::new()));
+        server.streams = Arc::new(Semaphore::new(1));
+        let first = server.stream_permit().unwrap();
+        let refused = server.stream_permit().unwrap_err().0;
+        assert_eq!(refused.status, 429);
+        assert!(refused.hint.is_some());
+        drop(first);
+        assert!(server.stream_permit().is_ok());
+    }
+}

@@ -3,6 +3,7 @@
 use lightbyte_api::object::Object;
 use lightbyte_api::wire::{Apply, ChangeAction, Changed, List};
 use lightbyte_link::Client;
+use lightbyte_store::Store as _;
 use serde_json::{Value, json};
 
 use crate::cluster::{
@@ -16,11 +17,15 @@ async fn list(client: &Client, path: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn objects_are_made_listed_changed_and_deleted() {
-    let (_store, _server, client) = begin().await;
+    let (store, _server, client) = begin().await;
     let made = apply(&client, vec![image(), network(), vm("a"), vm("b")]).await.unwrap();
     assert!(
         made.changes.iter().all(|change| change.action == ChangeAction::Created && change.generation == 1)
     );
+
+    // Every stored value says who wrote it, and for whom.
+    let stored = store.get("asked/vm/a").await.unwrap().value.expect("it is stored").value;
+    assert!(String::from_utf8_lossy(&stored).contains("\"writer\":\"server s1 for user "), "{stored:?}");
 
     // Words, plurals and short names are the same.
     for word in ["vm", "vms", "machine"] {
