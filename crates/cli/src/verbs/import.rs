@@ -2,7 +2,7 @@
 //! whole and in its place.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -20,10 +20,12 @@ use crate::failure::{Code, Failure};
 use crate::terminal::{print, say};
 use crate::verbs::apply;
 
-/// Where servers and workers of a lab keep the files of images.
+/// Where a lab has its images.
 const STORE_VARIABLE: &str = "LIGHTBYTE_IMAGES";
-/// Read and written at once: large enough that the calls do not count.
-const CHUNK_BYTES: usize = 1 << 20;
+/// The directory in it with the parts of all images, by checksum.
+const BLOBS: &str = "blobs";
+/// Read and written at once: large enough that the calls do not count, and small enough to find the holes of a disk.
+const CHUNK_BYTES: usize = 128 << 10;
 
 /// `manifest.json` of an image directory.
 #[derive(Debug, Deserialize)]
@@ -71,7 +73,7 @@ impl ImageManifest {
 
 pub(crate) async fn run(cluster: &Cluster, words: &ImportImage) -> Result<Code> {
     let named = std::env::var_os(STORE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let store = words.store.clone().or(named).ok_or_else(|| {
+    let store = words.store.clone().or(named.map(|images| images.join(BLOBS))).ok_or_else(|| {
         Failure::usage("nothing says where the cluster keeps its images")
             .hint(format!("name the directory with `--store DIR` or {STORE_VARIABLE}"))
     })?;
@@ -177,14 +179,34 @@ fn store_part(directory: &Path, part: &PartFile, store: &Path) -> Result<()> {
 }
 
 fn write_part(source: &Path, part: &PartFile, temporary: &Path) -> Result<()> {
-    let mut file = File::create(temporary)?;
-    let (_, sha256) = copy_hashed(File::open(source)?, &mut file)?;
-    file.sync_all()?;
+    let mut target = Sparse(File::create(temporary)?);
+    let (bytes, sha256) = copy_hashed(File::open(source)?, &mut target)?;
+    target.0.set_len(bytes)?;
+    target.0.sync_all()?;
     // The file may have changed since it was checked.
     if sha256.eq_ignore_ascii_case(&part.sha256) {
         return Ok(());
     }
     Err(Failure::new(Code::Error, "it changed while it was copied").hint("try again").into())
+}
+
+/// A file in which zeros are not written: disks are mostly holes, and stay so.
+struct Sparse(File);
+
+impl Write for Sparse {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+        match i64::try_from(chunk.len()) {
+            Ok(length) if chunk.iter().all(|byte| *byte == 0) => {
+                self.0.seek(SeekFrom::Current(length))?;
+                Ok(chunk.len())
+            }
+            _ => self.0.write(chunk),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Adds the version to those that are known, and makes it the current one.
@@ -241,7 +263,10 @@ mod tests {
 
     fn image(directory: &Directory, wrong_kernel: bool) -> ImageManifest {
         fs::write(directory.0.join("vmlinux"), "kernel").unwrap();
-        fs::write(directory.0.join("root.ext4"), "root").unwrap();
+        // A disk with a hole, and another at its end.
+        let mut root = vec![0; CHUNK_BYTES * 4];
+        root[CHUNK_BYTES * 2] = 1;
+        fs::write(directory.0.join("root.ext4"), root).unwrap();
         let part = |file: &str| {
             let (bytes, sha256) =
                 copy_hashed(File::open(directory.0.join(file)).unwrap(), &mut io::sink()).unwrap();
@@ -274,6 +299,8 @@ mod tests {
         let mut expect: Vec<String> = manifest.parts().map(|part| part.sha256.clone()).collect();
         expect.sort();
         assert_eq!(stored, expect, "and no temporary file");
+        let read = |path: PathBuf| fs::read(path).unwrap();
+        assert_eq!(read(store.0.join(&manifest.root.sha256)), read(directory.0.join("root.ext4")));
         let empty = json!({"kind": "image", "name": "demo", "spec": {"versions": []}});
         let first = with_version(empty, &manifest);
         lightbyte_api::Manifest::read(&first).unwrap();
@@ -290,7 +317,7 @@ mod tests {
         fs::write(directory.0.join("root.ext4"), "rooted").unwrap();
         let failure = check_parts(&directory.0, &manifest).unwrap_err();
         assert!(failure.details[0].starts_with("vmlinux: has the checksum "), "{failure:?}");
-        assert_eq!(failure.details[1], "root.ext4: has 6 bytes, the manifest says 4");
+        assert_eq!(failure.details[1], "root.ext4: has 6 bytes, the manifest says 524288");
         fs::remove_file(directory.0.join("root.ext4")).unwrap();
         let failure = check_parts(&directory.0, &manifest).unwrap_err();
         assert!(failure.details[1].starts_with("root.ext4: No such file"), "{failure:?}");
