@@ -64,14 +64,18 @@ pub(crate) fn render(events: &[Event]) -> String {
 async fn watch(cluster: &Cluster, shown: &Shown) -> Result<Code> {
     // What is there now, so that only changes are told.
     let mut told: BTreeMap<ObjectRef, String> = BTreeMap::new();
+    let mut oldest = None;
     for kind in Kind::ALL {
-        for object in cluster.objects(*kind, &[]).await? {
+        let objects = cluster.objects(*kind, &[]).await?;
+        // No answer is older than the ones before it.
+        oldest.get_or_insert(cluster.seen());
+        for object in objects {
             let reference = ObjectRef::new(object.kind, object.name.clone());
             let text = waiting::state(Some(&object));
             told.insert(reference, text);
         }
     }
-    get::follow(cluster, None, |line| {
+    get::follow(cluster, None, oldest.unwrap_or_default(), |line| {
         let (reference, text) = match line {
             WatchLine::Object { object, .. } => {
                 (ObjectRef::new(object.kind, object.name.clone()), waiting::state(Some(&object)))

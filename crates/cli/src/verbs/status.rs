@@ -47,6 +47,12 @@ fn show(words: &Status, best: &ClusterStatus, answers: &[Answer]) -> Result<Code
 }
 
 async fn ask(endpoint: &Endpoint) -> Answer {
+    // The client would try a dead server again and again; here that it is dead is the answer.
+    match timeout(SERVER_ANSWERS_WITHIN, endpoint.connect()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return (endpoint.clone(), Err(error.to_string())),
+        Err(_) => return (endpoint.clone(), Err("no answer".to_owned())),
+    }
     let client = Client::new([endpoint.clone()]);
     let answer = match timeout(SERVER_ANSWERS_WITHIN, Cluster::status(&client)).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
