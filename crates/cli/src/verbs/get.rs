@@ -162,15 +162,24 @@ async fn watch(
         Shown::Kinds(kinds) => kinds.contains(&object.kind),
         Shown::Objects(objects) => objects.contains(object),
     };
+    // A change that no column shows is none to whoever reads a table.
+    let mut last: BTreeMap<ObjectRef, String> = BTreeMap::new();
+    let is_table = matches!(words.output, Form::Table | Form::Wide);
+    let mut tell = |object: ObjectRef, line: String| {
+        let before = last.insert(object, line.clone());
+        if is_table && before.as_ref() == Some(&line) { Ok(()) } else { print(&line) }
+    };
     follow(cluster, kind, revision, |line| match line {
         WatchLine::Object { object, .. }
             if is_shown(&ObjectRef::new(object.kind, object.name.clone()))
                 && has_labels(&object, &words.labels) =>
         {
-            print(&line_of(&object, words.output, layout)?)
+            let line = line_of(&object, words.output, layout)?;
+            tell(ObjectRef::new(object.kind, object.name), line)
         }
         WatchLine::Gone { object, .. } if is_shown(&object) && words.labels.is_empty() => {
-            print(&line_of_gone(&object, words.output, layout)?)
+            let line = line_of_gone(&object, words.output, layout)?;
+            tell(object, line)
         }
         _ => Ok(()),
     })
