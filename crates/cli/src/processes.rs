@@ -1,7 +1,9 @@
 //! The processes of a cluster: server, worker, and the lab that runs them all on one machine. Each is a crate of its
 //! own; here stand only the words of the command line, the runtime, the log, and the signals that end them.
 
+use std::fs::{self, TryLockError};
 use std::io::{self, IsTerminal as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +33,10 @@ const SERVER_THREADS: usize = 2;
 const SET_UP_PAUSE: Duration = Duration::from_millis(250);
 /// How long a fake guest takes until it says that it is ready: long enough to be seen starting.
 const FAKE_BOOT: Duration = Duration::from_millis(50);
+/// How long a lab may take to stop: all its processes, one after the other, on a machine that does other things.
+const LAB_STOPS_WITHIN: Duration = Duration::from_secs(60);
+/// The pause between two looks at a lab that stops.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// The context that a lab writes.
 const DEV_CONTEXT: &str = "dev";
 
@@ -177,8 +183,30 @@ async fn on_lab(command: &DevCommand) -> Result<()> {
     let directory = lab::meant(state.state.clone())?;
     match control::ask(&directory, &request).await? {
         Answer::Status(status) => print(&render(&status)),
+        Answer::Done if request == Request::Stop => until_stopped(&directory).await,
         Answer::Done => Ok(()),
         Answer::Refused(reason) => Err(Failure::new(Code::Error, reason).into()),
+    }
+}
+
+/// Waits until nobody holds the state any more, so that the next command finds it free.
+async fn until_stopped(directory: &Path) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + LAB_STOPS_WITHIN;
+    loop {
+        match fs::File::open(directory.join("lock")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("look at `{}`", directory.display())),
+            Ok(lock) => match lock.try_lock() {
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error).context("look at the lock"),
+                Ok(()) => return Ok(()),
+            },
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let message = format!("the lab has not stopped after {} s", LAB_STOPS_WITHIN.as_secs());
+            return Err(Failure::new(Code::TimedOut, message).into());
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
