@@ -306,6 +306,9 @@ pub(crate) struct DevStart {
     /// The etcd program; the one that `cargo xtask setup` fetched when left out
     #[arg(long, value_name = "FILE")]
     pub(crate) etcd: Option<PathBuf>,
+    /// The images of real VMs; those that `cargo xtask images` made when left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) images: Option<PathBuf>,
 }
 
 /// How VMs run.
@@ -389,6 +392,12 @@ pub(crate) struct Worker {
     /// Where it serves consoles and the like
     #[arg(long, value_name = "URL")]
     pub(crate) listen: Option<Endpoint>,
+    /// Where the parts of images are, by checksum
+    #[arg(long, value_name = "DIR", required_if_eq("vmm", "qemu"))]
+    pub(crate) images: Option<PathBuf>,
+    /// Where the sockets of VMs are; on a tmpfs, and short
+    #[arg(long, value_name = "DIR", default_value = "/run/lightbyte/vm")]
+    pub(crate) run: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -402,7 +411,7 @@ pub(crate) struct ImportImage {
     /// The directory; it holds manifest.json
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
-    /// Where the cluster's files are kept, by checksum; $LIGHTBYTE_IMAGES when left out
+    /// Where the cluster's files are kept, by checksum; $LIGHTBYTE_IMAGES/blobs when left out
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
 }

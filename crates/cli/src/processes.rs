@@ -14,7 +14,9 @@ use lightbyte_lab::rack::Wish;
 use lightbyte_lab::{VmmChoice, dev as lab};
 use lightbyte_link::Endpoint;
 use lightbyte_store::{EtcdOptions, EtcdStore};
-use lightbyte_vmm::{Drivers, FakeHost};
+use lightbyte_vmm::qemu::{Qemu, Settings};
+use lightbyte_vmm::taps::Taps;
+use lightbyte_vmm::{Drivers, FakeHost, Files};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -103,14 +105,21 @@ fn address(endpoint: &Endpoint) -> String {
     }
 }
 
-/// The hands of a worker. Guests of a fake host become ready after a while, and obey when they are asked to end.
+/// The hands of a worker.
 fn drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> {
-    check_vmm(words.vmm)?;
+    match words.vmm {
+        VmmWord::Fake => Ok(fake_drivers(words, runtime)),
+        VmmWord::Qemu => qemu_drivers(words),
+    }
+}
+
+/// A host in memory, whose guests become ready after a while, and obey when they are asked to end.
+fn fake_drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Drivers {
     let host = FakeHost::new(words.memory, ["br0".to_owned()]);
-    let spawn = runtime.clone();
+    let on_runtime = runtime.clone();
     host.on_start(move |host: &FakeHost, vm: VmId| {
         let host = host.clone();
-        spawn.spawn(async move {
+        on_runtime.spawn(async move {
             tokio::time::sleep(FAKE_BOOT).await;
             host.guest_ready(vm, Timestamp::now());
         });
@@ -122,15 +131,22 @@ fn drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> 
             guests.shutting_down().into_iter().for_each(|vm| guests.exit(vm));
         }
     });
-    Ok(host.drivers())
+    host.drivers()
 }
 
-fn check_vmm(vmm: VmmWord) -> Result<(), Failure> {
-    match vmm {
-        VmmWord::Fake => Ok(()),
-        VmmWord::Qemu => Err(Failure::usage("this version runs no real VMs yet")
-            .hint("`--vmm fake` runs the same cluster with VMs in memory")),
-    }
+fn qemu_drivers(words: &Worker) -> Result<Drivers> {
+    let images = words.images.clone().context("--images is missing")?;
+    let files = Files::new(&words.state, &images).context("set up the worker's files")?;
+    let settings = Settings {
+        run: words.run.clone(),
+        qemu: "qemu-system-x86_64".into(),
+        vsock: vec![std::env::current_exe().context("find this program")?, "vsock".into()],
+        worker: words.name.to_string(),
+        files: files.clone(),
+    };
+    let vmm = Qemu::new(settings).context("set up QEMU")?;
+    let files = Arc::new(files);
+    Ok(Drivers { vmm: Arc::new(vmm), disks: files.clone(), network: Arc::new(Taps::new()), records: files })
 }
 
 const fn choice(vmm: VmmWord) -> VmmChoice {
@@ -154,7 +170,6 @@ pub(crate) fn dev(words: &Dev) -> Result<Code> {
 }
 
 async fn start(words: &DevStart) -> Result<()> {
-    check_vmm(words.vmm)?;
     begin_log()?;
     let wish = Wish {
         hosts: words.nodes,
@@ -162,8 +177,13 @@ async fn start(words: &DevStart) -> Result<()> {
         host_memory: words.host_memory,
         vmm: choice(words.vmm),
     };
-    let options =
-        lab::Options { state: words.state.clone(), wish, detach: words.detach, etcd: words.etcd.clone() };
+    let options = lab::Options {
+        state: words.state.clone(),
+        wish,
+        detach: words.detach,
+        etcd: words.etcd.clone(),
+        images: words.images.clone(),
+    };
     lab::run(options, |servers| {
         let path = context::write_context(DEV_CONTEXT, servers)?;
         say(&format!("lightbyte dev: the context `{DEV_CONTEXT}` in {} is this cluster", path.display()));

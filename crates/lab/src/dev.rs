@@ -39,6 +39,8 @@ pub struct Options {
     pub detach: bool,
     /// The etcd program; looked for when it is not named.
     pub etcd: Option<PathBuf>,
+    /// The images of real VMs; those of the set-up when it is not named.
+    pub images: Option<PathBuf>,
 }
 
 /// Runs a lab until it is stopped. `on_ready` is called with its servers once all workers are ready.
@@ -63,6 +65,7 @@ pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()
         state: directory.clone(),
         lightbyte: std::env::current_exe().context("find this program")?,
         etcd: find_etcd(options.etcd)?,
+        images: find_images(options.images, options.wish.vmm)?,
     };
     if let Some(lan) = &rack.lan
         && let Err(error) = namespaces::up(&rack, lan)
@@ -72,7 +75,7 @@ pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()
     }
     let listener = control::listen(&directory).await?;
     let supervisor = Supervisor::start(rack.processes(&places), &state, true)?;
-    let outcome = supervise(&rack, &state, &supervisor, listener, begun, on_ready).await;
+    let outcome = supervise(&rack, &places, &state, &supervisor, listener, begun, on_ready).await;
     eprintln!("lightbyte dev: stopping");
     supervisor.stop().await;
     state.clear_away().await?;
@@ -82,6 +85,7 @@ pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()
 
 async fn supervise(
     rack: &Rack,
+    places: &Places,
     state: &State,
     supervisor: &Supervisor,
     mut listener: Listener,
@@ -89,7 +93,7 @@ async fn supervise(
     on_ready: impl FnOnce(&[String]) -> Result<()>,
 ) -> Result<()> {
     let servers = rack.servers();
-    let preparing = prepare(rack);
+    let preparing = prepare(rack, places);
     let mut ready = false;
     let mut on_ready = Some(on_ready);
     tokio::pin!(preparing);
@@ -212,7 +216,7 @@ async fn all_free(rack: &Rack) -> bool {
 }
 
 /// Waits until every worker is ready, and gives the cluster what VMs stand on.
-async fn prepare(rack: &Rack) -> Result<()> {
+async fn prepare(rack: &Rack, places: &Places) -> Result<()> {
     let endpoints: Vec<Endpoint> = rack.servers().iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
     let client = Client::new(endpoints);
     let deadline = tokio::time::Instant::now() + READY_WITHIN;
@@ -235,25 +239,70 @@ async fn prepare(rack: &Rack) -> Result<()> {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let apply = Apply { documents: ground(rack), create_only: false, dry_run: false };
+    let apply = Apply { documents: ground(rack, places)?, create_only: false, dry_run: false };
     client.post::<_, Applied>("/v1/apply", &apply).await.context("make the default network and images")?;
     Ok(())
 }
 
 /// The manifests of what every lab has.
-fn ground(rack: &Rack) -> Vec<Value> {
+fn ground(rack: &Rack, places: &Places) -> Result<Vec<Value>> {
     let lan = rack.lan.unwrap_or(Lan { octet: 77 });
     let spec = json!({ "subnet": lan.subnet(), "gateway": lan.gateway(), "pool_first": lan.first_vm() });
     let network = json!({ "kind": "network", "name": "default", "spec": spec });
-    let mut documents = vec![network];
-    if rack.wish.vmm == VmmChoice::Fake {
-        // No bytes are ever read of it.
-        let part = json!({ "sha256": "0".repeat(64), "size": "64MiB" });
-        let version = json!({ "version": "fake", "architecture": std::env::consts::ARCH, "kernel": part, "root": part });
-        let spec = json!({ "current": "fake", "versions": [version] });
-        documents.push(json!({ "kind": "image", "name": "demo", "spec": spec }));
+    let version = match rack.wish.vmm {
+        VmmChoice::Qemu => packed_image(&places.images.join("demo"))?,
+        VmmChoice::Fake => {
+            // No bytes are ever read of it.
+            let part = json!({ "sha256": "0".repeat(64), "size": "64MiB" });
+            json!({ "version": "fake", "architecture": std::env::consts::ARCH, "kernel": part, "root": part })
+        }
+    };
+    let spec = json!({ "current": version["version"], "versions": [version] });
+    Ok(vec![network, json!({ "kind": "image", "name": "demo", "spec": spec })])
+}
+
+/// The version that a packed image's `manifest.json` describes, as an image object lists it.
+fn packed_image(directory: &Path) -> Result<Value> {
+    let path = directory.join("manifest.json");
+    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let manifest: Value =
+        serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
+    let part = |name: &str| {
+        let part = &manifest[name];
+        (!part.is_null()).then(|| json!({ "sha256": part["sha256"], "size": part["bytes"] }))
+    };
+    Ok(json!({
+        "version": manifest["version"],
+        "architecture": manifest["architecture"],
+        "kernel": part("kernel"),
+        "initrd": part("initrd"),
+        "command_line": manifest["command_line"],
+        "root": part("root"),
+    }))
+}
+
+/// Where the set-up keeps what it has fetched and made.
+fn cache() -> Option<PathBuf> {
+    from_environment("LIGHTBYTE_CACHE")
+        .or_else(|| Some(from_environment("XDG_CACHE_HOME")?.join("lightbyte")))
+        .or_else(|| Some(from_environment("HOME")?.join(".cache/lightbyte")))
+}
+
+fn from_environment(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The images of real VMs: named, or from the environment or the set-up's cache.
+fn find_images(named: Option<PathBuf>, vmm: VmmChoice) -> Result<PathBuf> {
+    let cached = || Some(cache()?.join("images"));
+    let images = named.or_else(|| from_environment("LIGHTBYTE_IMAGES")).or_else(cached).unwrap_or_default();
+    if vmm == VmmChoice::Fake {
+        return Ok(images);
     }
-    documents
+    if !images.join("demo/manifest.json").is_file() {
+        bail!("there is no demo image in {}: `cargo xtask images` makes it", images.display());
+    }
+    std::path::absolute(images).context("find the images")
 }
 
 /// The etcd program: named, or from the environment, the set-up's cache, or the path.
@@ -263,10 +312,7 @@ fn find_etcd(named: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(etcd) = named.or_else(|| from_environment("LIGHTBYTE_ETCD")) {
         return if etcd.is_file() { Ok(etcd) } else { bail!("{} is not there", etcd.display()) };
     }
-    let cache = from_environment("LIGHTBYTE_CACHE")
-        .or_else(|| Some(from_environment("XDG_CACHE_HOME")?.join("lightbyte")))
-        .or_else(|| Some(from_environment("HOME")?.join(".cache/lightbyte")));
-    let cached = cache.map(|cache| cache.join("etcd/usr/bin/etcd"));
+    let cached = cache().map(|cache| cache.join("etcd/usr/bin/etcd"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcd"));
     match cached.into_iter().chain(on_path).find(|path| path.is_file()) {
@@ -299,6 +345,7 @@ async fn detach(
         .arg(format!("--host-memory={}", wish.host_memory))
         .arg(format!("--vmm={}", wish.vmm.word()))
         .args(options.etcd.as_ref().map(|etcd| format!("--etcd={}", etcd.display())))
+        .args(options.images.as_ref().map(|images| format!("--images={}", images.display())))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   machine            lb-HASH-lan                    lb-HASH-n1
-//!   lbHASH ─────────── up ─ lan0 ─┬─ n1 ───────────── uplink ─ br0 (10.x.0.11) ─ taps of VMs
+//!   lbHASH ────────── machine ─ lan0 ─┬─ n1 ───────────── uplink ─ br0 (10.x.0.11) ─ taps of VMs
 //!   10.x.0.1                      └─ n2 ───────────── …
 //! ```
 //!
@@ -36,7 +36,7 @@ pub fn up(rack: &Rack, lan: &Lan) -> Result<()> {
     let root_link = root_link(rack);
     let mut machine = vec![format!("netns add {lan_namespace}")];
     machine.extend(rack.hosts.iter().map(|host| format!("netns add {}", rack.namespace(host))));
-    machine.push(format!("link add {root_link} type veth peer name up netns {lan_namespace}"));
+    machine.push(format!("link add {root_link} type veth peer name machine netns {lan_namespace}"));
     machine.push(format!("addr add {}/{LAN_PREFIX_LENGTH} dev {root_link}", lan.gateway()));
     machine.push(format!("link set {root_link} up"));
     for host in &rack.hosts {
@@ -52,8 +52,8 @@ pub fn up(rack: &Rack, lan: &Lan) -> Result<()> {
         "link add lan0 type bridge".to_owned(),
         "link set lan0 up".to_owned(),
     ];
-    for port in rack.hosts.iter().map(|host| host.name.as_str()).chain(["up"]) {
-        middle.push(format!("link set {port} master lan0 up"));
+    for port in rack.hosts.iter().map(|host| host.name.as_str()).chain(["machine"]) {
+        middle.push(format!("link set dev {port} master lan0 up"));
     }
     ip(Some(&lan_namespace), &middle).context("make the LAN")?;
     rack.hosts.iter().try_for_each(|host| host_up(rack, lan, host))

@@ -181,6 +181,14 @@ pub struct Places {
     pub lightbyte: PathBuf,
     /// etcd.
     pub etcd: PathBuf,
+    /// The images of real VMs: a directory for each, and `blobs` with their parts by content.
+    pub images: PathBuf,
+}
+
+/// Where real VMs of a lab have their sockets. Short, because a socket's path has at most 107 bytes (unix(7)).
+#[must_use]
+pub fn run_directory(hash: &str) -> PathBuf {
+    Path::new("/run/lightbyte").join(hash)
 }
 
 /// The hash that tells the lab of `state` from others.
@@ -319,7 +327,15 @@ impl Rack {
             format!("--memory={}", self.wish.host_memory),
             format!("--listen={}", host.agent_url()),
         ];
-        self.process(host, "worker", &places.lightbyte, arguments.into())
+        let real = match self.wish.vmm {
+            VmmChoice::Fake => Vec::new(),
+            VmmChoice::Qemu => vec![
+                format!("--images={}", places.images.join("blobs").display()),
+                format!("--run={}", run_directory(&self.hash).join(&host.name).display()),
+            ],
+        };
+        let arguments: Vec<String> = arguments.into_iter().chain(real).collect();
+        self.process(host, "worker", &places.lightbyte, arguments)
     }
 }
 
@@ -336,8 +352,12 @@ mod tests {
     fn the_first_three_hosts_are_the_control_plane_and_fewer_have_one() {
         let check = |hosts, control_plane, processes| {
             let rack = rack(hosts).unwrap();
-            let places =
-                Places { state: "/tmp/lab".into(), lightbyte: "lightbyte".into(), etcd: "etcd".into() };
+            let places = Places {
+                state: "/tmp/lab".into(),
+                lightbyte: "lightbyte".into(),
+                etcd: "etcd".into(),
+                images: "images".into(),
+            };
             assert_eq!(rack.control_plane().count(), control_plane, "{hosts} hosts");
             assert_eq!(rack.processes(&places).len(), processes, "{hosts} hosts");
         };

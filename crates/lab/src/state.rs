@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::namespaces;
-use crate::rack::Rack;
+use crate::rack::{Rack, run_directory};
 
 /// How long a process may take to end after it was asked to.
 const END_WITHIN: Duration = Duration::from_secs(5);
@@ -130,6 +130,13 @@ impl State {
         }
         if let Some(rack) = self.rack()?.filter(|rack| rack.lan.is_some()) {
             namespaces::down(&rack.hash).await?;
+            let run = run_directory(&rack.hash);
+            match fs::remove_dir_all(&run) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", run.display()));
+                }
+                _ => {}
+            }
         }
         for (path, process) in left {
             tracing::info!(

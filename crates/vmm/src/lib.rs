@@ -6,7 +6,13 @@
 
 pub mod driver;
 pub mod fake;
+pub mod files;
 pub mod hands;
+pub mod qemu;
+pub mod taps;
 
 pub use driver::{Disks, DriverError, Drivers, Network, Records, Vmm, VmmEvent};
 pub use fake::FakeHost;
+pub use files::Files;
+pub use qemu::Qemu;
+pub use taps::Taps;

@@ -2,11 +2,11 @@
 //! (`cargo xtask images`) and the vsock backend; without one of them it says so and is skipped.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -18,9 +18,16 @@ use lightbyte_api::{ByteSize, Kind, Name, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::VmmState;
 use lightbyte_vmm::qemu::Settings;
 use lightbyte_vmm::{Disks, DriverError, Files, Network, Qemu, Taps, Vmm, VmmEvent};
+use rustix::event::Timespec;
 
 /// Set in the copy of this test that has a namespace of its own.
 const INSIDE: &str = "LIGHTBYTE_TEST_NAMESPACE";
+/// The directory of the world in which a copy of this test is to start a VM and be killed.
+const STARTER: &str = "LIGHTBYTE_TEST_STARTER";
+/// How often a starter is killed: from before its first effect to after its last.
+const KILLS: i64 = 12;
+/// How much later each is killed than the one before it.
+const KILL_STEP_NANOSECONDS: i64 = 1_000_000;
 /// How long a boot may take on a loaded machine.
 const BOOT_MAX: Duration = Duration::from_secs(120);
 /// More than the image's root disk has, so that the guest has something to grow into.
@@ -73,8 +80,7 @@ impl Needs {
 
 /// A program in the directory above this test's.
 fn beside(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("this program has a path");
-    test.ancestors().nth(2).expect("two directories").join(name)
+    this_test().ancestors().nth(2).expect("two directories").join(name)
 }
 
 /// As the tests of the store do: to standard error, and to the end of the file that `LIGHTBYTE_SKIPPED` names.
@@ -89,17 +95,43 @@ fn tell_skipped(why: &str) {
 
 #[test]
 fn a_vm_runs_is_adopted_and_leaves_nothing() {
+    in_namespace("a_vm_runs_is_adopted_and_leaves_nothing", World::life);
+}
+
+#[test]
+fn a_killed_starter_leaves_one_vm_or_none() {
+    if let Some(place) = std::env::var_os(STARTER) {
+        return start_and_wait(Path::new(&place));
+    }
+    in_namespace("a_killed_starter_leaves_one_vm_or_none", World::kills);
+}
+
+/// Runs the test of that name again in a network namespace of its own, and there `test`.
+fn in_namespace(name: &str, test: impl FnOnce(&World)) {
     let needs = match Needs::find() {
         Ok(needs) => needs,
         Err(why) => return tell_skipped(&why),
     };
     if std::env::var_os(INSIDE).is_some() {
-        return World::new(&needs).life();
+        return test(&World::new(&needs));
     }
     let mut command = Command::new("unshare");
-    command.arg("-n").arg(std::env::current_exe().expect("this program has a path"));
-    command.args(["--exact", "a_vm_runs_is_adopted_and_leaves_nothing", "--nocapture"]).env(INSIDE, "1");
+    command.arg("-n").arg(this_test()).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
     assert!(command.status().expect("start unshare").success(), "the test in its namespace failed");
+}
+
+fn this_test() -> PathBuf {
+    std::env::current_exe().expect("this program has a path")
+}
+
+/// What is killed: starts a VM in the world that another has made, and goes on until its input ends.
+fn start_and_wait(place: &Path) {
+    let needs = Needs::find().expect("what the test has found");
+    let world = std::mem::ManuallyDrop::new(World::at(place.to_owned(), &needs));
+    let driver = Qemu::new(world.settings.clone()).expect("make the driver");
+    eprintln!("{STARTER}");
+    driver.ensure(VM, &world.assigned(VM)).expect("start");
+    let _ = std::io::stdin().read(&mut [0]);
 }
 
 struct World {
@@ -117,15 +149,20 @@ impl World {
             let status = Command::new("ip").args(words.split(' ')).status().expect("start ip");
             assert!(status.success(), "ip {words}");
         }
-        let place = std::env::temp_dir().join(format!("lbq{}", std::process::id()));
+        let world = World::at(std::env::temp_dir().join(format!("lbq{}", std::process::id())), needs);
+        for name in ["kernel", "initrd", "root"] {
+            let file = world.manifest[name]["file"].as_str().expect("text");
+            let target = world.place.join("images").join(world.part(name).sha256);
+            symlink(needs.image.join(file), target).expect("link a part");
+        }
+        world
+    }
+
+    fn at(place: PathBuf, needs: &Needs) -> World {
         let images = place.join("images");
         fs::create_dir_all(&images).expect("make a directory");
         let text = fs::read(needs.image.join("manifest.json")).expect("read the manifest");
         let manifest: serde_json::Value = serde_json::from_slice(&text).expect("a manifest");
-        for part in ["kernel", "initrd", "root"].map(|name| &manifest[name]) {
-            let field = |name: &str| part[name].as_str().expect("text");
-            symlink(needs.image.join(field("file")), images.join(field("sha256"))).expect("link a part");
-        }
         let settings = Settings {
             run: place.join("run"),
             qemu: "qemu-system-x86_64".into(),
@@ -223,7 +260,10 @@ impl World {
         driver.remove(VM).expect("clean up");
         assert_eq!(driver.state(VM).expect("a state"), VmmState::Absent);
 
+        // Adopted before its guest has called.
         driver.ensure(VM, &assigned).expect("start again");
+        drop(driver);
+        let (driver, events) = self.driver();
         assert!(self.ready(&events) > agent_at, "a new start is a new agent");
         driver.shut_down(VM).expect("ask");
         assert_eq!(next(&events), VmmEvent::Exited(VM));
@@ -233,9 +273,50 @@ impl World {
         self.nothing_is_left(&driver);
     }
 
+    fn kills(&self) {
+        self.make_disk();
+        let assigned = self.assigned(VM);
+        self.taps.ensure(VM, &assigned.nics).expect("make the taps");
+        let mut found = [0; 3];
+        for kill in 0..KILLS {
+            self.kill_starter(kill * KILL_STEP_NANOSECONDS);
+            let (driver, events) = self.driver();
+            let state = driver.state(VM).expect("a state");
+            found[state as usize] += 1;
+            if state == VmmState::Running {
+                // Running, or a start that has nobody any more: it ends in one or the other.
+                driver.ensure(VM, &assigned).expect("it runs");
+            }
+            driver.remove(VM).expect("clean up");
+            assert!(events.try_iter().all(|event| event == VmmEvent::Exited(VM)));
+            assert_eq!(self.processes(), Vec::<PathBuf>::new(), "after kill {kill} and {state:?}");
+        }
+        eprintln!("absent, running, exited: {found:?}");
+        let (driver, events) = self.driver();
+        driver.ensure(VM, &assigned).expect("start");
+        self.ready(&events);
+        driver.remove(VM).expect("clean up");
+        self.nothing_is_left(&driver);
+    }
+
+    fn kill_starter(&self, after_nanoseconds: i64) {
+        let mut command = Command::new(this_test());
+        command.args(["--exact", "a_killed_starter_leaves_one_vm_or_none", "--nocapture"]);
+        command.env(STARTER, &self.place).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut starter = command.spawn().expect("start a starter");
+        let lines = BufReader::new(starter.stderr.take().expect("its words")).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == STARTER), "it did not begin");
+        // Not to wait for something, but to kill it wherever it is then.
+        let after = Timespec { tv_sec: 0, tv_nsec: after_nanoseconds };
+        let _ = rustix::event::poll(&mut [], Some(&after));
+        starter.kill().expect("kill it");
+        starter.wait().expect("reap it");
+    }
+
     /// Waits until the guest is ready, sees its page, and gives when its agent began.
     fn ready(&self, events: &Receiver<VmmEvent>) -> Timestamp {
-        let VmmEvent::Ready { vm: VM, agent_at } = next(events) else { panic!("not ready") };
+        let VmmEvent::Ready { vm, agent_at } = next(events) else { panic!("not ready") };
+        assert_eq!(vm, VM);
         let page = page();
         for text in ["hello from web-1\n", " n1\n", " demo\n", " v7\n"] {
             assert!(page.contains(text), "no `{text}` in: {page}");
@@ -266,12 +347,17 @@ impl World {
         assert_eq!(fs::read_dir(&self.settings.run).expect("a directory").count(), 0);
         let links = Command::new("ip").args(["-o", "link"]).output().expect("start ip").stdout;
         assert_eq!(String::from_utf8_lossy(&links).lines().count(), 2, "more than lo and br0");
+        assert_eq!(self.processes(), Vec::<PathBuf>::new());
+    }
+
+    /// Processes whose words name our directory.
+    fn processes(&self) -> Vec<PathBuf> {
         let place = self.place.display().to_string();
         let of_ours = |pid: &PathBuf| {
             fs::read(pid.join("cmdline")).is_ok_and(|words| String::from_utf8_lossy(&words).contains(&place))
         };
         let processes = fs::read_dir("/proc").expect("a directory").flatten().map(|entry| entry.path());
-        assert_eq!(processes.filter(of_ours).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+        processes.filter(of_ours).collect()
     }
 }
 

@@ -13,6 +13,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
+use crate::images;
 use crate::process;
 use crate::setup::{self, Consent, Scope};
 use crate::workspace::{PROFILE, Workspace};
@@ -22,15 +23,15 @@ const BINARY: &str = "lightbyte";
 
 /// `cargo xtask dev [--yes] …`: everything but a leading `--yes` goes to `lightbyte dev`.
 pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
-    if !workspace.root.join("crates/cli/Cargo.toml").is_file() {
-        anyhow::bail!("this checkout has no crates/cli yet, so there is no `lightbyte dev` to start");
-    }
     let (consent, theirs) = match words.split_first() {
         Some((first, rest)) if first == "--yes" => (Consent::Given, rest),
         _ => (Consent::Ask, words),
     };
     let cache = setup::ensure(scope(theirs), consent)?;
     process::run(workspace.cargo().args(["build", "--package", PACKAGE, "--profile", PROFILE]))?;
+    if scope(theirs) == Scope::Everything {
+        images::ensure(workspace, &cache)?;
+    }
     let binary = workspace.binary(BINARY);
     match link(&binary, &bin_directory()?) {
         Ok(link) => eprintln!("the lightbyte command is {}", link.display()),

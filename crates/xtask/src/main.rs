@@ -8,6 +8,7 @@
 
 mod counts;
 mod dev;
+mod images;
 mod planted;
 mod process;
 mod setup;
@@ -65,6 +66,12 @@ pub(crate) const VERBS: &[Verb] = &[
         words: "",
         about: "plant known bugs in a copy and see that each turns red",
         run: planted::run,
+    },
+    Verb {
+        name: "images",
+        words: "[--yes]",
+        about: "make the demo image, with the guest agent of this checkout",
+        run: images::run,
     },
     Verb {
         name: "setup",

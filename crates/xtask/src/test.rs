@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::counts::{Counts, Runner};
-use crate::setup::{self, Consent, Scope};
+use crate::setup::{self, Cache, Consent, Scope};
 use crate::stages::{Outcome, Stages};
 use crate::workspace::{PROFILE, Workspace};
-use crate::{flags, planted, process, sim, tidy};
+use crate::{flags, images, planted, process, sim, tidy};
 
 /// What is built once and shared by tests, simulator and host binaries. The same words in every command, because cargo
 /// unites the features of what is named together, and other features would mean compiling dependencies again.
@@ -23,7 +23,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     let flags = flags(words, &["--quick", "--yes"])?;
     let is_quick = flags.contains(&"--quick");
     let consent = Consent::from_flags(&flags);
-    let mut run = Run { workspace, etcd: None, cache: None };
+    let mut run = Run { workspace, cache: None };
     let mut stages = Stages::default();
 
     stages.run("set-up", seconds(180), || run.set_up(consent));
@@ -32,7 +32,8 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     stages.run("deny", seconds(20), || deny(workspace));
     stages.run("clippy", seconds(420), || run.clippy());
     let is_built = stages.run("build", seconds(420), || run.build());
-    stages.run("tests", seconds(240), || run.tests(is_built));
+    stages.run("images", seconds(120), || run.images(is_built));
+    stages.run("tests", seconds(480), || run.tests(is_built));
     stages.run("doc tests", seconds(60), || run.doc_tests(is_built));
     let seeds = if is_quick { sim::SEEDS_QUICK } else { sim::SEEDS_FULL };
     stages.run("sim", seconds(90), || match is_built {
@@ -56,26 +57,23 @@ const fn seconds(number: u64) -> Duration {
 
 struct Run<'a> {
     workspace: &'a Workspace,
-    etcd: Option<std::path::PathBuf>,
-    cache: Option<std::path::PathBuf>,
+    cache: Option<Cache>,
 }
 
 impl Run<'_> {
     fn set_up(&mut self, consent: Consent) -> Result<Outcome> {
-        let cache = setup::ensure(Scope::Everything, consent)?;
-        self.etcd = Some(cache.etcd());
-        self.cache = Some(cache.directory);
+        self.cache = Some(setup::ensure(Scope::Everything, consent)?);
         Ok(Outcome::Passed)
     }
 
     /// A cargo whose tests find what the set-up has downloaded.
     fn cargo(&self) -> std::process::Command {
         let mut cargo = self.workspace.cargo();
-        if let Some(etcd) = &self.etcd {
-            cargo.env("LIGHTBYTE_ETCD", etcd);
-        }
         if let Some(cache) = &self.cache {
-            cargo.env("LIGHTBYTE_CACHE", cache);
+            cargo.env("LIGHTBYTE_ETCD", cache.etcd());
+            cargo.env("LIGHTBYTE_CACHE", &cache.directory);
+            cargo.env("LIGHTBYTE_IMAGES", cache.directory.join("images"));
+            cargo.env("LIGHTBYTE_VSOCK", format!("{} vsock", self.workspace.binary("lightbyte").display()));
         }
         cargo
     }
@@ -94,6 +92,14 @@ impl Run<'_> {
             PROFILE,
             "--keep-going",
         ]))
+    }
+
+    /// What real VMs boot from. Without it their tests say so, and are counted as skipped.
+    fn images(&self, is_built: bool) -> Result<Outcome> {
+        match &self.cache {
+            Some(cache) if is_built => images::ensure(self.workspace, cache).map(|_| Outcome::Passed),
+            _ => Ok(not_built()),
+        }
     }
 
     fn tests(&self, is_built: bool) -> Result<Outcome> {

@@ -108,8 +108,10 @@ pub enum Stale {
 #[derive(Clone, Debug, Default)]
 pub struct Agent {
     epoch: Option<Epoch>,
-    /// The newest revision delivered, or written by this worker.
-    revision: u64,
+    /// The newest revision delivered.
+    delivered: u64,
+    /// The newest revision that a report of this worker made.
+    written: u64,
     desks: BTreeMap<HostObject, Desk>,
 }
 
@@ -125,7 +127,7 @@ impl Agent {
     /// remembers nothing: only an inventory that a linearizable read confirms will do for it.
     #[must_use]
     pub fn cursor(&self) -> Option<u64> {
-        self.epoch.as_ref().map(|_| self.revision)
+        self.epoch.as_ref().map(|_| self.seen())
     }
 
     /// Every object that this worker knows of.
@@ -146,7 +148,7 @@ impl Agent {
     pub fn deliver(&mut self, delivery: Delivery, now: Timestamp) -> Result<(), Stale> {
         self.admit(&delivery)?;
         self.epoch = Some(delivery.epoch);
-        self.revision = delivery.revision;
+        self.delivered = delivery.revision;
         match delivery.news {
             News::Inventory(items) => self.take_inventory(items, now),
             News::Change { object, assigned } => {
@@ -158,6 +160,11 @@ impl Agent {
         Ok(())
     }
 
+    /// The newest revision that this worker knows to exist.
+    fn seen(&self) -> u64 {
+        self.delivered.max(self.written)
+    }
+
     fn admit(&self, delivery: &Delivery) -> Result<(), Stale> {
         let Delivery { epoch: Epoch { cluster, epoch }, revision, .. } = *delivery;
         let is_inventory = matches!(delivery.news, News::Inventory(_));
@@ -166,8 +173,13 @@ impl Agent {
                 Err(Stale::Epoch { cluster, epoch })
             }
             Some(known) if known.epoch < epoch && !is_inventory => Err(Stale::NoInventory),
-            Some(known) if known.epoch == epoch && revision < self.revision => {
-                Err(Stale::Revision { revision, seen: self.revision })
+            // Only an inventory says what this worker has reported; a change that was on its way while a report was
+            // made is no older for that.
+            Some(known) if known.epoch == epoch && is_inventory && revision < self.seen() => {
+                Err(Stale::Revision { revision, seen: self.seen() })
+            }
+            Some(known) if known.epoch == epoch && revision < self.delivered => {
+                Err(Stale::Revision { revision, seen: self.delivered })
             }
             None if !is_inventory => Err(Stale::NoInventory),
             _ => Ok(()),
@@ -197,7 +209,7 @@ impl Agent {
     /// Takes the answer to a report. A worker has seen what it wrote itself: a server that has not is too old for it.
     pub fn reply(&mut self, object: HostObject, reply: Reply) {
         if let Reply::Accepted { revision } = &reply {
-            self.revision = self.revision.max(*revision);
+            self.written = self.written.max(*revision);
         }
         if let Some(desk) = self.desks.get_mut(&object) {
             desk.reply(reply);

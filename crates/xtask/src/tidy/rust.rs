@@ -7,8 +7,10 @@ use super::{Finding, Source, line_of, words};
 
 /// Modules that may open TCP listeners or dial TCP, with the reason. One of them serves lightbyte's own protocol, so
 /// that identity and TLS live in one place; any other entry speaks to something that is not lightbyte.
-const TCP_MODULES: &[(&str, &str)] =
-    &[("crates/link/src/endpoint.rs", "the one place that opens listeners and dials peers")];
+const TCP_MODULES: &[(&str, &str)] = &[
+    ("crates/link/src/endpoint.rs", "the one place that opens listeners and dials peers"),
+    ("crates/guest/src/page.rs", "the page of the demo image: inside a guest, and no part of the cluster"),
+];
 
 const TCP_WORDS: &[&str] = &["TcpListener", "TcpStream", "TcpSocket"];
 

@@ -1,0 +1,46 @@
+//! The agent in a guest. As process 1 of a tiny image it is also its init; in a full image it is a service.
+//!
+//! A panic of process 1 is a kernel panic, so nothing here may end the process: tasks are caught by the runtime, the rest
+//! by [`main`], which goes on reaping whatever happens.
+
+mod agent;
+mod boot;
+mod children;
+mod exec;
+mod grow;
+mod metrics;
+mod netlink;
+mod network;
+mod page;
+mod ready;
+mod routes;
+mod serve;
+mod shutdown;
+mod terminal;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::event::Timespec;
+
+/// How long to wait before the agent is started again after it failed as a whole.
+const RESTART_PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+fn main() {
+    let agent = agent::Agent::new();
+    if std::process::id() == 1 {
+        agent.reached(|milestones| &mut milestones.kernel);
+        if let Err(error) = boot::boot() {
+            // Without a root disk the agent still answers, so that the host can say why.
+            println!("lightbyte-guest: boot: {error:#}");
+        }
+        agent.reached(|milestones| &mut milestones.init);
+    }
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| serve::run(&agent))) {
+            Ok(Ok(())) => println!("lightbyte-guest: the server ended"),
+            Ok(Err(error)) => println!("lightbyte-guest: {error:#}"),
+            Err(_) => println!("lightbyte-guest: a bug; going on"),
+        }
+        let _ = rustix::event::poll(&mut [], Some(&RESTART_PAUSE));
+    }
+}

@@ -1,0 +1,141 @@
+//! Makes the guest's name and network what the host says. Doing it again changes nothing.
+
+use std::fmt::Write;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use lightbyte_guest::protocol::{Identity, Nic};
+
+use crate::boot::read_limited;
+use crate::netlink::Netlink;
+
+/// Interfaces that one guest may have; the host sends fewer.
+const NICS_MAX: usize = 8;
+
+/// Name servers that a resolver uses (resolv.conf(5), MAXNS).
+const NAME_SERVERS_MAX: usize = 3;
+
+/// Longest host name (hostname(7)).
+const NAME_BYTES_MAX: usize = 63;
+
+/// Applies an identity; `before` is the one that was applied last.
+///
+/// # Errors
+/// If the identity makes no sense (then nothing is changed), or the kernel refuses a step (then saying it again repairs).
+pub(crate) fn apply(identity: &Identity, before: Option<&Identity>) -> anyhow::Result<()> {
+    check(identity)?;
+    let mut netlink = Netlink::open().context("open netlink")?;
+    if let Some(lo) = index_of("lo") {
+        netlink.link_up(lo).context("bring up lo")?;
+    }
+    for nic in before.map(|before| before.nics.as_slice()).unwrap_or_default() {
+        if !identity.nics.contains(nic) {
+            // Gone or changed: an address that is no longer ours must not be answered for.
+            let _ = remove(&mut netlink, nic);
+        }
+    }
+    for nic in &identity.nics {
+        add(&mut netlink, nic).with_context(|| format!("set up {}", nic.mac))?;
+    }
+    if !identity.name.is_empty() {
+        rustix::system::sethostname(identity.name.as_bytes()).context("set the host name")?;
+    }
+    write_files(identity)
+}
+
+fn check(identity: &Identity) -> anyhow::Result<()> {
+    let name = &identity.name;
+    if name.len() > NAME_BYTES_MAX || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        bail!("the name is no host name");
+    }
+    if identity.nics.len() > NICS_MAX {
+        bail!("more than {NICS_MAX} interfaces");
+    }
+    for nic in &identity.nics {
+        parse(&nic.address).with_context(|| format!("{} is no address with a length", nic.address))?;
+    }
+    Ok(())
+}
+
+fn add(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
+    let index = interface(&nic.mac).context("there is no such interface")?;
+    let (address, length) = parse(&nic.address).context("read the address")?;
+    netlink.link_up(index).context("bring it up")?;
+    netlink.add_address(index, address, length).context("set its address")?;
+    match nic.gateway {
+        Some(gateway) => netlink.default_route(index, gateway).context("set the default route"),
+        None => Ok(()),
+    }
+}
+
+fn remove(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
+    let index = interface(&nic.mac).context("there is no such interface")?;
+    let (address, length) = parse(&nic.address).context("read the address")?;
+    netlink.remove_address(index, address, length).context("remove its address")
+}
+
+/// `10.77.0.11/24`.
+fn parse(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, length) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let length: u8 = length.parse().ok()?;
+    (length <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, length))
+}
+
+/// Index of the interface with this hardware address.
+fn interface(mac: &str) -> Option<u32> {
+    let entries = fs::read_dir("/sys/class/net").ok()?;
+    entries.flatten().find_map(|entry| {
+        let address = read_limited(&entry.path().join("address"), 64).ok()?;
+        if address.trim().eq_ignore_ascii_case(mac) { index_of(entry.file_name().to_str()?) } else { None }
+    })
+}
+
+fn index_of(name: &str) -> Option<u32> {
+    read_limited(&Path::new("/sys/class/net").join(name).join("ifindex"), 16).ok()?.trim().parse().ok()
+}
+
+fn write_files(identity: &Identity) -> anyhow::Result<()> {
+    let mut resolvers = String::new();
+    for server in identity.dns.iter().take(NAME_SERVERS_MAX) {
+        let _ = writeln!(resolvers, "nameserver {server}");
+    }
+    let mut hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
+    for (address, _) in identity.nics.iter().filter_map(|nic| parse(&nic.address)) {
+        let _ = writeln!(hosts, "{address} {}", identity.name);
+    }
+    fs::write("/etc/resolv.conf", resolvers).context("write /etc/resolv.conf")?;
+    fs::write("/etc/hosts", hosts).context("write /etc/hosts")?;
+    fs::write("/etc/hostname", format!("{}\n", identity.name)).context("write /etc/hostname")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_a_length_that_fits() {
+        for good in ["10.77.0.11/24", "0.0.0.0/0", "fd00::1/64", "fd00::1/128"] {
+            assert!(parse(good).is_some(), "{good}");
+        }
+        for bad in ["10.77.0.11", "10.77.0.11/33", "10.77.0/24", "fd00::1/129", "/24", "x/1", "10.77.0.11/-1"]
+        {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bad_identity_is_refused_before_anything_changes() {
+        let nic =
+            |address: &str| Nic { mac: "02:00:00:00:00:01".into(), address: address.into(), gateway: None };
+        let good = Identity { name: "a-1".into(), nics: vec![nic("10.0.0.1/8")], ..Identity::default() };
+        assert!(check(&good).is_ok());
+        for name in ["a b", "a\n127.0.0.1 evil", "ä", &"x".repeat(64)] {
+            assert!(check(&Identity { name: name.into(), ..good.clone() }).is_err(), "{name}");
+        }
+        assert!(check(&Identity { nics: vec![nic("10.0.0.1")], ..good.clone() }).is_err());
+        assert!(check(&Identity { nics: vec![nic("10.0.0.1/8"); 9], ..good }).is_err());
+    }
+}

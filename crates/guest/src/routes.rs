@@ -1,0 +1,93 @@
+//! The agent's HTTP API.
+
+use std::rc::Rc;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
+use hyper::{Method, Request, Response, StatusCode};
+use lightbyte_guest::protocol::{BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, Identity, Problem, Shutdown};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::task::spawn_local;
+
+use crate::agent::Agent;
+use crate::{exec, metrics, network, shutdown};
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers one request; whatever goes wrong becomes an answer too.
+pub(crate) async fn answer(agent: &Rc<Agent>, request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
+    let result = match (request.method(), path.as_str()) {
+        (&Method::GET, "/v1/health") => Ok(json(StatusCode::OK, &serde_json::json!({ "healthy": true }))),
+        (&Method::GET, "/v1/info") => Ok(json(StatusCode::OK, &agent.info())),
+        (&Method::GET, "/v1/metrics") => Ok(json(StatusCode::OK, &metrics::metrics())),
+        (&Method::PUT, "/v1/identity") => identity(agent, request).await,
+        (&Method::POST, "/v1/exec") => run(agent, request).await,
+        (&Method::POST, "/v1/shutdown") => stop(agent, request).await,
+        _ => Err(problem(StatusCode::NOT_FOUND, "there is nothing here")),
+    };
+    result.unwrap_or_else(|problem| problem)
+}
+
+async fn identity(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {
+    let identity: Identity = body(request).await?;
+    let before = agent.identity.borrow().clone();
+    network::apply(&identity, before.as_ref())
+        .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
+    agent.identity.replace(Some(identity));
+    agent.reached(|milestones| &mut milestones.network);
+    Ok(json(StatusCode::OK, &agent.info()))
+}
+
+async fn run(agent: &Rc<Agent>, mut request: Request<Incoming>) -> Result<Answer, Answer> {
+    let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == EXEC_PROTOCOL);
+    if !wanted {
+        return Err(problem(StatusCode::UPGRADE_REQUIRED, &format!("upgrade to {EXEC_PROTOCOL}")));
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let command: Exec = body(request).await?;
+    let process = exec::start(agent, &command)
+        .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
+    spawn_local(exec::relay(process, upgrade));
+    let answer = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, EXEC_PROTOCOL)
+        .body(Full::default());
+    answer.map_err(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
+}
+
+async fn stop(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {
+    let how: Shutdown = body(request).await?;
+    // Saying it twice starts it once.
+    if !agent.shutting_down.replace(true) {
+        spawn_local(shutdown::shutdown(agent.clone(), how));
+    }
+    Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "shutting_down": true })))
+}
+
+/// Reads a JSON body; an empty one means the defaults.
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Answer> {
+    let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| problem(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()))?
+        .to_bytes();
+    let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+    serde_json::from_slice(text).map_err(|error| problem(StatusCode::BAD_REQUEST, &error.to_string()))
+}
+
+fn problem(status: StatusCode, error: &str) -> Answer {
+    json(status, &Problem { error: error.to_owned() })
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    // Our own types always become JSON.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut answer = Response::new(Full::new(Bytes::from(bytes)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    answer
+}

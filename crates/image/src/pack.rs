@@ -1,0 +1,213 @@
+//! Puts an image together.
+
+use std::fmt::Write;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::cpio::Archive;
+use crate::manifest::{Manifest, Part};
+use crate::modules::{MODULES, without_signature};
+use crate::{ext4, kernel};
+
+/// Size of the demo's root disk; a VM's clone may be larger.
+const ROOT_DISK_BYTES: u64 = 64 << 20;
+
+/// Directories of the root disk.
+const DIRECTORIES: &[&str] = &[
+    "bin", "dev", "etc", "home", "mnt", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/lib",
+    "usr/sbin", "var/lib", "var/log",
+];
+
+/// Small files of the root disk.
+const FILES: &[(&str, &str)] = &[
+    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),
+    ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+    ("etc/hosts", "127.0.0.1 localhost\n"),
+    ("etc/resolv.conf", ""),
+    ("etc/hostname", "localhost\n"),
+];
+
+/// What an image is made from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// What people will call the image.
+    pub name: String,
+    /// An unpacked `linux-image-…-cloud-amd64`.
+    pub kernel_tree: PathBuf,
+    /// The static busybox.
+    pub busybox: PathBuf,
+    /// The static guest agent.
+    pub agent: PathBuf,
+    /// Its version.
+    pub agent_version: String,
+    /// The image's own kernel arguments.
+    pub command_line: String,
+}
+
+/// Makes the image in the directory `out`, which is created and may hold an older one.
+///
+/// # Errors
+/// If a source is missing or broken, or the disk is full; then `out` has no manifest.
+pub fn pack(sources: &Sources, out: &Path) -> anyhow::Result<Manifest> {
+    fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+    let _ = fs::remove_file(out.join("manifest.json"));
+    let bzimage = kernel_file(&sources.kernel_tree)?;
+    let elf =
+        kernel::extract(&fs::read(&bzimage).context("read the kernel")?).context("unpack the kernel")?;
+    write(out, "vmlinux", &elf)?;
+    write(out, "initramfs.cpio", &initramfs(sources).context("make the initramfs")?)?;
+    root_disk(sources, out).context("make the root disk")?;
+    let part = |file: &str| part(out, file).with_context(|| format!("hash {file}"));
+    let (kernel, initrd, root) = (part("vmlinux")?, part("initramfs.cpio")?, part("root.ext4")?);
+    let command_line = sources.command_line.clone();
+    let mut hash = Sha256::new();
+    for text in [&kernel.sha256, &initrd.sha256, &root.sha256, &command_line] {
+        hash.update(text.as_bytes());
+        hash.update([0]);
+    }
+    let manifest = Manifest {
+        name: sources.name.clone(),
+        version: hex(&hash.finalize())[..12].to_owned(),
+        architecture: "x86_64".to_owned(),
+        kernel,
+        initrd: Some(initrd),
+        command_line,
+        root,
+        agent_version: sources.agent_version.clone(),
+        built_at: jiff::Timestamp::now(),
+    };
+    let mut text = serde_json::to_vec_pretty(&manifest).context("write the manifest")?;
+    text.push(b'\n');
+    write(out, "manifest.json", &text)?;
+    Ok(manifest)
+}
+
+/// The kernel of an unpacked package.
+fn kernel_file(tree: &Path) -> anyhow::Result<PathBuf> {
+    only_entry(&tree.join("boot"), "vmlinuz-").context("find the kernel")
+}
+
+/// Its modules; newer packages have them below `usr`.
+fn module_tree(tree: &Path) -> anyhow::Result<PathBuf> {
+    let places = [tree.join("lib/modules"), tree.join("usr/lib/modules")];
+    let place = places.iter().find(|place| place.is_dir()).unwrap_or(&places[0]);
+    Ok(only_entry(place, "").context("find the modules")?.join("kernel"))
+}
+
+/// A hash of everything that the image is made from, this program included.
+///
+/// # Errors
+/// If a source is missing.
+pub fn key(sources: &Sources) -> anyhow::Result<String> {
+    let mut files = vec![
+        std::env::current_exe().context("find this program")?,
+        kernel_file(&sources.kernel_tree)?,
+        sources.busybox.clone(),
+        sources.agent.clone(),
+    ];
+    let modules = module_tree(&sources.kernel_tree)?;
+    files.extend(MODULES.iter().map(|path| modules.join(path)));
+    let mut hash = Sha256::new();
+    for text in [&sources.name, &sources.agent_version, &sources.command_line] {
+        hash.update(text.as_bytes());
+        hash.update([0]);
+    }
+    for file in files {
+        let (sha256, _) = digest(&file).with_context(|| format!("hash {}", file.display()))?;
+        hash.update(sha256.as_bytes());
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+fn initramfs(sources: &Sources) -> anyhow::Result<Vec<u8>> {
+    let modules = module_tree(&sources.kernel_tree)?;
+    let mut archive = Archive::default();
+    archive.directory("dev")?;
+    archive.device("dev/console", 5, 1)?;
+    archive.directory("modules")?;
+    let mut list = String::new();
+    for path in MODULES {
+        let module = fs::read(modules.join(path)).with_context(|| format!("read {path}"))?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        archive.file(&format!("modules/{name}"), 0o644, without_signature(&module))?;
+        let _ = writeln!(list, "{name}");
+    }
+    archive.file("modules/list", 0o644, list.as_bytes())?;
+    archive.file("init", 0o755, &fs::read(&sources.agent).context("read the agent")?)?;
+    archive.finish().context("finish the archive")
+}
+
+fn root_disk(sources: &Sources, out: &Path) -> anyhow::Result<()> {
+    let tree = out.join("root.tree");
+    let _ = fs::remove_dir_all(&tree);
+    for directory in DIRECTORIES {
+        fs::create_dir_all(tree.join(directory))?;
+    }
+    fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    fs::set_permissions(tree.join("root"), fs::Permissions::from_mode(0o700))?;
+    for (name, text) in FILES {
+        fs::write(tree.join(name), text)?;
+    }
+    fs::copy(&sources.busybox, tree.join("bin/busybox")).context("copy busybox")?;
+    fs::set_permissions(tree.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
+    let applets = Command::new(tree.join("bin/busybox")).arg("--list").output().context("ask busybox")?;
+    ensure!(applets.status.success(), "busybox --list failed");
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
+        ensure!(!applet.contains('/'), "an applet named {applet}");
+        symlink("busybox", tree.join("bin").join(applet)).with_context(|| format!("link {applet}"))?;
+    }
+    ext4::make(&out.join("root.ext4"), &tree, ROOT_DISK_BYTES)?;
+    fs::remove_dir_all(&tree).context("remove the tree")
+}
+
+/// The entry of a directory whose name begins so; there must be exactly one.
+fn only_entry(directory: &Path, prefix: &str) -> anyhow::Result<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+            found.push(entry.path());
+        }
+    }
+    ensure!(found.len() == 1, "{} entries `{prefix}*` in {}", found.len(), directory.display());
+    found.pop().context("find an entry")
+}
+
+/// A new file: one of that name may be linked to a place where its content must not change.
+fn write(out: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let _ = fs::remove_file(out.join(name));
+    fs::write(out.join(name), bytes).with_context(|| format!("write {name}"))
+}
+
+fn part(out: &Path, file: &str) -> anyhow::Result<Part> {
+    let (sha256, bytes) = digest(&out.join(file))?;
+    Ok(Part { file: file.to_owned(), sha256, bytes })
+}
+
+/// Hash and length of a file.
+fn digest(path: &Path) -> anyhow::Result<(String, u64)> {
+    let mut reader = fs::File::open(path)?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        let read = reader.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+        bytes += read as u64;
+    }
+    Ok((hex(&hash.finalize()), bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

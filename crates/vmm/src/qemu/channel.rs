@@ -1,0 +1,125 @@
+//! The host's end of a guest's vsock, in Firecracker's protocol, and as much HTTP as the agent needs. Blocking and
+//! bounded.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lightbyte_guest::protocol::{AGENT_PORT, READY_ANSWER, READY_BYTES_MAX, Ready};
+
+/// Longest first line.
+const LINE_BYTES_MAX: usize = 32;
+
+/// Largest answer of the agent, head included.
+const ANSWER_BYTES_MAX: u64 = 256 * 1024;
+
+/// How long a write may take.
+const WRITE_MAX: Duration = Duration::from_secs(2);
+
+/// How long the guest may take for its one line, once it has dialled.
+const LINE_MAX: Duration = Duration::from_secs(5);
+
+/// Reads until a time, however the other side deals out its bytes.
+struct Timed<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl io::Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
+}
+
+/// Connects to a port of the guest behind `uds`.
+fn connect(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(uds)?;
+    // What is written fits into the socket's buffer; the time-out is for a backend that hangs.
+    stream.set_write_timeout(Some(WRITE_MAX))?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let mut line = Vec::with_capacity(LINE_BYTES_MAX);
+    let mut byte = [0];
+    // Byte by byte: what follows the line belongs to the caller. The line comes once per connection.
+    while line.last() != Some(&b'\n') {
+        if line.len() >= LINE_BYTES_MAX || (Timed { stream: &stream, until }).read(&mut byte)? == 0 {
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the guest refused the connection"));
+        }
+        line.push(byte[0]);
+    }
+    if !line.starts_with(b"OK ") {
+        return Err(invalid("the channel gave no OK"));
+    }
+    Ok(stream)
+}
+
+/// Sends one request to the agent and gives status and body. It is over after `wait`.
+///
+/// # Errors
+/// If the agent is not there, too slow, or answers no HTTP.
+pub(super) fn request(
+    uds: &Path,
+    method: &str,
+    path: &str,
+    body: &[u8],
+    wait: Duration,
+) -> io::Result<(u16, Vec<u8>)> {
+    let until = Instant::now() + wait;
+    let mut stream = connect(uds, AGENT_PORT, until)?;
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body].concat())?;
+    let mut answer = Vec::new();
+    Timed { stream: &stream, until }.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+    let (status, head_bytes) = head_of(&answer).ok_or_else(|| invalid("the agent answers no HTTP"))?;
+    Ok((status, answer.split_off(head_bytes)))
+}
+
+/// Status and length of an answer's head.
+fn head_of(answer: &[u8]) -> Option<(u16, usize)> {
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let code = answer.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
+    Some((str::from_utf8(code).ok()?.parse().ok()?, end + 4))
+}
+
+/// Takes the guest's call on its ready port; nothing if it said something else or broke off, and will call again.
+pub(super) fn take_call(listener: &UnixListener) -> Option<Ready> {
+    let (mut stream, _) = listener.accept().ok()?;
+    stream.set_write_timeout(Some(WRITE_MAX)).ok()?;
+    let timed = Timed { stream: &stream, until: Instant::now() + LINE_MAX };
+    let mut line = String::new();
+    BufReader::new(timed.take(READY_BYTES_MAX as u64)).read_line(&mut line).ok()?;
+    let ready = serde_json::from_str(&line).ok()?;
+    stream.write_all(READY_ANSWER).ok()?;
+    Some(ready)
+}
+
+fn invalid(text: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_found_or_are_none() {
+        let table = [
+            ("HTTP/1.1 200 OK\r\n\r\nbody", Some((200, 19))),
+            ("HTTP/1.1 422 No\r\nA: b\r\n\r\n", Some((422, 25))),
+            ("HTTP/1.1 200 OK\r\n", None),
+            ("HTTP/1.1 xyz\r\n\r\n", None),
+            ("nonsense\r\n\r\n", None),
+        ];
+        for (answer, expected) in table {
+            assert_eq!(head_of(answer.as_bytes()), expected, "{answer}");
+        }
+    }
+}

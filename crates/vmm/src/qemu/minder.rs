@@ -1,0 +1,152 @@
+//! One small thread for each VM that runs: hears of its end, takes the guest's call, tells the guest who it is, and
+//! keeps its console within bounds. It is the same for a VM that was started here and for one that was found running.
+//!
+//! ```text
+//!  started --> waiting for the call --call--> introducing --identity taken, Ready told--> known --+
+//!  found  --> asking for its health --well------^   ^ (again while it fails)   ^----- call again --+
+//!                |  (again while it fails)          |
+//!                +--call----------------------------+        the process ends, from any state: Exited told, over
+//! ```
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lightbyte_api::{Timestamp, VmId};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::channel;
+use super::console;
+use super::paths::Paths;
+use super::process::Held;
+use super::{Shared, write_whole};
+use crate::driver::VmmEvent;
+
+/// How long a guest that was found running may take to say that it is well.
+const HEALTH_MAX: Duration = Duration::from_secs(2);
+
+/// How long a guest may take to take its identity; it takes a tenth of a second on a quiet machine.
+const IDENTITY_MAX: Duration = Duration::from_secs(10);
+
+/// Pause before a guest that did not answer is asked again: one question costs little, and a deaf guest stays deaf.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What is still to be said to the guest.
+#[derive(Clone, Copy, Debug)]
+enum Talk {
+    /// Nothing until it calls.
+    Waiting,
+    /// Ask whether it is well, at this time. It was found running and may have called long ago.
+    Ask(Instant),
+    /// Tell it who it is, at this time.
+    Introduce(Instant),
+}
+
+pub(super) struct Minder {
+    pub(super) vm: VmId,
+    pub(super) paths: Paths,
+    pub(super) console: PathBuf,
+    /// The identity as the guest takes it.
+    pub(super) identity: Vec<u8>,
+    /// Where the guest calls; without one it is only asked.
+    pub(super) listener: Option<UnixListener>,
+    pub(super) process: Held,
+    pub(super) shared: Arc<Shared>,
+    /// Whether it was found running.
+    pub(super) is_found: bool,
+}
+
+impl Minder {
+    /// Goes on until the process ends, or the driver does.
+    pub(super) fn run(self) {
+        let now = Instant::now();
+        let mut talk = if self.is_found { Talk::Ask(now) } else { Talk::Waiting };
+        let mut look_at = now + console::LOOK_EVERY;
+        loop {
+            let until = match talk {
+                Talk::Waiting => look_at,
+                Talk::Ask(at) | Talk::Introduce(at) => look_at.min(at),
+            };
+            match self.wait(until) {
+                Woken::DriverEnded => return,
+                Woken::ProcessEnded => break,
+                Woken::Called => talk = self.take_call().unwrap_or(talk),
+                Woken::Time => {}
+            }
+            if Instant::now() >= look_at {
+                // A full disk is told by everything else that needs it; the console is cut in any case.
+                let _ = console::rotate(&self.console);
+                look_at = Instant::now() + console::LOOK_EVERY;
+            }
+            talk = self.talk(talk);
+        }
+        self.shared.reap();
+        let _ = console::rotate(&self.console);
+        self.shared.tell(VmmEvent::Exited(self.vm));
+    }
+
+    fn wait(&self, until: Instant) -> Woken {
+        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
+        let mut descriptors = vec![
+            PollFd::new(self.process.pidfd(), PollFlags::IN),
+            PollFd::new(&self.shared.alive, PollFlags::IN),
+        ];
+        descriptors.extend(self.listener.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN)));
+        // An interrupted wait is a short one.
+        let woken = poll(&mut descriptors, left.as_ref()).is_ok_and(|count| count > 0);
+        let mut ready = descriptors.iter().map(|descriptor| woken && !descriptor.revents().is_empty());
+        let mut next = || ready.next().unwrap_or(false);
+        match (next(), next(), next()) {
+            (_, true, _) => Woken::DriverEnded,
+            (true, ..) => Woken::ProcessEnded,
+            (_, _, true) => Woken::Called,
+            _ => Woken::Time,
+        }
+    }
+
+    fn take_call(&self) -> Option<Talk> {
+        let ready = channel::take_call(self.listener.as_ref()?)?;
+        let now = Timestamp::now();
+        // Kept for whoever finds this VM running: when the agent began cannot be asked later. Without the note the next
+        // driver says a later time, which is no reason to leave the guest without its identity.
+        let _ = ready.ready.then(|| write_whole(&self.paths.agent_at, now.to_string().as_bytes()));
+        Some(Talk::Introduce(Instant::now()))
+    }
+
+    /// Says what is due, and gives what is to be said next.
+    fn talk(&self, talk: Talk) -> Talk {
+        let now = Instant::now();
+        let request = |method, path, body: &[u8], wait| {
+            let answer = channel::request(&self.paths.uds, method, path, body, wait);
+            answer.is_ok_and(|(status, _)| status == 200)
+        };
+        match talk {
+            Talk::Ask(at) if at <= now => {
+                let is_well = request("GET", "/v1/health", b"", HEALTH_MAX);
+                if is_well { Talk::Introduce(now) } else { Talk::Ask(Instant::now() + ASK_AGAIN) }
+            }
+            Talk::Introduce(at) if at <= now => {
+                if !request("PUT", "/v1/identity", &self.identity, IDENTITY_MAX) {
+                    return Talk::Introduce(Instant::now() + ASK_AGAIN);
+                }
+                self.shared.tell(VmmEvent::Ready { vm: self.vm, agent_at: self.agent_at() });
+                Talk::Waiting
+            }
+            later => later,
+        }
+    }
+
+    fn agent_at(&self) -> Timestamp {
+        let noted = fs::read_to_string(&self.paths.agent_at).ok().and_then(|text| text.parse().ok());
+        noted.unwrap_or_else(Timestamp::now)
+    }
+}
+
+enum Woken {
+    DriverEnded,
+    ProcessEnded,
+    Called,
+    Time,
+}

@@ -1,0 +1,185 @@
+//! Taps: persistent, so that they are there before a VM and after it, and either VMM finds them by name.
+//!
+//! A tap is finished (named for its VM, on its bridge, up, without IPv6 of the host's own) before it is made
+//! persistent. A crash in between therefore leaves nothing, and what is there is whole. Which VM a tap is of stands in
+//! its alias, since its name is a hash.
+//!
+//! A guest may send from any address. That VMs cannot reach the hosts' own ports is done by rules that know taps by
+//! the beginning of their names, not here.
+
+mod netlink;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use lightbyte_api::address::tap_name;
+use lightbyte_api::assigned::AssignedNic;
+use lightbyte_api::kinds::vm::NICS_MAX;
+use lightbyte_api::{Uid, VmId};
+
+use self::netlink::{Link, Netlink};
+use crate::driver::{DriverError, Network};
+
+/// What the alias of a tap begins with; the VM's uid follows.
+const ALIAS_PREFIX: &str = "lightbyte vm ";
+
+/// linux/if_tun.h: a tap, without the packet information header, with offload headers as virtio-net uses them.
+const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
+
+const TUNSETIFF: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 202);
+const TUNSETPERSIST: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 203);
+
+/// Taps in the network namespace of this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taps {}
+
+impl Taps {
+    /// The driver keeps nothing.
+    #[must_use]
+    pub const fn new() -> Taps {
+        Taps {}
+    }
+}
+
+impl Network for Taps {
+    /// Taps that are there are joined to their bridges again.
+    fn ensure(&self, vm: VmId, nics: &[AssignedNic]) -> Result<(), DriverError> {
+        let links = links()?;
+        let index_of = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.index);
+        let bridges: Vec<u32> = nics
+            .iter()
+            .map(|nic| {
+                index_of(&nic.bridge)
+                    .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))
+            })
+            .collect::<Result<_, _>>()?;
+        let alias = format!("{ALIAS_PREFIX}{vm}");
+        for (index, bridge) in bridges.into_iter().enumerate() {
+            let name = tap_name(vm.uid(), index);
+            let made = match index_of(&name) {
+                Some(tap) => Netlink::open().and_then(|mut netlink| netlink.set_up(tap, bridge, &alias)),
+                None => make(&name, bridge, &alias),
+            };
+            made.map_err(system(format!("make tap {name}")))?;
+        }
+        Ok(())
+    }
+
+    /// That a VM does not run any more is for the caller to see to; a tap that is open is refused all the same.
+    fn remove(&self, vm: VmId) -> Result<(), DriverError> {
+        let links = links()?;
+        // All before any: a refusal leaves a VM that runs with its whole network.
+        let mut found = Vec::new();
+        for index in 0..NICS_MAX {
+            let name = tap_name(vm.uid(), index);
+            if links.iter().any(|link| link.name == name) {
+                found.push(open(&name)?);
+            }
+        }
+        for tap in found {
+            set_persistent(&tap, false).map_err(system("let go of a tap"))?;
+        }
+        Ok(())
+    }
+
+    fn count(&self, vm: VmId) -> Result<usize, DriverError> {
+        Ok(links()?.iter().filter(|link| vm_of(link) == Some(vm)).count())
+    }
+
+    fn list(&self) -> Result<Vec<VmId>, DriverError> {
+        let mut vms: Vec<VmId> = links()?.iter().filter_map(vm_of).collect();
+        vms.sort_unstable();
+        vms.dedup();
+        Ok(vms)
+    }
+}
+
+/// Opens a tap that is there, for a VMM that is about to start.
+///
+/// # Errors
+/// [`DriverError::Refused`] if it is not there, or somebody has it open.
+pub(crate) fn open(name: &str) -> Result<OwnedFd, DriverError> {
+    // Opening one that is not there would make it.
+    if !links()?.iter().any(|link| link.name == name) {
+        return Err(DriverError::Refused(format!("tap {name} is not there")));
+    }
+    match attach(name) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            Err(DriverError::Refused(format!("tap {name} is in use")))
+        }
+        tap => tap.map_err(system(format!("open tap {name}"))),
+    }
+}
+
+fn links() -> Result<Vec<Link>, DriverError> {
+    Netlink::open().and_then(|mut netlink| netlink.links()).map_err(system("list network interfaces"))
+}
+
+fn vm_of(link: &Link) -> Option<VmId> {
+    link.alias.strip_prefix(ALIAS_PREFIX)?.parse::<Uid>().ok().map(VmId::new)
+}
+
+/// Makes a tap: if this process ends before it is whole, the kernel takes it away.
+fn make(name: &str, bridge: u32, alias: &str) -> io::Result<()> {
+    let tap = attach(name)?;
+    let mut netlink = Netlink::open()?;
+    let index = netlink
+        .links()?
+        .iter()
+        .find(|link| link.name == name)
+        .map(|link| link.index)
+        .ok_or(io::ErrorKind::NotFound)?;
+    // The host's own IPv6 would give every tap an address by itself, and guests a way around their bridge.
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // A kernel without IPv6 has no such file.
+        _ => {}
+    }
+    netlink.set_up(index, bridge, alias)?;
+    set_persistent(&tap, true)
+}
+
+/// `struct ifreq` as TUNSETIFF reads it: a name of 16 bytes, the flags, and room for the rest of the union.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+/// Opens the tap of that name; it is made if it is not there, and ends with the descriptor unless it is persistent.
+fn attach(name: &str) -> io::Result<OwnedFd> {
+    let mut request = InterfaceRequest { name: [0; 16], flags: FLAGS, rest: [0; 22] };
+    if name.is_empty() || name.len() > 15 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a tap's name has 1 to 15 bytes"));
+    }
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    let device = File::options().read(true).write(true).open("/dev/net/tun")?;
+    set_interface(&device, request)?;
+    Ok(device.into())
+}
+
+#[expect(unsafe_code, reason = "TUNSETIFF has no safe form")]
+fn set_interface(device: &File, request: InterfaceRequest) -> io::Result<()> {
+    // SAFETY: TUNSETIFF (linux/if_tun.h) reads a `struct ifreq` of 40 bytes, which `InterfaceRequest` lays out; its
+    // declared argument type is `int`, which is why the opcode is made from that and the setter from the real one.
+    unsafe {
+        let setter = rustix::ioctl::Setter::<TUNSETIFF, InterfaceRequest>::new(request);
+        Ok(rustix::ioctl::ioctl(device, setter)?)
+    }
+}
+
+#[expect(unsafe_code, reason = "TUNSETPERSIST has no safe form")]
+fn set_persistent(tap: &OwnedFd, is_persistent: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST (linux/if_tun.h) takes its argument as a number, not as a pointer.
+    unsafe {
+        let setter = rustix::ioctl::IntegerSetter::<TUNSETPERSIST>::new_usize(usize::from(is_persistent));
+        Ok(rustix::ioctl::ioctl(tap.as_fd(), setter)?)
+    }
+}
+
+fn system(context: impl Into<String>) -> impl FnOnce(io::Error) -> DriverError {
+    let context = context.into();
+    move |source| DriverError::System { context, source }
+}
