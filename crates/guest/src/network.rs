@@ -26,6 +26,7 @@ const NAME_BYTES_MAX: usize = 63;
 /// If the identity makes no sense (then nothing is changed), or the kernel refuses a step (then saying it again repairs).
 pub(crate) fn apply(identity: &Identity, before: Option<&Identity>) -> anyhow::Result<()> {
     check(identity)?;
+    announce_addresses();
     let mut netlink = Netlink::open().context("open netlink")?;
     if let Some(lo) = index_of("lo") {
         netlink.link_up(lo).context("bring up lo")?;
@@ -45,6 +46,13 @@ pub(crate) fn apply(identity: &Identity, before: Option<&Identity>) -> anyhow::R
     write_files(identity)
 }
 
+/// Lets interfaces that come up say to whom their addresses belong (RFC 5227, 2.3; `arp_notify` of the kernel's
+/// ip-sysctl): a neighbour may remember the VM that had the address before, and would send to it for seconds.
+fn announce_addresses() {
+    // A kernel without it costs those seconds, and nothing else.
+    let _ = fs::write("/proc/sys/net/ipv4/conf/all/arp_notify", "1\n");
+}
+
 fn check(identity: &Identity) -> anyhow::Result<()> {
     let name = &identity.name;
     if name.len() > NAME_BYTES_MAX || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
@@ -62,8 +70,9 @@ fn check(identity: &Identity) -> anyhow::Result<()> {
 fn add(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
     let index = interface(&nic.mac).context("there is no such interface")?;
     let (address, length) = parse(&nic.address).context("read the address")?;
-    netlink.link_up(index).context("bring it up")?;
+    // The address first: an interface that comes up announces those that it has.
     netlink.add_address(index, address, length).context("set its address")?;
+    netlink.link_up(index).context("bring it up")?;
     match nic.gateway {
         Some(gateway) => netlink.default_route(index, gateway).context("set the default route"),
         None => Ok(()),

@@ -420,7 +420,8 @@ impl Reconciler {
             self.queue.extend(asked.meta.owner.iter().map(|owner| owner.object.clone()));
             self.queue.extend(view.children(asked.meta.uid).cloned());
         }
-        if view.worker_id(object).is_some() {
+        if let Some(worker) = view.worker_id(object) {
+            self.wake_worker(view, worker);
             self.wake_bystanders();
         }
     }

@@ -44,6 +44,8 @@ pub(crate) struct Oracle {
     acknowledged: BTreeMap<Uid, (ObjectRef, u64)>,
     /// Everything whose end was ever asked for.
     ends_asked: BTreeSet<Uid>,
+    /// Everything whose end was acknowledged.
+    ends_acknowledged: BTreeSet<Uid>,
     owners: BTreeMap<Uid, Uid>,
 }
 
@@ -69,10 +71,16 @@ impl Oracle {
     }
 
     /// A person's request for `object` was acknowledged.
-    pub(crate) fn acknowledged(&mut self, object: &ObjectRef) {
-        if let Some(asked) = self.truth().asked(object) {
-            let (uid, generation) = (asked.meta.uid, asked.meta.generation);
-            self.acknowledged.insert(uid, (object.clone(), generation));
+    pub(crate) fn acknowledged(&mut self, decision: &Transaction) {
+        for (key, write) in &decision.writes {
+            if let (Key::Asked(object), Write::Put(_, Record::Asked(asked))) = (key, write) {
+                let (uid, generation) = (asked.meta.uid, asked.meta.generation);
+                let known = self.acknowledged.entry(uid).or_insert_with(|| (object.clone(), generation));
+                known.1 = known.1.max(generation);
+                if asked.meta.deleting_since.is_some() {
+                    self.ends_acknowledged.insert(uid);
+                }
+            }
         }
     }
 
@@ -126,6 +134,14 @@ impl Oracle {
                 None if !self.end_was_asked(*uid) => {
                     return violated("rule 7", format!("{object} {uid} was acknowledged and is gone"));
                 }
+                Some(asked)
+                    if asked.meta.deleting_since.is_none() && self.ends_acknowledged.contains(uid) =>
+                {
+                    return violated(
+                        "rule 8",
+                        format!("the end of {object} was acknowledged and is not asked for"),
+                    );
+                }
                 Some(asked) if asked.meta.generation < *generation => {
                     return violated("rule 7", format!("{object} lost generation {generation}"));
                 }
@@ -147,14 +163,48 @@ impl Oracle {
                         violated("rule 5", format!("VM {vm} runs on n{} and n{}", other + 1, index + 1));
                 }
                 for nic in &assigned.nics {
-                    if let Some(other) = addresses.insert((nic.bridge.clone(), nic.address), vm) {
+                    let other = addresses.insert((nic.bridge.clone(), nic.address), vm);
+                    if let Some(other) = other.filter(|other| *other != vm) {
                         checked = violated("rule 6", format!("VMs {vm} and {other} have {}", nic.address));
                     }
                 }
             });
             checked?;
+            self.check_host(worker)?;
         }
         Ok(())
+    }
+
+    /// What is on a host was claimed first, and is not withdrawn; and what runs holds its addresses.
+    fn check_host(&self, worker: &Worker) -> Checked {
+        let view = self.truth.view();
+        let reported: BTreeSet<Uid> = view.observed_by(worker.id).map(|object| object.uid).collect();
+        if let Some(uid) = worker.host.everything().difference(&reported).next() {
+            return violated(
+                "claim",
+                format!("something of {uid} is on {} and the store shows no report of it", worker.said.name),
+            );
+        }
+        if let Some(blank) = worker.host.disks().iter().find(|volume| worker.lost.contains(volume)) {
+            return violated("rule 13", format!("volume {blank} vanished and was made again, blank"));
+        }
+        let mut checked = Ok(());
+        worker.host.each_running(|vm, assigned| {
+            for nic in &assigned.nics {
+                let held = view.objects_of(Kind::Network).any(|network| {
+                    let key = Key::Address(network.name.clone(), nic.address);
+                    view.unreadable(&key).is_some()
+                        || view
+                            .address_claim(&network.name, nic.address)
+                            .is_some_and(|claim| claim.owner == vm.uid())
+                });
+                if !held {
+                    checked =
+                        violated("rule 6", format!("VM {vm} runs with {} and does not hold it", nic.address));
+                }
+            }
+        });
+        checked
     }
 
     // -------------------------------------------------------------------------------------------------- the goal
@@ -184,6 +234,11 @@ impl Oracle {
                 violated("rule 8", format!("{object} is still there: {}", told(view, object)))
             };
         }
+        if let Some(owner) = &asked.meta.owner {
+            if view.object_of(owner.uid).is_none() {
+                return violated("rule 10", format!("{object} outlived its owner {}", owner.object));
+            }
+        }
         let Spec::Vm(spec) = &asked.spec else { return Ok(()) };
         match placement(view, object) {
             None => match possible(view, spec) {
@@ -192,7 +247,16 @@ impl Oracle {
                 }
                 None => Ok(()),
             },
-            Some(placement) => check_placed(view, object, asked.meta.uid, spec.running, placement, workers),
+            Some(placement) => {
+                let named = asked.spec.references();
+                if let Some(gone) = named.iter().find(|named| view.asked(named).is_none()) {
+                    return violated(
+                        "rule 13",
+                        format!("{object} is placed and {gone} that it uses is gone"),
+                    );
+                }
+                check_placed(view, object, asked.meta.uid, spec.running, placement, workers)
+            }
         }
     }
 
@@ -337,6 +401,10 @@ fn check_placed(
         worker.host.each_running(|vm, _| runs |= vm.uid() == uid);
         let assigned = view.assigned(placement.worker, HostObject { kind: Kind::Vm, uid });
         if let Some(lightbyte_api::Assigned::Vm(assigned)) = assigned.map(AsRef::as_ref) {
+            if assigned.disks.iter().any(|disk| worker.lost.contains(disk)) {
+                // Whether it runs is chance: it may have been started before its disk went.
+                return Ok(());
+            }
             no_bridge = assigned.nics.iter().any(|nic| nic.bridge != "br0");
         }
     }
@@ -347,6 +415,16 @@ fn check_placed(
             "rule 10",
             format!("{object} runs: {runs}, asked: {running}: {}", told(view, object)),
         );
+    }
+    let done = view.observed(placement.worker, HostObject { kind: Kind::Vm, uid });
+    let asked = view.asked(object).map_or(0, |asked| asked.meta.restarts_asked);
+    if let Some(lightbyte_api::Observed::Vm(done)) = done.map(AsRef::as_ref) {
+        if runs && done.restarts_done != asked {
+            return violated(
+                "rule 10",
+                format!("{object} was restarted {} times, asked {asked}", done.restarts_done),
+            );
+        }
     }
     let ready = status::object(view, object).is_some_and(|object| object.status.ready);
     if ready == (running && no_bridge) {
@@ -367,7 +445,11 @@ pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer
         if !may_write(writer, key, write, before) {
             return violated("rule 2", format!("{writer:?} wrote {key}"));
         }
+        if before.unreadable(key).is_some() {
+            return violated("rule 13", format!("{writer:?} wrote over {key}, which it cannot read"));
+        }
         check_order(key, write, before)?;
+        check_choice(key, write, before)?;
     }
     Ok(())
 }
@@ -391,13 +473,57 @@ fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
             Writer::Leader(_),
             Key::Decided(_) | Key::Assigned(..) | Key::WorkerLedger(_) | Key::Address(..),
         ) => true,
-        (Writer::Leader(_), Key::Observed(..)) => matches!(write, Write::Delete(_)),
+        (Writer::Leader(_), Key::Observed(_, object)) => {
+            object.kind == Kind::Worker && matches!(write, Write::Delete(_))
+        }
         (Writer::Worker(worker), Key::Observed(of, object)) => of == worker && object.kind != Kind::Worker,
         (Writer::Registration(worker), Key::Observed(of, _) | Key::WorkerLedger(of)) => of == worker,
         (Writer::Registration(_), Key::Asked(object)) => object.kind == Kind::Worker,
         (Writer::Server, Key::Alive(_)) | (Writer::Candidate, Key::Leader) => true,
         _ => false,
     }
+}
+
+/// A choice rests on what is true when it is stored, and not only when it was made.
+fn check_choice(key: &Key, write: &Write, before: &View) -> Checked {
+    let (Key::Decided(object), Write::Put(_, Record::Decided(decided))) = (key, write) else { return Ok(()) };
+    let Choice::Vm(vm::Choice { placement: Some(chosen) }) = &decided.choice else { return Ok(()) };
+    if placement(before, object).is_some() {
+        return Ok(());
+    }
+    let worker = ObjectRef::new(Kind::Worker, chosen.worker_name.clone());
+    let open = before.living(&worker).is_some_and(|asked| {
+        asked.meta.uid == chosen.worker.uid()
+            && matches!(&asked.spec, Spec::Worker(spec) if !spec.cordoned)
+            && before.alive(chosen.worker).is_some()
+    });
+    if !open {
+        return violated("rule 3", format!("{object} was placed on {worker}, which takes nothing now"));
+    }
+    let Some(Spec::Vm(spec)) = before.asked(object).map(|asked| &asked.spec) else { return Ok(()) };
+    let image = ObjectRef::new(Kind::Image, spec.image.clone());
+    let current = match before.living(&image).map(|asked| &asked.spec) {
+        Some(Spec::Image(image)) => Some(image.current.clone()),
+        _ => None,
+    };
+    if current.as_ref() != Some(&chosen.image_version) {
+        return violated(
+            "rule 3",
+            format!("{object} was placed with {image} {}, current is {current:?}", chosen.image_version),
+        );
+    }
+    for nic in &chosen.nics {
+        let network = ObjectRef::new(Kind::Network, nic.network.clone());
+        let gives = matches!(before.living(&network).map(|asked| &asked.spec),
+            Some(Spec::Network(spec)) if spec.may_give(nic.address));
+        if !gives {
+            return violated(
+                "rule 3",
+                format!("{object} got {} of {network}, which does not give it", nic.address),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn check_order(key: &Key, write: &Write, before: &View) -> Checked {

@@ -65,7 +65,7 @@ impl Cluster {
                     "restart" => "ack: restart",
                     _ => "ack: change",
                 });
-                self.oracle.acknowledged(&object);
+                self.oracle.acknowledged(&decision);
             }
             Sent::Conflict(..) => self.counts.add("conflict: api"),
             // Nobody was told that it was done, so nobody may rely on it.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::observed::ObservedWorker;
-use lightbyte_api::{ByteSize, Kind, Name, Uid, VmId, WorkerId};
+use lightbyte_api::{ByteSize, Kind, Name, Uid, VmId, VolumeId, WorkerId};
 use lightbyte_plan::agent::{Action, Agent, Delivery, Reply, Report, Stamped, Step};
 use lightbyte_plan::{Transaction, delivery, request};
 use lightbyte_store::LeaseId;
@@ -37,7 +37,10 @@ pub(crate) struct Worker {
     stream: Option<Stream>,
     steps: VecDeque<(HostObject, Step)>,
     reports: VecDeque<(u64, Report)>,
+    late: VecDeque<Report>,
     replies: VecDeque<(u64, HostObject, Reply)>,
+    /// Volumes whose file vanished: it must never be made again, blank.
+    pub(crate) lost: std::collections::BTreeSet<VolumeId>,
     registered: bool,
     cut_off: bool,
 }
@@ -73,7 +76,9 @@ impl Worker {
             stream: None,
             steps: VecDeque::new(),
             reports: VecDeque::new(),
+            late: VecDeque::new(),
             replies: VecDeque::new(),
+            lost: std::collections::BTreeSet::new(),
             registered: false,
             cut_off: false,
         }
@@ -155,6 +160,7 @@ impl Cluster {
                 self.counts.add("fault: host write failed");
                 self.workers[index].host.fail_next(1 + self.rng.below(3) as u32);
             }
+            7 if self.rng.once_in(4) => self.disk_vanishes(index),
             7 => self.guest_ends(index),
             // A report of an agent that is no more, or the second of two, arrives before the first.
             _ if self.workers[index].reports.len() > 1 => {
@@ -262,11 +268,27 @@ impl Cluster {
         Ok(())
     }
 
+    /// The report that arrives next. A server that was stopped with a request in its hands stores it much later, when
+    /// its sender has long asked again.
+    fn next_report(&mut self, index: usize) -> Option<(u64, Report)> {
+        let is_late = !self.workers[index].late.is_empty() && self.rng.once_in(6);
+        let worker = &mut self.workers[index];
+        if is_late {
+            self.counts.add("fault: report arrives again");
+            return worker.late.pop_front().map(|report| (u64::MAX, report));
+        }
+        let (incarnation, report) = worker.reports.pop_front()?;
+        if self.faults && self.rng.once_in(4) {
+            worker.late.push_back(report.clone());
+        }
+        Some((incarnation, report))
+    }
+
     fn send_report(&mut self, index: usize) -> Checked {
         if self.workers[index].cut_off {
             return Ok(());
         }
-        let Some((incarnation, report)) = self.workers[index].reports.pop_front() else { return Ok(()) };
+        let Some((incarnation, report)) = self.next_report(index) else { return Ok(()) };
         let servers: Vec<usize> = self.up_servers().into();
         let lost = self.faults && self.rng.once_in(20);
         let Some(server) = self.rng.pick(&servers).copied() else {
@@ -381,6 +403,28 @@ impl Cluster {
         observe(&mut self.workers[index], vm, now);
     }
 
+    /// The file of a volume vanishes, after it was made and noted.
+    fn disk_vanishes(&mut self, index: usize) {
+        let now = self.now();
+        let worker = &mut self.workers[index];
+        let noted = |volume: &VolumeId| {
+            let object = HostObject { kind: Kind::Volume, uid: volume.uid() };
+            let facts = hands::facts(&worker.drivers, object);
+            facts.is_ok_and(|facts| facts.saved.is_some_and(|saved| saved.created))
+        };
+        let disks: Vec<VolumeId> = worker.host.disks().into_iter().filter(noted).collect();
+        let Some(volume) = self.rng.pick(&disks).copied() else { return };
+        self.counts.add("fault: disk vanished");
+        self.tell(|| format!("the disk of volume {volume} vanishes from n{}", index + 1));
+        let worker = &mut self.workers[index];
+        worker.host.lose_disk(volume);
+        worker.lost.insert(volume);
+        let object = HostObject { kind: Kind::Volume, uid: volume.uid() };
+        if let (Some(agent), Ok(facts)) = (&mut worker.agent, hands::facts(&worker.drivers, object)) {
+            agent.observed(object, facts, None, now);
+        }
+    }
+
     /// Everything in the worker's favour, until nothing is left to do at this moment.
     pub(crate) fn settle_worker(&mut self, index: usize) -> Checked {
         if self.workers[index].agent.is_none() {
@@ -402,7 +446,7 @@ impl Cluster {
                 self.do_step(index)?;
                 self.agent_turns(index);
             }
-            while !self.workers[index].reports.is_empty() {
+            while !self.workers[index].reports.is_empty() || !self.workers[index].late.is_empty() {
                 self.send_report(index)?;
             }
             while !self.workers[index].replies.is_empty() {

@@ -114,11 +114,25 @@ impl Bed {
         serde_json::from_str(&self.ok(&words)).expect("JSON")
     }
 
+    /// The host whose server leads, if any does.
+    pub(crate) fn leader(&self) -> Option<String> {
+        let output = self.run(&["status", "-o", "json"]);
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+        Some(status["leader"].as_str()?.to_owned())
+    }
+
     /// A file with manifests.
     pub(crate) fn manifests(&self, text: &str) -> PathBuf {
         let file = self.directory.join("manifests.yaml");
         fs::write(&file, text).expect("a file of manifests");
         file
+    }
+
+    /// The network namespace of a host.
+    pub(crate) fn namespace(&self, host: &str) -> String {
+        let rack = fs::read(self.state().join("rack.json")).expect("the rack");
+        let rack: Value = serde_json::from_slice(&rack).expect("JSON");
+        format!("lb-{}-{host}", rack["hash"].as_str().expect("a hash"))
     }
 
     /// The number of a process of the lab, such as `n1-worker`.
@@ -146,10 +160,10 @@ pub(crate) fn path(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// Sends SIGKILL to one process by its number.
-pub(crate) fn kill(pid: i32) {
+/// Sends a signal, such as `KILL`, to one process by its number.
+pub(crate) fn signal(name: &str, pid: i32) {
     // The shell's own word: the program of that name is not on every machine.
-    let status = Command::new("sh").args(["-c", &format!("kill -KILL {pid}")]).status().expect("a shell");
+    let status = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().expect("a shell");
     assert!(status.success(), "process {pid} is gone already");
 }
 
@@ -162,10 +176,15 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+fn pause() {
+    pass(LOOK_EVERY);
+}
+
+/// Lets time pass: to look again later, or to meet what happens outside at another moment of it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "processes outside are looked at again and again, with a deadline"
+    reason = "processes outside are met at chosen moments; nothing is synchronised by it"
 )]
-fn pause() {
-    std::thread::sleep(LOOK_EVERY);
+pub(crate) fn pass(time: Duration) {
+    std::thread::sleep(time);
 }

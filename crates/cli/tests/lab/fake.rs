@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::bed::{Bed, path, until};
+use crate::bed::{Bed, path, signal, until};
 
 fn state_of(bed: &Bed, vm: &str) -> (String, Vec<String>) {
     let object = bed.json(&["get", &format!("vm/{vm}")]);
@@ -99,4 +99,45 @@ fn bad_input_is_told_and_changes_nothing() {
     }
     assert_eq!(bed.fails(&["get", "vm/good"]).0, 5, "nothing is half done");
     assert_eq!(bed.fails(&["get", "nothing/x"]).0, 64);
+}
+
+/// Whoever leads is stopped or killed: another leads soon, nothing acknowledged is lost, and a leader that wakes up late
+/// leads no more.
+#[test]
+fn a_leader_that_stops_or_dies_is_replaced() {
+    let Some(bed) = Bed::new("leader", &["--vmm", "fake"]) else { return };
+    bed.start();
+    bed.ok(&["run", "demo", "--name", "before"]);
+    for deed in ["STOP", "KILL"] {
+        until("somebody leads", || bed.leader().is_some());
+        let leader = bed.leader().unwrap_or_default();
+        let process = bed.process(&format!("{leader}-server"));
+        signal(deed, process);
+        until("another leads", || bed.leader().is_some_and(|found| found != leader));
+        bed.ok(&["run", "demo", "--name", &format!("after-{}", deed.to_lowercase())]);
+        if deed == "STOP" {
+            signal("CONT", process);
+        }
+    }
+    for vm in ["before", "after-stop", "after-kill"] {
+        bed.ok(&["wait", &format!("vm/{vm}"), "--for", "ready"]);
+    }
+    assert_eq!(bed.json(&["get", "vm"])["items"].as_array().map(Vec::len), Some(3));
+}
+
+/// The same with members of etcd: one stopped, then each of the others killed.
+#[test]
+fn a_member_of_etcd_that_stops_or_dies_costs_seconds_and_nothing_else() {
+    let Some(bed) = Bed::new("etcd", &["--vmm", "fake"]) else { return };
+    bed.start();
+    for (host, deed) in [("n1", "STOP"), ("n2", "KILL"), ("n3", "KILL")] {
+        let process = bed.process(&format!("{host}-etcd"));
+        signal(deed, process);
+        bed.ok(&["run", "demo", "--name", &format!("with-{host}-away"), "--timeout", "60s"]);
+        if deed == "STOP" {
+            signal("CONT", process);
+        }
+        until("the member is back", || deed == "STOP" || bed.process(&format!("{host}-etcd")) != process);
+    }
+    assert_eq!(bed.json(&["get", "vm"])["items"].as_array().map(Vec::len), Some(3));
 }

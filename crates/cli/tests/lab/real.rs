@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bed::{Bed, kill, skip, until};
+use crate::bed::{Bed, pass, signal, skip, until};
 
 /// Why real VMs cannot run here; `None` when they can.
 fn missing() -> Option<String> {
@@ -71,7 +71,7 @@ fn real_vms_answer_and_outlive_their_agent() {
     let worker = bed.json(&["get", "vm/hello"])["status"]["worker"].as_str().unwrap_or_default().to_owned();
     let name = format!("{worker}-worker");
     let agent = bed.process(&name);
-    kill(agent);
+    signal("KILL", agent);
     until("the agent is started again", || bed.process(&name) != agent);
     assert!(page(&address).is_some(), "the VM goes on without its agent");
     bed.ok(&["wait", "vm/hello", "--for", "ready"]);
@@ -88,4 +88,93 @@ fn real_vms_answer_and_outlive_their_agent() {
     bed.ok(&["delete", "vm/hello", "--yes"]);
     assert!(machines(&bed).is_empty(), "nothing runs");
     assert!(page(&address).is_none(), "nothing answers");
+}
+
+/// What is left of VMs on the hosts of the lab: machine processes, taps, records and disks.
+fn left(bed: &Bed) -> Vec<String> {
+    let mut left = machines(bed);
+    for host in ["n1", "n2", "n3"] {
+        let state = bed.state().join(host).join("worker");
+        for kind in ["vm", "volume"] {
+            let entries = std::fs::read_dir(state.join(kind)).into_iter().flatten();
+            left.extend(entries.filter_map(|entry| Some(entry.ok()?.path().display().to_string())));
+        }
+        let links =
+            Command::new("ip").args(["-n", &bed.namespace(host), "-o", "link"]).output().expect("ip runs");
+        let links = String::from_utf8_lossy(&links.stdout).into_owned();
+        left.extend(links.lines().filter(|line| line.contains(": lb")).map(str::to_owned));
+    }
+    left
+}
+
+#[test]
+fn deletion_in_every_state_leaves_nothing() {
+    let test = "deletion_in_every_state_leaves_nothing";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("delete", &["--vmm", "qemu"]) else { return };
+    bed.start();
+    // Pending, claimed, cloning, starting, booting, just ready.
+    for (index, millis) in [0, 60, 150, 400, 900, 1_600, 2_600].into_iter().enumerate() {
+        let vm = format!("vm/early-{index}");
+        bed.ok(&["run", "demo", "--name", &format!("early-{index}"), "--no-wait"]);
+        pass(Duration::from_millis(millis));
+        bed.ok(&["delete", &vm, "--yes"]);
+        assert_eq!(left(&bed), Vec::<String>::new(), "after {millis} ms");
+    }
+    let states: [(&str, &[&[&str]]); 3] = [
+        ("stopped", &[&["stop", "vm/late"], &["wait", "vm/late", "--for", "stopped"]]),
+        ("stopping", &[&["stop", "vm/late"]]),
+        ("restarting", &[&["restart", "vm/late"]]),
+    ];
+    for (state, verbs) in states {
+        bed.ok(&["run", "demo", "--name", "late"]);
+        verbs.iter().for_each(|words| drop(bed.run(words)));
+        bed.ok(&["delete", "vm/late", "--yes"]);
+        assert_eq!(left(&bed), Vec::<String>::new(), "{state}");
+    }
+    bed.ok(&["run", "demo", "--name", "crashed"]);
+    let machine = machines(&bed).pop().expect("a machine");
+    signal("KILL", machine.trim_start_matches("/proc/").parse().expect("a process number"));
+    bed.ok(&["delete", "vm/crashed", "--yes"]);
+    assert_eq!(left(&bed), Vec::<String>::new(), "ended by itself");
+    let used = &bed.json(&["get", "network/default"])["status"]["addresses_used"];
+    assert_eq!(used, 0, "all addresses are free");
+}
+
+/// How many boots meet the death of their agent: few in CI, as many as a person asks for elsewhere.
+fn kills() -> u64 {
+    std::env::var("LIGHTBYTE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+#[test]
+fn agents_killed_at_any_moment_of_a_boot_lose_nothing() {
+    let test = "agents_killed_at_any_moment_of_a_boot_lose_nothing";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("kills", &["--vmm", "qemu", "--nodes", "1"]) else { return };
+    bed.start();
+    let kills = kills();
+    for index in 0..kills {
+        let name = format!("vm-{index}");
+        let vm = format!("vm/{name}");
+        bed.ok(&["run", "demo", "--name", &name, "--no-wait"]);
+        // Spread over a boot of about two seconds.
+        pass(Duration::from_millis(index * 2_200 / kills));
+        let agent = bed.process("n1-worker");
+        signal("KILL", agent);
+        bed.ok(&["wait", &vm, "--for", "ready", "--timeout", "60s"]);
+        let object = bed.json(&["get", &vm]);
+        let address = object["status"]["addresses"][0].as_str().unwrap_or_default();
+        let address = address.split('/').next().unwrap_or_default();
+        assert!(page(address).is_some_and(|text| text.contains(&name)), "boot {index}: the page answers");
+        assert_eq!(object["status"]["restarts"], 0, "boot {index}: it was not started twice");
+        assert_eq!(machines(&bed).len(), 1, "boot {index}: one machine");
+        // An orderly stop needs the channel to the guest.
+        bed.ok(&["stop", &vm]);
+        bed.ok(&["wait", &vm, "--for", "stopped", "--timeout", "20s"]);
+        bed.ok(&["delete", &vm, "--yes"]);
+    }
 }

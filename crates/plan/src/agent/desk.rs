@@ -203,6 +203,8 @@ struct Reported {
     in_flight: Option<Option<Observed>>,
     /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
     refused_assignment: Option<u64>,
+    /// A claim was sent and its answer was lost: it may be stored, and must be sent again before it can be given up.
+    claim_unsure: bool,
     /// Whether an inventory has said what is stored. Before that nothing can be guarded, and so nothing is sent.
     known: bool,
 }
@@ -308,6 +310,7 @@ impl Desk {
     }
 
     fn set_stored(&mut self, observed: Option<Stamped<Observed>>) {
+        self.reported.claim_unsure = false;
         self.reported.revision = observed.as_ref().map_or(0, |observed| observed.mod_revision);
         self.reported.stored = observed.map(|observed| observed.value);
     }
@@ -316,6 +319,7 @@ impl Desk {
         let Some(sent) = self.reported.in_flight.take() else { return };
         match reply {
             Reply::Accepted { revision } => {
+                self.reported.claim_unsure = false;
                 self.reported.revision = if sent.is_some() { revision } else { 0 };
                 self.reported.stored = sent;
             }
@@ -328,7 +332,7 @@ impl Desk {
                 self.set_stored(observed);
             }
             // Sent again as it was: the guard tells whether the first one was stored.
-            Reply::Lost => {}
+            Reply::Lost => self.reported.claim_unsure |= self.reported.revision == 0,
         }
     }
 
@@ -426,11 +430,13 @@ impl Desk {
                     now,
                 ))),
             },
-            (None, Some(wish)) if !wish.value.is_removal() => Some(match &wish.value {
-                Assigned::Vm(assigned) => Observed::Vm(vm::claim(assigned, now)),
-                Assigned::Volume(assigned) => Observed::Volume(volume::claim(assigned, now)),
-            }),
-            (None, _) if self.facts.is_bare() => None,
+            (None, Some(wish)) if !wish.value.is_removal() || self.reported.claim_unsure => {
+                Some(match &wish.value {
+                    Assigned::Vm(assigned) => Observed::Vm(vm::claim(assigned, now)),
+                    Assigned::Volume(assigned) => Observed::Volume(volume::claim(assigned, now)),
+                })
+            }
+            (None, _) if self.facts.is_bare() && !self.step_in_flight => None,
             // Something is left on the host that was never saved, or no longer is: the report stays as it is.
             (None, _) => stored.cloned(),
         }

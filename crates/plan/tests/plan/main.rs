@@ -2,6 +2,7 @@
 
 mod delivery;
 mod planners;
+mod races;
 mod reconciler;
 mod requests;
 mod scheduler;

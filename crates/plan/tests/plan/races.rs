@@ -1,0 +1,73 @@
+//! Two races between a claim and the end of its object, which the simulator did not meet and a reader did.
+
+use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, WantedVolume};
+use lightbyte_api::kinds::image::Part;
+use lightbyte_api::records::Epoch;
+use lightbyte_api::{ByteSize, Kind, Name, Timestamp, Uid};
+use lightbyte_plan::agent::{Action, Agent, Delivery, Item, News, Reply, Stamped, Step};
+
+const OBJECT: HostObject = HostObject { kind: Kind::Volume, uid: Uid::from_bits(7) };
+
+fn assigned(sequence: u64, wanted: WantedVolume) -> Stamped<Assigned> {
+    let part = Part { sha256: "0".repeat(64), size: ByteSize::from_mib(1) };
+    let value = AssignedVolume {
+        sequence,
+        generation: 1,
+        name: Name::new("a-root").unwrap(),
+        wanted,
+        size: part.size,
+        source: part,
+    };
+    Stamped { mod_revision: 10 * sequence, value: Assigned::Volume(value) }
+}
+
+fn delivery(revision: u64, news: News) -> Delivery {
+    Delivery { epoch: Epoch { cluster: Uid::from_bits(1), epoch: 1 }, revision, news }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_millisecond(1_000).unwrap()
+}
+
+/// An agent that has just sent its claim.
+fn claiming() -> Agent {
+    let mut agent = Agent::begin([]);
+    let item = Item { object: OBJECT, assigned: Some(assigned(1, WantedVolume::Present)), observed: None };
+    agent.deliver(delivery(10, News::Inventory(vec![item])), now()).unwrap();
+    let actions = agent.actions(now());
+    assert!(
+        matches!(actions.as_slice(), [(_, Action::Report(report))] if report.own_revision == 0),
+        "{actions:?}"
+    );
+    agent
+}
+
+fn removal() -> Delivery {
+    let news = News::Change { object: OBJECT, assigned: Some(assigned(2, WantedVolume::Removed)) };
+    delivery(20, news)
+}
+
+/// The claim stands until no step can bring anything to the host any more. If it is withdrawn while the first save is
+/// in flight, the controller ends the object; the save then lands; and an agent that dies right after it finds a saved
+/// assignment that nobody will ever take back.
+#[test]
+fn a_claim_is_not_withdrawn_while_the_save_is_in_flight() {
+    let mut agent = claiming();
+    agent.reply(OBJECT, Reply::Accepted { revision: 11 });
+    let actions = agent.actions(now());
+    assert!(matches!(actions.as_slice(), [(_, Action::Step(Step::Save(_)))]), "{actions:?}");
+    agent.deliver(removal(), now()).unwrap();
+    let actions = agent.actions(now());
+    assert!(actions.is_empty(), "the save is still in flight: {actions:?}");
+}
+
+/// A claim whose answer was lost may be stored. A removal that comes meanwhile must not make the agent forget it, or
+/// the object's end waits for ever.
+#[test]
+fn a_claim_whose_answer_was_lost_is_withdrawn_too() {
+    let mut agent = claiming();
+    agent.deliver(removal(), now()).unwrap();
+    agent.reply(OBJECT, Reply::Lost);
+    let actions = agent.actions(now());
+    assert!(!actions.is_empty(), "nobody will withdraw the claim that may be stored");
+}
