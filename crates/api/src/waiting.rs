@@ -177,7 +177,7 @@ impl WaitingOn {
             | WaitingOn::CrashLoop { worker }
             | WaitingOn::WorkerProblem { worker, .. } => {
                 format!(
-                    "`lightbyte logs` shows its console; `lightbyte describe worker/{worker}` shows the worker"
+                    "`lightbyte describe worker/{worker}` shows the worker; the log of its agent says more"
                 )
             }
             WaitingOn::WorkerAway { worker } => format!("start worker `{worker}` again"),
@@ -203,12 +203,14 @@ impl fmt::Display for WaitingOn {
             WaitingOn::Workers { architecture } => {
                 write!(formatter, "no {architecture} worker is ready to take it")
             }
-            WaitingOn::Missing { object } => write!(formatter, "{object} does not exist"),
+            WaitingOn::Missing { object } => {
+                write!(formatter, "{object} does not exist, or is being deleted")
+            }
             WaitingOn::ImageVersion { image, version } => {
                 write!(formatter, "image `{image}` has no version `{version}`")
             }
             WaitingOn::Address { network } => {
-                write!(formatter, "network `{network}` has no such address free")
+                write!(formatter, "network `{network}` has no free address for it")
             }
             WaitingOn::DiskTooSmall { size_min } => {
                 write!(formatter, "the disk is smaller than the image's {size_min}")

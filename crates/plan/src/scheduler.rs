@@ -193,6 +193,6 @@ fn score(candidate: &Candidate<'_>, need: &Need) -> Vec<(i64, String)> {
     let vms = i64::try_from(ledger.vms.min(999)).unwrap_or(999);
     vec![
         (free * SPREAD_WEIGHT, format!("spread: {}.{} % free after it", free / 10, free % 10)),
-        (-vms, format!("few: {vms} VMs there")),
+        (-vms, format!("few: VMs there: {vms}")),
     ]
 }

@@ -2,7 +2,7 @@
 
 use lightbyte_api::decided::Verdict;
 use lightbyte_api::object::{Object, ObjectRef};
-use lightbyte_api::{Choice, Spec, Timestamp, WaitingOn};
+use lightbyte_api::{Choice, Key, Kind, Spec, Timestamp, WaitingOn};
 use serde::{Deserialize, Serialize};
 
 use crate::planner::vm;
@@ -39,10 +39,13 @@ pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
     let hints = status.waiting_on.iter().map(|waiting| waiting.on.hint()).collect();
     let verdicts = placed_because(view, object, &mut because).unwrap_or_else(|| verdicts_now(view, object));
     if because.is_empty() {
-        because.push(
-            if status.ready { "it is as asked" } else { "its controller has not looked at it yet" }
-                .to_owned(),
-        );
+        because.push(match (status.ready, view.contains(&Key::Decided(object.clone()))) {
+            (true, _) => "it is as asked".to_owned(),
+            (false, false) if matches!(object.kind, Kind::Vm | Kind::Volume) && status.state == "pending" => {
+                "its controller has not looked at it yet".to_owned()
+            }
+            (false, _) => format!("nothing is decided against it; it is {}", status.state),
+        });
     }
     Some(Explanation {
         object: object.clone(),
@@ -60,11 +63,11 @@ fn placed_because(view: &View, object: &ObjectRef, because: &mut Vec<String>) ->
     let placement = choice.placement.as_ref()?;
     let decision = &placement.decision;
     because.push(format!(
-        "it was placed on worker `{}`, the best of {} at revision {}",
+        "it was placed on worker `{}`, the best of {} looked at, at revision {}",
         placement.worker_name, decision.workers, decision.revision
     ));
     because.extend(
-        decision.refused.iter().map(|(reason, count)| format!("{count} workers were refused: {reason}")),
+        decision.refused.iter().map(|(reason, count)| format!("refused of them: {count} ({reason})")),
     );
     Some(decision.best.clone())
 }

@@ -234,10 +234,10 @@ impl Oracle {
                 violated("rule 8", format!("{object} is still there: {}", told(view, object)))
             };
         }
-        if let Some(owner) = &asked.meta.owner {
-            if view.object_of(owner.uid).is_none() {
-                return violated("rule 10", format!("{object} outlived its owner {}", owner.object));
-            }
+        if let Some(owner) = &asked.meta.owner
+            && view.object_of(owner.uid).is_none()
+        {
+            return violated("rule 10", format!("{object} outlived its owner {}", owner.object));
         }
         let Spec::Vm(spec) = &asked.spec else { return Ok(()) };
         match placement(view, object) {
@@ -418,13 +418,14 @@ fn check_placed(
     }
     let done = view.observed(placement.worker, HostObject { kind: Kind::Vm, uid });
     let asked = view.asked(object).map_or(0, |asked| asked.meta.restarts_asked);
-    if let Some(lightbyte_api::Observed::Vm(done)) = done.map(AsRef::as_ref) {
-        if runs && done.restarts_done != asked {
-            return violated(
-                "rule 10",
-                format!("{object} was restarted {} times, asked {asked}", done.restarts_done),
-            );
-        }
+    if let Some(lightbyte_api::Observed::Vm(done)) = done.map(AsRef::as_ref)
+        && runs
+        && done.restarts_done != asked
+    {
+        return violated(
+            "rule 10",
+            format!("{object} was restarted {} times, asked {asked}", done.restarts_done),
+        );
     }
     let ready = status::object(view, object).is_some_and(|object| object.status.ready);
     if ready == (running && no_bridge) {

@@ -195,7 +195,7 @@ impl SpecRules for Spec {
     }
 
     fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {
-        let reason = "is fixed when a VM is made; delete it and make it again";
+        let reason = "it is fixed when a VM is made; delete the VM and make it again";
         let frozen = [
             ("image", self.image != next.image),
             ("disks", self.disks != next.disks),

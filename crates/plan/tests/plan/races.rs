@@ -13,7 +13,7 @@ fn assigned(sequence: u64, wanted: WantedVolume) -> Stamped<Assigned> {
     let value = AssignedVolume {
         sequence,
         generation: 1,
-        name: Name::new("a-root").unwrap(),
+        name: Name::new("a-root").expect("a name"),
         wanted,
         size: part.size,
         source: part,
@@ -26,14 +26,14 @@ fn delivery(revision: u64, news: News) -> Delivery {
 }
 
 fn now() -> Timestamp {
-    Timestamp::from_millisecond(1_000).unwrap()
+    Timestamp::from_millisecond(1_000).expect("a time")
 }
 
 /// An agent that has just sent its claim.
 fn claiming() -> Agent {
     let mut agent = Agent::begin([]);
     let item = Item { object: OBJECT, assigned: Some(assigned(1, WantedVolume::Present)), observed: None };
-    agent.deliver(delivery(10, News::Inventory(vec![item])), now()).unwrap();
+    agent.deliver(delivery(10, News::Inventory(vec![item])), now()).expect("fresh news");
     let actions = agent.actions(now());
     assert!(
         matches!(actions.as_slice(), [(_, Action::Report(report))] if report.own_revision == 0),
@@ -56,7 +56,7 @@ fn a_claim_is_not_withdrawn_while_the_save_is_in_flight() {
     agent.reply(OBJECT, Reply::Accepted { revision: 11 });
     let actions = agent.actions(now());
     assert!(matches!(actions.as_slice(), [(_, Action::Step(Step::Save(_)))]), "{actions:?}");
-    agent.deliver(removal(), now()).unwrap();
+    agent.deliver(removal(), now()).expect("fresh news");
     let actions = agent.actions(now());
     assert!(actions.is_empty(), "the save is still in flight: {actions:?}");
 }
@@ -66,7 +66,7 @@ fn a_claim_is_not_withdrawn_while_the_save_is_in_flight() {
 #[test]
 fn a_claim_whose_answer_was_lost_is_withdrawn_too() {
     let mut agent = claiming();
-    agent.deliver(removal(), now()).unwrap();
+    agent.deliver(removal(), now()).expect("fresh news");
     agent.reply(OBJECT, Reply::Lost);
     let actions = agent.actions(now());
     assert!(!actions.is_empty(), "nobody will withdraw the claim that may be stored");

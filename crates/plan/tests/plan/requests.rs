@@ -122,9 +122,9 @@ fn people_create_and_apply() {
     put asked vm/a generation 2 stopped team:web
     rests on epoch
     > apply vm/a {"image": "demo", "cpus": 2}
-    error: `cpus` of vm/a cannot be changed: is fixed when a VM is made; delete it and make it again
+    error: `cpus` of vm/a cannot be changed: it is fixed when a VM is made; delete the VM and make it again
     > apply vm/a {"image": "other", "memory": "1GiB"}
-    error: `image` of vm/a cannot be changed: is fixed when a VM is made; delete it and make it again
+    error: `image` of vm/a cannot be changed: it is fixed when a VM is made; delete the VM and make it again
     > apply vm/gone {"image": "demo"}
     error: vm/gone is being deleted
     hint: `lightbyte wait vm/gone --for deleted`, then try again

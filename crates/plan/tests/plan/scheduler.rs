@@ -77,30 +77,30 @@ fn the_worker_with_the_most_left_is_chosen() {
         worker n2 cpus=4 used_cpus=2 memory=64GiB
         worker n3 cpus=4 memory=1GiB used_cpus=1 used_memory=256MiB", &need(1, 128)), @"
     n3 of 3
-    kept n3 500000: spread: 50.0 % free after it; few: 0 VMs there
-    kept n1 375000: spread: 37.5 % free after it; few: 0 VMs there
-    kept n2 250000: spread: 25.0 % free after it; few: 0 VMs there
-    n1 375000: spread: 37.5 % free after it; few: 0 VMs there
-    n2 250000: spread: 25.0 % free after it; few: 0 VMs there
-    n3 500000: spread: 50.0 % free after it; few: 0 VMs there
+    kept n3 500000: spread: 50.0 % free after it; few: VMs there: 0
+    kept n1 375000: spread: 37.5 % free after it; few: VMs there: 0
+    kept n2 250000: spread: 25.0 % free after it; few: VMs there: 0
+    n1 375000: spread: 37.5 % free after it; few: VMs there: 0
+    n2 250000: spread: 25.0 % free after it; few: VMs there: 0
+    n3 500000: spread: 50.0 % free after it; few: VMs there: 0
     ");
     // Among equals the one with fewer VMs, then the first name.
     assert_snapshot!(check("worker n3 vms=1
         worker n2 vms=1
         worker n1 vms=2", &need(1, 128)), @"
     n2 of 3
-    kept n2 749999: spread: 75.0 % free after it; few: 1 VMs there
-    kept n3 749999: spread: 75.0 % free after it; few: 1 VMs there
-    kept n1 749998: spread: 75.0 % free after it; few: 2 VMs there
-    n1 749998: spread: 75.0 % free after it; few: 2 VMs there
-    n2 749999: spread: 75.0 % free after it; few: 1 VMs there
-    n3 749999: spread: 75.0 % free after it; few: 1 VMs there
+    kept n2 749999: spread: 75.0 % free after it; few: VMs there: 1
+    kept n3 749999: spread: 75.0 % free after it; few: VMs there: 1
+    kept n1 749998: spread: 75.0 % free after it; few: VMs there: 2
+    n1 749998: spread: 75.0 % free after it; few: VMs there: 2
+    n2 749999: spread: 75.0 % free after it; few: VMs there: 1
+    n3 749999: spread: 75.0 % free after it; few: VMs there: 1
     ");
     // A VM of no size on a worker of no size.
     assert_snapshot!(check("worker n1 cpus=0 memory=0", &need(0, 0)), @"
     n1 of 1
-    kept n1 0: spread: 0.0 % free after it; few: 0 VMs there
-    n1 0: spread: 0.0 % free after it; few: 0 VMs there
+    kept n1 0: spread: 0.0 % free after it; few: VMs there: 0
+    n1 0: spread: 0.0 % free after it; few: VMs there: 0
     ");
     assert_snapshot!(check("", &need(1, 1)), @"none of 0");
 }
@@ -111,11 +111,11 @@ fn a_decision_keeps_five_verdicts_and_does_not_look_at_closed_workers() {
     let found = check(&format!("{}\nworker x away\nworker y away", workers.join("\n")), &need(1, 128));
     let kept: Vec<&str> = found.lines().filter(|line| !line.starts_with("n")).collect();
     assert_snapshot!(kept.join("\n"), @"
-    kept n8 749999: spread: 75.0 % free after it; few: 1 VMs there
-    kept n7 749998: spread: 75.0 % free after it; few: 2 VMs there
-    kept n6 749997: spread: 75.0 % free after it; few: 3 VMs there
-    kept n5 749996: spread: 75.0 % free after it; few: 4 VMs there
-    kept n4 749995: spread: 75.0 % free after it; few: 5 VMs there
+    kept n8 749999: spread: 75.0 % free after it; few: VMs there: 1
+    kept n7 749998: spread: 75.0 % free after it; few: VMs there: 2
+    kept n6 749997: spread: 75.0 % free after it; few: VMs there: 3
+    kept n5 749996: spread: 75.0 % free after it; few: VMs there: 4
+    kept n4 749995: spread: 75.0 % free after it; few: VMs there: 5
     x refused: away
     y refused: away
     ");

@@ -43,15 +43,15 @@ fn a_vm_says_why_it_waits_or_where_it_was_placed() {
     assert_snapshot!(check("rack\nvm a", "vm/a"), @"
     vm/a is starting, not ready
     - it waits: worker `n1` to start it
-    - it was placed on worker `n1`, the best of 2 at revision 12
-    hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker
-      n1 750000: spread: 75.0 % free after it; few: 0 VMs there
-      n2 750000: spread: 75.0 % free after it; few: 0 VMs there
+    - it was placed on worker `n1`, the best of 2 looked at, at revision 12
+    hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more
+      n1 750000: spread: 75.0 % free after it; few: VMs there: 0
+      n2 750000: spread: 75.0 % free after it; few: VMs there: 0
     ");
     assert_snapshot!(check("rack\nvm a on=n1 observed=running", "vm/a"), @"
     vm/a is running, ready
-    - it was placed on worker `n1`, the best of 3 at revision 5
-    - 1 workers were refused: away
+    - it was placed on worker `n1`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
       n1 875000: spread
     ");
     assert_snapshot!(check("rack\nworker n3 cordoned\nworker n4 away\nvm a cpus=9", "vm/a"), @"
@@ -70,51 +70,51 @@ fn a_vm_says_why_it_waits_or_where_it_was_placed() {
     ");
     assert_snapshot!(check("rack\nvm a image=none", "vm/a"), @"
     vm/a is pending, not ready
-    - it waits: image/none does not exist
+    - it waits: image/none does not exist, or is being deleted
     hint: `lightbyte get images` lists what there is; `lightbyte import image DIR` adds one
     ");
     assert_snapshot!(check("rack\nvm a nic=none", "vm/a"), @"
     vm/a is pending, not ready
-    - it waits: network/none does not exist
+    - it waits: network/none does not exist, or is being deleted
     hint: create network/none, or change what names it
-      n1 750000: spread: 75.0 % free after it; few: 0 VMs there
-      n2 750000: spread: 75.0 % free after it; few: 0 VMs there
+      n1 750000: spread: 75.0 % free after it; few: VMs there: 0
+      n2 750000: spread: 75.0 % free after it; few: VMs there: 0
     ");
     assert_snapshot!(check("rack\nvm a nic=default:10.77.0.200", "vm/a"), @"
     vm/a is pending, not ready
-    - it waits: network `default` has no such address free
+    - it waits: network `default` has no free address for it
     hint: `lightbyte describe network/default` shows its pool; delete something, or widen the pool
-      n1 750000: spread: 75.0 % free after it; few: 0 VMs there
-      n2 750000: spread: 75.0 % free after it; few: 0 VMs there
+      n1 750000: spread: 75.0 % free after it; few: VMs there: 0
+      n2 750000: spread: 75.0 % free after it; few: VMs there: 0
     ");
     assert_snapshot!(check("rack\nvm a disk=1MiB", "vm/a"), @"
     vm/a is pending, not ready
     - it waits: the disk is smaller than the image's 64MiB
     hint: ask for at least 64MiB
-      n1 750000: spread: 75.0 % free after it; few: 0 VMs there
-      n2 750000: spread: 75.0 % free after it; few: 0 VMs there
+      n1 750000: spread: 75.0 % free after it; few: VMs there: 0
+      n2 750000: spread: 75.0 % free after it; few: VMs there: 0
     ");
     assert_snapshot!(check("rack\nvm a on=n1 observed=crashed", "vm/a"), @"
     vm/a is crashed, not ready
     - it waits: it ended by itself on worker `n1`
-    - it was placed on worker `n1`, the best of 3 at revision 5
-    - 1 workers were refused: away
-    hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker
+    - it was placed on worker `n1`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
+    hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more
       n1 875000: spread
     ");
     assert_snapshot!(check("rack\nvm a on=n1 observed=claimed problem=no_bridge_br0", "vm/a"), @"
     vm/a is starting, not ready
     - it waits: worker `n1`: no bridge br0
-    - it was placed on worker `n1`, the best of 3 at revision 5
-    - 1 workers were refused: away
-    hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker
+    - it was placed on worker `n1`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
+    hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more
       n1 875000: spread
     ");
     assert_snapshot!(check("rack\nworker n9 away\nvm a on=n9 observed=running", "vm/a"), @"
     vm/a is unknown, not ready
     - it waits: worker `n9`, which is away
-    - it was placed on worker `n9`, the best of 3 at revision 5
-    - 1 workers were refused: away
+    - it was placed on worker `n9`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
     hint: start worker `n9` again
       n9 875000: spread
     ");
@@ -122,16 +122,16 @@ fn a_vm_says_why_it_waits_or_where_it_was_placed() {
     vm/a is deleting, not ready
     - it waits: worker `n1` to remove it
     - it waits: its child volume/a-root to go
-    - it was placed on worker `n1`, the best of 3 at revision 5
-    - 1 workers were refused: away
-    hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker
+    - it was placed on worker `n1`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
+    hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more
     hint: `lightbyte why volume/a-root` says what that waits for
       n1 875000: spread
     ");
     assert_snapshot!(check("rack\nvm a on=n1 observed=running\nopaque asked/network/default", "vm/a"), @"
     vm/a is running, ready
-    - it was placed on worker `n1`, the best of 3 at revision 5
-    - 1 workers were refused: away
+    - it was placed on worker `n1`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
       n1 875000: spread
     ");
     assert_snapshot!(check("rack", "vm/a"), @"there is none");
@@ -142,12 +142,12 @@ fn the_other_kinds_say_why_too() {
     assert_snapshot!(check("rack\nvm a on=n1 volume=claimed", "volume/a-root"), @"
     volume/a-root is creating, not ready
     - it waits: worker `n1` to make the disk
-    hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker
+    hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more
     ");
     assert_snapshot!(check("rack\nvm a on=n1 volume=lost volume_problem=its_file_is_gone", "volume/a-root"), @"
     volume/a-root is lost, not ready
     - it waits: worker `n1`: its file is gone
-    hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker
+    hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more
     ");
     assert_snapshot!(check("rack\nimage old v1 deleting\nvm a image=old", "image/old"), @"
     image/old is deleting, not ready
@@ -272,9 +272,9 @@ fn a_wait_is_stuck_when_its_patience_is_over() {
         vm b on=n1 observed=crashed
         vm c on=n1 observed=claimed address=10.77.0.3 problem=no_bridge
         vm d disk=1MiB", 60), @"
-    vm/a: image/none does not exist (hint: `lightbyte get images` lists what there is; `lightbyte import image DIR` adds one)
-    vm/b: it ended by itself on worker `n1` (hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker)
-    vm/c: worker `n1`: no bridge (hint: `lightbyte logs` shows its console; `lightbyte describe worker/n1` shows the worker)
+    vm/a: image/none does not exist, or is being deleted (hint: `lightbyte get images` lists what there is; `lightbyte import image DIR` adds one)
+    vm/b: it ended by itself on worker `n1` (hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more)
+    vm/c: worker `n1`: no bridge (hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more)
     vm/d: the disk is smaller than the image's 64MiB (hint: ask for at least 64MiB)
     ");
     assert_eq!(stuck("rack\nvm a on=n1 observed=running", 1_000_000), "nothing");

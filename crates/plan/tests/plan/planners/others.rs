@@ -34,7 +34,7 @@ fn a_volume_waits_for_its_owner_image_and_worker() {
         drop decided/vm/a", "volume/a-root"), @"nothing");
     assert_snapshot!(plans("rack
         vm a on=n1 volume=unplaced
-        drop asked/image/demo", "volume/a-root"), @"put decided volume/a-root since 60 waits: image/demo does not exist");
+        drop asked/image/demo", "volume/a-root"), @"put decided volume/a-root since 60 waits: image/demo does not exist, or is being deleted");
     assert_snapshot!(plans("rack
         image demo v2,v3
         vm a on=n1 volume=unplaced", "volume/a-root"), @"put decided volume/a-root since 60 waits: image `demo` has no version `v1`");

@@ -107,18 +107,18 @@ fn a_vm_goes_to_workers_of_its_architecture() {
 #[test]
 fn a_vm_waits_for_what_it_names() {
     assert_snapshot!(plans("rack
-        vm a image=other", "vm/a"), @"put decided vm/a since 60 waits: image/other does not exist");
+        vm a image=other", "vm/a"), @"put decided vm/a since 60 waits: image/other does not exist, or is being deleted");
     assert_snapshot!(plans("rack
         image other v1 deleting
-        vm a image=other", "vm/a"), @"put decided vm/a since 60 waits: image/other does not exist");
+        vm a image=other", "vm/a"), @"put decided vm/a since 60 waits: image/other does not exist, or is being deleted");
     assert_snapshot!(plans("rack
         image other v1,v2 current=v3
         vm a image=other", "vm/a"), @"put decided vm/a since 60 waits: image `other` has no version `v3`");
     assert_snapshot!(plans("rack
-        vm a nic=lan", "vm/a"), @"put decided vm/a since 60 waits: network/lan does not exist");
+        vm a nic=lan", "vm/a"), @"put decided vm/a since 60 waits: network/lan does not exist, or is being deleted");
     assert_snapshot!(plans("rack
         network lan 10.78.0.0/24 deleting
-        vm a nic=default nic=lan", "vm/a"), @"put decided vm/a since 60 waits: network/lan does not exist");
+        vm a nic=default nic=lan", "vm/a"), @"put decided vm/a since 60 waits: network/lan does not exist, or is being deleted");
     assert_snapshot!(plans("rack
         vm a disk=63MiB", "vm/a"), @"put decided vm/a since 60 waits: the disk is smaller than the image's 64MiB");
 }
@@ -149,10 +149,10 @@ fn addresses_are_the_wished_or_the_first_free_ones() {
     assert_snapshot!(check("vm a nic=lan"), @"claim lan 10.78.0.2 for vm/a");
     assert_snapshot!(check("vm a nic=lan:10.78.0.4"), @"claim lan 10.78.0.4 for vm/a");
     // Not in the pool; the gateway's; held by somebody else; held by an unreadable claim.
-    assert_snapshot!(check("vm a nic=lan:10.78.0.5"), @"put decided vm/a since 60 waits: network `lan` has no such address free");
-    assert_snapshot!(check("vm a nic=lan:10.78.0.3"), @"put decided vm/a since 60 waits: network `lan` has no such address free");
+    assert_snapshot!(check("vm a nic=lan:10.78.0.5"), @"put decided vm/a since 60 waits: network `lan` has no free address for it");
+    assert_snapshot!(check("vm a nic=lan:10.78.0.3"), @"put decided vm/a since 60 waits: network `lan` has no free address for it");
     assert_snapshot!(check("vm b on=n1 nic=lan:10.78.0.4
-        vm a nic=lan:10.78.0.4"), @"put decided vm/a since 60 waits: network `lan` has no such address free");
+        vm a nic=lan:10.78.0.4"), @"put decided vm/a since 60 waits: network `lan` has no free address for it");
     assert_snapshot!(check("opaque claimed/address/lan/10.78.0.2
         vm a nic=lan"), @"claim lan 10.78.0.4 for vm/a");
     // The gap between two claims, then the gateway is passed over, then the pool is full.
@@ -162,17 +162,17 @@ fn addresses_are_the_wished_or_the_first_free_ones() {
         vm a nic=lan"), @"claim lan 10.78.0.4 for vm/a");
     assert_snapshot!(check("vm b on=n1 nic=lan:10.78.0.2
         vm c on=n1 nic=lan:10.78.0.4
-        vm a nic=lan"), @"put decided vm/a since 60 waits: network `lan` has no such address free");
+        vm a nic=lan"), @"put decided vm/a since 60 waits: network `lan` has no free address for it");
     // Several NICs of one plan share the pool.
     assert_snapshot!(check("vm a nic=lan nic=default nic=lan"), @"
     claim default 10.77.0.2 for vm/a
     claim lan 10.78.0.2 for vm/a
     claim lan 10.78.0.4 for vm/a
     ");
-    assert_snapshot!(check("vm a nic=lan nic=lan nic=lan"), @"put decided vm/a since 60 waits: network `lan` has no such address free");
-    assert_snapshot!(check("vm a nic=lan:10.78.0.2 nic=lan:10.78.0.2"), @"put decided vm/a since 60 waits: network `lan` has no such address free");
+    assert_snapshot!(check("vm a nic=lan nic=lan nic=lan"), @"put decided vm/a since 60 waits: network `lan` has no free address for it");
+    assert_snapshot!(check("vm a nic=lan:10.78.0.2 nic=lan:10.78.0.2"), @"put decided vm/a since 60 waits: network `lan` has no free address for it");
     // A wish after a NIC that took the first free address.
-    assert_snapshot!(check("vm a nic=lan nic=lan:10.78.0.2"), @"put decided vm/a since 60 waits: network `lan` has no such address free");
+    assert_snapshot!(check("vm a nic=lan nic=lan:10.78.0.2"), @"put decided vm/a since 60 waits: network `lan` has no free address for it");
 }
 
 #[test]
