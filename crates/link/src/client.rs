@@ -20,6 +20,9 @@ use crate::endpoint::{Endpoint, Stream};
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// How long a server may take to begin its answer. Writes wait for etcd, whose fail-over takes seconds.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// How long a server may take to begin its answer to a read. A stopped process still accepts connections, and this is how
+/// it is told from one that works; a read is then asked of the next server.
+pub const READ_WITHIN: Duration = Duration::from_secs(5);
 /// How long all servers together are tried while none can be reached.
 pub const RETRY_WITHIN: Duration = Duration::from_secs(5);
 /// The pause after all servers were tried once.
@@ -105,13 +108,20 @@ pub const REVISION_HEADER: &str = "lightbyte-revision";
 pub struct Client {
     endpoints: Arc<[Endpoint]>,
     current: Arc<AtomicUsize>,
+    answer_within: Duration,
 }
 
 impl Client {
     /// A client of these servers.
     #[must_use]
     pub fn new(endpoints: impl Into<Arc<[Endpoint]>>) -> Client {
-        Client { endpoints: endpoints.into(), current: Arc::default() }
+        Client { endpoints: endpoints.into(), current: Arc::default(), answer_within: ANSWER_WITHIN }
+    }
+
+    /// The same client, for requests that are of no use when they take longer.
+    #[must_use]
+    pub fn within(&self, answer_within: Duration) -> Client {
+        Client { answer_within, ..self.clone() }
     }
 
     /// The servers.
@@ -145,8 +155,8 @@ impl Client {
         self.request(Method::POST, path, Some(body), &[]).await
     }
 
-    /// A request with a JSON body and an answer in JSON. A server that cannot be reached costs a try of the next one; a
-    /// request that was sent is never sent twice.
+    /// A request with a JSON body and an answer in JSON. A server that cannot be reached, or that does not answer a
+    /// read, costs a try of the next one; a write that was sent is never sent twice.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -184,6 +194,32 @@ impl Client {
         body: Option<&B>,
         headers: &[(&str, String)],
     ) -> Result<(Endpoint, http::Response<Incoming>), ClientError> {
+        let is_read = method == Method::GET;
+        let mut tries_left = if is_read { self.endpoints.len() } else { 1 };
+        loop {
+            tries_left = tries_left.saturating_sub(1);
+            match self.send_once(method.clone(), path, body, headers).await {
+                Err(ClientError::Broken { endpoint, source }) => {
+                    // Whoever asks next asks somebody else.
+                    self.leave_server();
+                    if tries_left == 0 {
+                        return Err(ClientError::Broken { endpoint, source });
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn send_once<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+        headers: &[(&str, String)],
+    ) -> Result<(Endpoint, http::Response<Incoming>), ClientError> {
+        let within =
+            if method == Method::GET { READ_WITHIN.min(self.answer_within) } else { self.answer_within };
         let (endpoint, stream) = self.connect().await?;
         let broken = |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Broken {
             endpoint: endpoint.clone(),
@@ -206,7 +242,7 @@ impl Client {
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(error.into()))?;
         // The connection ends with its one exchange; what goes wrong with it shows in the exchange.
         tokio::spawn(async move { drop(connection.await) });
-        let response = timeout(ANSWER_WITHIN, sender.send_request(request))
+        let response = timeout(within, sender.send_request(request))
             .await
             .map_err(|error| broken(error.into()))?
             .map_err(|error| broken(error.into()))?;

@@ -25,8 +25,9 @@ use crate::problem::Failure;
 pub(crate) const CONFLICTS_MAX: usize = 8;
 /// How long a write may take in all. Settling a lost answer takes up to 15 s; clients wait for 20 s.
 pub(crate) const WRITE_WITHIN: Duration = Duration::from_secs(18);
-/// How long the view may take to reach a revision that somebody has named.
-pub(crate) const REACH_WITHIN: Duration = Duration::from_secs(5);
+/// How long the view may take to reach a revision that somebody has named. Less than a client waits for a read
+/// (`lightbyte_link::client::READ_WITHIN`), so that it is told why.
+pub(crate) const REACH_WITHIN: Duration = Duration::from_secs(2);
 /// How long an answer to a write waits for this server's own view, so that its writer's next read shows the write.
 /// Past it the answer goes out all the same: its revision says how new the next read must be.
 const OWN_READ_WITHIN: Duration = Duration::from_millis(500);

@@ -9,6 +9,8 @@ use lightbyte_link::{Client, ClientError};
 
 /// The pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long a server may take to acknowledge a heartbeat: less than half of a lease, so that another can be asked in time.
+const BEAT_WITHIN: Duration = Duration::from_secs(2);
 /// How many heartbeats a lease should see in its life: two may be lost.
 const BEATS_PER_LEASE: u64 = 3;
 
@@ -46,6 +48,7 @@ async fn register(worker: WorkerId, said: &ObservedWorker, client: &Client) {
 async fn beat_while_known(worker: WorkerId, said: &ObservedWorker, client: &Client) {
     let path = format!("/v1/workers/{worker}/heartbeat");
     let heartbeat = Heartbeat { boot_id: said.boot_id.clone() };
+    let client = client.within(BEAT_WITHIN);
     let mut failing = false;
     loop {
         let pause = match client.post::<_, HeartbeatAnswer>(&path, &heartbeat).await {
@@ -60,7 +63,6 @@ async fn beat_while_known(worker: WorkerId, said: &ObservedWorker, client: &Clie
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!("heartbeat is not acknowledged: {}", describe(&error));
                 }
-                client.leave_server();
                 RETRY_PAUSE
             }
         };

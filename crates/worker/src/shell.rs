@@ -28,6 +28,8 @@ const STEPS_AT_ONCE_MAX: usize = 16;
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The pause before the host is asked again after it could not tell.
 const UNCLEAR_PAUSE: Duration = Duration::from_secs(1);
+/// How long a server may take to store a report. It is sent again, to another, without harm: its guard tells.
+const REPORT_WITHIN: Duration = Duration::from_secs(5);
 /// A stream that says nothing for so long is dead: servers tell their progress every two seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
@@ -104,7 +106,7 @@ impl Shell {
     }
 
     fn send(&self, object: HostObject, report: Report) {
-        let (client, sender) = (self.client.clone(), self.sender.clone());
+        let (client, sender) = (self.client.within(REPORT_WITHIN), self.sender.clone());
         let path = format!("/v1/workers/{}/report", self.worker);
         tokio::spawn(async move {
             let reply = match client.post::<_, Reply>(&path, &report).await {
