@@ -113,14 +113,16 @@ fn a_leader_that_stops_or_dies_is_replaced() {
         let leader = bed.leader().unwrap_or_default();
         let process = bed.process(&format!("{leader}-server"));
         // A server that is merely killed is started again at once, and may well lead again under the same name.
-        if deed == "stop" {
-            signal("STOP", process)
-        } else {
-            bed.dev("kill", &leader)
+        match deed {
+            "stop" => signal("STOP", process),
+            _ => bed.dev("kill", &leader),
         }
         until("another leads", || bed.leader().is_some_and(|found| found != leader));
         bed.ok(&["run", "demo", "--name", &format!("after-{deed}")]);
-        if deed == "stop" { signal("CONT", process) } else { bed.dev("start", &leader) }
+        match deed {
+            "stop" => signal("CONT", process),
+            _ => bed.dev("start", &leader),
+        }
     }
     for vm in ["before", "after-stop", "after-kill"] {
         bed.ok(&["wait", &format!("vm/{vm}"), "--for", "ready"]);
