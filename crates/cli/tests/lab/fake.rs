@@ -101,33 +101,23 @@ fn bad_input_is_told_and_changes_nothing() {
     assert_eq!(bed.fails(&["get", "nothing/x"]).0, 64);
 }
 
-/// Whoever leads is stopped or killed: another leads soon, nothing acknowledged is lost, and a leader that wakes up late
-/// leads no more.
+/// Whoever leads is stopped: another leads soon, nothing acknowledged is lost, and a leader that wakes up late leads no
+/// more. (A killed server is started again at once and may lead again; a host without power is met above.)
 #[test]
-fn a_leader_that_stops_or_dies_is_replaced() {
+fn a_leader_that_stops_is_replaced() {
     let Some(bed) = Bed::new("leader", &["--vmm", "fake"]) else { return };
     bed.start();
     bed.ok(&["run", "demo", "--name", "before"]);
-    for deed in ["stop", "kill"] {
-        until("somebody leads", || bed.leader().is_some());
-        let leader = bed.leader().unwrap_or_default();
-        let process = bed.process(&format!("{leader}-server"));
-        // A server that is merely killed is started again at once, and may well lead again under the same name.
-        match deed {
-            "stop" => signal("STOP", process),
-            _ => bed.dev("kill", &leader),
-        }
-        until("another leads", || bed.leader().is_some_and(|found| found != leader));
-        bed.ok(&["run", "demo", "--name", &format!("after-{deed}")]);
-        match deed {
-            "stop" => signal("CONT", process),
-            _ => bed.dev("start", &leader),
-        }
-    }
-    for vm in ["before", "after-stop", "after-kill"] {
+    let leader = bed.leader().unwrap_or_default();
+    let process = bed.process(&format!("{leader}-server"));
+    signal("STOP", process);
+    until("another leads", || bed.leader().is_some_and(|found| found != leader));
+    bed.ok(&["run", "demo", "--name", "meanwhile"]);
+    signal("CONT", process);
+    for vm in ["before", "meanwhile"] {
         bed.ok(&["wait", &format!("vm/{vm}"), "--for", "ready"]);
     }
-    assert_eq!(bed.json(&["get", "vm"])["items"].as_array().map(Vec::len), Some(3));
+    assert_eq!(bed.json(&["get", "vm"])["items"].as_array().map(Vec::len), Some(2));
 }
 
 /// The same with members of etcd: one stopped, then each of the others killed.
