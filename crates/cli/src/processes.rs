@@ -144,9 +144,10 @@ fn qemu_drivers(words: &Worker) -> Result<Drivers> {
         worker: words.name.to_string(),
         files: files.clone(),
     };
-    let vmm = Qemu::new(settings).context("set up QEMU")?;
+    let qemu = Arc::new(Qemu::new(settings).context("set up QEMU")?);
     let files = Arc::new(files);
-    Ok(Drivers { vmm: Arc::new(vmm), disks: files.clone(), network: Arc::new(Taps::new()), records: files })
+    let network = Arc::new(Taps::new());
+    Ok(Drivers { vmm: qemu.clone(), disks: files.clone(), network, records: files, guest: qemu })
 }
 
 const fn choice(vmm: VmmWord) -> VmmChoice {

@@ -1,6 +1,9 @@
 //! What a driver must be able to do. The fake and the real ones pass the same suite.
 
+use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::{Timestamp, VmId, VolumeId};
@@ -171,6 +174,67 @@ pub trait Records: Send + Sync {
     fn list(&self) -> Result<Vec<HostObject>, DriverError>;
 }
 
+/// Most bytes of one [`ConsoleChunk`]: what a pipe holds, so that whoever passes it on need not cut it.
+pub const CONSOLE_CHUNK_BYTES_MAX: u64 = 64 * 1024;
+
+/// Where to begin in a guest's console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleFrom {
+    /// So many bytes before its end, or as far back as it is kept.
+    Last(u64),
+    /// At a position, such as [`ConsoleChunk::next`] of the chunk before. One that is not kept any more means the oldest
+    /// that is, and one beyond the end means the end.
+    Position(u64),
+}
+
+impl ConsoleFrom {
+    /// The positions of the chunk that begins here, of a console of which `kept` is there.
+    pub(crate) fn within(self, kept: Range<u64>) -> Range<u64> {
+        let begin = match self {
+            ConsoleFrom::Last(bytes) => kept.end.saturating_sub(bytes),
+            ConsoleFrom::Position(position) => position,
+        };
+        let begin = begin.clamp(kept.start, kept.end);
+        begin..kept.end.min(begin + CONSOLE_CHUNK_BYTES_MAX)
+    }
+}
+
+/// A part of what a guest has said on its console.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleChunk {
+    /// Position of the first byte, counted from the first that the VM ever said. It goes on over restarts of the VM, and
+    /// when the console is shortened. More than was asked for means that what lay between is not kept any more.
+    pub begin: u64,
+    /// At most [`CONSOLE_CHUNK_BYTES_MAX`]; empty at the end.
+    pub bytes: Vec<u8>,
+}
+
+impl ConsoleChunk {
+    /// Where the next chunk begins.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.begin + self.bytes.len() as u64
+    }
+}
+
+/// The way into a guest.
+pub trait Guest: Send + Sync {
+    /// A byte stream to `port` of the guest's vsock, blocking and without time-outs of its own. It breaks off when the
+    /// machine process ends. The call is over after `wait`.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when the guest does not run, or takes no connection on that port.
+    fn connect(&self, vm: VmId, port: u32, wait: Duration) -> Result<UnixStream, DriverError>;
+
+    /// What the guest has said on its console, as far as it is kept: at least the newest MiB, until the VM is forgotten.
+    /// To follow it, ask again for what comes next: nothing tells of new bytes. A VM that has said nothing, or is not
+    /// there, has an empty console.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError>;
+}
+
 /// All drivers of one host.
 #[derive(Clone)]
 pub struct Drivers {
@@ -182,4 +246,6 @@ pub struct Drivers {
     pub network: Arc<dyn Network>,
     /// Records.
     pub records: Arc<dyn Records>,
+    /// The way into guests.
+    pub guest: Arc<dyn Guest>,
 }

@@ -2,13 +2,24 @@
 //! order of steps fails here as it would there. It outlives agents, as a host does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
+use lightbyte_guest::protocol::AGENT_PORT;
 use lightbyte_plan::agent::{Saved, VmmState};
 
-use crate::driver::{Disks, DriverError, Drivers, Listener, Network, Records, Vmm, VmmEvent};
+use crate::driver::{
+    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Records, Vmm, VmmEvent,
+};
+use crate::fake_guest::{Calls, FakeGuest};
+use crate::identity;
+
+/// How much of a console is kept.
+const CONSOLE_BYTES_MAX: usize = 1 << 20;
 
 /// A host without hardware.
 #[derive(Clone)]
@@ -24,6 +35,7 @@ struct State {
     taps: BTreeMap<VmId, Vec<AssignedNic>>,
     disks: BTreeMap<VolumeId, ByteSize>,
     records: BTreeMap<HostObject, Saved>,
+    consoles: BTreeMap<VmId, ConsoleChunk>,
     listener: Option<Listener>,
     on_start: Option<OnStart>,
     failures_left: u32,
@@ -35,6 +47,16 @@ struct FakeVm {
     assigned: AssignedVm,
     running: bool,
     shutdown_asked: bool,
+    started: Instant,
+    calls: Calls,
+}
+
+impl FakeVm {
+    /// Its process ends, if it runs, and with it every connection to its guest.
+    fn end(&mut self) -> bool {
+        self.calls = Calls::default();
+        std::mem::replace(&mut self.running, false)
+    }
 }
 
 impl FakeHost {
@@ -50,7 +72,13 @@ impl FakeHost {
     #[must_use]
     pub fn drivers(&self) -> Drivers {
         let host = Arc::new(self.clone());
-        Drivers { vmm: host.clone(), disks: host.clone(), network: host.clone(), records: host }
+        Drivers {
+            vmm: host.clone(),
+            disks: host.clone(),
+            network: host.clone(),
+            records: host.clone(),
+            guest: host,
+        }
     }
 
     /// What to do when a VM was started, such as letting its guest become ready after a while.
@@ -69,7 +97,7 @@ impl FakeHost {
     /// The machine process of `vm` ends by itself, if it runs.
     pub fn exit(&self, vm: VmId) {
         let ended = match self.lock().vms.get_mut(&vm) {
-            Some(found) => std::mem::replace(&mut found.running, false),
+            Some(found) => found.end(),
             None => false,
         };
         if ended {
@@ -77,10 +105,17 @@ impl FakeHost {
         }
     }
 
+    /// The guest of `vm` says something on its console.
+    pub fn say(&self, vm: VmId, bytes: &[u8]) {
+        self.lock().say(vm, bytes);
+    }
+
     /// The host loses power and comes back: nothing runs, taps are gone, disks and records are there.
     pub fn reboot(&self) {
         let mut state = self.lock();
-        state.vms.values_mut().for_each(|vm| vm.running = false);
+        state.vms.values_mut().for_each(|vm| {
+            vm.end();
+        });
         state.taps.clear();
     }
 
@@ -145,7 +180,7 @@ impl FakeHost {
         let mut state = self.lock();
         if state.failures_left > 0 {
             state.failures_left -= 1;
-            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            let source = io::Error::from(io::ErrorKind::StorageFull);
             return Err(DriverError::System { context: "write to the host".to_owned(), source });
         }
         Ok(state)
@@ -178,6 +213,15 @@ impl State {
         }
     }
 
+    /// The guest says something on its console.
+    fn say(&mut self, vm: VmId, bytes: &[u8]) {
+        let console = self.consoles.entry(vm).or_default();
+        console.bytes.extend_from_slice(bytes);
+        let gone = console.bytes.len().saturating_sub(CONSOLE_BYTES_MAX);
+        console.bytes.drain(..gone);
+        console.begin += gone as u64;
+    }
+
     fn running(&self) -> impl Iterator<Item = (&VmId, &FakeVm)> {
         self.vms.iter().filter(|(_, vm)| vm.running)
     }
@@ -194,7 +238,15 @@ impl Vmm for FakeHost {
         if let Some(refusal) = state.refusal(vm, assigned) {
             return refuse(refusal);
         }
-        state.vms.insert(vm, FakeVm { assigned: assigned.clone(), running: true, shutdown_asked: false });
+        let started = FakeVm {
+            assigned: assigned.clone(),
+            running: true,
+            shutdown_asked: false,
+            started: Instant::now(),
+            calls: Calls::default(),
+        };
+        state.vms.insert(vm, started);
+        state.say(vm, format!("{} begins\n", assigned.name).as_bytes());
         let on_start = state.on_start.clone();
         drop(state);
         if let Some(act) = on_start {
@@ -299,6 +351,7 @@ impl Records for FakeHost {
             return refuse("the object still has a machine process");
         }
         state.records.remove(&object);
+        state.consoles.remove(&VmId::new(object.uid));
         Ok(())
     }
 
@@ -308,5 +361,40 @@ impl Records for FakeHost {
 
     fn list(&self) -> Result<Vec<HostObject>, DriverError> {
         Ok(self.lock().records.keys().copied().collect())
+    }
+}
+
+impl Guest for FakeHost {
+    /// Never waits: the guest is in this process.
+    fn connect(&self, vm: VmId, port: u32, _wait: Duration) -> Result<UnixStream, DriverError> {
+        let mut state = self.lock();
+        let Some(found) = state.vms.get_mut(&vm).filter(|found| found.running) else {
+            return refuse("the guest does not run");
+        };
+        let guest = FakeGuest {
+            identity: identity::of(vm, &found.assigned, ""),
+            memory_bytes: found.assigned.memory.bytes(),
+            started: found.started,
+        };
+        let no_connection = || refuse(format!("the guest takes no connection on port {port}"));
+        if port != AGENT_PORT {
+            return no_connection();
+        }
+        found.calls.take(guest).or_else(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => no_connection(),
+            _ => {
+                Err(DriverError::System { context: format!("reach port {port} of the guest"), source: error })
+            }
+        })
+    }
+
+    fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError> {
+        let state = self.lock();
+        let Some(kept) = state.consoles.get(&vm) else { return Ok(ConsoleChunk::default()) };
+        let wanted = from.within(kept.begin..kept.next());
+        let skipped = usize::try_from(wanted.start - kept.begin).unwrap_or(usize::MAX);
+        let length = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
+        let bytes = kept.bytes.iter().skip(skipped).take(length).copied().collect();
+        Ok(ConsoleChunk { begin: wanted.start, bytes })
     }
 }

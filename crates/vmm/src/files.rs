@@ -1,7 +1,7 @@
 //! Records and disks as files: the file system is the agent's database.
 //!
 //! ```text
-//! STATE/vm/<uid>/record          what counts for this VM; its console and logs are beside it
+//! STATE/vm/<uid>/record          what counts for this VM; its console is beside it
 //! STATE/volume/<uid>/record      what counts for this volume
 //! STATE/volume/<uid>/disk        the disk itself, there whole or not at all
 //! IMAGES/<sha256>                parts of images, by content

@@ -6,12 +6,17 @@
 
 pub mod driver;
 pub mod fake;
+mod fake_guest;
 pub mod files;
 pub mod hands;
+mod http;
+mod identity;
 pub mod qemu;
 pub mod taps;
 
-pub use driver::{Disks, DriverError, Drivers, Network, Records, Vmm, VmmEvent};
+pub use driver::{
+    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, Vmm, VmmEvent,
+};
 pub use fake::FakeHost;
 pub use files::Files;
 pub use qemu::Qemu;

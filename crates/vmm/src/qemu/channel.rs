@@ -7,6 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lightbyte_guest::protocol::{AGENT_PORT, READY_ANSWER, READY_BYTES_MAX, Ready};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
+use crate::http;
 
 /// Longest first line.
 const LINE_BYTES_MAX: usize = 32;
@@ -37,9 +40,25 @@ impl io::Read for Timed<'_> {
     }
 }
 
-/// Connects to a port of the guest behind `uds`.
+/// Connects to a port of the guest behind `uds`, and gives a stream that waits for ever.
+///
+/// # Errors
+/// `ConnectionRefused` if nobody takes it; others if the backend is not there or too slow.
+pub(super) fn dial(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
+    let stream = connect(uds, port, until)?;
+    stream.set_read_timeout(None)?;
+    stream.set_write_timeout(None)?;
+    Ok(stream)
+}
+
+/// Connects to a port of the guest behind `uds`; reads and writes of the stream have time-outs.
 fn connect(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(uds)?;
+    // Without waiting: a backend that is stuck accepts nobody, and its queue is full some day (connect(2), EAGAIN).
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(uds)?)?;
+    let mut stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
     // What is written fits into the socket's buffer; the time-out is for a backend that hangs.
     stream.set_write_timeout(Some(WRITE_MAX))?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
@@ -84,9 +103,9 @@ pub(super) fn request(
 
 /// Status and length of an answer's head.
 fn head_of(answer: &[u8]) -> Option<(u16, usize)> {
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head_bytes = http::head_bytes(answer)?;
     let code = answer.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
-    Some((str::from_utf8(code).ok()?.parse().ok()?, end + 4))
+    Some((str::from_utf8(code).ok()?.parse().ok()?, head_bytes))
 }
 
 /// Takes the guest's call on its ready port; nothing if it said something else or broke off, and will call again.

@@ -1,10 +1,20 @@
 //! A guest's console is a file that QEMU appends to. It is kept within bounds by copying its end and cutting it: QEMU
 //! opened it in append mode and goes on at the new end. What the guest says between the copy and the cut is lost.
+//!
+//! ```text
+//!   console.log.1 (1 MiB at most) | console.log
+//!   positions:                    ^ console.begin     its lock keeps who cuts and who reads apart
+//! ```
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::path::Path;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::driver::{ConsoleChunk, ConsoleFrom};
 
 /// The console's file in the VM's directory; the older one has `.1` added.
 pub(super) const CONSOLE: &str = "console.log";
@@ -14,6 +24,29 @@ const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 
 /// How often it is looked at. A guest writes at most some MB in that time.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// The position at which the console's file begins, which is where the older one ends.
+struct Begin {
+    file: File,
+    position: u64,
+}
+
+impl Begin {
+    fn hold(console: &Path, operation: FlockOperation) -> io::Result<Begin> {
+        let path = console.with_extension("begin");
+        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        flock(&file, operation)?;
+        let mut text = String::new();
+        file.by_ref().take(u64::BITS.into()).read_to_string(&mut text)?;
+        // One that was never written, or is damaged, is nought: positions go back, which readers take for the end.
+        Ok(Begin { position: text.trim().parse().unwrap_or(0), file })
+    }
+
+    fn move_by(&self, bytes: u64) -> io::Result<()> {
+        // All digits always, so that it is replaced in place: on a full disk too.
+        self.file.write_all_at(format!("{:020}\n", self.position.saturating_add(bytes)).as_bytes(), 0)
+    }
+}
 
 /// Shortens a console that has become too long.
 ///
@@ -28,29 +61,78 @@ pub(super) fn rotate(console: &Path) -> io::Result<()> {
     if length <= CONSOLE_BYTES_MAX {
         return Ok(());
     }
-    let kept = keep_end(console, length - CONSOLE_BYTES_MAX);
+    let begin = Begin::hold(console, FlockOperation::LockExclusive);
+    let kept = keep_end(console, length);
+    if kept.is_err() {
+        // A part of it would be taken for its end.
+        let _ = fs::remove_file(older(console));
+    }
     File::options().write(true).open(console)?.set_len(0)?;
+    begin?.move_by(length)?;
     kept
 }
 
-fn keep_end(console: &Path, from: u64) -> io::Result<()> {
+fn keep_end(console: &Path, length: u64) -> io::Result<()> {
     let mut source = File::open(console)?;
-    source.seek(SeekFrom::Start(from))?;
+    source.seek(SeekFrom::Start(length - CONSOLE_BYTES_MAX))?;
+    io::copy(&mut source.take(CONSOLE_BYTES_MAX), &mut File::create(older(console))?)?;
+    Ok(())
+}
+
+fn older(console: &Path) -> PathBuf {
     let mut older = console.as_os_str().to_owned();
     older.push(".1");
-    io::copy(&mut source.take(CONSOLE_BYTES_MAX), &mut File::create(older)?)?;
-    Ok(())
+    older.into()
+}
+
+/// Reads a chunk of a console; an empty one if there is none.
+///
+/// # Errors
+/// If a file cannot be read.
+pub(super) fn read(console: &Path, from: ConsoleFrom) -> io::Result<ConsoleChunk> {
+    let Some((newer, _)) = open(console)? else { return Ok(ConsoleChunk::default()) };
+    let middle = Begin::hold(console, FlockOperation::LockShared)?;
+    let end = middle.position + newer.metadata()?.len();
+    let older = open(&older(console))?;
+    let older_bytes = older.as_ref().map_or(0, |(_, bytes)| *bytes).min(middle.position);
+    let begin = middle.position - older_bytes;
+    let wanted = from.within(begin..end);
+    let mut bytes = Vec::new();
+    let parts = [older.map(|(file, _)| (file, begin..middle.position)), Some((newer, middle.position..end))];
+    for (mut file, part) in parts.into_iter().flatten() {
+        let (from, to) = (wanted.start.max(part.start), wanted.end.min(part.end));
+        if from < to {
+            file.seek(SeekFrom::Start(from - part.start))?;
+            file.take(to - from).read_to_end(&mut bytes)?;
+        }
+    }
+    Ok(ConsoleChunk { begin: wanted.start, bytes })
+}
+
+fn open(path: &Path) -> io::Result<Option<(File, u64)>> {
+    match File::open(path) {
+        Ok(file) => file.metadata().map(|found| Some((file, found.len()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::CONSOLE_CHUNK_BYTES_MAX;
     use std::io::Write as _;
+    use std::ops::Range;
+
+    fn place(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("lightbyte-console-{name}-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        directory
+    }
 
     #[test]
     fn a_long_console_is_cut_and_its_writer_goes_on() {
-        let directory = std::env::temp_dir().join(format!("lightbyte-console-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
+        let directory = place("cut");
         let console = directory.join(CONSOLE);
         rotate(&console).unwrap();
         let mut writer = File::options().create(true).append(true).open(&console).unwrap();
@@ -61,6 +143,57 @@ mod tests {
             assert_eq!(fs::metadata(&console).unwrap().len(), left as u64, "after {written}");
         }
         assert_eq!(fs::metadata(directory.join("console.log.1")).unwrap().len(), CONSOLE_BYTES_MAX);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    /// Writes numbered lines of eight bytes, so that every byte tells its position.
+    fn write(console: &Path, lines: Range<u64>) {
+        let mut writer = File::options().create(true).append(true).open(console).unwrap();
+        let text: String = lines.map(|line| format!("{line:07}\n")).collect();
+        writer.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn follow(console: &Path, from: u64) -> (u64, Vec<u8>) {
+        let first = read(console, ConsoleFrom::Position(from)).unwrap();
+        let (begin, mut next, mut bytes) = (first.begin, first.next(), first.bytes);
+        loop {
+            let chunk = read(console, ConsoleFrom::Position(next)).unwrap();
+            assert_eq!(chunk.begin, next);
+            if chunk.bytes.is_empty() {
+                return (begin, bytes);
+            }
+            assert!(chunk.bytes.len() as u64 <= CONSOLE_CHUNK_BYTES_MAX);
+            next = chunk.next();
+            bytes.extend(chunk.bytes);
+        }
+    }
+
+    #[test]
+    fn positions_go_on_over_cuts() {
+        let directory = place("read");
+        let console = directory.join(CONSOLE);
+        assert_eq!(read(&console, ConsoleFrom::Last(9)).unwrap(), ConsoleChunk::default());
+        let lines_most = CONSOLE_BYTES_MAX / 8;
+        let mut written = 0;
+        for lines in [3, lines_most, 5, lines_most + 1, 2] {
+            write(&console, written..written + lines);
+            rotate(&console).unwrap();
+            written += lines;
+            let end = written * 8;
+            let last = read(&console, ConsoleFrom::Last(12)).unwrap();
+            assert_eq!(last.bytes, format!("{:03}\n{:07}\n", (written - 2) % 1000, written - 1).as_bytes());
+            assert_eq!(last.next(), end);
+            // From the beginning: as much as is kept, without a gap, and every byte at its position.
+            let (begin, bytes) = follow(&console, 0);
+            assert_eq!(begin + bytes.len() as u64, end);
+            assert!(bytes.len() as u64 >= CONSOLE_BYTES_MAX.min(end), "{} are kept", bytes.len());
+            let line = begin.div_ceil(8);
+            let at = usize::try_from(line * 8 - begin).unwrap();
+            assert_eq!(bytes[at..at + 8], *format!("{line:07}\n").as_bytes());
+        }
+        // Who asks for what has not been said waits for what comes next.
+        let beyond = read(&console, ConsoleFrom::Position(u64::MAX)).unwrap();
+        assert_eq!(beyond, ConsoleChunk { begin: written * 8, bytes: Vec::new() });
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -5,7 +5,7 @@
 //!   lock, qemu.pid      which QEMU lives; see `start`
 //!   spec.json           what it was started with
 //!   qmp, vhost, vsock   sockets
-//! STATE/vm/<uid>/       console.log, console.log.1
+//! STATE/vm/<uid>/       console.log, console.log.1, console.begin; see `console`
 //! ```
 //!
 //! VMs outlive this process and are found again in RUN. A VM is there in some form as long as its directory is.
@@ -25,12 +25,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lightbyte_api::assigned::{AssignedVm, HostObject};
 use lightbyte_api::{Kind, Uid, VmId};
@@ -43,8 +43,9 @@ use self::minder::Minder;
 use self::paths::Paths;
 use self::process::Held;
 use self::start::Found;
-use crate::driver::{DriverError, Listener, Vmm, VmmEvent};
+use crate::driver::{ConsoleChunk, ConsoleFrom, DriverError, Guest, Listener, Vmm, VmmEvent};
 use crate::files::Files;
+use crate::identity;
 
 /// How long a guest may take to take the word that it is to shut down.
 const ASK_MAX: Duration = Duration::from_secs(2);
@@ -133,32 +134,13 @@ impl Qemu {
         Paths::new(&self.settings.run, vm)
     }
 
-    fn console(&self, vm: VmId) -> PathBuf {
+    fn console_file(&self, vm: VmId) -> PathBuf {
         let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
         self.settings.files.directory(object).join(console::CONSOLE)
     }
 
     fn identity(&self, vm: VmId, assigned: &AssignedVm) -> Result<Vec<u8>, DriverError> {
-        let nic = |nic: &lightbyte_api::assigned::AssignedNic| protocol::Nic {
-            mac: nic.mac.to_string(),
-            address: format!("{}/{}", nic.address, nic.prefix_length),
-            gateway: nic.gateway.map(Into::into),
-        };
-        let mut dns = Vec::new();
-        for address in assigned.nics.iter().flat_map(|nic| &nic.dns).map(|address| (*address).into()) {
-            if !dns.contains(&address) {
-                dns.push(address);
-            }
-        }
-        let identity = protocol::Identity {
-            name: assigned.name.to_string(),
-            uid: vm.to_string(),
-            worker: self.settings.worker.clone(),
-            image: assigned.image.to_string(),
-            image_version: assigned.image_version.clone(),
-            nics: assigned.nics.iter().map(nic).collect(),
-            dns,
-        };
+        let identity = identity::of(vm, assigned, &self.settings.worker);
         serde_json::to_vec(&identity).map_err(|error| system("write the identity")(error.into()))
     }
 
@@ -174,7 +156,7 @@ impl Qemu {
         let minder = Minder {
             vm,
             paths: self.paths(vm),
-            console: self.console(vm),
+            console: self.console_file(vm),
             identity: self.identity(vm, assigned)?,
             listener,
             process,
@@ -319,6 +301,24 @@ impl Vmm for Qemu {
                 self.minders().insert(vm, Some(minder));
             }
         }
+    }
+}
+
+impl Guest for Qemu {
+    fn connect(&self, vm: VmId, port: u32, wait: Duration) -> Result<UnixStream, DriverError> {
+        let paths = self.paths(vm);
+        let Found::Running(_) = start::look(&paths)? else { return refuse("the guest does not run") };
+        channel::dial(&paths.uds, port, Instant::now() + wait).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => {
+                DriverError::Refused(format!("the guest takes no connection on port {port}"))
+            }
+            _ => system(format!("reach port {port} of the guest"))(error),
+        })
+    }
+
+    fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError> {
+        let console = self.console_file(vm);
+        console::read(&console, from).map_err(system(format!("read {}", console.display())))
     }
 }
 

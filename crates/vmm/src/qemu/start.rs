@@ -86,7 +86,7 @@ impl Qemu {
             memory_mib: assigned.memory.bytes().div_ceil(1 << 20),
             cpus: assigned.cpus,
             macs: assigned.nics.iter().map(|nic| nic.mac).collect(),
-            console: self.console(vm),
+            console: self.console_file(vm),
             tsc_khz: self.tsc_khz,
         };
         Ok(Parts { machine, taps: open })

@@ -1,6 +1,8 @@
 //! One suite for every set of drivers. The fake host passes it here; a driver for real machines passes it by a
 //! [`Subject`] of its own, with a test beside [`the_fake_host_keeps_the_contract`].
 
+mod guest;
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -141,16 +143,21 @@ fn contract(subject: &dyn Subject) {
     let bed = Bed::new(subject);
     nothing_is_there(&bed);
     what_is_absent_may_be_removed(&bed);
+    guest::is_absent(&bed, vm(0));
     disks_are_made_once(&bed);
     taps_are_made_and_removed(&bed);
     records_are_whole(&bed);
     a_machine_needs_its_parts(&bed);
     a_machine_runs_once(&bed);
+    guest::answers(&bed, vm(1));
+    guest::runs_programs(&bed, vm(1));
+    guest::has_a_console(&bed, vm(1));
     what_a_machine_uses_stays(&bed);
     a_machine_that_ends_leaves_its_traces(&bed);
     a_guest_is_asked_to_shut_down(&bed);
     a_new_listener_hears_of_old_machines(&bed);
     machines_do_not_touch_each_other(&bed);
+    a_forgotten_vm_has_no_console(&bed);
     nothing_is_there(&bed);
 }
 
@@ -274,8 +281,10 @@ fn what_a_machine_uses_stays(bed: &Bed<'_>) {
 
 fn a_machine_that_ends_leaves_its_traces(bed: &Bed<'_>) {
     let assigned = bed.assigned_vm(vm(1), volume(1));
+    let stream = guest::waits(bed, vm(1));
     bed.subject.end(vm(1));
     bed.wait_for(vm(1), |event| matches!(event, VmmEvent::Exited(_)));
+    guest::has_ended(bed, vm(1), stream);
     assert_eq!(bed.state(vm(1)), VmmState::Exited);
     assert_eq!(bed.drivers.vmm.list().expect("a list"), [vm(1)]);
     refused(bed.drivers.vmm.ensure(vm(1), &assigned));
@@ -346,6 +355,12 @@ fn machines_do_not_touch_each_other(bed: &Bed<'_>) {
     bed.drivers.vmm.remove(vm(2)).expect("end");
     bed.drivers.network.remove(vm(2)).expect("remove the taps");
     bed.drivers.disks.remove(volume(2)).expect("remove the disk");
+}
+
+fn a_forgotten_vm_has_no_console(bed: &Bed<'_>) {
+    guest::has_a_console(bed, vm(1));
+    bed.drivers.records.forget(HostObject { kind: Kind::Vm, uid: vm(1).uid() }).expect("forget");
+    guest::is_absent(bed, vm(1));
 }
 
 /// The host in memory.

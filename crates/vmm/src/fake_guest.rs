@@ -1,0 +1,237 @@
+//! The agent in a guest of the fake host: it speaks the protocol of a real one, over a pair of sockets, and knows the
+//! few programs that a test or a demonstration needs.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use lightbyte_guest::frame::Frame;
+use lightbyte_guest::protocol::{
+    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, Identity, Info, Metrics, Milestones, Problem,
+};
+use serde_json::{Value, json};
+
+use crate::http;
+
+/// Connections to one guest, as a real agent takes them.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Largest head of a request, as a real agent takes it.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// How long the request may take to come, as a real agent lets it.
+const REQUEST_MAX: Duration = Duration::from_secs(30);
+
+/// Stack of a connection's thread: it holds a few small buffers.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// What a guest of the fake host is.
+#[derive(Clone, Debug)]
+pub(crate) struct FakeGuest {
+    pub(crate) identity: Identity,
+    pub(crate) memory_bytes: u64,
+    pub(crate) started: Instant,
+}
+
+/// The connections to one guest. They end with it.
+#[derive(Default)]
+pub(crate) struct Calls(Vec<Weak<UnixStream>>);
+
+impl Calls {
+    /// One more connection, served by a thread of its own.
+    ///
+    /// # Errors
+    /// If there are too many, or the system gives no sockets or thread.
+    pub(crate) fn take(&mut self, guest: FakeGuest) -> io::Result<UnixStream> {
+        self.0.retain(|call| call.strong_count() > 0);
+        if self.0.len() >= CONNECTIONS_MAX {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        let theirs = Arc::new(theirs);
+        self.0.push(Arc::downgrade(&theirs));
+        let thread = std::thread::Builder::new().name("fake guest".to_owned()).stack_size(STACK_BYTES);
+        // A caller that breaks off is no news.
+        thread.spawn(move || drop(Call { stream: &theirs, unread: Vec::new() }.serve(&guest)))?;
+        Ok(ours)
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        for call in self.0.iter().filter_map(Weak::upgrade) {
+            let _ = call.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// One connection: one request, since every answer closes it.
+struct Call<'a> {
+    stream: &'a UnixStream,
+    /// What has come and was not used yet.
+    unread: Vec<u8>,
+}
+
+/// What a program that is known does.
+#[derive(Debug, PartialEq, Eq)]
+enum Program {
+    /// Says this and ends with that code.
+    Says(String, u32),
+    /// Says what it hears.
+    Repeats,
+}
+
+impl Call<'_> {
+    fn serve(mut self, guest: &FakeGuest) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(REQUEST_MAX))?;
+        let Some(head_bytes) = self.until(HEAD_BYTES_MAX, http::head_bytes)? else {
+            return self.fail("431 Request Header Fields Too Large", "the head is too long");
+        };
+        let head = String::from_utf8_lossy(&self.used(head_bytes)).into_owned();
+        let mut words = head.split(' ');
+        match (words.next().unwrap_or_default(), words.next().unwrap_or_default()) {
+            ("GET", "/v1/health") => self.answer("200 OK", &json!({ "healthy": true })),
+            ("GET", "/v1/info") => self.answer("200 OK", &json!(guest.info())),
+            ("GET", "/v1/metrics") => self.answer("200 OK", &json!(guest.metrics())),
+            ("POST", "/v1/exec") => self.exec(&head),
+            _ => self.fail("404 Not Found", "there is nothing here"),
+        }
+    }
+
+    fn exec(&mut self, head: &str) -> io::Result<()> {
+        if http::field(head, "upgrade") != Some(EXEC_PROTOCOL) {
+            return self.fail("426 Upgrade Required", &format!("upgrade to {EXEC_PROTOCOL}"));
+        }
+        let length = http::field(head, "content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        if length > BODY_BYTES_MAX {
+            return self.fail("413 Payload Too Large", "length limit exceeded");
+        }
+        self.until(BODY_BYTES_MAX, |bytes| (bytes.len() >= length).then_some(length))?;
+        let body = self.used(length);
+        let wanted: Exec = match serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }) {
+            Ok(wanted) => wanted,
+            Err(error) => return self.fail("400 Bad Request", &error.to_string()),
+        };
+        let program = match program(&wanted.argv) {
+            Ok(program) => program,
+            Err(why) => return self.fail("422 Unprocessable Entity", &why),
+        };
+        let head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {EXEC_PROTOCOL}\r\n\r\n"
+        );
+        self.stream.write_all(head.as_bytes())?;
+        self.stream.set_read_timeout(None)?;
+        let code = match program {
+            Program::Says(text, code) => {
+                if !text.is_empty() {
+                    self.send(&Frame::Stdout(text.into_bytes()))?;
+                }
+                code
+            }
+            Program::Repeats => self.repeat()?,
+        };
+        self.send(&Frame::Exit(code))
+    }
+
+    /// Says what it hears until the end of its input or a signal.
+    fn repeat(&mut self) -> io::Result<u32> {
+        loop {
+            let (frame, bytes) = loop {
+                match Frame::decode(&self.unread).map_err(io::Error::other)? {
+                    Some(found) => break found,
+                    None => self.more()?,
+                }
+            };
+            self.used(bytes);
+            match frame {
+                Frame::Stdin(bytes) if bytes.is_empty() => return Ok(0),
+                Frame::Stdin(bytes) => self.send(&Frame::Stdout(bytes))?,
+                Frame::Signal(number) => return Ok(128 + u32::from(number)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads until `whole` finds what it looks for; nothing if it does not within so many bytes.
+    fn until(
+        &mut self,
+        bytes_max: usize,
+        whole: impl Fn(&[u8]) -> Option<usize>,
+    ) -> io::Result<Option<usize>> {
+        loop {
+            match whole(&self.unread) {
+                Some(bytes) => return Ok(Some(bytes)),
+                None if self.unread.len() > bytes_max => return Ok(None),
+                None => self.more()?,
+            }
+        }
+    }
+
+    fn more(&mut self) -> io::Result<()> {
+        let mut chunk = [0; 4096];
+        match self.stream.read(&mut chunk)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                self.unread.extend_from_slice(&chunk[..read]);
+                Ok(())
+            }
+        }
+    }
+
+    fn used(&mut self, bytes: usize) -> Vec<u8> {
+        self.unread.drain(..bytes).collect()
+    }
+
+    fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        self.stream.write_all(&frame.encode())
+    }
+
+    fn fail(&mut self, status: &str, why: &str) -> io::Result<()> {
+        self.answer(status, &json!(Problem { error: why.to_owned() }))
+    }
+
+    fn answer(&mut self, status: &str, body: &Value) -> io::Result<()> {
+        let body = body.to_string();
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.stream.write_all(&[head.as_bytes(), body.as_bytes()].concat())
+    }
+}
+
+/// The program of that name, or why it cannot be started, in a real agent's words.
+fn program(argv: &[String]) -> Result<Program, String> {
+    let words: Vec<&str> = argv.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [] => Err("argv is empty".to_owned()),
+        ["echo", words @ ..] => Ok(Program::Says(format!("{}\n", words.join(" ")), 0)),
+        ["false"] => Ok(Program::Says(String::new(), 1)),
+        // As a shell does: a code has a byte.
+        ["exit", code] => Ok(Program::Says(String::new(), code.parse::<u8>().unwrap_or(2).into())),
+        ["cat"] => Ok(Program::Repeats),
+        [name, ..] => Err(format!("start {name}: No such file or directory (os error 2)")),
+    }
+}
+
+impl FakeGuest {
+    fn info(&self) -> Info {
+        Info {
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel_release: "fake".to_owned(),
+            boot: Milestones::default(),
+            identity: Some(self.identity.clone()),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics {
+            load_1m: 0.0,
+            memory_total_bytes: self.memory_bytes,
+            memory_available_bytes: self.memory_bytes,
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+        }
+    }
+}
