@@ -39,6 +39,8 @@ pub(crate) struct Worker {
     reports: VecDeque<(u64, Report)>,
     late: VecDeque<Report>,
     replies: VecDeque<(u64, HostObject, Reply)>,
+    /// The guests that have said to this agent that they are ready: they say it once.
+    told_ready: std::collections::BTreeSet<VmId>,
     /// Volumes whose file vanished: it must never be made again, blank.
     pub(crate) lost: std::collections::BTreeSet<VolumeId>,
     registered: bool,
@@ -78,6 +80,7 @@ impl Worker {
             reports: VecDeque::new(),
             late: VecDeque::new(),
             replies: VecDeque::new(),
+            told_ready: std::collections::BTreeSet::new(),
             lost: std::collections::BTreeSet::new(),
             registered: false,
             cut_off: false,
@@ -101,6 +104,17 @@ impl Worker {
         self.incarnation += 1;
         self.stream = None;
         self.steps.clear();
+        // Whoever adopts a machine asks its guest again.
+        self.told_ready.clear();
+    }
+
+    /// The guest of `vm` says that it is ready, unless it has said so.
+    fn guest_says_ready(&mut self, vm: VmId, now: lightbyte_api::Timestamp) {
+        if let Some(agent) = &mut self.agent
+            && self.told_ready.insert(vm)
+        {
+            agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, now, now);
+        }
     }
 }
 
@@ -247,6 +261,17 @@ impl Cluster {
         self.oracle.allow(object, &step)?;
         let worker = &mut self.workers[index];
         let outcome = hands::perform(&worker.drivers, object, &step);
+        let vm = VmId::new(object.uid);
+        match step {
+            // The machine is gone: the guest of the next one has its own word to say.
+            Step::Kill => drop(worker.told_ready.remove(&vm)),
+            // A quick guest is heard before the end of the step that started it.
+            Step::Start if outcome.is_ok() && self.rng.once_in(3) => {
+                self.counts.add("guest ready before its start was told");
+                self.workers[index].guest_says_ready(vm, now);
+            }
+            _ => {}
+        }
         if self.faults && self.rng.once_in(20) {
             // The agent dies after the effect, and before it knows of it.
             self.counts.add("fault: agent killed");
@@ -385,22 +410,20 @@ impl Cluster {
         let worker = &mut self.workers[index];
         for vm in worker.host.shutting_down() {
             worker.host.exit(vm);
-            observe(worker, vm, now);
+            look(worker, vm);
         }
-        let Some(agent) = &mut worker.agent else { return };
         for vm in worker.host.running() {
-            agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, now, now);
+            worker.guest_says_ready(vm, now);
         }
     }
 
     fn guest_ends(&mut self, index: usize) {
-        let now = self.now();
         let running: Vec<VmId> = self.workers[index].host.running();
         let Some(vm) = self.rng.pick(&running).copied() else { return };
         self.counts.add("fault: guest ended");
         self.tell(|| format!("VM {vm} on n{} ends by itself", index + 1));
         self.workers[index].host.exit(vm);
-        observe(&mut self.workers[index], vm, now);
+        look(&mut self.workers[index], vm);
     }
 
     /// The file of a volume vanishes, after it was made and noted.
@@ -468,10 +491,9 @@ impl Cluster {
     }
 }
 
-fn observe(worker: &mut Worker, vm: VmId, now: lightbyte_api::Timestamp) {
-    let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
-    if let (Some(agent), Ok(facts)) = (&mut worker.agent, hands::facts(&worker.drivers, object)) {
-        agent.observed(object, facts, None, now);
+fn look(worker: &mut Worker, vm: VmId) {
+    if let Some(agent) = &mut worker.agent {
+        agent.look(HostObject { kind: Kind::Vm, uid: vm.uid() });
     }
 }
 
@@ -486,5 +508,6 @@ fn step_name(step: &Step) -> &'static str {
         Step::CreateDisk => "step: create disk",
         Step::RemoveDisk => "step: remove disk",
         Step::Forget => "step: forget",
+        Step::Look => "step: look",
     }
 }

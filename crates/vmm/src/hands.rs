@@ -21,6 +21,7 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
         Step::Kill => drivers.vmm.remove(vm),
         Step::RemoveTaps => drivers.network.remove(vm),
         Step::RemoveDisk => drivers.disks.remove(volume),
+        Step::Look => Ok(()),
         Step::EnsureTaps | Step::Start | Step::CreateDisk => {
             let saved = drivers.records.load(object)?;
             match (step, saved.map(|saved| saved.assigned)) {

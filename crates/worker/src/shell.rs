@@ -38,7 +38,6 @@ enum Message {
     Stream(Option<Lines>),
     Replied(HostObject, Reply),
     StepDone { object: HostObject, step: Step, facts: Facts, problem: Option<String> },
-    Observed(HostObject, Facts),
     Machine(VmmEvent),
 }
 
@@ -137,7 +136,9 @@ impl Shell {
             };
             match &problem {
                 Some(problem) => tracing::warn!("{name}: {problem}"),
-                None if !matches!(step, Step::Save(_)) => tracing::info!("{name}: {}", step_name(&step)),
+                None if !matches!(step, Step::Save(_) | Step::Look) => {
+                    tracing::info!("{name}: {}", step_name(&step))
+                }
                 None => {}
             }
             let facts = observe(&drivers, object).await;
@@ -164,18 +165,13 @@ impl Shell {
             Message::StepDone { object, step, facts, problem: None } => {
                 self.agent.observed(object, facts, Some(&step), now());
             }
-            Message::Observed(object, facts) => self.agent.observed(object, facts, None, now()),
             Message::Machine(VmmEvent::Ready { vm, agent_at }) => {
                 self.agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, agent_at, now());
             }
             Message::Machine(VmmEvent::Exited(vm)) => {
                 let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
                 tracing::info!("{}: its machine process has ended", self.name_of(object));
-                let (drivers, sender) = (self.drivers.clone(), self.sender.clone());
-                tokio::spawn(async move {
-                    let facts = observe(&drivers, object).await;
-                    let _ = sender.send(Message::Observed(object, facts)).await;
-                });
+                self.agent.look(object);
             }
         }
     }
@@ -255,5 +251,6 @@ fn step_name(step: &Step) -> &'static str {
         Step::CreateDisk => "make disk",
         Step::RemoveDisk => "remove disk",
         Step::Forget => "forget",
+        Step::Look => "look",
     }
 }

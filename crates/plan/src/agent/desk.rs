@@ -128,6 +128,8 @@ pub enum Step {
     RemoveDisk,
     /// Remove what was saved, and the object's directory.
     Forget,
+    /// Do nothing: the host is observed after every step. So no observation is older than a step that it follows.
+    Look,
 }
 
 /// What a pure next-step function answers.
@@ -186,7 +188,11 @@ pub struct Desk {
     facts: Facts,
     volatile: Volatile,
     reported: Reported,
-    step_in_flight: bool,
+    step_in_flight: Option<Step>,
+    /// When the agent of a guest began that was ready before the end of the step that starts its machine was told.
+    early_ready: Option<Timestamp>,
+    /// Something has happened on the host that no step did.
+    look_wanted: bool,
     problem: Option<String>,
     failures: u32,
     retry_at: Option<Timestamp>,
@@ -220,7 +226,9 @@ impl Desk {
             facts,
             volatile,
             reported: Reported::default(),
-            step_in_flight: false,
+            step_in_flight: None,
+            early_ready: None,
+            look_wanted: false,
             problem: None,
             failures: 0,
             retry_at: None,
@@ -267,7 +275,7 @@ impl Desk {
             && self.facts.is_bare()
             && self.reported.revision == 0
             && self.reported.in_flight.is_none()
-            && !self.step_in_flight
+            && self.step_in_flight.is_none()
     }
 
     // ------------------------------------------------------------------------------------------------- events
@@ -337,15 +345,20 @@ impl Desk {
     }
 
     pub(super) fn observed(&mut self, facts: Facts, step: Option<&Step>, now: Timestamp) {
-        if step.is_some() {
-            self.step_in_flight = false;
-            self.problem = None;
-            self.failures = 0;
-            self.retry_at = None;
+        match step {
+            Some(Step::Look) => self.step_in_flight = None,
+            Some(_) => {
+                self.step_in_flight = None;
+                self.problem = None;
+                self.failures = 0;
+                self.retry_at = None;
+            }
+            None => {}
         }
         let before = std::mem::replace(&mut self.facts, facts);
         let counted = restarts(&before) < restarts(&self.facts);
         vm::note(&mut self.volatile, before.vmm, self.facts.vmm, step, counted, now);
+        self.catch_up_with_guest(now);
     }
 
     pub(super) fn failed(&mut self, facts: Facts, problem: &str, now: Timestamp) {
@@ -354,13 +367,25 @@ impl Desk {
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(later(now, Span::from_millis(pause)));
         self.problem = Some(problem.chars().take(PROBLEM_LENGTH_MAX).collect());
-        self.step_in_flight = false;
+        self.step_in_flight = None;
         let before = std::mem::replace(&mut self.facts, facts).vmm;
         vm::note(&mut self.volatile, before, self.facts.vmm, None, false, now);
+        self.catch_up_with_guest(now);
+    }
+
+    /// A guest says once that it is ready, and may do so before the end of the step that starts its machine is told.
+    fn catch_up_with_guest(&mut self, now: Timestamp) {
+        if self.step_in_flight.is_none()
+            && let Some(agent_at) = self.early_ready.take()
+        {
+            self.guest_ready(agent_at, now);
+        }
     }
 
     pub(super) fn guest_ready(&mut self, agent_at: Timestamp, now: Timestamp) {
-        if self.facts.vmm == VmmState::Running && !self.volatile.ready {
+        if self.step_in_flight == Some(Step::Start) {
+            self.early_ready = Some(agent_at);
+        } else if self.facts.vmm == VmmState::Running && !self.volatile.ready {
             self.volatile.ready = true;
             let asked_at = self.saved_vm().map(|vm| vm.asked_at);
             self.volatile.boot = vm::boot_times(&self.volatile, asked_at, agent_at, now);
@@ -374,8 +399,8 @@ impl Desk {
     #[must_use]
     pub fn next_wake(&self) -> Option<Timestamp> {
         match self.step_in_flight {
-            true => None,
-            false => self.retry_at.or(self.wait_until),
+            Some(_) => None,
+            None => self.retry_at.or(self.wait_until),
         }
     }
 
@@ -436,21 +461,30 @@ impl Desk {
                     Assigned::Volume(assigned) => Observed::Volume(volume::claim(assigned, now)),
                 })
             }
-            (None, _) if self.facts.is_bare() && !self.step_in_flight => None,
+            (None, _) if self.facts.is_bare() && self.step_in_flight.is_none() => None,
             // Something is left on the host that was never saved, or no longer is: the report stays as it is.
             (None, _) => stored.cloned(),
         }
     }
 
+    /// Something happened on the host: it is looked at before anything else is done.
+    pub(super) const fn look(&mut self) {
+        self.look_wanted = true;
+    }
+
     fn step(&mut self, around: Around, now: Timestamp) -> Option<Step> {
-        if self.step_in_flight || self.retry_at.is_some_and(|at| now < at) {
+        if self.step_in_flight.is_none() && std::mem::take(&mut self.look_wanted) {
+            self.step_in_flight = Some(Step::Look);
+            return Some(Step::Look);
+        }
+        if self.step_in_flight.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
         match self.next_step(around, now) {
             Next::Do(step) => {
                 self.wait_until = None;
                 self.retry_at = None;
-                self.step_in_flight = true;
+                self.step_in_flight = Some(step.clone());
                 if step == Step::Shutdown {
                     self.volatile.stopping_since = Some(now);
                     self.volatile.shutdown_asked = true;

@@ -217,8 +217,12 @@ impl Agent {
         self.desks.retain(|_, desk| !desk.is_empty());
     }
 
-    /// Takes what the host shows of `object`, after a step or because something happened there. `step` is the step
-    /// that ended, if one did.
+    /// Something has happened to `object` on the host without a step, such as the end of its machine process.
+    pub fn look(&mut self, object: HostObject) {
+        self.desk_mut(object).look();
+    }
+
+    /// Takes what the host shows of `object`. `step` is the step that ended, if one did.
     pub fn observed(&mut self, object: HostObject, facts: Facts, step: Option<&Step>, now: Timestamp) {
         self.desk_mut(object).observed(facts, step, now);
     }

@@ -401,6 +401,7 @@ impl Bench {
                 assert!(slot.observed.is_some(), "an effect before the claim: {}", context());
                 assert!(kept.is_some() && !removal, "made without being wanted: {}", context());
             }
+            Step::Look => {}
             Step::RemoveDisk | Step::Forget => assert!(removal, "destroyed unasked: {}", context()),
             Step::RemoveTaps | Step::Shutdown => {
                 assert!(removal || stops(&facts), "taken away: {}", context());
