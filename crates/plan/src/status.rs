@@ -173,7 +173,9 @@ fn of_volume(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     let worker = worker_of(view, object);
     let host_object = HostObject { kind: Kind::Volume, uid: asked.meta.uid };
     let observed = worker.and_then(|worker| view.observed(worker, host_object)).map(AsRef::as_ref);
+    let is_away = worker.is_some_and(|worker| view.alive(worker).is_none());
     let (state, ready, since) = match observed {
+        Some(Observed::Volume(observed)) if is_away => ("unknown", false, observed.since),
         Some(Observed::Volume(observed)) => match observed.phase {
             VolumePhase::Present => ("ready", true, observed.since),
             VolumePhase::Lost => ("lost", false, observed.since),

@@ -106,11 +106,14 @@ pub fn worker_of(view: &View, object: &ObjectRef) -> Option<WorkerId> {
 }
 
 /// Why nothing may be done for `object`: a value that it depends on cannot be read by this version. The keys looked
-/// at are its own, and what is asked of the objects that it names.
+/// at are its own, and what is asked of the objects that it names. Its end needs no image: what was copied from one stands
+/// for itself; but a network's addresses are still to be given back.
 #[must_use]
 pub fn frozen(view: &View, object: &ObjectRef) -> Option<WaitingOn> {
     let asked = view.asked(object);
-    let named = asked.map(|asked| asked.spec.references()).unwrap_or_default();
+    let ends = asked.is_some_and(|asked| asked.meta.deleting_since.is_some());
+    let mut named = asked.map(|asked| asked.spec.references()).unwrap_or_default();
+    named.retain(|object| !(ends && object.kind == Kind::Image));
     let owner = asked.and_then(|asked| asked.meta.owner.clone()).map(|owner| owner.object);
     let of_others = named.into_iter().map(Key::Asked);
     let of_owner = owner.into_iter().flat_map(|owner| [Key::Asked(owner.clone()), Key::Decided(owner)]);

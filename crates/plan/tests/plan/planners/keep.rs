@@ -118,7 +118,9 @@ fn what_cannot_be_read_freezes_what_depends_on_it() {
     decided/vm/a: nothing
     assigned/{worker/n1}/vm/{vm/a}: put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: stored value `assigned/00000000-0000-0000-3ad9-1fb3eb40bbb9/vm/00000000-0000-0000-1fe3-a200d976e328` cannot be read by this version
     observed/{worker/n1}/vm/{vm/a}: put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: stored value `observed/00000000-0000-0000-3ad9-1fb3eb40bbb9/vm/00000000-0000-0000-1fe3-a200d976e328` cannot be read by this version
-    asked/image/demo: put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: stored value `asked/image/demo` cannot be read by this version
+    asked/image/demo: put asked volume/a-root generation 1 64MiB of demo v1 of vm/a deleting
+    put assigned n1 vm/a removed sequence 2 generation 1, 1 128MiB, volume/a-root, demo v1, 10.77.0.2/24 on br0
+    put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n1` to remove it, since 60 waits: its child volume/a-root to go
     asked/network/default: put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: stored value `asked/network/default` cannot be read by this version
     ");
     assert_snapshot!(plans("rack
