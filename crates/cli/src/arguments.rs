@@ -67,6 +67,14 @@ pub(crate) enum Verb {
     Status(Status),
     /// Lists what happened lately; of one object, or of all
     Events(Events),
+    /// Runs a command in a VM, with its input, outputs, terminal and exit code; a shell when none is named
+    #[command(
+        after_help = "Examples:\n  lightbyte exec hello\n  lightbyte exec hello -- ls -l /\n  echo hi | lightbyte exec hello -- cat"
+    )]
+    Exec(Exec),
+    /// Shows what a VM wrote to its console
+    #[command(after_help = "Example: lightbyte logs hello -f --lines 20")]
+    Logs(Logs),
     /// Tells what kinds there are, and which fields they have
     #[command(
         after_help = "Examples:\n  lightbyte explain\n  lightbyte explain vm\n  lightbyte explain vm.disks"
@@ -258,6 +266,41 @@ pub(crate) struct Events {
     /// Goes on with a line for each change of state
     #[arg(short, long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The VM
+    #[arg(value_name = "VM")]
+    pub(crate) target: String,
+    /// The command and its words
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+    /// A setting of its environment; may be given several times
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Where it starts
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) directory: Option<String>,
+    /// Gives it no terminal, although this is one
+    #[arg(short = 'T', long)]
+    pub(crate) no_terminal: bool,
+    /// Gives it no input: its standard input ends at once
+    #[arg(short, long)]
+    pub(crate) no_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// The VM
+    #[arg(value_name = "VM", required = true)]
+    pub(crate) target: Vec<String>,
+    /// Goes on with what is still to come
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many of the last lines to begin with; all that are kept when left out
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) lines: Option<usize>,
 }
 
 #[derive(Debug, Args)]

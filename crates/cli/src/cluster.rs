@@ -8,7 +8,7 @@ use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, List};
 use lightbyte_api::{Kind, Name, Timestamp};
-use lightbyte_link::{Client, ClientError, Lines, Response};
+use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
 use lightbyte_plan::why::{Explanation, Stuck};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use crate::failure::{Code, Failure};
 use crate::target::Target;
-use crate::version;
 
 /// How long a request is tried on other servers while they say that they cannot answer now.
 const RETRY_WITHIN: Duration = Duration::from_secs(5);
@@ -116,7 +115,9 @@ impl Cluster {
         &self,
         object: &ObjectRef,
     ) -> Result<(Object, String), ClientError> {
-        version::get(&self.client, &path_of(object)).await
+        let response = self.client.get(&path_of(object)).await?;
+        let version = response.etag.clone().unwrap_or_default();
+        Ok((self.note(response), version))
     }
 
     /// All objects of a kind that have the labels.
@@ -190,6 +191,26 @@ impl Cluster {
         self.client.lines(&format!("/v1/watch?{}", query.join("&"))).await
     }
 
+    /// A WebSocket into the guest of a VM.
+    pub(crate) async fn web_socket(
+        &self,
+        object: &ObjectRef,
+        what: &str,
+        query: &[(&str, String)],
+    ) -> Result<WebSocket, ClientError> {
+        self.client.web_socket(&with_query(&format!("{}/{what}", path_of(object)), query)).await
+    }
+
+    /// A stream of bytes from the guest of a VM.
+    pub(crate) async fn bytes(
+        &self,
+        object: &ObjectRef,
+        what: &str,
+        query: &[(&str, String)],
+    ) -> Result<ByteStream, ClientError> {
+        self.client.bytes(&with_query(&format!("{}/{what}", path_of(object)), query)).await
+    }
+
     /// The object that a target means; a bare name is looked for in every kind.
     pub(crate) async fn resolve(&self, target: Target) -> Result<ObjectRef> {
         match target {
@@ -241,6 +262,11 @@ fn path_of(object: &ObjectRef) -> String {
     format!("/v1/objects/{object}")
 }
 
+fn with_query(path: &str, query: &[(&str, String)]) -> String {
+    let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
+    format!("{path}?{query}")
+}
+
 /// A manifest that a server printed, without what servers add: what `apply` takes.
 pub(crate) fn manifest_of(object: &Object) -> Value {
     let mut manifest = serde_json::Map::new();
@@ -271,5 +297,11 @@ mod tests {
         check(&["vm/a"], "vm/a");
         check(&[], "5 nothing is named `a`");
         check(&["network/a", "vm/a"], "64 `a` may be `network/a` or `vm/a`");
+    }
+
+    #[test]
+    fn any_word_survives_in_a_query() {
+        let query = [("command", "a b&c=d%".to_owned()), ("command", "\u{e9}\n~".to_owned())];
+        assert_eq!(with_query("/x", &query), "/x?command=a+b%26c%3Dd%25&command=%C3%A9%0A%7E");
     }
 }

@@ -25,6 +25,23 @@ pub(crate) enum Code {
     Interrupted = 130,
 }
 
+/// What a command leaves to whoever started it: a [`Code`] of ours, or that of a command that it ran in a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit(pub(crate) u8);
+
+impl From<Code> for Exit {
+    fn from(code: Code) -> Exit {
+        Exit(code as u8)
+    }
+}
+
+impl Exit {
+    /// The exit code of a command in a guest; one that no process of ours can leave becomes the highest that it can.
+    pub(crate) fn of_command(code: u32) -> Exit {
+        Exit(u8::try_from(code).unwrap_or(u8::MAX))
+    }
+}
+
 /// An error that this program itself found, with its exit code and the next step.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]

@@ -9,11 +9,11 @@ mod context;
 mod failure;
 mod manifests;
 mod processes;
+mod session;
 mod table;
 mod target;
 mod terminal;
 mod verbs;
-mod version;
 mod waiting;
 mod yaml;
 
@@ -27,7 +27,7 @@ use lightbyte_link::Client;
 
 use crate::arguments::{Arguments, Import, Verb};
 use crate::cluster::Cluster;
-use crate::failure::Code;
+use crate::failure::{Code, Exit};
 use crate::terminal::{say, say_error};
 
 /// The word that starts a VM's channel: said by the QEMU driver, and by no person.
@@ -40,9 +40,9 @@ fn main() -> ExitCode {
     }
     let code = match parse(words) {
         Ok(arguments) => act(&arguments),
-        Err(code) => code,
+        Err(code) => code.into(),
     };
-    ExitCode::from(code as u8)
+    ExitCode::from(code.0)
 }
 
 fn parse(words: Vec<OsString>) -> Result<Arguments, Code> {
@@ -60,35 +60,47 @@ fn parse(words: Vec<OsString>) -> Result<Arguments, Code> {
     })
 }
 
-fn act(arguments: &Arguments) -> Code {
+fn act(arguments: &Arguments) -> Exit {
     match run(arguments) {
-        Ok(code) => code,
-        Err(error) if failure::is_hang_up(&error) => Code::Done,
+        Ok(exit) => exit,
+        Err(error) if failure::is_hang_up(&error) => Code::Done.into(),
         Err(error) => {
             say_error(&failure::describe(&error));
-            failure::code_of(&error)
+            failure::code_of(&error).into()
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<Code> {
-    match &arguments.verb {
-        Verb::Explain(words) => return verbs::explain::run(words),
-        Verb::Completions { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(*shell, &mut Arguments::command(), "lightbyte", &mut text);
-            terminal::print(&String::from_utf8_lossy(&text))?;
-            return Ok(Code::Done);
-        }
-        Verb::Dev(words) => return processes::dev(words),
-        Verb::Server(words) => return processes::server(words),
-        Verb::Worker(words) => return processes::worker(words),
-        _ => {}
+fn run(arguments: &Arguments) -> Result<Exit> {
+    if let Some(code) = run_here(&arguments.verb) {
+        return Ok(code?.into());
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let servers = context::servers(arguments.context.as_deref())?;
-    runtime.block_on(ask(&Cluster::new(Client::new(servers)), &arguments.verb))
+    let cluster = Cluster::new(Client::new(servers));
+    runtime.block_on(async {
+        match &arguments.verb {
+            Verb::Exec(words) => verbs::exec::run(&cluster, words).await,
+            verb => Ok(ask(&cluster, verb).await?.into()),
+        }
+    })
+}
+
+/// What needs no cluster; `None` for all that does.
+fn run_here(verb: &Verb) -> Option<Result<Code>> {
+    Some(match verb {
+        Verb::Explain(words) => verbs::explain::run(words),
+        Verb::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "lightbyte", &mut text);
+            terminal::print(&String::from_utf8_lossy(&text)).map(|()| Code::Done)
+        }
+        Verb::Dev(words) => processes::dev(words),
+        Verb::Server(words) => processes::server(words),
+        Verb::Worker(words) => processes::worker(words),
+        _ => return None,
+    })
 }
 
 async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
@@ -108,10 +120,14 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Wait(words) => verbs::wait::run(cluster, words).await,
         Verb::Status(words) => verbs::status::run(cluster, words).await,
         Verb::Events(words) => verbs::events::run(cluster, words).await,
+        Verb::Logs(words) => verbs::logs::run(cluster, words).await,
         Verb::Import(Import::Image(words)) => verbs::import::run(cluster, words).await,
-        // These need no cluster, and were done before.
-        Verb::Explain(_) | Verb::Completions { .. } | Verb::Dev(_) | Verb::Server(_) | Verb::Worker(_) => {
-            Ok(Code::Done)
-        }
+        // These were done before.
+        Verb::Exec(_)
+        | Verb::Explain(_)
+        | Verb::Completions { .. }
+        | Verb::Dev(_)
+        | Verb::Server(_)
+        | Verb::Worker(_) => Ok(Code::Done),
     }
 }

@@ -12,7 +12,6 @@ use lightbyte_api::{Timestamp, Uid, VmId};
 use lightbyte_lab::control::{self, Answer, LabStatus, Request};
 use lightbyte_lab::rack::Wish;
 use lightbyte_lab::{VmmChoice, dev as lab};
-use lightbyte_link::Endpoint;
 use lightbyte_store::{EtcdOptions, EtcdStore};
 use lightbyte_vmm::qemu::{Qemu, Settings};
 use lightbyte_vmm::taps::Taps;
@@ -90,19 +89,11 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
         cpus: words.cpus,
         memory: words.memory,
         vmm: choice(words.vmm).word().to_owned(),
-        address: words.listen.as_ref().map(address).unwrap_or_default(),
+        listen: words.listen.clone(),
     };
     let drivers = drivers(words, runtime.handle())?;
     runtime.block_on(lightbyte_worker::run(config, drivers, ended()))?;
     Ok(Code::Done)
-}
-
-/// `host:port`, as the worker's object shows it.
-fn address(endpoint: &Endpoint) -> String {
-    match endpoint {
-        Endpoint::Tcp(host, port) => format!("{host}:{port}"),
-        Endpoint::Unix(path) => path.display().to_string(),
-    }
 }
 
 /// The hands of a worker.

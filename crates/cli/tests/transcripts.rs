@@ -69,6 +69,11 @@ fn mistakes() {
 }
 
 #[test]
+fn guests() {
+    play("guests");
+}
+
+#[test]
 fn progress() {
     let cluster = Cluster::start();
     let output = cluster.shell("lightbyte run demo --name hello").output().expect("run the shell");

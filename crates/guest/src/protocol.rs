@@ -21,6 +21,9 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Protocol named in the `Upgrade` header of `POST /v1/exec`.
 pub const EXEC_PROTOCOL: &str = "lightbyte-exec/1";
 
+/// Protocol named in the `Upgrade` header of a worker's console: bytes of the serial line both ways.
+pub const CONSOLE_PROTOCOL: &str = "lightbyte-console/1";
+
 /// The one line that the agent sends to [`READY_PORT`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, ETAG};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -13,8 +14,11 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::endpoint::{Endpoint, Stream};
+use crate::web_socket::WebSocket;
 
 /// How long a connection may take: a dead machine must not cost more than this before another is asked.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(1);
@@ -46,6 +50,16 @@ pub struct Problem {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+}
+
+/// As an answer of a server; one without a status is the server's own fault.
+impl axum::response::IntoResponse for Problem {
+    fn into_response(self) -> axum::response::Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        // A problem is plain data; an empty body would only lose its words.
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        (status, [(CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
 }
 
 /// Why a request has no good answer.
@@ -91,13 +105,15 @@ impl ClientError {
     }
 }
 
-/// An answer with its revision.
+/// An answer with what its headers say.
 #[derive(Clone, Debug)]
 pub struct Response<T> {
     /// What was asked for.
     pub value: T,
     /// The revision of the server's view, if it said so (`Lightbyte-Revision`).
     pub revision: Option<u64>,
+    /// What `If-Match` must say so that nobody else's change is overwritten, where there is such a thing (`ETag`).
+    pub etag: Option<String>,
 }
 
 /// The header that carries the revision of a server's view.
@@ -168,14 +184,15 @@ impl Client {
         headers: &[(&str, String)],
     ) -> Result<Response<T>, ClientError> {
         let (endpoint, response) = self.send(method, path, body, headers).await?;
-        let revision =
-            response.headers().get(REVISION_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let revision = header(REVISION_HEADER).and_then(|value| value.parse().ok());
+        let etag = header(ETAG.as_str());
         let bytes = read_all(&endpoint, response).await?;
         // An answer without a body is null: the caller says `()`.
         let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
         let value =
             serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { endpoint, source })?;
-        Ok(Response { value, revision })
+        Ok(Response { value, revision, etag })
     }
 
     /// `GET path`, whose answer is a stream of JSON lines.
@@ -183,8 +200,52 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn lines(&self, path: &str) -> Result<Lines, ClientError> {
+        Ok(Lines { bytes: self.bytes(path).await?, buffer: BytesMut::new() })
+    }
+
+    /// `GET path`, whose answer is a stream of bytes.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn bytes(&self, path: &str) -> Result<ByteStream, ClientError> {
         let (endpoint, response) = self.send::<()>(Method::GET, path, None, &[]).await?;
-        Ok(Lines { endpoint, body: response.into_body(), buffer: BytesMut::new() })
+        Ok(ByteStream { endpoint, body: response.into_body() })
+    }
+
+    /// `POST path` with a JSON body, after which the connection speaks `protocol` (RFC 9110, section 7.8).
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Broken`] also when the server answers without changing the protocol.
+    pub async fn upgrade<B: Serialize>(
+        &self,
+        path: &str,
+        protocol: &str,
+        body: &B,
+    ) -> Result<Upgraded, ClientError> {
+        let headers = [("connection", "upgrade".to_owned()), ("upgrade", protocol.to_owned())];
+        let (endpoint, response) = self.send(Method::POST, path, Some(body), &headers).await?;
+        upgraded(endpoint, response).await
+    }
+
+    /// `GET path`, after which the connection is a WebSocket (RFC 6455).
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Broken`] also when the server does not know WebSockets.
+    pub async fn web_socket(&self, path: &str) -> Result<WebSocket, ClientError> {
+        let key = generate_key();
+        let headers = [
+            ("connection", "upgrade".to_owned()),
+            ("upgrade", "websocket".to_owned()),
+            ("sec-websocket-version", "13".to_owned()),
+            ("sec-websocket-key", key.clone()),
+        ];
+        let (endpoint, response) = self.send::<()>(Method::GET, path, None, &headers).await?;
+        let accepted = response.headers().get("sec-websocket-accept").cloned();
+        let stream = upgraded(endpoint.clone(), response).await?;
+        if accepted.is_none_or(|accepted| accepted != derive_accept_key(key.as_bytes())) {
+            return Err(ClientError::Broken { endpoint, source: "it is no WebSocket".into() });
+        }
+        Ok(WebSocket::of_client(endpoint, stream).await)
     }
 
     async fn send<B: Serialize>(
@@ -241,15 +302,15 @@ impl Client {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(error.into()))?;
         // The connection ends with its one exchange; what goes wrong with it shows in the exchange.
-        tokio::spawn(async move { drop(connection.await) });
+        tokio::spawn(async move { drop(connection.with_upgrades().await) });
         let response = timeout(within, sender.send_request(request))
             .await
             .map_err(|error| broken(error.into()))?
             .map_err(|error| broken(error.into()))?;
-        if response.status().is_success() {
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok((endpoint, response));
         }
-        let status = response.status();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             self.leave_server();
         }
@@ -293,10 +354,54 @@ async fn read_all(endpoint: &Endpoint, response: http::Response<Incoming>) -> Re
     Ok(body.collect().await.map_err(broken)?.to_bytes())
 }
 
-/// A stream of JSON lines.
-pub struct Lines {
+/// The connection of an answer that changes its protocol.
+async fn upgraded(endpoint: Endpoint, response: http::Response<Incoming>) -> Result<Upgraded, ClientError> {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let source = format!("it answered {} and did not change the protocol", response.status()).into();
+        return Err(ClientError::Broken { endpoint, source });
+    }
+    match hyper::upgrade::on(response).await {
+        Ok(stream) => Ok(TokioIo::new(stream)),
+        Err(error) => Err(ClientError::Broken { endpoint, source: error.into() }),
+    }
+}
+
+/// A connection that has left HTTP behind: bytes both ways.
+pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+
+/// A stream of bytes.
+pub struct ByteStream {
     endpoint: Endpoint,
     body: Incoming,
+}
+
+impl ByteStream {
+    /// The next bytes; `None` at the end of the stream. Cancelling it loses nothing.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(self.broken(error.into())),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    fn broken(&self, source: Box<dyn std::error::Error + Send + Sync>) -> ClientError {
+        ClientError::Broken { endpoint: self.endpoint.clone(), source }
+    }
+}
+
+/// A stream of JSON lines.
+pub struct Lines {
+    bytes: ByteStream,
     buffer: BytesMut,
 }
 
@@ -304,7 +409,7 @@ impl Lines {
     /// The server that sends them.
     #[must_use]
     pub const fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.bytes.endpoint
     }
 
     /// The next line; `None` at the end of the stream. Cancelling it loses nothing.
@@ -316,23 +421,17 @@ impl Lines {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end);
                 self.buffer.advance(1);
-                let endpoint = self.endpoint.clone();
+                let endpoint = self.bytes.endpoint.clone();
                 return serde_json::from_slice(&line)
                     .map(Some)
                     .map_err(|source| ClientError::Answer { endpoint, source });
             }
-            let broken = |source| ClientError::Broken { endpoint: self.endpoint.clone(), source };
             if self.buffer.len() > LINE_BYTES_MAX {
-                return Err(broken(format!("a line has more than {LINE_BYTES_MAX} bytes").into()));
+                return Err(self.bytes.broken(format!("a line has more than {LINE_BYTES_MAX} bytes").into()));
             }
-            match self.body.frame().await {
+            match self.bytes.next().await? {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(broken(error.into())),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
-                    }
-                }
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
             }
         }
     }

@@ -8,6 +8,8 @@
 
 pub mod client;
 pub mod endpoint;
+pub mod web_socket;
 
-pub use client::{Client, ClientError, Lines, Problem, Response};
+pub use client::{ByteStream, Client, ClientError, Lines, Problem, Response, Upgraded};
 pub use endpoint::{Endpoint, EndpointError, Listener, Peer, Stream};
+pub use web_socket::WebSocket;

@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod delivery;
+pub mod guest;
 pub mod planner;
 pub mod reconciler;
 pub mod request;

@@ -80,6 +80,26 @@ pub enum Refusal {
         /// The verb, as a participle.
         verb: &'static str,
     },
+    /// It should not run, so it cannot be started again.
+    #[error("{object} is stopped, so there is nothing to restart")]
+    Stopped {
+        /// The object.
+        object: ObjectRef,
+    },
+    /// It has no worker yet.
+    #[error("{object} is not on any worker yet")]
+    NotPlaced {
+        /// The object.
+        object: ObjectRef,
+    },
+    /// The worker that has it is away.
+    #[error("worker `{worker}`, which has {object}, is away")]
+    WorkerAway {
+        /// The object.
+        object: ObjectRef,
+        /// The worker.
+        worker: Name,
+    },
     /// Another worker has the name.
     #[error("the name `{name}` belongs to the worker {uid}")]
     WorkerName {
@@ -129,6 +149,9 @@ impl Refusal {
             Refusal::Changed { object, .. } => {
                 format!("`lightbyte get {object} -o yaml` shows it as it is now")
             }
+            Refusal::Stopped { object } => format!("`lightbyte start {object}` starts it"),
+            Refusal::NotPlaced { object } => format!("`lightbyte why {object}` says what it waits for"),
+            Refusal::WorkerAway { worker, .. } => format!("`lightbyte why worker/{worker}` says more"),
             Refusal::Owned { owner, .. } => format!("change or delete {owner}"),
             Refusal::WorkerName { name, .. } => {
                 format!("choose another name, or `lightbyte delete worker/{name}`")
@@ -247,8 +270,10 @@ pub fn set_running(
 pub fn restart(view: &View, object: &ObjectRef, context: &Context) -> Result<Outcome, Refusal> {
     let asked = living(view, object, context)?;
     not_owned(object, asked)?;
-    if !matches!(asked.spec, Spec::Vm(_)) {
-        return Err(Refusal::NotForKind { object: object.clone(), verb: "restarted" });
+    match &asked.spec {
+        Spec::Vm(spec) if spec.running => {}
+        Spec::Vm(_) => return Err(Refusal::Stopped { object: object.clone() }),
+        _ => return Err(Refusal::NotForKind { object: object.clone(), verb: "restarted" }),
     }
     let meta = Meta {
         restarts_asked: asked.meta.restarts_asked + 1,

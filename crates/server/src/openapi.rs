@@ -37,8 +37,11 @@ fn document() -> Value {
         );
         let optional =
             route.parameters.iter().map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
-        let is_stream = matches!(route.answer, "WatchLine" | "Delivery");
-        let content_type = if is_stream { "application/x-ndjson" } else { "application/json" };
+        let content_type = match route.answer {
+            "WatchLine" | "Delivery" => "application/x-ndjson",
+            "Bytes" => "application/octet-stream",
+            _ => "application/json",
+        };
         let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
         let mut operation = json!({
             "summary": route.summary,

@@ -1,7 +1,6 @@
 //! What goes wrong, as callers see it: a problem document (RFC 9457) with a status, and what to do about it.
 
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use lightbyte_link::Problem;
 use lightbyte_plan::request::Refusal;
@@ -60,13 +59,10 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if status.is_server_error() {
-            tracing::debug!(status = status.as_u16(), title = self.0.title, "a request failed");
+        if self.0.status >= 500 {
+            tracing::debug!(status = self.0.status, title = self.0.title, "a request failed");
         }
-        // A problem is plain data; an empty body would only lose its words.
-        let body = serde_json::to_vec(&self.0).unwrap_or_default();
-        (status, [(CONTENT_TYPE, "application/problem+json")], body).into_response()
+        self.0.into_response()
     }
 }
 
@@ -87,7 +83,10 @@ fn status_of(refusal: &Refusal) -> StatusCode {
         Refusal::NotByPeople { .. } | Refusal::NotForKind { .. } | Refusal::BadReport { .. } => {
             StatusCode::BAD_REQUEST
         }
+        Refusal::WorkerAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::Exists { .. }
+        | Refusal::NotPlaced { .. }
+        | Refusal::Stopped { .. }
         | Refusal::Deleting { .. }
         | Refusal::Owned { .. }
         | Refusal::Frozen { .. }

@@ -4,6 +4,7 @@
 //! VMs outlive the agent. It may be killed at any moment: what it was doing is found on the host by the next one.
 
 pub mod clock;
+mod guests;
 pub mod identity;
 mod life;
 mod shell;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::{ByteSize, Name};
-use lightbyte_link::{Client, Endpoint};
+use lightbyte_link::{Client, Endpoint, Listener};
 use lightbyte_vmm::Drivers;
 
 /// What an agent must be told.
@@ -31,8 +32,8 @@ pub struct Config {
     pub memory: ByteSize,
     /// What the driver is called: `qemu` or `fake`.
     pub vmm: String,
-    /// Where streams such as consoles can be had, as `host:port`; empty when nowhere.
-    pub address: String,
+    /// Where it serves the way into its guests, if anywhere.
+    pub listen: Option<Endpoint>,
 }
 
 /// Runs the agent until `shutdown`. The VMs go on after it.
@@ -48,12 +49,28 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
         cpus: config.cpus,
         memory: config.memory,
         vmm: config.vmm.clone(),
-        address: config.address.clone(),
+        address: config.listen.as_ref().map(address).unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
+    let listener = match &config.listen {
+        Some(endpoint) => {
+            Some(Listener::bind(endpoint).await.with_context(|| format!("listen at {endpoint}"))?)
+        }
+        None => None,
+    };
     let client = Client::new(config.servers);
+    let serving = listener.map(|listener| tokio::spawn(guests::serve(drivers.clone(), listener)));
     let life = tokio::spawn(life::keep_alive(worker, said, client.clone()));
     let outcome = shell::Shell::begin(worker, client, drivers)?.run(shutdown).await;
     life.abort();
+    serving.inspect(tokio::task::JoinHandle::abort);
     outcome
+}
+
+/// `host:port`, as the worker's object shows it.
+fn address(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Tcp(host, port) => format!("{host}:{port}"),
+        Endpoint::Unix(path) => path.display().to_string(),
+    }
 }

@@ -106,6 +106,7 @@ impl Cluster {
         command.args(["worker", "--vmm=fake", "--cpus=4"]);
         command.arg(format!("--name={name}")).arg(format!("--memory={memory}"));
         command.arg(format!("--state={}", state.display())).arg(format!("--server={}", self.api()));
+        command.arg(format!("--listen=unix:{}.sock", state.display()));
         let log = std::fs::File::create(self.directory.0.join(format!("{name}.log"))).expect("make a log");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.workers.push(Process(child.expect("start a worker")));

@@ -3,9 +3,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{FromRequestParts, Request};
@@ -13,10 +11,7 @@ use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::serve::IncomingStream;
-use lightbyte_link::{Listener, Peer, Stream};
-
-/// The pause after a connection could not be accepted, such as for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use lightbyte_link::{Listener, Peer};
 
 /// Who asks, as far as the link knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,33 +54,8 @@ pub(crate) async fn note(caller: Caller, request: Request, next: Next) -> Respon
     response
 }
 
-/// A listener of the link, as axum takes it.
-pub(crate) struct LinkListener(pub(crate) Listener);
-
-impl axum::serve::Listener for LinkListener {
-    type Io = Stream;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (Stream, Peer) {
-        loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Peer> {
-        // A peer is who is at the other end; a listener has none.
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-impl Connected<IncomingStream<'_, LinkListener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, LinkListener>) -> Caller {
+impl Connected<IncomingStream<'_, Listener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, Listener>) -> Caller {
         match stream.remote_addr() {
             Peer::Local { user_id } => Caller::Local { user_id: *user_id },
             Peer::Address(address) => Caller::Address(*address),

@@ -84,6 +84,15 @@ impl Parameters {
         self.one(name).map(|text| text.parse().map_err(|_| bad(text))).transpose()
     }
 
+    /// Whether `name` is said to be so; not, when it is not mentioned.
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, Failure> {
+        match self.one(name) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(text) => Err(Failure::bad(format!("`{name}` must be true or false, is `{text}`"))),
+        }
+    }
+
     /// The revision of `asked` that the caller read: `If-Match`, or the parameter `if_match`.
     pub(crate) fn if_match(&self) -> Result<Option<u64>, Failure> {
         let Some(text) = self.if_match.as_deref().or_else(|| self.one("if_match")) else { return Ok(None) };

@@ -5,6 +5,7 @@ pub(crate) mod apply;
 pub(crate) mod caller;
 pub(crate) mod cluster;
 pub(crate) mod difference;
+pub(crate) mod guests;
 pub(crate) mod input;
 pub(crate) mod objects;
 pub(crate) mod watch;
@@ -18,7 +19,7 @@ use axum::{Router, middleware};
 use lightbyte_link::Listener;
 
 use crate::Server;
-use crate::api::caller::{Caller, LinkListener};
+use crate::api::caller::Caller;
 use crate::openapi;
 use crate::problem::Failure;
 
@@ -69,6 +70,13 @@ pub(crate) fn routes() -> Vec<Route> {
             changing, None, "Changed", post(objects::stop)),
         route("post", "/v1/objects/{kind}/{name}/restart", "Asks for a VM to be stopped and started",
             changing, None, "Changed", post(objects::restart)),
+        route("get", "/v1/objects/{kind}/{name}/exec", "Runs a command in a VM (a WebSocket; its bytes are frames)",
+            &["command", "env", "directory", "terminal", "rows", "columns", "min_revision"],
+            None, "WebSocket", get(guests::exec)),
+        route("get", "/v1/objects/{kind}/{name}/console", "Opens a VM's serial console (a WebSocket)",
+            reading, None, "WebSocket", get(guests::console)),
+        route("get", "/v1/objects/{kind}/{name}/logs", "Streams what a VM wrote to its console",
+            &["lines", "follow", "min_revision"], None, "Bytes", get(guests::logs)),
         route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",
             reading, None, "Explanation", get(objects::why)),
         route("get", "/v1/objects/{kind}/{name}/events", "Lists what this server saw happen to an object",
@@ -125,7 +133,7 @@ pub(crate) async fn listen(server: Arc<Server>, listener: Listener) {
         let _ = stop.wait_for(|stop| *stop).await;
     };
     let service = router(server).into_make_service_with_connect_info::<Caller>();
-    let served = axum::serve(LinkListener(listener), service).with_graceful_shutdown(stopped).await;
+    let served = axum::serve(listener, service).with_graceful_shutdown(stopped).await;
     if let Err(error) = served {
         tracing::error!(%error, "a listener failed");
     }

@@ -194,8 +194,12 @@ async fn every_answer_fits_its_description() {
     asked.insert("delete /v1/objects/{kind}/{name}".to_owned());
 
     let operations = document["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
-        methods.as_object().unwrap().keys().map(move |method| format!("{method} {path}"))
+        methods.as_object().unwrap().keys().map(move |method| (method.as_str(), path.as_str()))
     });
+    // What guests say is of no schema; the transcripts of the command line look at it.
+    let operations = operations
+        .filter(|(method, path)| !matches!(answer_of(&document, method, path), "WebSocket" | "Bytes"));
+    let operations = operations.map(|(method, path)| format!("{method} {path}"));
     assert_eq!(operations.collect::<BTreeSet<_>>(), asked, "this test asks for everything that is described");
     running.abort();
 }

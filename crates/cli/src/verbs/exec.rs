@@ -1,0 +1,134 @@
+//! `lightbyte exec`: a command in a guest, with its input, outputs, signals, terminal and exit code.
+
+use std::io;
+
+use anyhow::{Context as _, Result};
+use bytes::BytesMut;
+use lightbyte_guest::frame::Frame;
+use lightbyte_link::web_socket::{Receiver, Sender};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::arguments::Exec;
+use crate::cluster::Cluster;
+use crate::failure::{Code, Exit, Failure};
+use crate::session::{self, Raw};
+use crate::target;
+
+/// What runs when no command is named.
+const SHELL: &str = "sh";
+/// Signals that are passed on to a command without a terminal, by their numbers on Linux (signal(7)).
+const INTERRUPT: u8 = 2;
+const TERMINATE: u8 = 15;
+
+pub(crate) async fn run(cluster: &Cluster, words: &Exec) -> Result<Exit> {
+    let object = cluster.resolve(target::read_single(std::slice::from_ref(&words.target))?).await?;
+    let terminal = session::is_interactive() && !words.no_terminal && !words.no_stdin;
+    let size = session::size().filter(|_| terminal);
+    let mut query = vec![("terminal", terminal.to_string())];
+    query.extend(
+        size.iter()
+            .flat_map(|(rows, columns)| [("rows", rows.to_string()), ("columns", columns.to_string())]),
+    );
+    query.extend(words.directory.iter().map(|directory| ("directory", directory.clone())));
+    query.extend(words.env.iter().map(|setting| ("env", setting.clone())));
+    match words.command.as_slice() {
+        [] => query.push(("command", SHELL.to_owned())),
+        command => query.extend(command.iter().map(|word| ("command", word.clone()))),
+    }
+    let socket = cluster.web_socket(&object, "exec", &query).await;
+    let (sender, receiver) = socket.with_context(|| format!("run a command in `{object}`"))?.split();
+    let raw = if terminal { Some(Raw::begin()?) } else { None };
+    let input = if words.no_stdin { None } else { Some(session::input()?) };
+    let outcome = tokio::select! {
+        outcome = outputs(receiver) => outcome,
+        error = inputs(sender, input, terminal) => Err(error),
+    };
+    drop(raw);
+    match outcome? {
+        Some(code) => Ok(Exit::of_command(code)),
+        None => Err(Failure::new(
+            Code::Error,
+            format!("the connection to `{object}` ended before the command did"),
+        )
+        .hint("the command was ended with it; `lightbyte why` says how the VM is")
+        .into()),
+    }
+}
+
+/// Writes what the command says, until it ends: then its exit code.
+async fn outputs(mut receiver: Receiver) -> Result<Option<u32>> {
+    let mut buffer = BytesMut::new();
+    while let Some(bytes) = receiver.next().await? {
+        buffer.extend_from_slice(&bytes);
+        while let Some((frame, length)) = Frame::decode(&buffer).context("read what the guest sends")? {
+            drop(buffer.split_to(length));
+            match frame {
+                Frame::Stdout(bytes) => write(&mut io::stdout(), &bytes)?,
+                Frame::Stderr(bytes) => write(&mut io::stderr(), &bytes)?,
+                Frame::Exit(code) => return Ok(Some(code)),
+                // These go to the guest only.
+                Frame::Stdin(_) | Frame::Resize { .. } | Frame::Signal(_) => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn write(output: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
+    output.write_all(bytes).and_then(|()| output.flush()).context("write what the command says")
+}
+
+/// Sends what is typed, the terminal's size when it changes, and signals. It ends with an error only.
+async fn inputs(mut sender: Sender, input: Option<mpsc::Receiver<Vec<u8>>>, terminal: bool) -> anyhow::Error {
+    match send_inputs(&mut sender, input, terminal).await {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
+    }
+}
+
+async fn send_inputs(
+    sender: &mut Sender,
+    mut input: Option<mpsc::Receiver<Vec<u8>>>,
+    terminal: bool,
+) -> Result<()> {
+    let mut resized = listen(SignalKind::window_change())?;
+    let mut interrupted = listen(SignalKind::interrupt())?;
+    let mut terminated = listen(SignalKind::terminate())?;
+    if input.is_none() {
+        sender.send(Frame::Stdin(Vec::new()).encode()).await?;
+    }
+    loop {
+        let frame = tokio::select! {
+            bytes = typed(&mut input) => match bytes {
+                Some(bytes) => Frame::Stdin(bytes),
+                None => {
+                    input = None;
+                    Frame::Stdin(Vec::new())
+                }
+            },
+            _ = resized.recv(), if terminal => match session::size() {
+                Some((rows, columns)) => Frame::Resize { rows, columns },
+                None => continue,
+            },
+            _ = interrupted.recv() => Frame::Signal(INTERRUPT),
+            _ = terminated.recv() => Frame::Signal(TERMINATE),
+        };
+        if sender.send(frame.encode()).await.is_err() {
+            // The command's last words and its exit code may still be on their way; the receiver tells.
+            return Ok(());
+        }
+    }
+}
+
+/// What is typed next; never, once the input has ended.
+async fn typed(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match input {
+        Some(input) => input.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).context("listen to signals")
+}

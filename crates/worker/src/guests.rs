@@ -1,0 +1,280 @@
+//! What an agent serves: the way into the guests of this host, for servers. Bytes go both ways, and nothing of them is
+//! kept or looked at.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures::stream;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::{Kind, Uid, VmId};
+use lightbyte_guest::protocol::{self, AGENT_PORT, BODY_BYTES_MAX, EXEC_PROTOCOL};
+use lightbyte_link::{Listener, Problem};
+use lightbyte_vmm::{ConsoleFrom, DriverError, Drivers};
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+
+/// How many streams into guests are open at once; each holds two connections.
+const STREAMS_MAX: usize = 256;
+/// How long a guest may take to accept a connection, and to begin its answer.
+const GUEST_WITHIN: Duration = Duration::from_secs(5);
+/// How often a followed console is looked at: nothing tells of what a guest writes.
+const CONSOLE_LOOK_PERIOD: Duration = Duration::from_millis(200);
+/// The largest answer of a guest's agent that says what is wrong.
+const PROBLEM_BYTES_MAX: usize = 16 << 10;
+
+/// What the handlers share.
+struct Guests {
+    drivers: Drivers,
+    places: Arc<Semaphore>,
+}
+
+/// Serves until it is dropped.
+pub(crate) async fn serve(drivers: Drivers, listener: Listener) {
+    let guests = Arc::new(Guests { drivers, places: Arc::new(Semaphore::new(STREAMS_MAX)) });
+    let router = Router::new()
+        .route("/v1/vms/{uid}/exec", post(exec))
+        .route("/v1/vms/{uid}/logs", get(logs))
+        .fallback(unknown_path)
+        .with_state(guests);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the listener failed: nobody gets into the guests of this host");
+    }
+}
+
+async fn unknown_path(uri: Uri) -> Problem {
+    problem(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path()))
+}
+
+fn problem(status: StatusCode, title: impl Into<String>) -> Problem {
+    Problem { title: title.into(), status: status.as_u16(), ..Problem::default() }
+}
+
+/// The VM that a path names.
+fn vm(Path(uid): Path<String>) -> Result<VmId, Problem> {
+    let uid = uid.parse::<Uid>();
+    uid.map(VmId::new).map_err(|error| problem(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+impl Guests {
+    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let title = format!("this worker has {STREAMS_MAX} streams into guests open, which is its limit");
+            problem(StatusCode::TOO_MANY_REQUESTS, title)
+        })
+    }
+
+    /// Asks a driver on a thread where it may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Drivers) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let drivers = self.drivers.clone();
+        match tokio::task::spawn_blocking(move || question(&drivers)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(DriverError::Refused(reason))) => Err(problem(StatusCode::CONFLICT, reason)),
+            Ok(Err(error)) => Err(problem(StatusCode::BAD_GATEWAY, error.chain())),
+            Err(panic) => Err(problem(StatusCode::BAD_GATEWAY, format!("the driver failed: {panic}"))),
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ exec
+
+/// `POST /v1/vms/UID/exec`: what the guest's agent serves under the same name.
+async fn exec(
+    State(guests): State<Arc<Guests>>,
+    path: Path<String>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let vm = vm(path)?;
+    if request.headers().get(UPGRADE).is_none_or(|protocol| protocol != EXEC_PROTOCOL) {
+        return Err(problem(StatusCode::UPGRADE_REQUIRED, format!("upgrade to {EXEC_PROTOCOL}")));
+    }
+    let place = guests.place()?;
+    let server = hyper::upgrade::on(&mut request);
+    let too_large = |_| problem(StatusCode::PAYLOAD_TOO_LARGE, "the command is too long");
+    let body = to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(too_large)?;
+    let stream = guests.ask(move |drivers| drivers.guest.connect(vm, AGENT_PORT, GUEST_WITHIN)).await?;
+    let answer = timeout(GUEST_WITHIN, ask_guest(stream, body)).await;
+    let answer = answer.map_err(|_| silent("it is too slow"))?.map_err(|error| silent(&error.to_string()))?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(words_of(answer).await);
+    }
+    let guest = hyper::upgrade::on(answer);
+    tokio::spawn(async move {
+        if let (Ok(server), Ok(guest)) = (server.await, guest.await) {
+            // Either end may go at any time, and that ends the other.
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(server), &mut TokioIo::new(guest)).await;
+        }
+        drop(place);
+    });
+    let head = [(CONNECTION, "upgrade"), (UPGRADE, EXEC_PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, head, Body::empty()).into_response())
+}
+
+fn silent(why: &str) -> Problem {
+    problem(StatusCode::BAD_GATEWAY, format!("the guest's agent does not answer: {why}"))
+}
+
+/// Asks the guest's agent to run a command.
+async fn ask_guest(
+    stream: std::os::unix::net::UnixStream,
+    body: Bytes,
+) -> Result<hyper::Response<hyper::body::Incoming>, Box<dyn std::error::Error + Send + Sync>> {
+    stream.set_nonblocking(true)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(UnixStream::from_std(stream)?)).await?;
+    // What goes wrong with it shows in the exchange.
+    tokio::spawn(async move { drop(connection.with_upgrades().await) });
+    let request = hyper::Request::builder()
+        .method(Method::POST)
+        .uri("/v1/exec")
+        .header(HOST, "guest")
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, EXEC_PROTOCOL)
+        .body(Full::new(body))?;
+    Ok(sender.send_request(request).await?)
+}
+
+/// What the guest's agent says instead of running a command. A guest is hostile: its words are cut and its status is
+/// believed only where it means a mistake of the caller.
+async fn words_of(answer: hyper::Response<hyper::body::Incoming>) -> Problem {
+    let status = if answer.status().is_client_error() { answer.status() } else { StatusCode::BAD_GATEWAY };
+    let body = timeout(GUEST_WITHIN, Limited::new(answer.into_body(), PROBLEM_BYTES_MAX).collect()).await;
+    let words: protocol::Problem = match body {
+        Ok(Ok(body)) => serde_json::from_slice(&body.to_bytes()).unwrap_or_default(),
+        _ => protocol::Problem::default(),
+    };
+    let text: String = words.error.chars().filter(|character| !character.is_control()).collect();
+    problem(status, if text.is_empty() { "the guest's agent refuses it".to_owned() } else { text })
+}
+
+// ------------------------------------------------------------------------------------------------------------ logs
+
+/// What of a console is asked for.
+#[derive(Deserialize)]
+struct Wanted {
+    /// How many of the last lines to begin with; all that are kept when not said.
+    lines: Option<usize>,
+    /// Whether to go on with what is still to come.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// A console that is read.
+struct Reading {
+    guests: Arc<Guests>,
+    vm: VmId,
+    position: u64,
+    follow: bool,
+    /// What was read already.
+    ready: Vec<u8>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// `GET /v1/vms/UID/logs`: what the guest wrote to its console.
+async fn logs(
+    State(guests): State<Arc<Guests>>,
+    path: Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Response, Problem> {
+    let vm = vm(path)?;
+    let _place = guests.place()?;
+    let mut reading = Reading { guests, vm, position: 0, follow: wanted.follow, ready: Vec::new(), _place };
+    reading.begin(wanted.lines).await?;
+    let body = stream::unfold(reading, |mut reading| async move {
+        Some((Ok::<_, Infallible>(reading.next().await?), reading))
+    });
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], Body::from_stream(body)).into_response())
+}
+
+impl Reading {
+    /// Reads all that is kept, which is two MiB at the most, and leaves the last `lines` of it.
+    async fn begin(&mut self, lines: Option<usize>) -> Result<(), Problem> {
+        let mut kept = Vec::new();
+        loop {
+            let bytes = self.read().await?;
+            if bytes.is_empty() {
+                break;
+            }
+            kept.extend_from_slice(&bytes);
+        }
+        let begin = lines.map_or(0, |lines| begin_of_last_lines(&kept, lines));
+        self.ready = kept.split_off(begin);
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<Vec<u8>, Problem> {
+        let (vm, from) = (self.vm, ConsoleFrom::Position(self.position));
+        let chunk = self.guests.ask(move |drivers| drivers.guest.read_console(vm, from)).await?;
+        self.position = chunk.next();
+        Ok(chunk.bytes)
+    }
+
+    /// The next bytes; `None` at the end, which a followed console has when its VM is gone.
+    async fn next(&mut self) -> Option<Bytes> {
+        if !self.ready.is_empty() {
+            return Some(std::mem::take(&mut self.ready).into());
+        }
+        while self.follow {
+            match self.read().await {
+                Ok(bytes) if !bytes.is_empty() => return Some(bytes.into()),
+                Ok(_) if self.is_gone().await => return None,
+                Ok(_) => sleep(CONSOLE_LOOK_PERIOD).await,
+                Err(problem) => {
+                    tracing::warn!(vm = %self.vm, "a console cannot be followed: {}", problem.title);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether nothing of the VM is left here. What cannot be told is not gone.
+    async fn is_gone(&self) -> bool {
+        let object = HostObject { kind: Kind::Vm, uid: self.vm.uid() };
+        matches!(self.guests.ask(move |drivers| drivers.records.load(object)).await, Ok(None))
+    }
+}
+
+/// Where the last `lines` lines of a text begin.
+fn begin_of_last_lines(text: &[u8], lines: usize) -> usize {
+    // A line end at the very end ends the last line, and begins none.
+    let body = text.strip_suffix(b"\n").unwrap_or(text);
+    let ends = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(index, _)| index + 1);
+    match lines {
+        0 => text.len(),
+        lines => ends.into_iter().nth(lines - 1).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_found() {
+        let check = |text: &str, lines: usize, expect: &str| {
+            assert_eq!(&text[begin_of_last_lines(text.as_bytes(), lines)..], expect, "{lines} of {text:?}");
+        };
+        check("a\nb\nc\n", 2, "b\nc\n");
+        check("a\nb\nc", 2, "b\nc");
+        check("a\nb\n", 5, "a\nb\n");
+        check("a\n\n", 1, "\n");
+        check("a\nb\n", 0, "");
+        check("", 3, "");
+    }
+}
