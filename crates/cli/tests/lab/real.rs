@@ -67,6 +67,12 @@ fn real_vms_answer_and_outlive_their_agent() {
     assert!(text.contains("hello"), "{text}");
     let before = machines(&bed);
     assert_eq!(before.len(), 1, "{before:?}");
+    assert_eq!(bed.ok(&["exec", "hello", "--", "hostname"]), "hello\n");
+    assert_eq!(
+        bed.fails(&["exec", "hello", "--", "sh", "-c", "echo lost >&2; exit 7"]),
+        (7, "lost\n".to_owned())
+    );
+    assert!(bed.ok(&["logs", "hello"]).contains("lightbyte-guest"), "the console is kept");
 
     let worker = bed.json(&["get", "vm/hello"])["status"]["worker"].as_str().unwrap_or_default().to_owned();
     let name = format!("{worker}-worker");
@@ -88,6 +94,33 @@ fn real_vms_answer_and_outlive_their_agent() {
     bed.ok(&["delete", "vm/hello", "--yes"]);
     assert!(machines(&bed).is_empty(), "nothing runs");
     assert!(page(&address).is_none(), "nothing answers");
+}
+
+#[test]
+fn a_host_that_lost_its_power_starts_its_vms_again_with_their_disks() {
+    let test = "a_host_that_lost_its_power_starts_its_vms_again_with_their_disks";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("dark", &["--vmm", "qemu"]) else { return };
+    bed.start();
+    let address = bed.ok(&["run", "demo", "--name", "hello"]).trim().to_owned();
+    let before = bed.json(&["get", "vm/hello"]);
+    let worker = before["status"]["worker"].as_str().unwrap_or_default().to_owned();
+    bed.ok(&["exec", "hello", "--", "sh", "-c", "echo kept > /kept; sync"]);
+    bed.dev("kill", &worker);
+    assert!(machines(&bed).is_empty(), "nothing runs without power");
+    until("its worker is away", || bed.json(&["get", "vm/hello"])["status"]["state"] == "unknown");
+    bed.dev("start", &worker);
+    bed.ok(&["wait", "vm/hello", "--for", "ready"]);
+    let after = bed.json(&["get", "vm/hello"]);
+    for field in ["worker", "addresses", "image_version"] {
+        assert_eq!(after["status"][field], before["status"][field], "{field}");
+    }
+    assert_eq!(bed.ok(&["exec", "hello", "--", "cat", "/kept"]), "kept\n", "its disk is the one it had");
+    assert!(page(&address).is_some_and(|text| text.contains("hello")), "it answers at its address");
+    bed.ok(&["delete", "vm/hello", "--yes"]);
+    assert_eq!(left(&bed), Vec::<String>::new());
 }
 
 /// What is left of VMs on the hosts of the lab: machine processes, taps, records and disks.
