@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use lightbyte_api::assigned::{AssignedVolume, HostObject};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{Kind, Uid, VolumeId};
 use lightbyte_plan::agent::Saved;
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
 use sha2::{Digest as _, Sha256};
 
 use crate::driver::{Disks, DriverError, Records};
@@ -76,6 +77,32 @@ impl Files {
                 Err(DriverError::Refused(format!("image part {} is not on this host", short(part))))
             }
             Err(error) => Err(system(format!("look at {}", path.display()))(error)),
+        }
+    }
+
+    /// Takes the disk for one machine process, whichever program that is: it is held as long as the descriptor is open
+    /// anywhere, and so is to be handed over. Disks that are held are not removed, and not taken twice.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when the disk is not there, or held.
+    pub fn hold(&self, volume: VolumeId) -> Result<OwnedFd, DriverError> {
+        self.take(volume)?.ok_or_else(|| DriverError::Refused(format!("disk {volume} is not there")))
+    }
+
+    /// The disk with its lock; nothing if it is not there.
+    fn take(&self, volume: VolumeId) -> Result<Option<OwnedFd>, DriverError> {
+        let path = self.disk(volume);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(system(format!("open {}", path.display())))?,
+        };
+        // Not the locks of QEMU on parts of the file: those are QEMU's alone, and other VMMs neither take nor see them.
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file.into())),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(DriverError::Refused(format!("disk {volume} is in use")))
+            }
+            Err(error) => Err(system(format!("lock {}", path.display()))(error.into())),
         }
     }
 
@@ -211,13 +238,10 @@ impl Disks for Files {
     }
 
     fn remove(&self, volume: VolumeId) -> Result<(), DriverError> {
+        // Held until it has gone: who wants it at the same time does not get it, or finds none.
+        let Some(_held) = self.take(volume)? else { return Ok(()) };
         let path = self.disk(volume);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(system(format!("remove {}", path.display()))(error))
-            }
-            _ => Ok(()),
-        }
+        fs::remove_file(&path).map_err(system(format!("remove {}", path.display())))
     }
 
     fn exists(&self, volume: VolumeId) -> Result<bool, DriverError> {
@@ -327,8 +351,14 @@ mod tests {
         let disk = fs::read(files.disk(VOLUME)).unwrap();
         assert_eq!((disk.len(), &disk[..source.len()]), (8 << 20, &source[..]));
         assert_eq!(Disks::list(&files).unwrap(), [VOLUME]);
+        let held = files.hold(VOLUME).unwrap();
+        for refused in [files.hold(VOLUME).map(drop), Disks::remove(&files, VOLUME)] {
+            assert!(refused.unwrap_err().to_string().ends_with("is in use"));
+        }
+        drop(held);
         Disks::remove(&files, VOLUME).unwrap();
         Disks::remove(&files, VOLUME).unwrap();
+        assert!(files.hold(VOLUME).unwrap_err().to_string().ends_with("is not there"));
         assert!(Disks::list(&files).unwrap().is_empty());
     }
 

@@ -55,24 +55,19 @@ pub(super) enum Found {
     Ended,
 }
 
-/// Parts that are there, and taps that are open.
+/// Parts that are there, with what is handed over to the process.
 pub(super) struct Parts {
     machine: Machine,
     taps: Vec<OwnedFd>,
+    /// The locks of the disks.
+    disks: Vec<OwnedFd>,
 }
 
 impl Qemu {
     /// Finds everything that the VM is made of.
     pub(super) fn resolve(&self, vm: VmId, assigned: &AssignedVm) -> Result<Parts, DriverError> {
         let files = &self.settings.files;
-        let mut disks = Vec::with_capacity(assigned.disks.len());
-        for volume in &assigned.disks {
-            let disk = files.disk(*volume);
-            if !disk.try_exists().map_err(system(format!("look at {}", disk.display())))? {
-                return refuse(format!("disk {volume} is not there"));
-            }
-            disks.push(disk);
-        }
+        let held = assigned.disks.iter().map(|disk| files.hold(*disk)).collect::<Result<_, _>>()?;
         let mut open = Vec::with_capacity(assigned.nics.len());
         for index in 0..assigned.nics.len() {
             open.push(taps::open(&tap_name(vm.uid(), index))?);
@@ -82,14 +77,14 @@ impl Qemu {
             kernel: files.part(&assigned.kernel)?,
             initrd: assigned.initrd.as_ref().map(|part| files.part(part)).transpose()?,
             command_line: assigned.command_line.clone(),
-            disks,
+            disks: assigned.disks.iter().map(|disk| files.disk(*disk)).collect(),
             memory_mib: assigned.memory.bytes().div_ceil(1 << 20),
             cpus: assigned.cpus,
             macs: assigned.nics.iter().map(|nic| nic.mac).collect(),
             console: self.console_file(vm),
             tsc_khz: self.tsc_khz,
         };
-        Ok(Parts { machine, taps: open })
+        Ok(Parts { machine, taps: open, disks: held })
     }
 
     /// Starts backend and QEMU, and gives where the guest will call, with its process.
@@ -141,7 +136,7 @@ impl Qemu {
         let mut command = Command::new(&self.settings.qemu);
         command.args(arguments::arguments(&parts.machine, paths));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let inherited = std::iter::once(qmp.into()).chain(parts.taps).chain(std::iter::once(lock));
+        let inherited = std::iter::once(qmp.into()).chain(parts.taps).chain(parts.disks).chain([lock]);
         spawn::inherit(&mut command, inherited.collect()).map_err(system("hand over descriptors"))?;
         let mut child = command.spawn().map_err(system(format!("start {}", self.settings.qemu.display())))?;
         // Our copies go, so that QEMU alone holds its taps, and its end closes the socket.

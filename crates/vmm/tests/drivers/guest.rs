@@ -10,7 +10,7 @@ use lightbyte_guest::protocol::{AGENT_PORT, EXEC_PROTOCOL, Exec, Info, Metrics, 
 use lightbyte_vmm::driver::CONSOLE_CHUNK_BYTES_MAX;
 use lightbyte_vmm::{ConsoleChunk, ConsoleFrom};
 
-use crate::{Bed, refused};
+use crate::contract::{Bed, refused};
 
 /// How long one answer of a guest may take: it shares an emulated CPU with whatever else it does.
 const ANSWER_MAX: Duration = Duration::from_secs(30);

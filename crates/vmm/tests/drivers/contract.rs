@@ -1,7 +1,4 @@
-//! One suite for every set of drivers. The fake host passes it here; a driver for real machines passes it by a
-//! [`Subject`] of its own, with a test beside [`the_fake_host_keeps_the_contract`].
-
-mod guest;
+//! One suite for every set of drivers, which passes it by a [`Subject`] of its own: `fake.rs`, `real/contract.rs`.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -14,18 +11,20 @@ use lightbyte_api::assigned::{
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::{Saved, VmmState};
-use lightbyte_vmm::{DriverError, Drivers, FakeHost, VmmEvent, hands};
+use lightbyte_vmm::{DriverError, Drivers, VmmEvent, hands};
+
+use crate::guest;
 
 /// How long an event may take: a guest under software emulation on a loaded machine boots in up to 120 s.
 const EVENT_WAIT: Duration = Duration::from_secs(150);
 
 /// A set of drivers under test, with what a test must be able to do behind its back.
-trait Subject {
+pub(crate) trait Subject {
     fn drivers(&self) -> &Drivers;
     /// The bridge that the host has.
     fn bridge(&self) -> String;
-    /// The kernel and the root file system that its VMs are made from.
-    fn parts(&self) -> (Part, Part);
+    /// What its VMs are made from.
+    fn image(&self) -> Image;
     /// Lets the guest of a started VM become ready; a real one does so by itself.
     fn let_guest_become_ready(&self, vm: VmId);
     /// Ends the machine process of a VM, as a crash would.
@@ -34,20 +33,28 @@ trait Subject {
     fn let_guest_shut_down(&self, vm: VmId);
 }
 
-struct Bed<'a> {
+/// The parts of an image.
+pub(crate) struct Image {
+    pub(crate) kernel: Part,
+    pub(crate) initrd: Option<Part>,
+    pub(crate) command_line: String,
+    pub(crate) root: Part,
+}
+
+pub(crate) struct Bed<'a> {
     subject: &'a dyn Subject,
-    drivers: &'a Drivers,
+    pub(crate) drivers: &'a Drivers,
     events: Receiver<VmmEvent>,
 }
 
 impl<'a> Bed<'a> {
-    fn new(subject: &'a dyn Subject) -> Bed<'a> {
+    pub(crate) fn new(subject: &'a dyn Subject) -> Bed<'a> {
         let drivers = subject.drivers();
         Bed { subject, drivers, events: listen(drivers) }
     }
 
     fn assigned_vm(&self, vm: VmId, disk: VolumeId) -> AssignedVm {
-        let (kernel, _) = self.subject.parts();
+        let image = self.subject.image();
         let nic = |index: usize, last: u8| AssignedNic {
             bridge: self.subject.bridge(),
             mac: MacAddress::of_nic(vm.uid(), index),
@@ -66,17 +73,17 @@ impl<'a> Bed<'a> {
             memory: ByteSize::from_mib(128),
             image: Name::new("demo").expect("a name"),
             image_version: "v1".to_owned(),
-            kernel,
-            initrd: None,
-            command_line: String::new(),
+            kernel: image.kernel,
+            initrd: image.initrd,
+            command_line: image.command_line,
             disks: vec![disk],
             nics: vec![nic(0, 2), nic(1, 3)],
             asked_at: Timestamp::UNIX_EPOCH,
         }
     }
 
-    fn assigned_volume(&self) -> AssignedVolume {
-        let (_, root) = self.subject.parts();
+    pub(crate) fn assigned_volume(&self) -> AssignedVolume {
+        let root = self.subject.image().root;
         AssignedVolume {
             sequence: 1,
             generation: 1,
@@ -88,7 +95,7 @@ impl<'a> Bed<'a> {
     }
 
     /// A VM whose disk and taps are there.
-    fn prepare(&self, vm: VmId, disk: VolumeId) -> AssignedVm {
+    pub(crate) fn prepare(&self, vm: VmId, disk: VolumeId) -> AssignedVm {
         let assigned = self.assigned_vm(vm, disk);
         self.drivers.disks.ensure(disk, &self.assigned_volume()).expect("make the disk");
         self.drivers.network.ensure(vm, &assigned.nics).expect("make the taps");
@@ -108,7 +115,7 @@ impl<'a> Bed<'a> {
         }
     }
 
-    fn state(&self, vm: VmId) -> VmmState {
+    pub(crate) fn state(&self, vm: VmId) -> VmmState {
         self.drivers.vmm.state(vm).expect("a state")
     }
 }
@@ -122,15 +129,15 @@ fn listen(drivers: &Drivers) -> Receiver<VmmEvent> {
     events
 }
 
-fn vm(number: u128) -> VmId {
+pub(crate) fn vm(number: u128) -> VmId {
     VmId::new(Uid::from_bits(0x1_0000 + number))
 }
 
-fn volume(number: u128) -> VolumeId {
+pub(crate) fn volume(number: u128) -> VolumeId {
     VolumeId::new(Uid::from_bits(0x2_0000 + number))
 }
 
-fn refused(outcome: Result<(), DriverError>) {
+pub(crate) fn refused(outcome: Result<(), DriverError>) {
     match outcome {
         Err(DriverError::Refused(reason)) => assert!(!reason.is_empty(), "a refusal says why"),
         other => panic!("{other:?} is no refusal"),
@@ -139,7 +146,7 @@ fn refused(outcome: Result<(), DriverError>) {
 
 /// Everything that every set of drivers promises. The host must have nothing of ours at the beginning, and has
 /// nothing of ours at the end.
-fn contract(subject: &dyn Subject) {
+pub(crate) fn contract(subject: &dyn Subject) {
     let bed = Bed::new(subject);
     nothing_is_there(&bed);
     what_is_absent_may_be_removed(&bed);
@@ -361,85 +368,4 @@ fn a_forgotten_vm_has_no_console(bed: &Bed<'_>) {
     guest::has_a_console(bed, vm(1));
     bed.drivers.records.forget(HostObject { kind: Kind::Vm, uid: vm(1).uid() }).expect("forget");
     guest::is_absent(bed, vm(1));
-}
-
-/// The host in memory.
-struct Fake {
-    host: FakeHost,
-    drivers: Drivers,
-}
-
-impl Fake {
-    fn new() -> Fake {
-        let host = FakeHost::new(ByteSize::from_mib(1_024), ["br0".to_owned()]);
-        Fake { drivers: host.drivers(), host }
-    }
-}
-
-impl Subject for Fake {
-    fn drivers(&self) -> &Drivers {
-        &self.drivers
-    }
-    fn bridge(&self) -> String {
-        "br0".to_owned()
-    }
-    fn parts(&self) -> (Part, Part) {
-        let part = Part { sha256: "a".repeat(64), size: ByteSize::from_mib(64) };
-        (part.clone(), part)
-    }
-    fn let_guest_become_ready(&self, vm: VmId) {
-        self.host.guest_ready(vm, Timestamp::UNIX_EPOCH);
-    }
-    fn end(&self, vm: VmId) {
-        self.host.exit(vm);
-    }
-    fn let_guest_shut_down(&self, vm: VmId) {
-        assert!(self.host.shutting_down().contains(&vm), "the guest was asked");
-        self.host.exit(vm);
-    }
-}
-
-#[test]
-fn the_fake_host_keeps_the_contract() {
-    contract(&Fake::new());
-}
-
-#[test]
-fn the_fake_host_fails_when_it_is_told_to() {
-    let fake = Fake::new();
-    let bed = Bed::new(&fake);
-    let assigned = bed.prepare(vm(1), volume(1));
-    fake.host.fail_next(2);
-    let failed = fake.drivers.vmm.ensure(vm(1), &assigned).expect_err("the first failure");
-    assert_eq!(failed.chain(), "write to the host: no storage space");
-    assert!(fake.drivers.disks.ensure(volume(2), &bed.assigned_volume()).is_err());
-    fake.drivers.vmm.ensure(vm(1), &assigned).expect("the failures are used up");
-    assert!(!fake.drivers.disks.exists(volume(2)).expect("an answer"), "what failed was not done");
-}
-
-#[test]
-fn the_fake_host_has_only_so_much_memory() {
-    let fake = Fake::new();
-    let bed = Bed::new(&fake);
-    for number in 1..=8 {
-        let assigned = bed.prepare(vm(number), volume(number));
-        fake.drivers.vmm.ensure(vm(number), &assigned).expect("room for eight");
-    }
-    let assigned = bed.prepare(vm(9), volume(9));
-    refused(fake.drivers.vmm.ensure(vm(9), &assigned));
-    // What ended by itself needs none.
-    fake.host.exit(vm(1));
-    fake.drivers.vmm.ensure(vm(9), &assigned).expect("room again");
-}
-
-#[test]
-fn a_reboot_of_the_fake_host_keeps_disks_and_records_only() {
-    let fake = Fake::new();
-    let bed = Bed::new(&fake);
-    let assigned = bed.prepare(vm(1), volume(1));
-    fake.drivers.vmm.ensure(vm(1), &assigned).expect("start");
-    fake.host.reboot();
-    assert_eq!(bed.state(vm(1)), VmmState::Exited);
-    assert_eq!(fake.drivers.network.count(vm(1)).expect("an answer"), 0);
-    assert!(fake.drivers.disks.exists(volume(1)).expect("an answer"));
 }

@@ -1,0 +1,208 @@
+//! Real drivers, in a network namespace of their own. They need root and some programs; what starts VMs needs QEMU, the
+//! demo image (`cargo xtask images`) and the vsock backend too. Without one of them a test says so and is skipped.
+
+mod contract;
+mod qemu;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::image::Part;
+use lightbyte_api::{ByteSize, Kind, VmId};
+use lightbyte_vmm::qemu::Settings;
+use lightbyte_vmm::{Files, Qemu, Taps, Vmm as _};
+
+use crate::contract::Image;
+
+/// Set in the copy of this test that has a namespace of its own.
+const INSIDE: &str = "LIGHTBYTE_TEST_NAMESPACE";
+
+/// What VMs need of this machine.
+struct Needs {
+    image: PathBuf,
+    vsock: Vec<PathBuf>,
+}
+
+impl Needs {
+    fn find() -> Result<Needs, String> {
+        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+        let cache =
+            std::env::var_os("LIGHTBYTE_CACHE").map_or_else(|| home.join(".cache/lightbyte"), PathBuf::from);
+        let image =
+            std::env::var_os("LIGHTBYTE_IMAGE").map_or_else(|| cache.join("images/demo"), PathBuf::from);
+        let vsock: Vec<PathBuf> = match std::env::var("LIGHTBYTE_VSOCK") {
+            Ok(words) => words.split_whitespace().map(PathBuf::from).collect(),
+            Err(_) => vec![beside("lightbyte-vsock")],
+        };
+        network_is_possible()?;
+        is_installed("qemu-system-x86_64")?;
+        if !image.join("manifest.json").exists() {
+            return Err(format!(
+                "no image in {}; run cargo xtask images, or set LIGHTBYTE_IMAGE",
+                image.display()
+            ));
+        }
+        if !vsock.first().is_some_and(|program| program.exists()) {
+            return Err("no vsock backend; set LIGHTBYTE_VSOCK to `…/lightbyte vsock`".to_owned());
+        }
+        Ok(Needs { image, vsock })
+    }
+}
+
+/// Whether taps can be made in a namespace here.
+fn network_is_possible() -> Result<(), String> {
+    if !fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0) {
+        return Err("not root; run it as root".to_owned());
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        return Err("no /dev/net/tun; load the module tun".to_owned());
+    }
+    ["ip", "unshare"].into_iter().try_for_each(is_installed)
+}
+
+fn is_installed(tool: &str) -> Result<(), String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|place| place.join(tool).exists());
+    if found { Ok(()) } else { Err(format!("no {tool}; run cargo xtask setup")) }
+}
+
+/// A program in the directory above this test's.
+fn beside(name: &str) -> PathBuf {
+    this_test().ancestors().nth(2).expect("two directories").join(name)
+}
+
+fn this_test() -> PathBuf {
+    std::env::current_exe().expect("this program has a path")
+}
+
+/// As the tests of the store do: to standard error, and to the end of the file that `LIGHTBYTE_SKIPPED` names.
+fn tell_skipped(why: &str) {
+    let line = format!("skipped: real VMs: {why}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("LIGHTBYTE_SKIPPED") {
+        let file = fs::File::options().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("append to LIGHTBYTE_SKIPPED");
+    }
+}
+
+/// Runs the test of that name again in a network namespace of its own, with a bridge `br0`, and there `test`.
+fn in_namespace<N>(name: &str, needs: Result<N, String>, test: impl FnOnce(N)) {
+    let needs = match needs {
+        Ok(needs) => needs,
+        Err(why) => return tell_skipped(&why),
+    };
+    if std::env::var_os(INSIDE).is_some() {
+        for words in
+            ["link set lo up", "link add br0 type bridge", "addr add 10.77.0.1/24 dev br0", "link set br0 up"]
+        {
+            let status = Command::new("ip").args(words.split(' ')).status().expect("start ip");
+            assert!(status.success(), "ip {words}");
+        }
+        return test(needs);
+    }
+    let mut command = Command::new("unshare");
+    command.arg("-n").arg(this_test()).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+    assert!(command.status().expect("start unshare").success(), "the test in its namespace failed");
+}
+
+/// Where the drivers of one test keep everything.
+struct World {
+    place: PathBuf,
+    settings: Settings,
+    manifest: serde_json::Value,
+    taps: Taps,
+}
+
+impl World {
+    fn new(needs: &Needs) -> World {
+        let world = World::at(std::env::temp_dir().join(format!("lbq{}", std::process::id())), needs);
+        for name in ["kernel", "initrd", "root"] {
+            let file = world.manifest[name]["file"].as_str().expect("text");
+            let target = world.place.join("images").join(world.part(name).sha256);
+            symlink(needs.image.join(file), target).expect("link a part");
+        }
+        world
+    }
+
+    fn at(place: PathBuf, needs: &Needs) -> World {
+        let images = place.join("images");
+        fs::create_dir_all(&images).expect("make a directory");
+        let text = fs::read(needs.image.join("manifest.json")).expect("read the manifest");
+        let manifest: serde_json::Value = serde_json::from_slice(&text).expect("a manifest");
+        let settings = Settings {
+            run: place.join("run"),
+            qemu: "qemu-system-x86_64".into(),
+            vsock: needs.vsock.clone(),
+            worker: "n1".to_owned(),
+            files: Files::new(&place.join("state"), &images).expect("make the state"),
+        };
+        World { place, settings, manifest, taps: Taps::new() }
+    }
+
+    fn part(&self, name: &str) -> Part {
+        let part = &self.manifest[name];
+        Part {
+            sha256: part["sha256"].as_str().expect("text").to_owned(),
+            size: ByteSize::from_bytes(part["bytes"].as_u64().expect("a number")),
+        }
+    }
+
+    fn image(&self) -> Image {
+        Image {
+            kernel: self.part("kernel"),
+            initrd: Some(self.part("initrd")),
+            command_line: self.manifest["command_line"].as_str().expect("text").to_owned(),
+            root: self.part("root"),
+        }
+    }
+
+    fn console(&self, vm: VmId) -> String {
+        let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
+        let console = self.settings.files.directory(object).join("console.log");
+        fs::read(console).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+    }
+
+    /// Whether nothing of a VM is left, in processes, interfaces or files.
+    fn nothing_is_left(&self) {
+        assert_eq!(fs::read_dir(&self.settings.run).expect("a directory").count(), 0);
+        let links = Command::new("ip").args(["-o", "link"]).output().expect("start ip").stdout;
+        assert_eq!(String::from_utf8_lossy(&links).lines().count(), 2, "more than lo and br0");
+        assert_eq!(self.processes(), Vec::<PathBuf>::new());
+    }
+
+    /// Processes whose words name our directory.
+    fn processes(&self) -> Vec<PathBuf> {
+        let place = self.place.display().to_string();
+        let of_ours = |pid: &PathBuf| {
+            fs::read(pid.join("cmdline")).is_ok_and(|words| String::from_utf8_lossy(&words).contains(&place))
+        };
+        let processes = fs::read_dir("/proc").expect("a directory").flatten().map(|entry| entry.path());
+        processes.filter(of_ours).collect()
+    }
+}
+
+impl Drop for World {
+    /// Whatever failed, no VM stays behind.
+    fn drop(&mut self) {
+        if let Ok(driver) = Qemu::new(self.settings.clone()) {
+            for vm in driver.list().unwrap_or_default() {
+                if std::thread::panicking() {
+                    eprintln!("the console of {vm}:\n{}", self.console(vm));
+                }
+                let _ = driver.remove(vm);
+            }
+        }
+        let _ = fs::remove_dir_all(&self.place);
+    }
+}
+
+/// Ends a VM's machine process, as a crash would.
+fn kill(driver: &Qemu, vm: VmId) {
+    let pid = driver.pid(vm).expect("an answer").expect("a process");
+    let status = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("start kill");
+    assert!(status.success());
+}
