@@ -128,7 +128,10 @@ fn fake_drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Drivers {
 fn qemu_drivers(words: &Worker) -> Result<Drivers> {
     let images = words.images.clone().context("--images is missing")?;
     let files = Files::new(&words.state, &images).context("set up the worker's files")?;
+    let kvm = lightbyte_vmm::kvm::probe();
+    tracing::info!("{kvm}");
     let settings = Settings {
+        kvm,
         run: words.run.clone(),
         qemu: "qemu-system-x86_64".into(),
         vsock: vec![std::env::current_exe().context("find this program")?, "vsock".into()],

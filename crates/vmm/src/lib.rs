@@ -11,6 +11,7 @@ pub mod files;
 pub mod hands;
 mod http;
 mod identity;
+pub mod kvm;
 pub mod qemu;
 pub mod taps;
 
@@ -19,5 +20,6 @@ pub use driver::{
 };
 pub use fake::FakeHost;
 pub use files::Files;
+pub use kvm::KvmVerdict;
 pub use qemu::Qemu;
 pub use taps::Taps;

@@ -1,5 +1,5 @@
-//! QEMU's command line. Every argument here was found to matter; `docs/decisions/0006-vsock-backend.md` tells of the
-//! ones that are not plain.
+//! QEMU's command line. Every argument here was found to matter; `docs/decisions/0006-vsock-backend.md` and
+//! `0007-kvm-probe.md` tell of the ones that are not plain.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -28,20 +28,37 @@ pub(super) struct Machine {
     pub(super) macs: Vec<MacAddress>,
     /// The console's file, which QEMU appends to.
     pub(super) console: PathBuf,
-    /// Speed of this host's time stamp counter.
-    pub(super) tsc_khz: Option<u64>,
+    pub(super) accelerator: Accelerator,
+}
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accelerator {
+    /// The CPU, by KVM. Its clock is the guest's clock.
+    Kvm,
+    /// QEMU itself. Speed of this host's time stamp counter, where there is one.
+    Tcg { tsc_khz: Option<u64> },
 }
 
 /// Arguments for a VM whose child has its QMP listener as [`CHILD_FD_FIRST`] and its taps as those that follow.
 pub(super) fn arguments(machine: &Machine, paths: &Paths) -> Vec<OsString> {
     let mut words = Words::default();
     words.two("-name", &machine.name);
-    words.two("-M", "microvm,acpi=on,x-option-roms=off,memory-backend=mem");
+    // rtc: under KVM QEMU would leave it out, and a kernel looks for it for seconds.
+    words.two("-M", "microvm,acpi=on,rtc=on,x-option-roms=off,memory-backend=mem");
     words.two("-bios", "qboot.rom");
-    words.two("-accel", &format!("tcg,tb-size={TRANSLATION_MIB}"));
-    // arat: the timer goes on in idle, without which an idle guest costs six times as much. rdrand: the guest has good
-    // random numbers from the first instruction.
-    words.two("-cpu", "qemu64,+arat,+rdrand");
+    match machine.accelerator {
+        Accelerator::Kvm => {
+            words.two("-accel", "kvm");
+            words.two("-cpu", "host");
+        }
+        Accelerator::Tcg { .. } => {
+            words.two("-accel", &format!("tcg,tb-size={TRANSLATION_MIB}"));
+            // arat: the timer goes on in idle, without which an idle guest costs six times as much. rdrand: the guest
+            // has good random numbers from the first instruction.
+            words.two("-cpu", "qemu64,+arat,+rdrand");
+        }
+    }
     words.two("-smp", &machine.cpus.to_string());
     words.two("-m", &format!("{}M", machine.memory_mib));
     words.two("-object", &format!("memory-backend-memfd,id=mem,size={}M,share=on", machine.memory_mib));
@@ -75,8 +92,11 @@ pub(super) fn arguments(machine: &Machine, paths: &Paths) -> Vec<OsString> {
 
 /// What a stock kernel needs on this machine, then what the image wants.
 fn command_line(machine: &Machine) -> String {
-    let counter =
-        machine.tsc_khz.map_or_else(String::new, |khz| format!(" tsc_early_khz={khz} tsc=reliable"));
+    let counter = match machine.accelerator {
+        Accelerator::Tcg { tsc_khz: Some(khz) } => format!(" tsc_early_khz={khz} tsc=reliable"),
+        // KVM tells its guests the speed of the counter, and whether it can be trusted (kvmclock).
+        Accelerator::Tcg { tsc_khz: None } | Accelerator::Kvm => String::new(),
+    };
     let text = format!(
         "console=ttyS0 quiet panic=-1 reboot=t{counter} cryptomgr.notests=1 {}",
         machine.command_line
@@ -108,6 +128,7 @@ impl Words {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lightbyte_api::{Uid, VmId};
 
     #[test]
     fn commas_are_doubled_where_qemu_splits_at_them() {
@@ -115,5 +136,55 @@ mod tests {
         words.path("-kernel", "", Path::new("/a,b"));
         words.path("-drive", "file=", Path::new("/a,b"));
         assert_eq!(words.0, ["-kernel", "/a,b", "-drive", "file=/a,,b"]);
+    }
+
+    fn line(accelerator: Accelerator) -> Vec<String> {
+        let vm = VmId::new(Uid::from_bits(7));
+        let machine = Machine {
+            name: vm.to_string(),
+            kernel: "/images/kernel".into(),
+            initrd: None,
+            command_line: "lightbyte.page".to_owned(),
+            disks: vec!["/disk".into()],
+            memory_mib: 128,
+            cpus: 2,
+            macs: vec![MacAddress::of_nic(vm.uid(), 0)],
+            console: "/console.log".into(),
+            accelerator,
+        };
+        let words = arguments(&machine, &Paths::new(Path::new("/run"), vm));
+        words.into_iter().map(|word| word.into_string().expect("text")).collect()
+    }
+
+    /// The words after `name`.
+    fn value<'a>(line: &'a [String], name: &str) -> &'a str {
+        let place = line.iter().position(|word| word == name).expect("it is there");
+        &line[place + 1]
+    }
+
+    #[test]
+    fn each_accelerator_has_its_cpu_and_its_clock() {
+        let tcg = |tsc_khz| Accelerator::Tcg { tsc_khz };
+        let end = "cryptomgr.notests=1 lightbyte.page";
+        let begin = "console=ttyS0 quiet panic=-1 reboot=t";
+        let table = [
+            (Accelerator::Kvm, "kvm", "host", format!("{begin} {end}")),
+            (tcg(None), "tcg,tb-size=64", "qemu64,+arat,+rdrand", format!("{begin} {end}")),
+            (
+                tcg(Some(2_100_000)),
+                "tcg,tb-size=64",
+                "qemu64,+arat,+rdrand",
+                format!("{begin} tsc_early_khz=2100000 tsc=reliable {end}"),
+            ),
+        ];
+        for (accelerator, accel, cpu, append) in table {
+            let line = line(accelerator);
+            assert_eq!((value(&line, "-accel"), value(&line, "-cpu")), (accel, cpu), "{accelerator:?}");
+            assert_eq!(value(&line, "-append"), append, "{accelerator:?}");
+        }
+        // Nothing else depends on it.
+        let [kvm, tcg] = [Accelerator::Kvm, tcg(None)].map(line);
+        let different: Vec<_> = kvm.iter().zip(&tcg).filter(|(kvm, tcg)| kvm != tcg).collect();
+        assert_eq!((kvm.len(), different.len()), (tcg.len(), 2), "{different:?}");
     }
 }

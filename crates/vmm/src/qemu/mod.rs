@@ -39,6 +39,7 @@ use lightbyte_plan::agent::VmmState;
 use lightbyte_plan::agent::vm::SHUTDOWN_GRACE;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use self::arguments::Accelerator;
 use self::minder::Minder;
 use self::paths::Paths;
 use self::process::Held;
@@ -46,6 +47,7 @@ use self::start::Found;
 use crate::driver::{ConsoleChunk, ConsoleFrom, DriverError, Guest, Listener, Vmm, VmmEvent};
 use crate::files::Files;
 use crate::identity;
+use crate::kvm::KvmVerdict;
 
 /// How long a guest may take to take the word that it is to shut down.
 const ASK_MAX: Duration = Duration::from_secs(2);
@@ -66,6 +68,8 @@ pub struct Settings {
     pub qemu: PathBuf,
     /// Program and first arguments of the vsock backend, such as `lightbyte vsock`.
     pub vsock: Vec<PathBuf>,
+    /// Whether VMs are run by KVM, see [`crate::kvm::probe`]; else by QEMU itself, many times slower.
+    pub kvm: KvmVerdict,
     /// The name of this worker, for the guests.
     pub worker: String,
     /// Where parts of images, disks and consoles are.
@@ -76,7 +80,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Qemu {
     settings: Settings,
-    tsc_khz: Option<u64>,
+    accelerator: Accelerator,
     shared: Arc<Shared>,
     /// The thread of each VM; reserved without one while the VM is being started.
     minders: Mutex<BTreeMap<VmId, Option<JoinHandle<()>>>>,
@@ -100,7 +104,7 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Qemu {
-    /// Makes the run directory and measures the time stamp counter (150 ms).
+    /// Makes the run directory. Without KVM it measures the time stamp counter, which takes 150 ms.
     ///
     /// # Errors
     /// If the directory cannot be made, or is too long for sockets below it.
@@ -109,9 +113,13 @@ impl Qemu {
         fs::create_dir_all(&settings.run).map_err(system(format!("create {}", settings.run.display())))?;
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| system("make a pipe")(error.into()))?;
+        let accelerator = match settings.kvm.is_usable() {
+            true => Accelerator::Kvm,
+            false => Accelerator::Tcg { tsc_khz: tsc::measure_khz() },
+        };
         let shared = Shared { listener: Mutex::default(), children: Mutex::default(), alive: reader };
         Ok(Qemu {
-            tsc_khz: tsc::measure_khz(),
+            accelerator,
             settings,
             shared: Arc::new(shared),
             minders: Mutex::default(),

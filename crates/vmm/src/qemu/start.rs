@@ -82,7 +82,7 @@ impl Qemu {
             cpus: assigned.cpus,
             macs: assigned.nics.iter().map(|nic| nic.mac).collect(),
             console: self.console_file(vm),
-            tsc_khz: self.tsc_khz,
+            accelerator: self.accelerator,
         };
         Ok(Parts { machine, taps: open, disks: held })
     }

@@ -14,7 +14,7 @@ use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId};
 use lightbyte_vmm::qemu::Settings;
-use lightbyte_vmm::{Files, Qemu, Taps, Vmm as _};
+use lightbyte_vmm::{Files, KvmVerdict, Qemu, Taps, Vmm as _, kvm};
 
 use crate::contract::Image;
 
@@ -25,6 +25,7 @@ const INSIDE: &str = "LIGHTBYTE_TEST_NAMESPACE";
 struct Needs {
     image: PathBuf,
     vsock: Vec<PathBuf>,
+    kvm: KvmVerdict,
 }
 
 impl Needs {
@@ -49,7 +50,7 @@ impl Needs {
         if !vsock.first().is_some_and(|program| program.exists()) {
             return Err("no vsock backend; set LIGHTBYTE_VSOCK to `…/lightbyte vsock`".to_owned());
         }
-        Ok(Needs { image, vsock })
+        Ok(Needs { image, vsock, kvm: kvm::probe() })
     }
 }
 
@@ -137,6 +138,7 @@ impl World {
             run: place.join("run"),
             qemu: "qemu-system-x86_64".into(),
             vsock: needs.vsock.clone(),
+            kvm: needs.kvm.clone(),
             worker: "n1".to_owned(),
             files: Files::new(&place.join("state"), &images).expect("make the state"),
         };
