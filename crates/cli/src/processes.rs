@@ -140,7 +140,7 @@ fn qemu_drivers(words: &Worker) -> Result<Drivers> {
     };
     let qemu = Arc::new(Qemu::new(settings).context("set up QEMU")?);
     let files = Arc::new(files);
-    let network = Arc::new(Taps::new());
+    let network = Arc::new(Taps::new().context("set up the rules of taps")?);
     Ok(Drivers { vmm: qemu.clone(), disks: files.clone(), network, records: files, guest: qemu })
 }
 

@@ -1,13 +1,14 @@
 //! Taps: persistent, so that they are there before a VM and after it, and either VMM finds them by name.
 //!
 //! A tap is finished (named for its VM, on its bridge, up, without IPv6 of the host's own) before it is made
-//! persistent. A crash in between therefore leaves nothing, and what is there is whole. Which VM a tap is of stands in
-//! its alias, since its name is a hash.
+//! persistent. A crash in between therefore leaves nothing, and what is there is whole. Which VM a tap is of, and what it
+//! may send from, stands in its alias, since its name is a hash, and so that the rules can be made again from it.
 //!
-//! A guest may send from any address. That VMs cannot reach the hosts' own ports is done by rules that know taps by
-//! the beginning of their names, not here.
+//! A guest sends from its own addresses only, see `sources`: they are let through before the tap is up, and taken away
+//! before it goes. That VMs cannot reach the hosts' own ports is done by other rules, not here.
 
 mod netlink;
+mod sources;
 
 use std::fs::{self, File};
 use std::io;
@@ -19,9 +20,10 @@ use lightbyte_api::kinds::vm::NICS_MAX;
 use lightbyte_api::{Uid, VmId};
 
 use self::netlink::{Link, Netlink};
+use self::sources::Source;
 use crate::driver::{DriverError, Network};
 
-/// What the alias of a tap begins with; the VM's uid follows.
+/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow.
 const ALIAS_PREFIX: &str = "lightbyte vm ";
 
 /// linux/if_tun.h: a tap, without the packet information header, with offload headers as virtio-net uses them.
@@ -31,14 +33,17 @@ const TUNSETIFF: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T
 const TUNSETPERSIST: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 203);
 
 /// Taps in the network namespace of this process.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Taps {}
 
 impl Taps {
-    /// The driver keeps nothing.
-    #[must_use]
-    pub const fn new() -> Taps {
-        Taps {}
+    /// Makes the rules for the taps that are there. It takes some 20 ms, and the driver keeps nothing.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when the host has no `nft`.
+    pub fn new() -> Result<Taps, DriverError> {
+        sources::begin(&sources_of(&links()?))?;
+        Ok(Taps {})
     }
 }
 
@@ -54,16 +59,24 @@ impl Network for Taps {
                     .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))
             })
             .collect::<Result<_, _>>()?;
-        let alias = format!("{ALIAS_PREFIX}{vm}");
-        for (index, bridge) in bridges.into_iter().enumerate() {
-            let name = tap_name(vm.uid(), index);
-            let made = match index_of(&name) {
+        let wanted: Vec<Source> =
+            nics.iter().enumerate().map(|(index, nic)| source(vm, index, nic)).collect();
+        let (old, others): (Vec<Source>, Vec<Source>) =
+            sources_of(&links).into_iter().partition(|source| wanted.iter().any(|new| new.tap == source.tap));
+        sources::change(&old, &wanted, &others)?;
+        let made = wanted.iter().zip(bridges).try_for_each(|(source, bridge)| {
+            let (name, alias) = (&source.tap, alias(vm, source));
+            let made = match index_of(name) {
                 Some(tap) => Netlink::open().and_then(|mut netlink| netlink.set_up(tap, bridge, &alias)),
-                None => make(&name, bridge, &alias),
+                None => make(name, bridge, &alias),
             };
-            made.map_err(system(format!("make tap {name}")))?;
-        }
-        Ok(())
+            made.map_err(system(format!("make tap {name}")))
+        });
+        made.or_else(|error| {
+            // What was made of them sends nothing; the next attempt lets it through again.
+            sources::change(&wanted, &[], &others)?;
+            Err(error)
+        })
     }
 
     /// That a VM does not run any more is for the caller to see to; a tap that is open is refused all the same.
@@ -71,12 +84,18 @@ impl Network for Taps {
         let links = links()?;
         // All before any: a refusal leaves a VM that runs with its whole network.
         let mut found = Vec::new();
+        let mut names = Vec::new();
         for index in 0..NICS_MAX {
             let name = tap_name(vm.uid(), index);
             if links.iter().any(|link| link.name == name) {
                 found.push(open(&name)?);
+                names.push(name);
             }
         }
+        // Before the taps: whoever dies in between finds them again, and with them what is to be taken away.
+        let (own, others): (Vec<Source>, Vec<Source>) =
+            sources_of(&links).into_iter().partition(|source| names.contains(&source.tap));
+        sources::change(&own, &[], &others)?;
         for tap in found {
             set_persistent(&tap, false).map_err(system("let go of a tap"))?;
         }
@@ -99,7 +118,7 @@ impl Network for Taps {
 ///
 /// # Errors
 /// [`DriverError::Refused`] if it is not there, or somebody has it open.
-pub(crate) fn open(name: &str) -> Result<OwnedFd, DriverError> {
+pub fn open(name: &str) -> Result<OwnedFd, DriverError> {
     // Opening one that is not there would make it.
     if !links()?.iter().any(|link| link.name == name) {
         return Err(DriverError::Refused(format!("tap {name} is not there")));
@@ -117,7 +136,26 @@ fn links() -> Result<Vec<Link>, DriverError> {
 }
 
 fn vm_of(link: &Link) -> Option<VmId> {
-    link.alias.strip_prefix(ALIAS_PREFIX)?.parse::<Uid>().ok().map(VmId::new)
+    let mut words = link.alias.strip_prefix(ALIAS_PREFIX)?.split(' ');
+    words.next()?.parse::<Uid>().ok().map(VmId::new)
+}
+
+fn source(vm: VmId, index: usize, nic: &AssignedNic) -> Source {
+    Source { tap: tap_name(vm.uid(), index), mac: nic.mac, address: nic.address }
+}
+
+fn alias(vm: VmId, source: &Source) -> String {
+    format!("{ALIAS_PREFIX}{vm} {} {}", source.mac, source.address)
+}
+
+/// What taps of ours may send from, as their aliases tell it.
+fn sources_of(links: &[Link]) -> Vec<Source> {
+    let source = |link: &Link| {
+        let mut words = link.alias.strip_prefix(ALIAS_PREFIX)?.split(' ').skip(1);
+        let mut next = || words.next();
+        Some(Source { tap: link.name.clone(), mac: next()?.parse().ok()?, address: next()?.parse().ok()? })
+    };
+    links.iter().filter_map(source).collect()
 }
 
 /// Makes a tap: if this process ends before it is whole, the kernel takes it away.

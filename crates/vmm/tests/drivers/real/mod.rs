@@ -3,6 +3,7 @@
 
 mod contract;
 mod qemu;
+mod taps;
 
 use std::fs;
 use std::io::Write as _;
@@ -62,7 +63,7 @@ fn network_is_possible() -> Result<(), String> {
     if !Path::new("/dev/net/tun").exists() {
         return Err("no /dev/net/tun; load the module tun".to_owned());
     }
-    ["ip", "unshare"].into_iter().try_for_each(is_installed)
+    ["ip", "nft", "unshare"].into_iter().try_for_each(is_installed)
 }
 
 fn is_installed(tool: &str) -> Result<(), String> {
@@ -142,7 +143,7 @@ impl World {
             worker: "n1".to_owned(),
             files: Files::new(&place.join("state"), &images).expect("make the state"),
         };
-        World { place, settings, manifest, taps: Taps::new() }
+        World { place, settings, manifest, taps: Taps::new().expect("make the rules") }
     }
 
     fn part(&self, name: &str) -> Part {
