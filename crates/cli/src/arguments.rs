@@ -72,6 +72,9 @@ pub(crate) enum Verb {
         after_help = "Examples:\n  lightbyte exec hello\n  lightbyte exec hello -- ls -l /\n  echo hi | lightbyte exec hello -- cat"
     )]
     Exec(Exec),
+    /// Opens a VM's serial console; Ctrl-] leaves it
+    #[command(after_help = "Example: lightbyte console hello")]
+    Console(One),
     /// Shows what a VM wrote to its console
     #[command(after_help = "Example: lightbyte logs hello -f --lines 20")]
     Logs(Logs),

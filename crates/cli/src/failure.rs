@@ -95,7 +95,9 @@ fn code_of_one(error: &(dyn std::error::Error + 'static)) -> Option<Code> {
 /// Whether whoever read our output has hung up, as `head` does: no error to speak of.
 pub(crate) fn is_hang_up(error: &anyhow::Error) -> bool {
     let is_broken_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    error.root_cause().downcast_ref().is_some_and(is_broken_pipe)
+    // A server that hung up is another matter.
+    let is_of_server = |cause: &(dyn std::error::Error + 'static)| cause.is::<ClientError>();
+    error.root_cause().downcast_ref().is_some_and(is_broken_pipe) && !error.chain().any(is_of_server)
 }
 
 /// What a person reads: the chain on one line, then details, then the hint.
@@ -195,5 +197,8 @@ mod tests {
             anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("write the answer");
         assert!(is_hang_up(&error));
         assert!(!is_hang_up(&io::Error::from(io::ErrorKind::StorageFull).into()));
+        let source = io::Error::from(io::ErrorKind::BrokenPipe).into();
+        let endpoint = "http://n1".parse().unwrap();
+        assert!(!is_hang_up(&ClientError::Broken { endpoint, source }.into()), "a server's end is an error");
     }
 }

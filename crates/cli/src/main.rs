@@ -120,6 +120,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Wait(words) => verbs::wait::run(cluster, words).await,
         Verb::Status(words) => verbs::status::run(cluster, words).await,
         Verb::Events(words) => verbs::events::run(cluster, words).await,
+        Verb::Console(words) => verbs::console::run(cluster, words).await,
         Verb::Logs(words) => verbs::logs::run(cluster, words).await,
         Verb::Import(Import::Image(words)) => verbs::import::run(cluster, words).await,
         // These were done before.

@@ -26,6 +26,9 @@ use crate::terminal;
 /// Words and settings that one command may have; the body's limit bounds their length.
 const WORDS_MAX: usize = 1024;
 
+/// Where programs are looked for.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Frames on the way to the host: the command waits when the host does not read.
 const FRAMES_MAX: usize = 8;
 
@@ -67,7 +70,7 @@ pub(crate) fn start(agent: &Rc<Agent>, wanted: &Exec) -> anyhow::Result<Process>
     }
     let mut command = Command::new(program);
     command.args(arguments).env_clear().current_dir(if wanted.cwd.is_empty() { "/" } else { &wanted.cwd });
-    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+    command.env("PATH", PATH).env("HOME", "/root");
     for setting in &wanted.env {
         let (name, value) = setting.split_once('=').with_context(|| format!("`{setting}` is no setting"))?;
         command.env(name, value);

@@ -6,6 +6,7 @@
 mod agent;
 mod boot;
 mod children;
+mod console;
 mod exec;
 mod grow;
 mod metrics;

@@ -15,7 +15,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::agent::Agent;
-use crate::{children, grow, page, ready, routes};
+use crate::{children, console, grow, page, ready, routes};
 
 /// Connections served at once on each listener. The host needs a few; each console or command holds one.
 pub(crate) const CONNECTIONS_MAX: usize = 64;
@@ -50,6 +50,7 @@ pub(crate) fn run(agent: &Rc<Agent>) -> anyhow::Result<()> {
         if std::process::id() == 1 {
             // After the start, which it would make longer. A thread of its own: it waits for the disk.
             tokio::task::spawn_blocking(grow::grow);
+            spawn_local(console::serve(agent.clone()));
         }
         accept(agent, &listener).await
     })

@@ -47,6 +47,10 @@ async fn end_all(agent: &Agent, signal: Signal, wait: Duration) {
         return;
     }
     let _ = signal_all(signal);
+    if signal == Signal::TERM {
+        // A shell that a person types at ignores TERM, and ends when its terminal hangs up.
+        let _ = signal_all(Signal::HUP);
+    }
     let all_gone = async {
         loop {
             let news = agent.children.reaped.notified();

@@ -39,11 +39,12 @@ pub(crate) fn resize(master: impl std::os::fd::AsFd, rows: u16, columns: u16) ->
     tcsetwinsize(master, size).context("set the terminal's size")
 }
 
+/// Gives `command` a session of its own whose terminal is its standard input.
 #[expect(
     unsafe_code,
     reason = "only between fork and exec can a child become leader of a session with a terminal"
 )]
-fn lead_session(command: &mut Command) {
+pub(crate) fn lead_session(command: &mut Command) {
     let lead = || {
         rustix::process::setsid()?;
         // Standard input is the terminal by now.

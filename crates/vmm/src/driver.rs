@@ -226,6 +226,14 @@ pub trait Guest: Send + Sync {
     /// [`DriverError::Refused`] when the guest does not run, or takes no connection on that port.
     fn connect(&self, vm: VmId, port: u32, wait: Duration) -> Result<UnixStream, DriverError>;
 
+    /// The guest's serial console: what it says from now on, and what is typed at it, as raw bytes. Blocking and without
+    /// time-outs; it breaks off when the machine process ends. Only one at a time is served, and it must be read: a guest
+    /// whose words nobody takes waits for them to be taken.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when the guest does not run.
+    fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError>;
+
     /// What the guest has said on its console, as far as it is kept: at least the newest MiB, until the VM is forgotten.
     /// To follow it, ask again for what comes next: nothing tells of new bytes. A VM that has said nothing, or is not
     /// there, has an empty console.

@@ -388,6 +388,17 @@ impl Guest for FakeHost {
         })
     }
 
+    fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError> {
+        let mut state = self.lock();
+        let Some(found) = state.vms.get_mut(&vm).filter(|found| found.running) else {
+            return refuse("the guest does not run");
+        };
+        let host = self.clone();
+        let opened = found.calls.open_console(move |typed| host.lock().say(vm, typed));
+        opened
+            .map_err(|source| DriverError::System { context: "reach the guest's console".to_owned(), source })
+    }
+
     fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError> {
         let state = self.lock();
         let Some(kept) = state.consoles.get(&vm) else { return Ok(ConsoleChunk::default()) };

@@ -45,6 +45,27 @@ impl Calls {
     /// # Errors
     /// If there are too many, or the system gives no sockets or thread.
     pub(crate) fn take(&mut self, guest: FakeGuest) -> io::Result<UnixStream> {
+        // A caller that breaks off is no news.
+        self.serve(move |stream| drop(Call { stream, unread: Vec::new() }.serve(&guest)))
+    }
+
+    /// The serial console: it shows what is typed, as a line without a program behind it does, and `say` keeps it.
+    ///
+    /// # Errors
+    /// As [`Calls::take`].
+    pub(crate) fn open_console(&mut self, say: impl Fn(&[u8]) + Send + 'static) -> io::Result<UnixStream> {
+        self.serve(move |mut stream| {
+            let mut typed = [0; 256];
+            while let Ok(bytes @ 1..) = stream.read(&mut typed) {
+                say(&typed[..bytes]);
+                if stream.write_all(&typed[..bytes]).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn serve(&mut self, act: impl FnOnce(&UnixStream) + Send + 'static) -> io::Result<UnixStream> {
         self.0.retain(|call| call.strong_count() > 0);
         if self.0.len() >= CONNECTIONS_MAX {
             return Err(io::ErrorKind::ConnectionRefused.into());
@@ -53,8 +74,7 @@ impl Calls {
         let theirs = Arc::new(theirs);
         self.0.push(Arc::downgrade(&theirs));
         let thread = std::thread::Builder::new().name("fake guest".to_owned()).stack_size(STACK_BYTES);
-        // A caller that breaks off is no news.
-        thread.spawn(move || drop(Call { stream: &theirs, unread: Vec::new() }.serve(&guest)))?;
+        thread.spawn(move || act(&theirs))?;
         Ok(ours)
     }
 }

@@ -1,8 +1,9 @@
 //! What an agent serves: the way into the guests of this host, for servers. Bytes go both ways, and nothing of them is
 //! kept or looked at.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,10 +20,11 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::{Kind, Uid, VmId};
-use lightbyte_guest::protocol::{self, AGENT_PORT, BODY_BYTES_MAX, EXEC_PROTOCOL};
+use lightbyte_guest::protocol::{self, AGENT_PORT, BODY_BYTES_MAX, CONSOLE_PROTOCOL, EXEC_PROTOCOL};
 use lightbyte_link::{Listener, Problem};
 use lightbyte_vmm::{ConsoleFrom, DriverError, Drivers};
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy, sink, split};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -33,6 +35,8 @@ const STREAMS_MAX: usize = 256;
 const GUEST_WITHIN: Duration = Duration::from_secs(5);
 /// How often a followed console is looked at: nothing tells of what a guest writes.
 const CONSOLE_LOOK_PERIOD: Duration = Duration::from_millis(200);
+/// How long a server may take to end a connection whose guest's side has ended.
+const LINGER_MAX: Duration = Duration::from_secs(5);
 /// The largest answer of a guest's agent that says what is wrong.
 const PROBLEM_BYTES_MAX: usize = 16 << 10;
 
@@ -40,13 +44,17 @@ const PROBLEM_BYTES_MAX: usize = 16 << 10;
 struct Guests {
     drivers: Drivers,
     places: Arc<Semaphore>,
+    /// The VMs whose console is open: it is one line, and two who type at it would not understand each other.
+    consoles: Mutex<BTreeSet<VmId>>,
 }
 
 /// Serves until it is dropped.
 pub(crate) async fn serve(drivers: Drivers, listener: Listener) {
-    let guests = Arc::new(Guests { drivers, places: Arc::new(Semaphore::new(STREAMS_MAX)) });
+    let places = Arc::new(Semaphore::new(STREAMS_MAX));
+    let guests = Arc::new(Guests { drivers, places, consoles: Mutex::default() });
     let router = Router::new()
         .route("/v1/vms/{uid}/exec", post(exec))
+        .route("/v1/vms/{uid}/console", post(console))
         .route("/v1/vms/{uid}/logs", get(logs))
         .fallback(unknown_path)
         .with_state(guests);
@@ -101,9 +109,7 @@ async fn exec(
     mut request: Request,
 ) -> Result<Response, Problem> {
     let vm = vm(path)?;
-    if request.headers().get(UPGRADE).is_none_or(|protocol| protocol != EXEC_PROTOCOL) {
-        return Err(problem(StatusCode::UPGRADE_REQUIRED, format!("upgrade to {EXEC_PROTOCOL}")));
-    }
+    must_upgrade(&request, EXEC_PROTOCOL)?;
     let place = guests.place()?;
     let server = hyper::upgrade::on(&mut request);
     let too_large = |_| problem(StatusCode::PAYLOAD_TOO_LARGE, "the command is too long");
@@ -117,13 +123,49 @@ async fn exec(
     let guest = hyper::upgrade::on(answer);
     tokio::spawn(async move {
         if let (Ok(server), Ok(guest)) = (server.await, guest.await) {
-            // Either end may go at any time, and that ends the other.
-            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(server), &mut TokioIo::new(guest)).await;
+            relay(TokioIo::new(server), TokioIo::new(guest)).await;
         }
         drop(place);
     });
-    let head = [(CONNECTION, "upgrade"), (UPGRADE, EXEC_PROTOCOL)];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, head, Body::empty()).into_response())
+    Ok(upgrades(EXEC_PROTOCOL))
+}
+
+fn must_upgrade(request: &Request, protocol: &str) -> Result<(), Problem> {
+    match request.headers().get(UPGRADE) {
+        Some(found) if found == protocol => Ok(()),
+        _ => Err(problem(StatusCode::UPGRADE_REQUIRED, format!("upgrade to {protocol}"))),
+    }
+}
+
+fn upgrades(protocol: &'static str) -> Response {
+    let head = [(CONNECTION, "upgrade"), (UPGRADE, protocol)];
+    (StatusCode::SWITCHING_PROTOCOLS, head, Body::empty()).into_response()
+}
+
+/// Carries bytes both ways until either side ends. The server's end ends the guest's; the guest's is told to the server,
+/// whose own end is then waited for: a connection that is closed with something unread in it loses what it sent last.
+async fn relay(
+    server: impl AsyncRead + AsyncWrite + Send + 'static,
+    guest: impl AsyncRead + AsyncWrite + Send + 'static,
+) {
+    let (mut from_server, mut to_server) = split(server);
+    let (mut from_guest, mut to_guest) = split(guest);
+    let up = async {
+        if copy(&mut from_server, &mut to_guest).await.is_err() {
+            // The guest takes nothing any more, and may still have something to say.
+            let _ = copy(&mut from_server, &mut sink()).await;
+        }
+    };
+    let down = async {
+        // An end that is an error is an end.
+        let _ = copy(&mut from_guest, &mut to_server).await;
+        let _ = to_server.shutdown().await;
+    };
+    tokio::pin!(up);
+    tokio::select! {
+        () = &mut up => {}
+        () = down => drop(timeout(LINGER_MAX, up).await),
+    }
 }
 
 fn silent(why: &str) -> Problem {
@@ -160,6 +202,59 @@ async fn words_of(answer: hyper::Response<hyper::body::Incoming>) -> Problem {
     };
     let text: String = words.error.chars().filter(|character| !character.is_control()).collect();
     problem(status, if text.is_empty() { "the guest's agent refuses it".to_owned() } else { text })
+}
+
+// --------------------------------------------------------------------------------------------------------- console
+
+/// A console that is open; when it is dropped another may be.
+struct OpenConsole {
+    guests: Arc<Guests>,
+    vm: VmId,
+}
+
+impl OpenConsole {
+    fn begin(guests: &Arc<Guests>, vm: VmId) -> Result<OpenConsole, Problem> {
+        match guests.consoles().insert(vm) {
+            true => Ok(OpenConsole { guests: Arc::clone(guests), vm }),
+            false => Err(problem(StatusCode::CONFLICT, "its console is open elsewhere, and is one line")),
+        }
+    }
+}
+
+impl Drop for OpenConsole {
+    fn drop(&mut self) {
+        self.guests.consoles().remove(&self.vm);
+    }
+}
+
+impl Guests {
+    fn consoles(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
+        // The set is whole at every moment, whoever panicked.
+        self.consoles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `POST /v1/vms/UID/console`: the guest's serial line.
+async fn console(
+    State(guests): State<Arc<Guests>>,
+    path: Path<String>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let vm = vm(path)?;
+    must_upgrade(&request, CONSOLE_PROTOCOL)?;
+    let (place, open) = (guests.place()?, OpenConsole::begin(&guests, vm)?);
+    let stream = guests.ask(move |drivers| drivers.guest.open_console(vm)).await?;
+    let lost = |error: std::io::Error| silent(&error.to_string());
+    stream.set_nonblocking(true).map_err(lost)?;
+    let stream = UnixStream::from_std(stream).map_err(lost)?;
+    let server = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(server) = server.await {
+            relay(TokioIo::new(server), stream).await;
+        }
+        drop((place, open));
+    });
+    Ok(upgrades(CONSOLE_PROTOCOL))
 }
 
 // ------------------------------------------------------------------------------------------------------------ logs

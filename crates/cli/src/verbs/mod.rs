@@ -1,6 +1,7 @@
 //! What each verb does: a file for each.
 
 pub(crate) mod apply;
+pub(crate) mod console;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod edit;

@@ -22,7 +22,7 @@ use lightbyte_link::{ByteStream, Client, ClientError, Endpoint, Upgraded};
 use lightbyte_plan::guest::{self, Way};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::Server;
 use crate::api::caller::Caller;
@@ -35,6 +35,9 @@ const CHUNK_BYTES: usize = 32 << 10;
 const MESSAGE_BYTES_MAX: usize = 128 << 10;
 /// How often a person who says nothing is asked whether he is still there.
 const PING_PERIOD: Duration = Duration::from_secs(20);
+
+/// How long a person's side may take to end a connection whose guest's side has ended.
+const LINGER_MAX: Duration = Duration::from_secs(5);
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
@@ -156,13 +159,17 @@ async fn connect<B: serde::Serialize>(
     }))
 }
 
-/// Carries bytes both ways until the guest's side ends, or the person's is gone. Neither direction waits for the other.
+/// Carries bytes both ways until either side ends. The person's end ends everything: what runs in the guest dies with its
+/// connection. The guest's is told to the person, whose own end is then waited for: a connection that is closed with
+/// something unread in it loses what it sent last.
 async fn relay(person: WebSocket, guest: Upgraded) {
     let (to_person, from_person) = person.split();
     let (from_guest, to_guest) = tokio::io::split(guest);
+    let up = up(from_person, to_guest);
+    tokio::pin!(up);
     tokio::select! {
-        () = down(from_guest, to_person) => {}
-        () = up(from_person, to_guest) => {}
+        () = &mut up => {}
+        () = down(from_guest, to_person) => drop(timeout(LINGER_MAX, up).await),
     }
 }
 
@@ -174,21 +181,21 @@ async fn down(mut from_guest: ReadHalf<Upgraded>, mut to_person: SplitSink<WebSo
         let message = tokio::select! {
             read = from_guest.read(&mut chunk) => match read {
                 Ok(bytes @ 1..) => Message::Binary(chunk[..bytes].to_vec().into()),
-                _ => break,
+                // An end that is an error is an end.
+                _ => Message::Close(None),
             },
             _ = pings.tick() => Message::Ping(bytes::Bytes::new()),
         };
-        if to_person.send(message).await.is_err() {
+        let is_last = matches!(message, Message::Close(_));
+        if to_person.send(message).await.is_err() || is_last {
             return;
         }
     }
-    // A goodbye that cannot be said is not missed: the connection ends either way.
-    let _ = to_person.send(Message::Close(None)).await;
-    let _ = to_person.flush().await;
 }
 
-/// The end of the person's side ends everything: what runs in the guest dies with its connection.
+/// Carries what the person says, until he says goodbye.
 async fn up(mut from_person: SplitStream<WebSocket>, mut to_guest: WriteHalf<Upgraded>) {
+    let mut listens = true;
     while let Some(Ok(message)) = from_person.next().await {
         let bytes = match message {
             Message::Binary(bytes) => bytes,
@@ -196,10 +203,8 @@ async fn up(mut from_person: SplitStream<WebSocket>, mut to_guest: WriteHalf<Upg
             Message::Close(_) => return,
             Message::Ping(_) | Message::Pong(_) => continue,
         };
-        if to_guest.write_all(&bytes).await.is_err() {
-            // The guest's last words may still be on their way.
-            return std::future::pending().await;
-        }
+        // A guest that takes nothing any more may still have something to say.
+        listens = listens && to_guest.write_all(&bytes).await.is_ok();
     }
 }
 

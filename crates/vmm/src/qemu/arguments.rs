@@ -67,8 +67,14 @@ pub(super) fn arguments(machine: &Machine, paths: &Paths) -> Vec<OsString> {
     // Not with -daemonize, whose own fork and setsid these settings forbid.
     words.two("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     words.path("-pidfile", "", &paths.pid_file);
-    // Append mode lets the host shorten the file while QEMU writes.
-    words.path("-chardev", "file,id=console,append=on,path=", &machine.console);
+    // What is said goes to the file, whether somebody is at the socket or not. Append mode lets the host shorten the
+    // file while QEMU writes.
+    let socket = option_path(&paths.console);
+    let log = option_path(&machine.console);
+    words.two(
+        "-chardev",
+        &format!("socket,id=console,server=on,wait=off,path={socket},logfile={log},logappend=on"),
+    );
     words.two("-serial", "chardev:console");
     words.two("-chardev", &format!("socket,id=qmp,fd={CHILD_FD_FIRST},server=on,wait=off"));
     words.two("-mon", "chardev=qmp,mode=control");
@@ -119,10 +125,18 @@ impl Words {
 
     /// A path, inside of an option when something stands before it: QEMU wants its commas doubled there.
     fn path(&mut self, name: &str, before: &str, path: &Path) {
-        let comma = if before.is_empty() { "," } else { ",," };
-        let text = path.as_os_str().to_string_lossy().replace(',', comma);
+        let text = if before.is_empty() {
+            path.as_os_str().to_string_lossy().into_owned()
+        } else {
+            option_path(path)
+        };
         self.word(name).word(&format!("{before}{text}"));
     }
+}
+
+/// A path inside of an option, where a comma would end it.
+fn option_path(path: &Path) -> String {
+    path.as_os_str().to_string_lossy().replace(',', ",,")
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! RUN/<uid>/            on a tmpfs, gone after a reboot, as the processes are
 //!   lock, qemu.pid      which QEMU lives; see `start`
 //!   spec.json           what it was started with
-//!   qmp, vhost, vsock   sockets
+//!   qmp, console,       sockets
+//!   vhost, vsock
 //! STATE/vm/<uid>/       console.log, console.log.1, console.begin; see `console`
 //! ```
 //!
@@ -322,6 +323,13 @@ impl Guest for Qemu {
             }
             _ => system(format!("reach port {port} of the guest"))(error),
         })
+    }
+
+    /// QEMU serves one at a time; a second one waits until the first is closed.
+    fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError> {
+        let paths = self.paths(vm);
+        let Found::Running(_) = start::look(&paths)? else { return refuse("the guest does not run") };
+        UnixStream::connect(&paths.console).map_err(system("reach the guest's console"))
     }
 
     fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError> {

@@ -29,6 +29,8 @@ pub(super) struct Paths {
     pub(super) pid_file: PathBuf,
     /// QEMU's machine protocol.
     pub(super) qmp: PathBuf,
+    /// Where the guest's serial console is typed at.
+    pub(super) console: PathBuf,
     /// Where host programs reach the guest's vsock; guests reach `<uds>_<port>`.
     pub(super) uds: PathBuf,
     /// Where QEMU reaches the vsock backend.
@@ -53,6 +55,7 @@ impl Paths {
             lock: file("lock"),
             pid_file: file("qemu.pid"),
             qmp: file("qmp"),
+            console: file("console"),
             uds: file("vsock"),
             vhost: file("vhost"),
             ready: file(&format!("vsock_{}", lightbyte_guest::protocol::READY_PORT)),

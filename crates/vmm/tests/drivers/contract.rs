@@ -159,6 +159,7 @@ pub(crate) fn contract(subject: &dyn Subject) {
     guest::answers(&bed, vm(1));
     guest::runs_programs(&bed, vm(1));
     guest::has_a_console(&bed, vm(1));
+    guest::can_be_typed_at(&bed, vm(1));
     what_a_machine_uses_stays(&bed);
     a_machine_that_ends_leaves_its_traces(&bed);
     a_guest_is_asked_to_shut_down(&bed);

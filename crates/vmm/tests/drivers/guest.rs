@@ -85,9 +85,28 @@ pub(crate) fn has_a_console(bed: &Bed<'_>, vm: VmId) {
     assert!(end.bytes.is_empty() && end.begin >= last.next(), "{end:?}");
 }
 
+/// Types at the console of a VM that is ready: it is shown, and kept with everything else that was said.
+pub(crate) fn can_be_typed_at(bed: &Bed<'_>, vm: VmId) {
+    let before = bed.drivers.guest.read_console(vm, ConsoleFrom::Position(u64::MAX)).expect("its end").next();
+    let mut console = bed.drivers.guest.open_console(vm).expect("the console");
+    console.set_read_timeout(Some(ANSWER_MAX)).expect("set a time-out");
+    console.write_all(b"typed").expect("type");
+    let mut shown = Vec::new();
+    while !shown.ends_with(b"typed") {
+        shown.push(byte(&mut console).expect("what was typed is shown"));
+    }
+    drop(console);
+    let kept = bed.drivers.guest.read_console(vm, ConsoleFrom::Position(before)).expect("read the console");
+    let kept = String::from_utf8_lossy(&kept.bytes).into_owned();
+    assert!(kept.contains("typed"), "{kept:?}");
+    // The next one is served as the first was.
+    drop(bed.drivers.guest.open_console(vm).expect("the console again"));
+}
+
 /// A VM of which nothing is there has an empty console.
 pub(crate) fn is_absent(bed: &Bed<'_>, vm: VmId) {
     refused(bed.drivers.guest.connect(vm, AGENT_PORT, ANSWER_MAX).map(drop));
+    refused(bed.drivers.guest.open_console(vm).map(drop));
     let nothing = bed.drivers.guest.read_console(vm, ConsoleFrom::Last(9)).expect("an answer");
     assert_eq!(nothing, ConsoleChunk::default());
 }

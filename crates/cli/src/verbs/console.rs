@@ -1,0 +1,59 @@
+//! `lightbyte console`: a guest's serial line, as if one sat at the machine.
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, Result};
+use lightbyte_link::web_socket::{Receiver, Sender};
+use tokio::sync::mpsc;
+
+use crate::arguments::One;
+use crate::cluster::Cluster;
+use crate::failure::Code;
+use crate::session::{self, Raw};
+use crate::target;
+use crate::terminal::say;
+
+/// What leaves a console: Ctrl-], as in telnet and virsh.
+const LEAVE: u8 = 0x1d;
+
+pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
+    let object = cluster.resolve(target::read_single(&words.target)?).await?;
+    let socket = cluster.web_socket(&object, "console", &[]).await;
+    let (sender, receiver) = socket.with_context(|| format!("open the console of `{object}`"))?.split();
+    let is_interactive = session::is_interactive();
+    if is_interactive {
+        say(&format!("the console of {object}; Ctrl-] leaves it"));
+    }
+    let raw = if is_interactive { Some(Raw::begin()?) } else { None };
+    let left = tokio::select! {
+        left = show(receiver) => left.map(|()| "the VM has ended, and its console with it"),
+        left = keys(sender, session::input()?) => left.map(|()| "left the console"),
+    };
+    drop(raw);
+    say(&format!("\n{object}: {}", left?));
+    Ok(Code::Done)
+}
+
+async fn show(mut receiver: Receiver) -> Result<()> {
+    let mut stdout = io::stdout();
+    while let Some(bytes) = receiver.next().await? {
+        stdout.write_all(&bytes).and_then(|()| stdout.flush()).context("write what the console shows")?;
+    }
+    Ok(())
+}
+
+/// Sends what is typed until the key that leaves, or the end of what there is to type.
+async fn keys(mut sender: Sender, mut input: mpsc::Receiver<Vec<u8>>) -> Result<()> {
+    while let Some(mut bytes) = input.recv().await {
+        let end = bytes.iter().position(|byte| *byte == LEAVE);
+        bytes.truncate(end.unwrap_or(bytes.len()));
+        if !bytes.is_empty() {
+            sender.send(bytes).await?;
+        }
+        if end.is_some() {
+            break;
+        }
+    }
+    sender.close().await;
+    Ok(())
+}
