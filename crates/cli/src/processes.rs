@@ -193,9 +193,9 @@ async fn on_lab(command: &DevCommand) -> Result<()> {
         DevCommand::Stop(state) => (state, Request::Stop),
         DevCommand::Kill(host) => (&host.state, Request::Kill(host.host.clone())),
         DevCommand::Start(host) => (&host.state, Request::Start(host.host.clone())),
-        DevCommand::Delete(state) => return lab::delete(&lab::meant(state.state.clone())?).await,
+        DevCommand::Delete(state) => return lab::delete(&lab::meant(state.state.clone()).await?).await,
     };
-    let directory = lab::meant(state.state.clone())?;
+    let directory = lab::meant(state.state.clone()).await?;
     match control::ask(&directory, &request).await? {
         Answer::Status(status) => print(&render(&status)),
         Answer::Done if request == Request::Stop => until_stopped(&directory).await,

@@ -65,6 +65,11 @@ pub async fn listen(state: &Path) -> Result<Listener> {
     Listener::bind(&endpoint(state)).await.context("listen at the control socket")
 }
 
+/// Whether a supervisor of `state` takes requests.
+pub async fn is_answered(state: &Path) -> bool {
+    endpoint(state).connect().await.is_ok()
+}
+
 /// Reads the one request of a connection.
 ///
 /// # Errors
@@ -90,7 +95,10 @@ pub async fn answer(stream: &mut BufReader<Stream>, answer: &Answer) -> Result<(
 /// When there is none, or it refuses.
 pub async fn ask(state: &Path, request: &Request) -> Result<Answer> {
     let stream = endpoint(state).connect().await;
-    let stream = stream.with_context(|| format!("no lab runs with the state {}", state.display()))?;
+    let shown = state.display();
+    let stream = stream.with_context(|| {
+        format!("no lab runs with the state {shown}; `lightbyte dev --state {shown}` starts one")
+    })?;
     let mut stream = BufReader::new(stream);
     let exchange = async {
         let mut line = serde_json::to_vec(request)?;

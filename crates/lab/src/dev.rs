@@ -5,28 +5,25 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use lightbyte_api::object::Object;
-use lightbyte_api::wire::{Applied, Apply, List};
-use lightbyte_link::{Client, Endpoint, Listener};
-use serde_json::{Value, json};
+use lightbyte_link::{Endpoint, Listener, Stream};
 use tokio::io::BufReader;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{self, Answer, LabStatus, Request};
+use crate::ground::{find_etcd, find_images, prepare};
 use crate::namespaces;
-use crate::rack::{Lan, PORTS_PER_HOST, Places, Rack, VmmChoice, Wish};
+use crate::rack::{PORTS_PER_HOST, Places, Rack, VmmChoice, Wish, hash_of, port_places};
 use crate::state::{State, sweep_unnamed, unnamed_root};
 use crate::supervisor::Supervisor;
 
 /// How long the workers may take to be ready: etcd's first election on a busy machine is most of it.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How often a lab that begins is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Where the ports of labs begin, below those that the kernel gives away by itself (`ip_local_port_range`).
-const PORTS_FIRST: u16 = 20_000;
-/// How many places for a lab there are.
-const PORT_PLACES: u16 = 200;
-/// Ports of one place: enough for the most hosts.
-const PORTS_PER_PLACE: u16 = 50;
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long a caller at the control socket may take to say what it wants.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+/// The pause when the control socket cannot be accepted on, as when there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a person asks for.
 #[derive(Clone, Debug)]
@@ -49,127 +46,221 @@ pub struct Options {
 /// When it cannot be started; everything that was started is ended then.
 pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()>) -> Result<()> {
     let begun = Instant::now();
-    let root = unnamed_root()?;
-    sweep_unnamed(&root).await;
+    let wish = &options.wish;
+    wish.check()?;
+    let root = unnamed_root();
     let directory = match &options.state {
         Some(directory) => std::path::absolute(directory).context("find the state directory")?,
-        None => root.join(format!("lab-{}", std::process::id())),
+        None => root.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?.join(unnamed()),
     };
     if options.detach {
         return detach(&options, &directory, on_ready).await;
     }
-    let state = State::take(&directory, options.state.is_none())?;
-    state.clear_away().await?;
-    let rack = rack_of(&state, &options.wish).await?;
     let places = Places {
         state: directory.clone(),
         lightbyte: std::env::current_exe().context("find this program")?,
-        etcd: find_etcd(options.etcd)?,
-        images: find_images(options.images, options.wish.vmm)?,
+        etcd: find_etcd(options.etcd.clone())?,
+        images: find_images(options.images.clone(), wish.vmm)?,
     };
-    if let Some(lan) = &rack.lan
-        && let Err(error) = namespaces::up(&rack, lan)
-    {
-        state.clear_away().await?;
-        return Err(error);
-    }
-    let listener = control::listen(&directory).await?;
-    let supervisor = Supervisor::start(rack.processes(&places), &state, true)?;
-    let outcome = supervise(&rack, &places, &state, &supervisor, listener, begun, on_ready).await;
-    eprintln!("lightbyte dev: stopping");
-    supervisor.stop().await;
-    state.clear_away().await?;
-    state.end()?;
-    outcome
+    let is_unnamed = options.state.is_none();
+    let state = take(&directory, root, is_unnamed).await?;
+    let outcome = hold(&options, &places, &state, begun, on_ready).await;
+    // A state whose processes do not end stays, for the next start to find them.
+    let ended = state.clear_away().await.and_then(|()| state.end());
+    outcome.and(ended)
 }
 
-async fn supervise(
-    rack: &Rack,
+/// The name of an unnamed lab's directory: its own, since a lab keeps its process.
+fn unnamed() -> String {
+    format!("lab-{}", std::process::id())
+}
+
+/// Takes the state directory, and clears away what earlier runs have left there, and those that had no name.
+async fn take(directory: &Path, root: Result<PathBuf>, is_unnamed: bool) -> Result<State> {
+    let _turn = match root {
+        Ok(root) if is_unnamed || root.is_dir() => Some(sweep_unnamed(&root).await?),
+        _ => None,
+    };
+    let state = State::take(directory, is_unnamed)?;
+    state.clear_away().await?;
+    Ok(state)
+}
+
+/// Starts the lab of a state that was taken, and keeps it until it is told to end.
+async fn hold(
+    options: &Options,
     places: &Places,
     state: &State,
-    supervisor: &Supervisor,
-    mut listener: Listener,
     begun: Instant,
     on_ready: impl FnOnce(&[String]) -> Result<()>,
 ) -> Result<()> {
-    let servers = rack.servers();
-    let preparing = prepare(rack, places);
-    let mut ready = false;
-    let mut on_ready = Some(on_ready);
-    tokio::pin!(preparing);
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    loop {
+    let wish = &options.wish;
+    // From here on a signal ends the lab in order, also while it is being made.
+    let ends = Ends::new()?;
+    let rack = make(state, wish).await?;
+    let listener = control::listen(&state.directory).await?;
+    let supervisor = Supervisor::start(rack.processes(places), state, true)?;
+    let lab = Lab { rack: &rack, places, state, supervisor: &supervisor };
+    let outcome = lab.supervise(listener, ends, begun, on_ready).await;
+    eprintln!("lightbyte dev: stopping");
+    supervisor.stop().await;
+    outcome
+}
+
+/// Works out the rack, and makes its hosts where they are namespaces.
+async fn make(state: &State, wish: &Wish) -> Result<Rack> {
+    let _turn = (wish.vmm == VmmChoice::Qemu).then(namespaces::lans).transpose()?;
+    let rack = rack_of(state, wish).await?;
+    if let Some(lan) = &rack.lan {
+        namespaces::up(&rack, lan)?;
+    }
+    Ok(rack)
+}
+
+/// The signals that end a lab.
+struct Ends {
+    interrupted: Signal,
+    terminated: Signal,
+    hung_up: Option<Signal>,
+}
+
+impl Ends {
+    fn new() -> Result<Ends> {
+        // A terminal that closes ends the lab, unless somebody asked for the opposite (nohup(1)).
+        let hung_up = (!ignores(SignalKind::hangup())).then(|| signal(SignalKind::hangup())).transpose()?;
+        let interrupted = signal(SignalKind::interrupt())?;
+        Ok(Ends { interrupted, terminated: signal(SignalKind::terminate())?, hung_up })
+    }
+
+    async fn come(&mut self) {
+        let hung_up = async {
+            match &mut self.hung_up {
+                Some(hung_up) => hung_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            prepared = &mut preparing, if !ready => {
-                prepared?;
-                ready = true;
-                if let Some(tell) = on_ready.take() {
-                    tell(&servers)?;
-                }
-                say_ready(rack, state, begun);
-            }
-            accepted = listener.accept() => {
-                let (stream, _) = accepted.context("accept at the control socket")?;
-                let mut stream = BufReader::new(stream);
-                let status = || LabStatus {
-                    state: state.directory.clone(),
-                    ready,
-                    servers: servers.clone(),
-                    hosts: supervisor.hosts().map(|(name, on)| (name.to_owned(), on)).collect(),
-                };
-                // A caller that goes away in the middle of its question concerns nobody else.
-                let Ok(request) = control::read_request(&mut stream).await else { continue };
-                let (reply, stop) = take_request(rack, supervisor, request, status).await;
-                let _ = control::answer(&mut stream, &reply).await;
-                if stop {
-                    return Ok(());
-                }
-            }
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            _ = terminated.recv() => return Ok(()),
+            _ = self.interrupted.recv() => {}
+            _ = self.terminated.recv() => {}
+            _ = hung_up => {}
         }
     }
 }
 
-async fn take_request(
-    rack: &Rack,
-    supervisor: &Supervisor,
-    request: Request,
-    status: impl FnOnce() -> LabStatus,
-) -> (Answer, bool) {
-    let answer =
-        |done: Result<()>| done.map_or_else(|error| Answer::Refused(error.to_string()), |()| Answer::Done);
-    match request {
-        Request::Status => (Answer::Status(status()), false),
-        Request::Stop => (Answer::Done, true),
-        Request::Kill(host) => (answer(cut_power(rack, supervisor, &host).await), false),
-        Request::Start(host) => (answer(supervisor.set_power(&host, true)), false),
-    }
+/// Whether this process was started with a signal ignored (proc(5), `SigIgn` of `status`).
+fn ignores(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (kind.as_raw_value() - 1)) != 0
 }
 
-/// Everything on the host ends at once, its VMs included.
-async fn cut_power(rack: &Rack, supervisor: &Supervisor, host: &str) -> Result<()> {
-    supervisor.set_power(host, false)?;
-    match rack.hosts.iter().find(|found| found.name == host).filter(|_| rack.lan.is_some()) {
-        Some(found) => namespaces::kill_all(&rack.namespace(found)).await,
-        None => Ok(()),
-    }
+/// A lab that runs.
+struct Lab<'a> {
+    rack: &'a Rack,
+    places: &'a Places,
+    state: &'a State,
+    supervisor: &'a Supervisor,
 }
 
-fn say_ready(rack: &Rack, state: &State, begun: Instant) {
-    let seconds = begun.elapsed().as_secs_f64();
-    eprintln!(
-        "lightbyte dev: {} hosts are ready after {seconds:.1} s (logs in {}/log)",
-        rack.hosts.len(),
-        state.directory.display()
-    );
-    eprintln!("  next, in a second terminal:");
-    eprintln!("    lightbyte run demo --name hello");
-    eprintln!("    lightbyte status");
-    if state.unnamed {
-        eprintln!("  Ctrl-C ends the lab and removes everything; name a state with --state DIR to keep it");
-    } else {
-        eprintln!("  Ctrl-C stops the lab; the same command starts it again with everything in it");
+impl Lab<'_> {
+    async fn supervise(
+        &self,
+        mut listener: Listener,
+        mut ends: Ends,
+        begun: Instant,
+        on_ready: impl FnOnce(&[String]) -> Result<()>,
+    ) -> Result<()> {
+        let preparing = prepare(self.rack, self.places);
+        let mut ready = false;
+        let mut on_ready = Some(on_ready);
+        tokio::pin!(preparing);
+        loop {
+            tokio::select! {
+                prepared = &mut preparing, if !ready => {
+                    prepared?;
+                    ready = true;
+                    if let Some(tell) = on_ready.take() {
+                        tell(&self.servers())?;
+                    }
+                    self.say_ready(begun);
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        if self.serve(BufReader::new(stream), ready).await {
+                            return Ok(());
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "accept at the control socket");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                () = ends.come() => return Ok(()),
+            }
+        }
+    }
+
+    /// The servers, as people and their commands reach them.
+    fn servers(&self) -> Vec<String> {
+        self.rack.servers()
+    }
+
+    /// Answers one caller, and says whether the lab ends with that.
+    async fn serve(&self, mut stream: BufReader<Stream>, ready: bool) -> bool {
+        // A caller that says nothing, or goes away in the middle of it, concerns nobody else.
+        let asked = tokio::time::timeout(ASK_WITHIN, control::read_request(&mut stream)).await;
+        let Ok(Ok(request)) = asked else { return false };
+        let answer = |done: Result<()>| match done {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Refused(format!("{error:#}")),
+        };
+        let reply = match &request {
+            Request::Status => Answer::Status(self.status(ready)),
+            Request::Stop => Answer::Done,
+            Request::Kill(host) => answer(self.cut_power(host).await),
+            Request::Start(host) => answer(self.supervisor.set_power(host, true)),
+        };
+        let _ = tokio::time::timeout(ASK_WITHIN, control::answer(&mut stream, &reply)).await;
+        request == Request::Stop
+    }
+
+    fn status(&self, ready: bool) -> LabStatus {
+        LabStatus {
+            state: self.state.directory.clone(),
+            ready,
+            servers: self.servers(),
+            hosts: self.supervisor.hosts().map(|(name, on)| (name.to_owned(), on)).collect(),
+        }
+    }
+
+    /// Everything on the host ends at once, its VMs included.
+    async fn cut_power(&self, host: &str) -> Result<()> {
+        self.supervisor.set_power(host, false)?;
+        match self.rack.hosts.iter().find(|found| found.name == host).filter(|_| self.rack.lan.is_some()) {
+            Some(found) => namespaces::kill_all(&self.rack.namespace(found)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn say_ready(&self, begun: Instant) {
+        let seconds = begun.elapsed().as_secs_f64();
+        let (hosts, are) = match self.rack.hosts.len() {
+            1 => ("1 host".to_owned(), "is"),
+            count => (format!("{count} hosts"), "are"),
+        };
+        let logs = self.state.directory.join("log");
+        eprintln!("lightbyte dev: {hosts} {are} ready after {seconds:.1} s (logs in {})", logs.display());
+        eprintln!("  next, in a second terminal:");
+        eprintln!("    lightbyte run demo --name hello");
+        eprintln!("    lightbyte status");
+        if self.state.unnamed {
+            eprintln!(
+                "  Ctrl-C ends the lab and removes everything; name a state with --state DIR to keep it"
+            );
+        } else {
+            eprintln!("  Ctrl-C stops the lab; the same command starts it again with everything in it");
+        }
     }
 }
 
@@ -184,18 +275,32 @@ async fn rack_of(state: &State, wish: &Wish) -> Result<Rack> {
                 state.directory.display()
             );
         }
-        return Ok(Rack { wish: wish.clone(), ..rack });
+        // The hash is of this path, also when the directory was moved here.
+        let rack = Rack { wish: wish.clone(), hash: hash_of(&state.directory), ..rack };
+        let is_free = match rack.lan {
+            Some(lan) => namespaces::is_free(lan)?,
+            None => all_free(&rack).await,
+        };
+        if !is_free {
+            let taken = match rack.lan {
+                Some(lan) => format!("the network {} of this lab", lan.subnet()),
+                None => "a port of this lab".to_owned(),
+            };
+            bail!(
+                "{taken} is in use on this machine now; stop what uses it, or start one with another --state"
+            );
+        }
+        return Ok(rack);
     }
-    let hash = crate::rack::hash_of(&state.directory);
     if wish.vmm == VmmChoice::Qemu {
+        let hash = hash_of(&state.directory);
         let lan = namespaces::free_lan(u8::from_str_radix(&hash[..2], 16).unwrap_or(0))?;
         let rack = Rack::in_namespaces(wish.clone(), &state.directory, lan)?;
         state.keep_rack(&rack)?;
         return Ok(rack);
     }
-    let first_place = u16::from_str_radix(&hash[..4], 16).unwrap_or(0) % PORT_PLACES;
-    for place in (0..PORT_PLACES).map(|offset| (first_place + offset) % PORT_PLACES) {
-        let rack = Rack::on_loopback(wish.clone(), &state.directory, PORTS_FIRST + place * PORTS_PER_PLACE)?;
+    for first_port in port_places(&state.directory) {
+        let rack = Rack::on_loopback(wish.clone(), &state.directory, first_port)?;
         if all_free(&rack).await {
             state.keep_rack(&rack)?;
             return Ok(rack);
@@ -215,114 +320,6 @@ async fn all_free(rack: &Rack) -> bool {
     true
 }
 
-/// Waits until every worker is ready, and gives the cluster what VMs stand on.
-async fn prepare(rack: &Rack, places: &Places) -> Result<()> {
-    let endpoints: Vec<Endpoint> = rack.servers().iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
-    let client = Client::new(endpoints);
-    let deadline = tokio::time::Instant::now() + READY_WITHIN;
-    loop {
-        let workers = client.get::<List<Object>>("/v1/objects/worker").await;
-        let ready = match &workers {
-            Ok(list) => list.value.items.iter().filter(|worker| worker.status.ready).count(),
-            Err(_) => 0,
-        };
-        if ready >= rack.hosts.len() {
-            break;
-        }
-        if tokio::time::Instant::now() >= deadline {
-            let hint = "look into the logs for the reason";
-            bail!(
-                "{ready} of {} workers are ready after {} s; {hint}",
-                rack.hosts.len(),
-                READY_WITHIN.as_secs()
-            );
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    let apply = Apply { documents: ground(rack, places)?, create_only: false, dry_run: false };
-    client.post::<_, Applied>("/v1/apply", &apply).await.context("make the default network and images")?;
-    Ok(())
-}
-
-/// The manifests of what every lab has.
-fn ground(rack: &Rack, places: &Places) -> Result<Vec<Value>> {
-    let lan = rack.lan.unwrap_or(Lan { octet: 77 });
-    let spec = json!({ "subnet": lan.subnet(), "gateway": lan.gateway(), "pool_first": lan.first_vm() });
-    let network = json!({ "kind": "network", "name": "default", "spec": spec });
-    let version = match rack.wish.vmm {
-        VmmChoice::Qemu => packed_image(&places.images.join("demo"))?,
-        VmmChoice::Fake => {
-            // No bytes are ever read of it.
-            let part = json!({ "sha256": "0".repeat(64), "size": "64MiB" });
-            json!({ "version": "fake", "architecture": std::env::consts::ARCH, "kernel": part, "root": part })
-        }
-    };
-    let spec = json!({ "current": version["version"], "versions": [version] });
-    Ok(vec![network, json!({ "kind": "image", "name": "demo", "spec": spec })])
-}
-
-/// The version that a packed image's `manifest.json` describes, as an image object lists it.
-fn packed_image(directory: &Path) -> Result<Value> {
-    let path = directory.join("manifest.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let manifest: Value =
-        serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
-    let part = |name: &str| {
-        let part = &manifest[name];
-        (!part.is_null()).then(|| json!({ "sha256": part["sha256"], "size": part["bytes"] }))
-    };
-    Ok(json!({
-        "version": manifest["version"],
-        "architecture": manifest["architecture"],
-        "kernel": part("kernel"),
-        "initrd": part("initrd"),
-        "command_line": manifest["command_line"],
-        "root": part("root"),
-    }))
-}
-
-/// Where the set-up keeps what it has fetched and made.
-fn cache() -> Option<PathBuf> {
-    from_environment("LIGHTBYTE_CACHE")
-        .or_else(|| Some(from_environment("XDG_CACHE_HOME")?.join("lightbyte")))
-        .or_else(|| Some(from_environment("HOME")?.join(".cache/lightbyte")))
-}
-
-fn from_environment(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-}
-
-/// The images of real VMs: named, or from the environment or the set-up's cache.
-fn find_images(named: Option<PathBuf>, vmm: VmmChoice) -> Result<PathBuf> {
-    let cached = || Some(cache()?.join("images"));
-    let images = named.or_else(|| from_environment("LIGHTBYTE_IMAGES")).or_else(cached).unwrap_or_default();
-    if vmm == VmmChoice::Fake {
-        return Ok(images);
-    }
-    if !images.join("demo/manifest.json").is_file() {
-        bail!("there is no demo image in {}: `cargo xtask images` makes it", images.display());
-    }
-    std::path::absolute(images).context("find the images")
-}
-
-/// The etcd program: named, or from the environment, the set-up's cache, or the path.
-fn find_etcd(named: Option<PathBuf>) -> Result<PathBuf> {
-    let from_environment =
-        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(etcd) = named.or_else(|| from_environment("LIGHTBYTE_ETCD")) {
-        return if etcd.is_file() { Ok(etcd) } else { bail!("{} is not there", etcd.display()) };
-    }
-    let cached = cache().map(|cache| cache.join("etcd/usr/bin/etcd"));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcd"));
-    match cached.into_iter().chain(on_path).find(|path| path.is_file()) {
-        Some(etcd) => Ok(etcd),
-        None => bail!(
-            "there is no etcd on this machine: `cargo xtask setup` fetches one, or name yours with --etcd"
-        ),
-    }
-}
-
 /// Starts the same lab in the background, and waits until its workers are ready.
 async fn detach(
     options: &Options,
@@ -331,6 +328,9 @@ async fn detach(
 ) -> Result<()> {
     if options.state.is_none() {
         bail!("--detach needs --state DIR: a lab without a named state ends with its command");
+    }
+    if control::ask(directory, &Request::Status).await.is_ok() {
+        bail!("a lab runs already with the state {}; `lightbyte dev stop` stops it", directory.display());
     }
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let log =
@@ -355,7 +355,11 @@ async fn detach(
     loop {
         if let Some(status) = child.try_wait().context("look at the supervisor")? {
             let log = std::fs::read_to_string(directory.join("supervisor.log")).unwrap_or_default();
-            bail!("the lab did not start ({status}): {}", log.lines().last().unwrap_or("it said nothing"));
+            let reason = log.lines().rev().find_map(|line| line.strip_prefix("error: "));
+            let reason = reason
+                .or_else(|| log.lines().last())
+                .unwrap_or("it could not even say why in its log; is the disk full?");
+            bail!("the lab did not start ({status}): {reason}");
         }
         if let Ok(Answer::Status(status)) = control::ask(directory, &Request::Status).await
             && status.ready
@@ -377,19 +381,25 @@ async fn detach(
 ///
 /// # Errors
 /// When none runs, or more than one.
-pub fn meant(state: Option<PathBuf>) -> Result<PathBuf> {
+pub async fn meant(state: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(state) = state {
         return std::path::absolute(state).context("find the state directory");
     }
-    let root = unnamed_root()?;
-    let entries = std::fs::read_dir(&root)
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect());
-    let mut running: Vec<PathBuf> = entries.unwrap_or_default();
-    running.retain(|directory| directory.join("control").exists());
+    let entries = std::fs::read_dir(unnamed_root()?).into_iter().flatten();
+    let mut running = Vec::new();
+    for directory in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        // One that was killed has left its socket, and the next start clears it away.
+        if control::is_answered(&directory).await {
+            running.push(directory);
+        }
+    }
     match running.as_slice() {
         [only] => Ok(only.clone()),
         [] => bail!("no lab runs without a named state; name one with --state DIR"),
-        _ => bail!("several labs run; name one with --state DIR: {running:?}"),
+        _ => {
+            let names: Vec<String> = running.iter().map(|path| path.display().to_string()).collect();
+            bail!("several labs run; name one with --state DIR: {}", names.join(", "))
+        }
     }
 }
 
@@ -398,13 +408,13 @@ pub fn meant(state: Option<PathBuf>) -> Result<PathBuf> {
 /// # Errors
 /// When it does not stop, or something cannot be removed.
 pub async fn delete(directory: &Path) -> Result<()> {
-    if !directory.join("rack.json").exists() {
+    // A start that failed early has left no rack.
+    let is_begun = ["lock", "processes", "log"].iter().all(|name| directory.join(name).exists());
+    if !directory.join("rack.json").exists() && !is_begun {
         bail!("{} is not the state of a lab", directory.display());
     }
-    if directory.join("control").exists() {
-        // A lab that was killed leaves its socket, and there is nobody to ask.
-        let _ = control::ask(directory, &Request::Stop).await;
-    }
+    // One that does not run, or was killed, has nobody to ask.
+    let _ = control::ask(directory, &Request::Stop).await;
     let deadline = tokio::time::Instant::now() + READY_WITHIN;
     let state = loop {
         match State::take(directory, true) {

@@ -1,13 +1,16 @@
 //! A cluster on one machine: `lightbyte dev`.
 //!
-//! [`rack`] works out which hosts there are and what runs on each; [`supervisor`] keeps that running, restarts what
-//! dies, and stops a host when asked, as if its power were cut; [`control`] is how other commands reach it; [`dev`] is
-//! the command itself.
+//! [`rack`] works out which hosts there are and what runs on each; [`namespaces`] are the hosts;
+//! [`supervisor`] keeps everything running, restarts what dies, and stops a host when asked, as if its
+//! power were cut; [`control`] is how other commands reach it; [`dev`] is the command
+//! itself.
 
 pub mod control;
 pub mod dev;
+mod ground;
 pub mod log;
 pub mod namespaces;
+pub mod process;
 pub mod rack;
 pub mod state;
 pub mod supervisor;

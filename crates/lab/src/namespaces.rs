@@ -11,19 +11,20 @@
 //! off from each other. What comes from a VM's tap to the hosts' own addresses is dropped: until peers prove who they
 //! are, their ports are for hosts alone.
 
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use lightbyte_api::Subnet;
-use rustix::process::Signal;
 
+use crate::process::{ProcessId, kill_until_none};
 use crate::rack::{Host, LAN_PREFIX_LENGTH, Lan, Rack};
-use crate::state::{ProcessId, ends_within};
 
-/// How long the processes of a namespace may take to be gone after they were killed.
-const END_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// Held while a lab chooses its network and joins it to the machine, so that no two choose the same.
+const LANS_LOCK: &str = "/run/lightbyte/lans.lock";
 /// What the names of all taps begin with: `lightbyte_api::address::tap_name`.
 const TAP_PREFIX: &str = "lb";
 
@@ -33,7 +34,7 @@ const TAP_PREFIX: &str = "lb";
 /// What `ip` and `nft` say.
 pub fn up(rack: &Rack, lan: &Lan) -> Result<()> {
     let lan_namespace = rack.lan_namespace();
-    let root_link = root_link(rack);
+    let root_link = root_link(&rack.hash);
     let mut machine = vec![format!("netns add {lan_namespace}")];
     machine.extend(rack.hosts.iter().map(|host| format!("netns add {}", rack.namespace(host))));
     machine.push(format!("link add {root_link} type veth peer name machine netns {lan_namespace}"));
@@ -85,12 +86,33 @@ fn host_up(rack: &Rack, lan: &Lan, host: &Host) -> Result<()> {
 /// # Errors
 /// When something does not end.
 pub async fn down(hash: &str) -> Result<()> {
-    for namespace in namespaces(hash)? {
-        kill_all(&namespace).await?;
+    let namespaces = namespaces(hash)?;
+    for namespace in &namespaces {
+        kill_all(namespace).await?;
+    }
+    // The kernel takes a namespace apart some time after it was removed, and until then the link would keep its
+    // name and its route from the next start.
+    remove_link(&root_link(hash))?;
+    for namespace in namespaces {
         ip(None, &[format!("netns del {namespace}")])
             .with_context(|| format!("remove namespace {namespace}"))?;
     }
     Ok(())
+}
+
+fn remove_link(link: &str) -> Result<()> {
+    let is_there = || {
+        let shown = Command::new("ip").args(["link", "show", "dev", link]).output().context("run ip")?;
+        anyhow::Ok(shown.status.success())
+    };
+    if !is_there()? {
+        return Ok(());
+    }
+    match ip(None, &[format!("link del {link}")]) {
+        // It went by itself meanwhile.
+        Err(_) if !is_there()? => Ok(()),
+        removed => removed.with_context(|| format!("remove the link {link}")),
+    }
 }
 
 /// Ends every process in a namespace, VMs included: its power is cut.
@@ -98,17 +120,25 @@ pub async fn down(hash: &str) -> Result<()> {
 /// # Errors
 /// When one does not end.
 pub async fn kill_all(namespace: &str) -> Result<()> {
-    let output = Command::new("ip").args(["netns", "pids", namespace]).output().context("run ip")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let found: Vec<ProcessId> =
-        text.split_whitespace().filter_map(|pid| ProcessId::of(pid.parse().ok()?)).collect();
-    found.iter().for_each(|process| process.signal(Signal::KILL));
-    for process in found {
-        if !ends_within(process, END_WITHIN).await {
-            bail!("process {} in {namespace} does not end", process.pid);
-        }
-    }
+    let inside = || {
+        let output = Command::new("ip").args(["netns", "pids", namespace]).output().context("run ip")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.split_whitespace().filter_map(|pid| ProcessId::of(pid.parse().ok()?)).collect())
+    };
+    kill_until_none(inside).await.with_context(|| format!("end what runs in {namespace}"))?;
     Ok(())
+}
+
+/// Waits until no other lab chooses its network, and keeps others from it until it is dropped.
+///
+/// # Errors
+/// What the system says.
+pub fn lans() -> Result<File> {
+    let path = Path::new(LANS_LOCK);
+    path.parent().map_or(Ok(()), fs::create_dir_all).context("create /run/lightbyte")?;
+    let lock = File::create(path).with_context(|| format!("open {LANS_LOCK}"))?;
+    lock.lock().with_context(|| format!("lock {LANS_LOCK}"))?;
+    Ok(lock)
 }
 
 /// The namespaces of the lab with this hash that exist.
@@ -125,17 +155,29 @@ fn namespaces(hash: &str) -> Result<Vec<String>> {
 /// # Errors
 /// When none is left, or routes cannot be listed.
 pub fn free_lan(start: u8) -> Result<Lan> {
+    let routes = routes()?;
+    Lan::all_from(start)
+        .find(|lan| !overlaps(*lan, &routes))
+        .context("every 10.x.0.0/16 overlaps a route of this machine")
+}
+
+/// Whether the network of a lab that was here before is still free.
+///
+/// # Errors
+/// When routes cannot be listed.
+pub fn is_free(lan: Lan) -> Result<bool> {
+    Ok(!overlaps(lan, &routes()?))
+}
+
+fn overlaps(lan: Lan, routes: &[Subnet]) -> bool {
+    let subnet = lan.subnet();
+    routes.iter().any(|route| route.contains(subnet.base()) || subnet.contains(route.base()))
+}
+
+fn routes() -> Result<Vec<Subnet>> {
     let output =
         Command::new("ip").args(["-4", "route", "show", "table", "all"]).output().context("run ip")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let routes: Vec<Subnet> = text.lines().filter_map(route).collect();
-    let overlaps = |lan: &Lan| {
-        let subnet = lan.subnet();
-        routes.iter().any(|route| route.contains(subnet.base()) || subnet.contains(route.base()))
-    };
-    Lan::all_from(start)
-        .find(|lan| !overlaps(lan))
-        .context("every 10.x.0.0/16 overlaps a route of this machine")
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(route).collect())
 }
 
 /// The destination of one line of `ip route`; `None` for the default route.
@@ -150,8 +192,9 @@ fn route(line: &str) -> Option<Subnet> {
     }
 }
 
-fn root_link(rack: &Rack) -> String {
-    format!("lb{}", rack.hash)
+/// The machine's own link to the lab with this hash.
+fn root_link(hash: &str) -> String {
+    format!("lb{hash}")
 }
 
 /// Runs a batch of `ip` commands, in a namespace or in the machine's own.

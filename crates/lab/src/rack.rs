@@ -15,6 +15,12 @@ pub const HOSTS_MAX: usize = 9;
 const HOST_PORT: u16 = 7_701;
 /// How many hosts run etcd and a server.
 const CONTROL_PLANE_HOSTS: usize = 3;
+/// Where the ports of labs begin, below those that the kernel gives away by itself (`ip_local_port_range`).
+const PORTS_FIRST: u16 = 20_000;
+/// How many places for a lab there are.
+const PORT_PLACES: u16 = 200;
+/// Ports of one place: enough for the most hosts, or for what is forwarded to a lab that the machine does not reach.
+const PORTS_PER_PLACE: u16 = 50;
 /// Ports that one host needs: etcd's clients, etcd's peers, the API, the agent.
 pub const PORTS_PER_HOST: u16 = 4;
 
@@ -50,6 +56,25 @@ pub struct Wish {
     pub host_memory: ByteSize,
     /// How VMs run.
     pub vmm: VmmChoice,
+}
+
+impl Wish {
+    /// Whether there can be such a lab.
+    ///
+    /// # Errors
+    /// When more or fewer hosts are asked for than a lab can have.
+    pub fn check(&self) -> Result<()> {
+        let hosts = self.hosts;
+        ensure!((1..=HOSTS_MAX).contains(&hosts), "a lab has 1 to {HOSTS_MAX} hosts, not {hosts}");
+        Ok(())
+    }
+
+    /// How many hosts run etcd and a server.
+    #[must_use]
+    pub const fn control_plane(&self) -> usize {
+        // Two members of etcd are worse than one: losing either stops both.
+        if self.hosts < CONTROL_PLANE_HOSTS { 1 } else { CONTROL_PLANE_HOSTS }
+    }
 }
 
 /// A lab, worked out.
@@ -191,6 +216,13 @@ pub fn run_directory(hash: &str) -> PathBuf {
     Path::new("/run/lightbyte").join(hash)
 }
 
+/// Where labs may have their ports on the machine: the first port of each place, beginning with one that the state's
+/// path picks, so that a lab is found where it was before.
+pub fn port_places(state: &Path) -> impl Iterator<Item = u16> {
+    let first = u16::from_str_radix(&hash_of(state)[..4], 16).unwrap_or(0) % PORT_PLACES;
+    (0..PORT_PLACES).map(move |offset| PORTS_FIRST + (first + offset) % PORT_PLACES * PORTS_PER_PLACE)
+}
+
 /// The hash that tells the lab of `state` from others.
 #[must_use]
 pub fn hash_of(state: &Path) -> String {
@@ -204,13 +236,8 @@ impl Rack {
     /// # Errors
     /// When more or fewer hosts are asked for than a lab can have.
     pub fn on_loopback(wish: Wish, state: &Path, first_port: u16) -> Result<Rack> {
-        ensure!(
-            (1..=HOSTS_MAX).contains(&wish.hosts),
-            "a lab has 1 to {HOSTS_MAX} hosts, not {}",
-            wish.hosts
-        );
-        // Two members of etcd are worse than one: losing either stops both.
-        let control_plane = if wish.hosts < CONTROL_PLANE_HOSTS { 1 } else { CONTROL_PLANE_HOSTS };
+        wish.check()?;
+        let control_plane = wish.control_plane();
         let hosts = (0..wish.hosts).map(|index| Host {
             name: format!("n{}", index + 1),
             address: "127.0.0.1".to_owned(),
@@ -381,6 +408,14 @@ mod tests {
         urls.sort();
         urls.dedup();
         assert_eq!(urls.len(), count);
+    }
+
+    #[test]
+    fn every_place_is_tried_once_and_the_last_one_lies_below_the_kernels_own_ports() {
+        let mut places: Vec<u16> = port_places(Path::new("/tmp/lab")).collect();
+        places.sort_unstable();
+        let expected: Vec<u16> = (0..200).map(|place| 20_000 + 50 * place).collect();
+        assert_eq!(places, expected);
     }
 
     #[test]

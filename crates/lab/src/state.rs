@@ -1,9 +1,9 @@
-//! The state directory of a lab: who holds it, what runs for it, and how an earlier run that was killed is cleared away.
+//! The state directory of a lab: who holds it, and how an earlier run that was killed is cleared away.
 //!
 //! ```text
 //! STATE/lock        held by the one supervisor for as long as it lives
 //! STATE/rack.json   the lab, worked out
-//! STATE/processes/  one file for each process that was started: pid and start time
+//! STATE/processes/  one file for each process that was started: pid and start time, for people who look
 //! STATE/control     the supervisor's socket
 //! STATE/log/        one file for each process
 //! STATE/n1/ …       what the hosts keep
@@ -11,20 +11,17 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::namespaces;
-use crate::rack::{Rack, run_directory};
+use crate::process::{self, ProcessId};
+use crate::rack::{Rack, hash_of, run_directory};
 
-/// How long a process may take to end after it was asked to.
-const END_WITHIN: Duration = Duration::from_secs(5);
-/// How often a process that was asked to end is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The longest path of a state directory: that of the control socket below it has at most 107 bytes (unix(7)).
+const PATH_BYTES_MAX: usize = 107 - "/control".len();
 
 /// A state directory that this process holds.
 pub struct State {
@@ -32,43 +29,9 @@ pub struct State {
     pub directory: PathBuf,
     /// Whether it goes with the lab.
     pub unnamed: bool,
+    /// What every process of the lab carries in its environment.
+    mark: String,
     _lock: File,
-}
-
-/// A process by more than its number, which the kernel uses again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// Its number.
-    pub pid: i32,
-    /// When it began, in clock ticks since the kernel's start (proc(5), field 22 of `stat`).
-    pub started: u64,
-}
-
-impl ProcessId {
-    /// The process that has this number now; `None` when there is none.
-    #[must_use]
-    pub fn of(pid: i32) -> Option<ProcessId> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name stands in parentheses and may hold anything, so fields are counted after the last one.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let is_zombie = fields.first() == Some(&"Z");
-        (!is_zombie).then_some(())?;
-        Some(ProcessId { pid, started: fields.get(19)?.parse().ok()? })
-    }
-
-    /// Whether it still lives.
-    #[must_use]
-    pub fn lives(self) -> bool {
-        ProcessId::of(self.pid) == Some(self)
-    }
-
-    /// Sends a signal, if it still lives.
-    pub fn signal(self, signal: Signal) {
-        if let (true, Some(pid)) = (self.lives(), Pid::from_raw(self.pid)) {
-            // It may end at this very moment, which is what was wanted.
-            let _ = kill_process(pid, signal);
-        }
-    }
 }
 
 impl State {
@@ -77,18 +40,36 @@ impl State {
     /// # Errors
     /// When another supervisor holds it, or it cannot be made.
     pub fn take(directory: &Path, unnamed: bool) -> Result<State> {
-        fs::create_dir_all(directory.join("processes"))
-            .with_context(|| format!("create {}", directory.display()))?;
-        fs::create_dir_all(directory.join("log"))?;
+        let shown = directory.display();
+        ensure!(
+            directory.as_os_str().len() <= PATH_BYTES_MAX,
+            "the path {shown} is too long for the state of a lab: sockets lie below it, so it may have at most \
+             {PATH_BYTES_MAX} bytes"
+        );
+        fs::create_dir_all(directory.join("processes")).with_context(|| format!("create {shown}"))?;
+        fs::create_dir_all(directory.join("log")).with_context(|| format!("create {shown}/log"))?;
         let lock = File::create(directory.join("lock")).context("open the lock of the state directory")?;
         match lock.try_lock() {
-            Ok(()) => {}
+            Ok(()) => State::of(directory, unnamed, lock),
             Err(fs::TryLockError::WouldBlock) => {
-                bail!("a lab runs already with the state {}", directory.display())
+                bail!("a lab runs already with the state {shown}; `lightbyte dev stop` stops it")
             }
-            Err(fs::TryLockError::Error(error)) => return Err(error).context("lock the state directory"),
+            Err(fs::TryLockError::Error(error)) => Err(error).context("lock the state directory"),
         }
-        Ok(State { directory: directory.to_owned(), unnamed, _lock: lock })
+    }
+
+    fn of(directory: &Path, unnamed: bool, lock: File) -> Result<State> {
+        let identity = fs::metadata(directory).with_context(|| format!("look at {}", directory.display()))?;
+        // With the directory's own identity: a container may have another one at the same path, and its processes are
+        // seen from outside.
+        let mark = format!("{}-{:x}-{:x}", hash_of(directory), identity.dev(), identity.ino());
+        Ok(State { directory: directory.to_owned(), unnamed, mark, _lock: lock })
+    }
+
+    /// What every process of this lab carries in its environment.
+    #[must_use]
+    pub fn mark(&self) -> &str {
+        &self.mark
     }
 
     /// The rack of the last start with this state.
@@ -112,42 +93,34 @@ impl State {
             .context("write rack.json")
     }
 
-    /// Ends everything that an earlier run left, and forgets it.
+    /// Ends everything that runs for this state and removes what it has made on the machine, whoever has started it:
+    /// this process, or an earlier one that was killed.
     ///
     /// # Errors
     /// When something does not end.
     pub async fn clear_away(&self) -> Result<()> {
-        let mut left = Vec::new();
+        let ended = process::kill_until_none(|| Ok(process::marked(&self.mark))).await;
+        let ended = ended.context("end what an earlier run has left")?;
+        if ended > 0 {
+            tracing::info!("ended {ended} processes of this lab");
+        }
         for entry in fs::read_dir(self.directory.join("processes"))? {
-            let path = entry?.path();
-            let noted =
-                fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<ProcessId>(&bytes).ok());
-            left.extend(noted.filter(|process| process.lives()).map(|process| (path.clone(), process)));
-            fs::remove_file(&path)?;
+            fs::remove_file(entry?.path())?;
         }
-        for (_, process) in &left {
-            process.signal(Signal::KILL);
+        // A rack that cannot be read may have had namespaces, and must not keep anybody from deleting the lab.
+        let has_lan = self.rack().map_or(true, |rack| rack.is_some_and(|rack| rack.lan.is_some()));
+        if !has_lan {
+            return Ok(());
         }
-        if let Some(rack) = self.rack()?.filter(|rack| rack.lan.is_some()) {
-            namespaces::down(&rack.hash).await?;
-            let run = run_directory(&rack.hash);
-            match fs::remove_dir_all(&run) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("remove {}", run.display()));
-                }
-                _ => {}
+        let hash = hash_of(&self.directory);
+        namespaces::down(&hash).await?;
+        let run = run_directory(&hash);
+        match fs::remove_dir_all(&run) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", run.display()))
             }
+            _ => Ok(()),
         }
-        for (path, process) in left {
-            tracing::info!(
-                "ended {} of an earlier run",
-                path.file_name().unwrap_or_default().to_string_lossy()
-            );
-            if !ends_within(process, END_WITHIN).await {
-                bail!("process {} of an earlier run does not end", process.pid);
-            }
-        }
-        Ok(())
     }
 
     /// Removes an unnamed state with everything in it.
@@ -172,22 +145,14 @@ pub fn note_process(directory: &Path, name: &str, process: ProcessId) -> Result<
     write_whole(&path, &serde_json::to_vec(&process)?).with_context(|| format!("write {}", path.display()))
 }
 
-/// Waits for the end of a process that is not our child.
-pub async fn ends_within(process: ProcessId, time: Duration) -> bool {
-    let deadline = tokio::time::Instant::now() + time;
-    while process.lives() {
-        if tokio::time::Instant::now() >= deadline {
-            return false;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    true
-}
-
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
-    fs::write(&temporary, bytes)?;
-    fs::rename(temporary, path)
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // On a full disk half a file would take room for nothing.
+        let _ = fs::remove_file(temporary);
+    }
+    written
 }
 
 /// Where unnamed labs keep their state: a directory of its own for each.
@@ -204,9 +169,16 @@ pub fn unnamed_root() -> Result<PathBuf> {
         .join("lightbyte/dev"))
 }
 
-/// Clears away unnamed labs whose supervisor was killed.
-pub async fn sweep_unnamed(root: &Path) {
-    let Ok(entries) = fs::read_dir(root) else { return };
+/// Clears away the unnamed labs below `root` whose supervisor was killed. Until what it returns is dropped, nobody else
+/// does: between making a directory and locking it, a lab that starts would be taken for a dead one.
+///
+/// # Errors
+/// When nobody can be kept from it.
+pub async fn sweep_unnamed(root: &Path) -> Result<File> {
+    fs::create_dir_all(root).with_context(|| format!("create {}", root.display()))?;
+    let turn = File::create(root.join("lock")).context("open the lock of unnamed labs")?;
+    turn.lock().context("wait for another lab that starts")?;
+    let entries = fs::read_dir(root).with_context(|| format!("list {}", root.display()))?;
     for directory in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()) {
         let Ok(state) = State::take(&directory, true) else { continue };
         let cleared = state.clear_away().await;
@@ -216,4 +188,5 @@ pub async fn sweep_unnamed(root: &Path) {
             tracing::info!("cleared away a lab that was killed: {}", directory.display());
         }
     }
+    Ok(turn)
 }

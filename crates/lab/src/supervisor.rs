@@ -18,12 +18,15 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::log::{LogFile, follow};
+use crate::log::{SharedLog, follow};
+use crate::process::{MARK_VARIABLE, ProcessId, ends_within};
 use crate::rack::Process;
-use crate::state::{ProcessId, State, ends_within, note_process};
+use crate::state::{State, note_process};
 
 /// The pause before a process that ended by itself is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
+/// The role of etcd's members.
+const ETCD: &str = "etcd";
 /// How long a process may take to end in good order before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -32,6 +35,8 @@ pub struct Supervisor {
     /// Whether each host has power.
     powered: BTreeMap<String, watch::Sender<Power>>,
     tasks: Vec<JoinHandle<()>>,
+    /// Those of etcd, which ends last.
+    last: Vec<JoinHandle<()>>,
 }
 
 /// What is wanted of a host.
@@ -40,8 +45,10 @@ enum Power {
     On,
     /// Its processes are killed, as when a cable is pulled.
     Cut,
-    /// Its processes are asked to end.
+    /// Its processes are asked to end, but for etcd, where servers say that they go.
     Down,
+    /// Nothing runs any more.
+    Off,
 }
 
 impl Supervisor {
@@ -51,7 +58,7 @@ impl Supervisor {
     /// When a log cannot be opened.
     pub fn start(processes: Vec<Process>, state: &State, show: bool) -> Result<Supervisor> {
         let mut powered: BTreeMap<String, watch::Sender<Power>> = BTreeMap::new();
-        let mut tasks = Vec::new();
+        let (mut tasks, mut last) = (Vec::new(), Vec::new());
         for process in processes {
             let power = powered
                 .entry(process.host.clone())
@@ -60,19 +67,21 @@ impl Supervisor {
             let name = format!("{}-{}", process.host, process.role);
             let log = state.directory.join("log").join(format!("{name}.log"));
             // Opened here once, so that an unwritable directory is an error now and not a silence later.
-            drop(LogFile::open(&log).with_context(|| format!("open {}", log.display()))?);
+            drop(SharedLog::open(&log).with_context(|| format!("open {}", log.display()))?);
             let slot = Slot {
                 state: state.directory.clone(),
+                mark: state.mark().to_owned(),
                 name,
                 log,
                 // etcd's own words are of use when something is wrong with it, and they are in its log.
-                show: show && process.role != "etcd",
+                show: show && process.role != ETCD,
                 process,
                 power,
             };
+            let tasks = if slot.process.role == ETCD { &mut last } else { &mut tasks };
             tasks.push(tokio::spawn(slot.keep()));
         }
-        Ok(Supervisor { powered, tasks })
+        Ok(Supervisor { powered, tasks, last })
     }
 
     /// The hosts, and whether each has power.
@@ -89,18 +98,22 @@ impl Supervisor {
             let known: Vec<&str> = self.powered.keys().map(String::as_str).collect();
             bail!("there is no host `{host}` in this lab; there are {}", known.join(", "));
         };
-        power.send_replace(if on { Power::On } else { Power::Cut });
+        let wanted = if on { Power::On } else { Power::Cut };
+        // Only a change wakes the host's processes: one that has power is not started again by getting it.
+        power.send_if_modified(|power| std::mem::replace(power, wanted) != wanted);
         Ok(())
     }
 
     /// Ends everything in good order.
     pub async fn stop(self) {
-        for power in self.powered.values() {
-            power.send_replace(Power::Down);
-        }
-        for task in self.tasks {
-            // A task that failed has no process left that could be waited for.
-            let _ = task.await;
+        for (wanted, tasks) in [(Power::Down, self.tasks), (Power::Off, self.last)] {
+            for power in self.powered.values() {
+                power.send_replace(wanted);
+            }
+            for task in tasks {
+                // A task that failed has no process left that could be waited for.
+                let _ = task.await;
+            }
         }
     }
 }
@@ -108,6 +121,7 @@ impl Supervisor {
 /// One process that is kept running.
 struct Slot {
     state: std::path::PathBuf,
+    mark: String,
     name: String,
     log: std::path::PathBuf,
     show: bool,
@@ -120,36 +134,54 @@ impl Slot {
         loop {
             let wanted = *self.power.borrow_and_update();
             match wanted {
-                Power::Down => return,
-                Power::Cut => {
-                    if self.power.changed().await.is_err() {
-                        return;
-                    }
-                }
-                Power::On => {
+                _ if self.runs_at(wanted) => {
                     if let Err(error) = self.run_once().await {
                         tracing::error!("{}: {error:#}", self.name);
                         tokio::time::sleep(RESTART_PAUSE).await;
                     }
                 }
+                Power::Cut => {
+                    if self.power.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Power::On | Power::Down | Power::Off => return,
             }
         }
+    }
+
+    fn runs_at(&self, power: Power) -> bool {
+        power == Power::On || (power == Power::Down && self.process.role == ETCD)
+    }
+
+    /// Waits until the process has to end, and says what is wanted then: `On` when power was cut and is back already.
+    async fn unwanted(&mut self) -> Power {
+        while self.power.changed().await.is_ok() {
+            let wanted = *self.power.borrow_and_update();
+            if wanted == Power::On || !self.runs_at(wanted) {
+                return wanted;
+            }
+        }
+        Power::Off
     }
 
     /// Runs the process until it ends, or until it is not wanted.
     async fn run_once(&mut self) -> Result<()> {
         let mut child = self.spawn()?;
         let id = child.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
-        if let Some(id) = id {
-            note_process(&self.state, &self.name, id)?;
+        // On a full disk there is no note, and the process runs all the same.
+        if let Some(Err(error)) = id.map(|id| note_process(&self.state, &self.name, id)) {
+            tracing::warn!("{}: {error:#}", self.name);
         }
         tokio::select! {
             status = child.wait() => {
                 tracing::warn!("{} ended ({}); it is started again", self.name, status.context("wait for it")?);
                 tokio::time::sleep(RESTART_PAUSE).await;
             }
-            _ = self.power.changed() => {
-                let in_order = *self.power.borrow() == Power::Down;
+            wanted = self.unwanted() => {
+                // Members of etcd that are asked to end together wait for others to lead in their place, for seconds
+                // and in vain. What they have acknowledged is on disk.
+                let in_order = wanted == Power::Down;
                 end(&mut child, id, in_order).await.context("end it")?;
             }
         }
@@ -166,8 +198,10 @@ impl Slot {
                 command
             }
         };
+        let log = SharedLog::open(&self.log).with_context(|| format!("open {}", self.log.display()))?;
         let mut child = command
             .args(&self.process.arguments)
+            .env(MARK_VARIABLE, &self.mark)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -178,10 +212,10 @@ impl Slot {
             .with_context(|| format!("start {}", self.process.program.display()))?;
         let prefix = format!("{} {:6}", self.process.host, self.process.role);
         if let Some(output) = child.stdout.take() {
-            tokio::spawn(follow(output, LogFile::open(&self.log)?, prefix.clone(), self.show));
+            tokio::spawn(follow(output, log.clone(), prefix.clone(), self.show));
         }
         if let Some(output) = child.stderr.take() {
-            tokio::spawn(follow(output, LogFile::open(&self.log)?, prefix, self.show));
+            tokio::spawn(follow(output, log, prefix, self.show));
         }
         Ok(child)
     }

@@ -86,6 +86,39 @@ fn a_killed_lab_does_not_poison_the_next_one() {
 }
 
 #[test]
+fn a_lab_says_what_is_wrong_with_what_is_asked_of_it() {
+    let Some(bed) = Bed::new("words", &["--vmm", "fake", "--nodes", "1"]) else { return };
+    let state = bed.state();
+    let state = path(&state);
+    let refused = |words: &[&str], expect: &str| {
+        let (code, errors) = bed.fails(words);
+        assert!(code == 1 && errors.contains(expect), "{words:?}: {errors}");
+    };
+    let mut child = bed.start_as_child();
+    // Somebody who says nothing keeps nobody from being heard.
+    let silent = std::os::unix::net::UnixStream::connect(bed.state().join("control")).expect("it listens");
+    refused(&["dev", "kill", "n9", "--state", state], "there is no host `n9` in this lab; there are n1");
+    drop(silent);
+    let worker = bed.process("n1-worker");
+    bed.dev("start", "n1");
+    bed.ok(&["run", "demo", "--name", "hello"]);
+    assert_eq!(bed.process("n1-worker"), worker, "a host that has power is left alone");
+    bed.dev("kill", "n1");
+    bed.dev("kill", "n1");
+    bed.dev("start", "n1");
+    until("its agent is back", || bed.process("n1-worker") != worker);
+    let again = ["dev", "--vmm", "fake", "--nodes", "1", "--state", state];
+    refused(&again, "a lab runs already");
+    refused(&[&again[..], &["--detach"]].concat(), "a lab runs already");
+    child.kill().expect("the supervisor is killed");
+    child.wait().expect("and reaped");
+    refused(&["dev", "status", "--state", state], "no lab runs with the state");
+    refused(&["dev", "kill", "n1", "--state", state], "no lab runs with the state");
+    refused(&["dev", "--vmm", "fake", "--nodes", "5", "--state", state], "with 1 hosts");
+    refused(&["dev", "--vmm", "fake", "--nodes", "10", "--state", state], "a lab has 1 to 9 hosts, not 10");
+}
+
+#[test]
 fn bad_input_is_told_and_changes_nothing() {
     let Some(bed) = Bed::new("input", &["--vmm", "fake", "--nodes", "1"]) else { return };
     bed.start();
