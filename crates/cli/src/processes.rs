@@ -231,8 +231,9 @@ fn render(status: &LabStatus) -> String {
     let hosts =
         table::lay_out(&std::iter::once(head).chain(status.hosts.iter().map(row)).collect::<Vec<_>>());
     let ready = if status.ready { "ready" } else { "starting" };
+    let forwards = status.forwards.as_ref().map(|forwards| format!("{forwards}\n")).unwrap_or_default();
     format!(
-        "{hosts}\nthe lab in {} is {ready}; its servers are {}\n",
+        "{hosts}\nthe lab in {} is {ready}; its servers are {}\n{forwards}",
         status.state.display(),
         status.servers.join(",")
     )

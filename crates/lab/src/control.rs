@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::forward::Forwards;
 use anyhow::{Context as _, Result, bail};
 use lightbyte_link::{Endpoint, Listener, Stream};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct LabStatus {
     pub servers: Vec<String>,
     /// Its hosts, and whether each has power.
     pub hosts: Vec<(String, bool)>,
+    /// The ports that lead into it, when the machine does not reach it.
+    #[serde(default)]
+    pub forwards: Option<Forwards>,
 }
 
 /// What is answered.

@@ -10,10 +10,12 @@ use tokio::io::BufReader;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{self, Answer, LabStatus, Request};
+use crate::forward::{self, Forwards};
 use crate::ground::{find_etcd, find_images, prepare};
 use crate::namespaces;
 use crate::rack::{PORTS_PER_HOST, Places, Rack, VmmChoice, Wish, hash_of, port_places};
-use crate::state::{State, sweep_unnamed, unnamed_root};
+use crate::rootless::{self, Handed};
+use crate::state::{State, is_root, sweep_unnamed, unnamed_root};
 use crate::supervisor::Supervisor;
 
 /// How long the workers may take to be ready: etcd's first election on a busy machine is most of it.
@@ -63,14 +65,19 @@ pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()
         images: find_images(options.images.clone(), wish.vmm)?,
     };
     let is_unnamed = options.state.is_none();
-    let state = take(&directory, root, is_unnamed).await?;
-    let outcome = hold(&options, &places, &state, begun, on_ready).await;
+    let handed = rootless::arrive()?;
+    let state = match &handed {
+        Some(handed) => State::handed(&directory, is_unnamed, handed.lock.try_clone()?)?,
+        None => take(&directory, root, is_unnamed).await?,
+    };
+    let outcome = hold(&options, &places, &state, handed, begun, on_ready).await;
     // A state whose processes do not end stays, for the next start to find them.
     let ended = state.clear_away().await.and_then(|()| state.end());
     outcome.and(ended)
 }
 
-/// The name of an unnamed lab's directory: its own, since a lab keeps its process.
+/// The name of an unnamed lab's directory. A lab keeps its process, so the name is its own, and the same inside
+/// namespaces.
 fn unnamed() -> String {
     format!("lab-{}", std::process::id())
 }
@@ -91,16 +98,28 @@ async fn hold(
     options: &Options,
     places: &Places,
     state: &State,
+    handed: Option<Handed>,
     begun: Instant,
     on_ready: impl FnOnce(&[String]) -> Result<()>,
 ) -> Result<()> {
     let wish = &options.wish;
+    if wish.vmm == VmmChoice::Qemu && !is_root() {
+        match rootless::enter(state, wish.control_plane()).await? {}
+    }
     // From here on a signal ends the lab in order, also while it is being made.
     let ends = Ends::new()?;
     let rack = make(state, wish).await?;
+    let forwards = match (handed, rack.lan) {
+        (Some(handed), Some(lan)) => {
+            let (forwards, ports) = handed.forwards(&rack, lan);
+            forward::serve(ports).context("forward ports into the lab")?;
+            Some(forwards)
+        }
+        _ => None,
+    };
     let listener = control::listen(&state.directory).await?;
     let supervisor = Supervisor::start(rack.processes(places), state, true)?;
-    let lab = Lab { rack: &rack, places, state, supervisor: &supervisor };
+    let lab = Lab { rack: &rack, places, state, forwards, supervisor: &supervisor };
     let outcome = lab.supervise(listener, ends, begun, on_ready).await;
     eprintln!("lightbyte dev: stopping");
     supervisor.stop().await;
@@ -160,6 +179,7 @@ struct Lab<'a> {
     rack: &'a Rack,
     places: &'a Places,
     state: &'a State,
+    forwards: Option<Forwards>,
     supervisor: &'a Supervisor,
 }
 
@@ -203,7 +223,7 @@ impl Lab<'_> {
 
     /// The servers, as people and their commands reach them.
     fn servers(&self) -> Vec<String> {
-        self.rack.servers()
+        self.forwards.as_ref().map_or_else(|| self.rack.servers(), |forwards| forwards.servers.clone())
     }
 
     /// Answers one caller, and says whether the lab ends with that.
@@ -231,6 +251,7 @@ impl Lab<'_> {
             ready,
             servers: self.servers(),
             hosts: self.supervisor.hosts().map(|(name, on)| (name.to_owned(), on)).collect(),
+            forwards: self.forwards.clone(),
         }
     }
 
@@ -251,6 +272,9 @@ impl Lab<'_> {
         };
         let logs = self.state.directory.join("log");
         eprintln!("lightbyte dev: {hosts} {are} ready after {seconds:.1} s (logs in {})", logs.display());
+        if let Some(forwards) = &self.forwards {
+            eprintln!("  {forwards}");
+        }
         eprintln!("  next, in a second terminal:");
         eprintln!("    lightbyte run demo --name hello");
         eprintln!("    lightbyte status");

@@ -129,6 +129,14 @@ pub async fn kill_all(namespace: &str) -> Result<()> {
     Ok(())
 }
 
+/// Gives the namespace of this process its loopback, which a new one has switched off.
+///
+/// # Errors
+/// What `ip` says.
+pub fn loopback_up() -> Result<()> {
+    ip(None, &["link set lo up".to_owned()]).context("set up the loopback")
+}
+
 /// Waits until no other lab chooses its network, and keeps others from it until it is dropped.
 ///
 /// # Errors

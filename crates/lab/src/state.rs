@@ -31,7 +31,7 @@ pub struct State {
     pub unnamed: bool,
     /// What every process of the lab carries in its environment.
     mark: String,
-    _lock: File,
+    lock: File,
 }
 
 impl State {
@@ -50,7 +50,7 @@ impl State {
         fs::create_dir_all(directory.join("log")).with_context(|| format!("create {shown}/log"))?;
         let lock = File::create(directory.join("lock")).context("open the lock of the state directory")?;
         match lock.try_lock() {
-            Ok(()) => State::of(directory, unnamed, lock),
+            Ok(()) => State::handed(directory, unnamed, lock),
             Err(fs::TryLockError::WouldBlock) => {
                 bail!("a lab runs already with the state {shown}; `lightbyte dev stop` stops it")
             }
@@ -58,12 +58,22 @@ impl State {
         }
     }
 
-    fn of(directory: &Path, unnamed: bool, lock: File) -> Result<State> {
+    /// The directory that another process has taken and handed over with its lock.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    pub fn handed(directory: &Path, unnamed: bool, lock: File) -> Result<State> {
         let identity = fs::metadata(directory).with_context(|| format!("look at {}", directory.display()))?;
         // With the directory's own identity: a container may have another one at the same path, and its processes are
         // seen from outside.
         let mark = format!("{}-{:x}-{:x}", hash_of(directory), identity.dev(), identity.ino());
-        Ok(State { directory: directory.to_owned(), unnamed, mark, _lock: lock })
+        Ok(State { directory: directory.to_owned(), unnamed, mark, lock })
+    }
+
+    /// What holds the directory, for the process that is handed it.
+    #[must_use]
+    pub const fn lock(&self) -> &File {
+        &self.lock
     }
 
     /// What every process of this lab carries in its environment.
@@ -109,7 +119,8 @@ impl State {
         }
         // A rack that cannot be read may have had namespaces, and must not keep anybody from deleting the lab.
         let has_lan = self.rack().map_or(true, |rack| rack.is_some_and(|rack| rack.lan.is_some()));
-        if !has_lan {
+        if !has_lan || !is_root() {
+            // A lab of an ordinary user had its namespaces inside another one, and they have gone with its processes.
             return Ok(());
         }
         let hash = hash_of(&self.directory);
@@ -134,6 +145,12 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Whether this process may make namespaces: it is root on the machine, or in a user namespace of its own.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Notes in the state `directory` that a process was started.

@@ -16,6 +16,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) struct Bed {
     directory: PathBuf,
     start: Vec<String>,
+    /// The words before those of lightbyte: what makes it another user, or puts it into another network.
+    through: Vec<String>,
+    lightbyte: PathBuf,
+    environment: Vec<(String, PathBuf)>,
 }
 
 /// Says why a test cannot run: on standard error, and as a line of the file that `LIGHTBYTE_SKIPPED` names.
@@ -45,7 +49,47 @@ impl Bed {
         }
         let directory = std::env::temp_dir().join(format!("lb-{test}-{}", std::process::id()));
         fs::create_dir_all(&directory).expect("a directory for the lab");
-        Some(Bed { directory, start: words.iter().map(|word| (*word).to_owned()).collect() })
+        Some(Bed {
+            directory,
+            start: words.iter().map(|word| (*word).to_owned()).collect(),
+            through: Vec::new(),
+            lightbyte: LIGHTBYTE.into(),
+            environment: Vec::new(),
+        })
+    }
+
+    /// The same place, but every command is run by way of `words`, which run the words behind them.
+    pub(crate) fn through(mut self, words: &[&str]) -> Bed {
+        self.through = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// The same place for a user who sees nothing of ours: with copies of the programs and images that it needs, and
+    /// belonging to that user.
+    pub(crate) fn given_to(mut self, user: u32, images: &Path) -> Bed {
+        let lightbyte = self.directory.join("lightbyte");
+        fs::copy(LIGHTBYTE, &lightbyte).expect("a copy of lightbyte");
+        let etcd_copy = self.directory.join("etcd");
+        fs::copy(etcd().expect("etcd"), &etcd_copy).expect("a copy of etcd");
+        let images_copy = self.directory.join("images");
+        let mut copy = Command::new("cp");
+        copy.args(["-r", "--sparse=always", path(images), path(&images_copy)]);
+        assert!(copy.status().expect("cp runs").success(), "the images are copied");
+        for own in [&self.directory, &images_copy] {
+            let mut give = Command::new("chown");
+            give.args(["-R", &format!("{user}:{user}"), path(own)]);
+            assert!(give.status().expect("chown runs").success(), "{user} gets {}", own.display());
+        }
+        let environment = [
+            ("HOME", self.directory.clone()),
+            // As Debian sets it for ordinary users.
+            ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
+            ("LIGHTBYTE_ETCD", etcd_copy),
+            ("LIGHTBYTE_IMAGES", images_copy),
+        ];
+        self.environment = environment.map(|(name, value)| (name.to_owned(), value)).into();
+        self.lightbyte = lightbyte;
+        self
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -53,12 +97,15 @@ impl Bed {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(LIGHTBYTE);
+        let mut line = self.through.iter().map(std::ffi::OsStr::new).chain([self.lightbyte.as_os_str()]);
+        let mut command = Command::new(line.next().expect("a program"));
         command
+            .args(line)
             .args(words)
             .env("XDG_CONFIG_HOME", self.directory.join("config"))
             .env_remove("LIGHTBYTE_API")
             .envs(etcd().map(|etcd| ("LIGHTBYTE_ETCD", etcd)))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }
@@ -76,7 +123,13 @@ impl Bed {
         let state = self.state();
         let mut words = vec!["dev", "--state", path(&state)];
         words.extend(self.start.iter().map(String::as_str));
-        let child = self.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a lab");
+        self.start_as_child_of(&words)
+    }
+
+    /// The same with words of the test's own.
+    pub(crate) fn start_as_child_of(&self, words: &[&str]) -> Child {
+        let state = self.state();
+        let child = self.command(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a lab");
         until("the lab is ready", || {
             let output = self.run(&["dev", "status", "--state", path(&state)]);
             String::from_utf8_lossy(&output.stdout).contains("is ready")
@@ -128,11 +181,16 @@ impl Bed {
         file
     }
 
-    /// The network namespace of a host.
-    pub(crate) fn namespace(&self, host: &str) -> String {
+    /// What tells this lab from others on the machine.
+    pub(crate) fn hash(&self) -> String {
         let rack = fs::read(self.state().join("rack.json")).expect("the rack");
         let rack: Value = serde_json::from_slice(&rack).expect("JSON");
-        format!("lb-{}-{host}", rack["hash"].as_str().expect("a hash"))
+        rack["hash"].as_str().expect("a hash").to_owned()
+    }
+
+    /// The network namespace of a host.
+    pub(crate) fn namespace(&self, host: &str) -> String {
+        format!("lb-{}-{host}", self.hash())
     }
 
     /// The number of a process of the lab, such as `n1-worker`.

@@ -4,3 +4,4 @@
 mod bed;
 mod fake;
 mod real;
+mod rootless;

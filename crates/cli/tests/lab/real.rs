@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::bed::{Bed, pass, signal, skip, until};
 
 /// Why real VMs cannot run here; `None` when they can.
-fn missing() -> Option<String> {
+pub(crate) fn missing() -> Option<String> {
     let is_root =
         Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
     let on_path = |program: &str| {
@@ -31,9 +31,13 @@ fn missing() -> Option<String> {
     }
 }
 
-fn page(address: &str) -> Option<String> {
-    let mut stream =
-        TcpStream::connect_timeout(&format!("{address}:80").parse().ok()?, Duration::from_secs(2)).ok()?;
+pub(crate) fn page(address: &str) -> Option<String> {
+    page_at(&format!("{address}:80"))
+}
+
+/// The page behind an address with a port.
+pub(crate) fn page_at(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse().ok()?, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     stream.write_all(b"GET / HTTP/1.0\r\nhost: vm\r\n\r\n").ok()?;
     let mut text = String::new();
@@ -42,7 +46,7 @@ fn page(address: &str) -> Option<String> {
 }
 
 /// The machine processes whose words name this lab's state.
-fn machines(bed: &Bed) -> Vec<String> {
+pub(crate) fn machines(bed: &Bed) -> Vec<String> {
     let state = bed.state().display().to_string();
     let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(|entry| Some(entry.ok()?.path()));
     let machine = |process: std::path::PathBuf| {
