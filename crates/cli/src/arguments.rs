@@ -346,6 +346,9 @@ pub(crate) struct DevStart {
     /// How VMs run
     #[arg(long, value_enum, default_value_t = VmmWord::Qemu)]
     pub(crate) vmm: VmmWord,
+    /// Lets VMs reach what this machine reaches; needs root
+    #[arg(long)]
+    pub(crate) nat: bool,
     /// Returns when the hosts are ready; needs --state
     #[arg(long, requires = "state")]
     pub(crate) detach: bool,

@@ -171,6 +171,7 @@ async fn start(words: &DevStart) -> Result<()> {
         host_cpus: words.host_cpus,
         host_memory: words.host_memory,
         vmm: choice(words.vmm),
+        nat: words.nat,
     };
     let options = lab::Options {
         state: words.state.clone(),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use lightbyte_link::{Endpoint, Listener, Stream};
 use tokio::io::BufReader;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -50,6 +50,14 @@ pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()
     let begun = Instant::now();
     let wish = &options.wish;
     wish.check()?;
+    ensure!(
+        !wish.nat || wish.vmm == VmmChoice::Qemu,
+        "--nat is for real VMs: with --vmm fake there is nobody who could leave"
+    );
+    ensure!(
+        !wish.nat || is_root(),
+        "--nat needs root: only root may make this machine forward for VMs; run it with sudo"
+    );
     let root = unnamed_root();
     let directory = match &options.state {
         Some(directory) => std::path::absolute(directory).context("find the state directory")?,
@@ -368,6 +376,7 @@ async fn detach(
         .arg(format!("--host-cpus={}", wish.host_cpus))
         .arg(format!("--host-memory={}", wish.host_memory))
         .arg(format!("--vmm={}", wish.vmm.word()))
+        .args(wish.nat.then_some("--nat"))
         .args(options.etcd.as_ref().map(|etcd| format!("--etcd={}", etcd.display())))
         .args(options.images.as_ref().map(|images| format!("--images={}", images.display())))
         .stdin(Stdio::null())

@@ -9,6 +9,7 @@ use lightbyte_link::{Client, Endpoint};
 use serde_json::{Value, json};
 
 use crate::dev::{LOOK_EVERY, READY_WITHIN};
+use crate::outside;
 use crate::rack::{Lan, Places, Rack, VmmChoice};
 
 /// Waits until every worker is ready, and gives the cluster what VMs stand on.
@@ -52,7 +53,11 @@ pub(crate) async fn prepare(rack: &Rack, places: &Places) -> Result<()> {
 /// The manifests of what every lab has.
 fn ground(rack: &Rack, places: &Places) -> Result<Vec<Value>> {
     let lan = rack.lan.unwrap_or(Lan { octet: 77 });
-    let spec = json!({ "subnet": lan.subnet(), "gateway": lan.gateway(), "pool_first": lan.first_vm() });
+    // Name servers that nobody can reach would make every look-up in a guest wait for its time-out.
+    let dns = if rack.wish.nat { outside::resolvers() } else { Vec::new() };
+    let spec = json!({
+        "subnet": lan.subnet(), "gateway": lan.gateway(), "pool_first": lan.first_vm(), "dns": dns,
+    });
     let network = json!({ "kind": "network", "name": "default", "spec": spec });
     let version = match rack.wish.vmm {
         VmmChoice::Qemu => packed_image(&places.images.join("demo"))?,

@@ -20,6 +20,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use lightbyte_api::Subnet;
 
+use crate::outside;
 use crate::process::{ProcessId, kill_until_none};
 use crate::rack::{Host, LAN_PREFIX_LENGTH, Lan, Rack};
 
@@ -28,7 +29,7 @@ const LANS_LOCK: &str = "/run/lightbyte/lans.lock";
 /// What the names of all taps begin with: `lightbyte_api::address::tap_name`.
 const TAP_PREFIX: &str = "lb";
 
-/// Makes the namespaces of `rack` and joins them.
+/// Makes the namespaces of `rack`, joins them, and says what leaves the lab.
 ///
 /// # Errors
 /// What `ip` and `nft` say.
@@ -47,6 +48,8 @@ pub fn up(rack: &Rack, lan: &Lan) -> Result<()> {
             host.name
         ));
     }
+    // Before the link is there: nothing ever leaves by it that may not.
+    outside::up(rack, lan)?;
     ip(None, &machine).context("make the namespaces")?;
     let mut middle = vec![
         "link set lo up".to_owned(),
@@ -57,7 +60,8 @@ pub fn up(rack: &Rack, lan: &Lan) -> Result<()> {
         middle.push(format!("link set dev {port} master lan0 up"));
     }
     ip(Some(&lan_namespace), &middle).context("make the LAN")?;
-    rack.hosts.iter().try_for_each(|host| host_up(rack, lan, host))
+    rack.hosts.iter().try_for_each(|host| host_up(rack, lan, host))?;
+    outside::open(rack)
 }
 
 fn host_up(rack: &Rack, lan: &Lan, host: &Host) -> Result<()> {
@@ -97,7 +101,7 @@ pub async fn down(hash: &str) -> Result<()> {
         ip(None, &[format!("netns del {namespace}")])
             .with_context(|| format!("remove namespace {namespace}"))?;
     }
-    Ok(())
+    outside::down(hash)
 }
 
 fn remove_link(link: &str) -> Result<()> {
@@ -201,7 +205,7 @@ fn route(line: &str) -> Option<Subnet> {
 }
 
 /// The machine's own link to the lab with this hash.
-fn root_link(hash: &str) -> String {
+pub(crate) fn root_link(hash: &str) -> String {
     format!("lb{hash}")
 }
 
@@ -215,7 +219,8 @@ fn ip(namespace: Option<&str>, commands: &[String]) -> Result<()> {
     run(&words, &(commands.join("\n") + "\n"))
 }
 
-fn run(words: &[&str], input: &str) -> Result<()> {
+/// Runs a program with an input.
+pub(crate) fn run(words: &[&str], input: &str) -> Result<()> {
     let (program, arguments) = words.split_first().context("no program")?;
     let mut child = Command::new(program)
         .args(arguments)

@@ -56,6 +56,9 @@ pub struct Wish {
     pub host_memory: ByteSize,
     /// How VMs run.
     pub vmm: VmmChoice,
+    /// Whether VMs reach what the machine reaches.
+    #[serde(default)]
+    pub nat: bool,
 }
 
 impl Wish {
@@ -371,7 +374,13 @@ mod tests {
     use super::*;
 
     fn rack(hosts: usize) -> Result<Rack> {
-        let wish = Wish { hosts, host_cpus: 4, host_memory: ByteSize::from_mib(2_048), vmm: VmmChoice::Fake };
+        let wish = Wish {
+            hosts,
+            host_cpus: 4,
+            host_memory: ByteSize::from_mib(2_048),
+            vmm: VmmChoice::Fake,
+            nat: false,
+        };
         Rack::on_loopback(wish, Path::new("/tmp/lab"), 20_000)
     }
 

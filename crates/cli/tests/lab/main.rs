@@ -3,5 +3,6 @@
 
 mod bed;
 mod fake;
+mod outside;
 mod real;
 mod rootless;

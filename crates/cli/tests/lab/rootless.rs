@@ -128,4 +128,6 @@ fn an_ordinary_user_is_told_what_is_in_the_way() {
     let state = bed.state();
     let (code, errors) = bed.fails(&["dev", "--state", path(&state)]);
     assert!(code == 1 && errors.contains("`sudo chmod 666 /dev/net/tun`"), "{errors}");
+    let (code, errors) = bed.fails(&["dev", "--nat", "--state", path(&state)]);
+    assert!(code == 1 && errors.contains("--nat needs root"), "{errors}");
 }
