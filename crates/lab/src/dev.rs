@@ -120,7 +120,9 @@ async fn hold(
     let forwards = match (handed, rack.lan) {
         (Some(handed), Some(lan)) => {
             let (forwards, ports) = handed.forwards(&rack, lan);
-            forward::serve(ports).context("forward ports into the lab")?;
+            for group in ports {
+                forward::serve(group).context("forward ports into the lab")?;
+            }
             Some(forwards)
         }
         _ => None,

@@ -25,8 +25,9 @@ use tokio::time::Instant;
 pub const VM_PORTS: u16 = 32;
 /// The port of a VM that is reached.
 pub const VM_PORT: u16 = 80;
-/// How many connections there may be at once; later ones are closed at once.
-const CONNECTIONS_MAX: usize = 256;
+/// How many connections there may be at once to VMs, and as many to servers; later ones are closed at once. Each costs
+/// two descriptors, of which a process usually has 1024.
+const CONNECTIONS_MAX: usize = 192;
 /// How long a connection may be silent: watches are, for as long as nothing changes.
 const IDLE_MAX: Duration = Duration::from_secs(3_600);
 /// How long the other end may take to answer.
@@ -64,7 +65,8 @@ impl fmt::Display for Forwards {
     }
 }
 
-/// Accepts on each listener for as long as this process lives, and carries what comes to its target.
+/// Accepts on each listener for as long as this process lives, and carries what comes to its target. They share the
+/// room for [`CONNECTIONS_MAX`].
 ///
 /// # Errors
 /// When a listener cannot be watched.

@@ -57,8 +57,8 @@ pub(crate) struct Handed {
 }
 
 impl Handed {
-    /// Which ports lead where, once the lab is worked out, with the listener for each target.
-    pub(crate) fn forwards(self, rack: &Rack, lan: Lan) -> (Forwards, Vec<(OwnedFd, Endpoint)>) {
+    /// Which ports lead where, once the lab is worked out, with the listener for each target: for VMs, and for servers.
+    pub(crate) fn forwards(self, rack: &Rack, lan: Lan) -> (Forwards, [Vec<(OwnedFd, Endpoint)>; 2]) {
         let vms = (0..VM_PORTS).map(|index| {
             let address = std::net::Ipv4Addr::from(u32::from(lan.first_vm()) + u32::from(index));
             Endpoint::Tcp(address.to_string(), crate::forward::VM_PORT)
@@ -68,7 +68,11 @@ impl Handed {
         let urls = (first_server..).zip(rack.servers()).map(|(port, _)| format!("http://127.0.0.1:{port}"));
         let forwards =
             Forwards { servers: urls.collect(), first_port: self.first_port, first_vm: lan.first_vm() };
-        (forwards, self.listeners.into_iter().zip(vms.chain(servers)).collect())
+        let mut listeners = self.listeners.into_iter();
+        // By reference, so that the rest is left for the servers. The listener comes second: zip asks its first part
+        // once too often.
+        let for_vms = vms.zip(listeners.by_ref()).map(|(target, listener)| (listener, target)).collect();
+        (forwards, [for_vms, listeners.zip(servers).collect()])
     }
 }
 
