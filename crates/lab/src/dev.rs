@@ -13,7 +13,7 @@ use crate::control::{self, Answer, LabStatus, Request};
 use crate::forward::{self, Forwards};
 use crate::ground::{find_etcd, find_images, prepare};
 use crate::namespaces;
-use crate::rack::{PORTS_PER_HOST, Places, Rack, VmmChoice, Wish, hash_of, port_places};
+use crate::rack::{Host, PORTS_PER_HOST, Places, Rack, VmmChoice, Wish, hash_of, port_places, run_directory};
 use crate::rootless::{self, Handed};
 use crate::state::{State, is_root, sweep_unnamed, unnamed_root};
 use crate::supervisor::Supervisor;
@@ -268,9 +268,15 @@ impl Lab<'_> {
     /// Everything on the host ends at once, its VMs included.
     async fn cut_power(&self, host: &str) -> Result<()> {
         self.supervisor.set_power(host, false)?;
-        match self.rack.hosts.iter().find(|found| found.name == host).filter(|_| self.rack.lan.is_some()) {
-            Some(found) => namespaces::kill_all(&self.rack.namespace(found)).await,
-            None => Ok(()),
+        let in_namespace = |found: &&Host| found.name == host && self.rack.lan.is_some();
+        let Some(found) = self.rack.hosts.iter().find(in_namespace) else { return Ok(()) };
+        namespaces::kill_all(&self.rack.namespace(found)).await?;
+        // It is in the host's memory, and so it goes too.
+        match std::fs::remove_dir_all(run_directory(&self.rack.hash).join(host)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("empty the host's run directory")
+            }
+            _ => Ok(()),
         }
     }
 
