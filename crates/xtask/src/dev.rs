@@ -10,13 +10,21 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use crate::images;
 use crate::process;
 use crate::setup::{self, Consent, Scope};
+use crate::stages::{minutes, read_minutes};
 use crate::workspace::{PROFILE, Workspace};
+
+/// A phase that is quicker is not told: nobody has waited.
+const TOLD_FROM: Duration = Duration::from_secs(1);
+
+/// What stands between a phase's name and its time; `fresh` reads it.
+const TOOK: &str = " took ";
 
 const PACKAGE: &str = "lightbyte-cli";
 const BINARY: &str = "lightbyte";
@@ -27,10 +35,12 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
         Some((first, rest)) if first == "--yes" => (Consent::Given, rest),
         _ => (Consent::Ask, words),
     };
-    let cache = setup::ensure(scope(theirs), consent)?;
-    process::run(workspace.cargo().args(["build", "--package", PACKAGE, "--profile", PROFILE]))?;
+    let cache = phase("set-up", || setup::ensure(scope(theirs), consent))?;
+    phase("build", || {
+        process::run(workspace.cargo().args(["build", "--package", PACKAGE, "--profile", PROFILE]))
+    })?;
     if scope(theirs) == Scope::Everything {
-        images::ensure(workspace, &cache)?;
+        phase("images", || images::ensure(workspace, &cache))?;
     }
     let binary = workspace.binary(BINARY);
     match link(&binary, &bin_directory()?) {
@@ -43,6 +53,23 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     // Replaces this process, so that Ctrl-C and signals reach the cluster directly. It returns only if that failed.
     let error = command.exec();
     Err(error).with_context(|| format!("start {}", binary.display()))
+}
+
+/// Does what is to be done and says how long it took, if a person had to wait for it.
+fn phase<T>(name: &str, deed: impl FnOnce() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    let done = deed()?;
+    let wall = begun.elapsed();
+    if wall >= TOLD_FROM {
+        eprintln!("{name}{TOOK}{}", minutes(wall));
+    }
+    Ok(done)
+}
+
+/// The phase that a line tells of, with its time.
+pub(crate) fn read_phase(line: &str) -> Option<(&str, Duration)> {
+    let (name, time) = line.split_once(TOOK)?;
+    Some((name, read_minutes(time)?))
 }
 
 /// Fake VMs need no emulator, kernel or network tools, and so no root to install them.
@@ -98,6 +125,15 @@ mod tests {
             let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
             assert_eq!(scope(&words) == Scope::WithoutVms, expected, "{line}");
         }
+    }
+
+    #[test]
+    fn a_phase_is_told_and_read() {
+        let line = format!("set-up{TOOK}{}", minutes(Duration::from_millis(61_200)));
+        assert_eq!(line, "set-up took 1:01.2");
+        assert_eq!(read_phase(&line), Some(("set-up", Duration::from_millis(61_200))));
+        assert_eq!(read_phase("it took a while"), None);
+        assert_eq!(read_phase("   Compiling serde v1.0.0"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod counts;
 mod dev;
+mod fresh;
 mod images;
 mod planted;
 mod process;
@@ -66,6 +67,12 @@ pub(crate) const VERBS: &[Verb] = &[
         words: "",
         about: "plant known bugs in a copy and see that each turns red",
         run: planted::run,
+    },
+    Verb {
+        name: "fresh",
+        words: "[--test] [--keep] [--yes]",
+        about: "README's way on a bare Debian 12, from a clone to the first page, with its minutes; needs root",
+        run: fresh::run,
     },
     Verb {
         name: "images",

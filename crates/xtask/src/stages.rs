@@ -107,9 +107,18 @@ impl Row {
     }
 }
 
-fn minutes(duration: Duration) -> String {
+/// Minutes, seconds and tenths: `2:05.4`.
+pub(crate) fn minutes(duration: Duration) -> String {
     let tenths = duration.as_millis() / 100;
     format!("{}:{:02}.{}", tenths / 600, tenths / 10 % 60, tenths % 10)
+}
+
+/// Reads what [`minutes`] writes.
+pub(crate) fn read_minutes(text: &str) -> Option<Duration> {
+    let (minutes, rest) = text.split_once(':')?;
+    let (seconds, tenths) = rest.split_once('.')?;
+    let [minutes, seconds, tenths] = [minutes, seconds, tenths].map(|part| part.parse::<u64>().ok());
+    Some(Duration::from_millis((minutes? * 600 + seconds? * 10 + tenths?) * 100))
 }
 
 #[cfg(test)]

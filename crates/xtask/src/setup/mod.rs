@@ -47,11 +47,16 @@ pub(crate) enum Scope {
     WithoutVms,
     /// To run real VMs as well.
     Everything,
+    /// To make a bare Debian beside this one, and nothing else: what that needs, it brings itself.
+    BareDebian,
 }
 
 impl Scope {
     fn covers(self, other: Self) -> bool {
-        self == Self::Everything || other == Self::WithoutVms
+        match self {
+            Self::WithoutVms | Self::BareDebian => other == self,
+            Self::Everything => other != Self::BareDebian,
+        }
     }
 }
 

@@ -79,6 +79,12 @@ const PACKAGES: &[Package] = &[
         about: "mke2fs and resize2fs: root file systems without root",
         scope: Scope::Everything,
     },
+    Package {
+        name: "mmdebstrap",
+        needed: &[Needed::Tool("mmdebstrap")],
+        about: "mmdebstrap: makes a bare Debian in a directory",
+        scope: Scope::BareDebian,
+    },
 ];
 
 impl std::fmt::Display for Package {
