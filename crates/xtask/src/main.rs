@@ -6,6 +6,7 @@
 //!
 //! This file only finds the verb; each verb is a module.
 
+mod bench;
 mod counts;
 mod dev;
 mod fresh;
@@ -67,6 +68,12 @@ pub(crate) const VERBS: &[Verb] = &[
         words: "",
         about: "plant known bugs in a copy and see that each turns red",
         run: planted::run,
+    },
+    Verb {
+        name: "bench",
+        words: "[placement|dispatch|boot]… [--runs N] [--nodes N] [--json FILE] [--yes]",
+        about: "what lightbyte adds, beside a raw baseline in the same run",
+        run: bench::run,
     },
     Verb {
         name: "fresh",

@@ -29,6 +29,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("lab", &["api", "link"]),
     ("sim", &["api", "plan", "store", "vmm"]),
     ("cli", &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab", "link", "guest", "vsock"]),
+    ("bench", &["api", "plan", "link", "lab"]),
     ("xtask", &[]),
 ];
 

@@ -1,0 +1,183 @@
+//! `lightbyte-bench [NAME…] [--runs N] [--nodes N] [--json FILE]`: what lightbyte adds, beside a raw baseline.
+//!
+//! | bench | ours | baseline |
+//! |---|---|---|
+//! | `boot` | `lightbyte run` on a lab with real VMs, from request to ready | the same command line of QEMU, by hand |
+//! | `dispatch` | from asking for a VM until its worker's stream has the assignment | etcd: a put until its watch has it |
+//! | `placement` | the leader's loop at 1,000 and 10,000 workers | the same at 100 |
+//!
+//! Ours and the baseline take turns within one run, because a machine that does other things changes from minute to
+//! minute: trust the ratio and the processor time, not the milliseconds. Nothing here fails because it is slow; it fails
+//! when something does not work.
+//!
+//! `cargo xtask bench` builds everything and starts this.
+
+mod bed;
+mod boot;
+mod dispatch;
+mod figures;
+mod placement;
+mod processes;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::bed::Bed;
+use crate::figures::Row;
+
+/// Exit code for words that are not understood (`EX_USAGE` of sysexits.h).
+const EXIT_USAGE: u8 = 64;
+
+/// Exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Every bench, in the order in which they run.
+const BENCHES: &[&str] = &["placement", "dispatch", "boot"];
+
+/// What the command line says.
+#[derive(Debug, PartialEq, Eq)]
+struct Words {
+    names: Vec<String>,
+    /// How often each side of `boot` and of `placement` runs.
+    runs: Option<usize>,
+    /// Hosts of the lab and members of etcd: 1 or 3.
+    nodes: usize,
+    /// Where the figures are written for programs.
+    json: Option<PathBuf>,
+}
+
+/// How a bench ended.
+enum Outcome {
+    Measured(Vec<Row>),
+    /// It cannot run here; the text says what would run it.
+    Skipped(String),
+}
+
+fn main() -> ExitCode {
+    let words = match read(std::env::args().skip(1)) {
+        Ok(words) => words,
+        Err(error) => {
+            eprintln!(
+                "error: {error:#}\nusage: [{}]… [--runs N] [--nodes N] [--json FILE]",
+                BENCHES.join("|")
+            );
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    run(&words).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn read(words: impl Iterator<Item = String>) -> Result<Words> {
+    let mut read = Words { names: Vec::new(), runs: None, nodes: 1, json: None };
+    let mut words = words;
+    while let Some(word) = words.next() {
+        let mut value = || words.next().with_context(|| format!("`{word}` needs a value"));
+        match word.as_str() {
+            "--runs" => read.runs = Some(number(&value()?, |runs| runs > 0)?),
+            "--nodes" => read.nodes = number(&value()?, |nodes| [1, 3].contains(&nodes))?,
+            "--json" => read.json = Some(value()?.into()),
+            name if BENCHES.contains(&name) => read.names.push(word),
+            _ => bail!("unknown word `{word}`"),
+        }
+    }
+    Ok(read)
+}
+
+fn number(word: &str, is_good: impl Fn(usize) -> bool) -> Result<usize> {
+    let number = word.parse().ok().filter(|number| is_good(*number));
+    number.with_context(|| format!("`{word}` cannot be asked for"))
+}
+
+fn run(words: &Words) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        tokio::select! {
+            // What runs is dropped then, and what it has started ends with it.
+            () = interrupted() => Ok(ExitCode::from(EXIT_INTERRUPTED)),
+            outcome = measure(words) => outcome,
+        }
+    })
+}
+
+/// Resolves when a signal asks the process to end.
+async fn interrupted() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => {
+                signals.recv().await;
+            }
+            // Without a handler the signal ends the process at once; the next run clears away.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = terminated => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+async fn measure(words: &Words) -> Result<ExitCode> {
+    let bed = Bed::take()?;
+    let mut rows = Vec::new();
+    let mut all_work = true;
+    for name in
+        BENCHES.iter().filter(|name| words.names.is_empty() || words.names.iter().any(|word| word == *name))
+    {
+        eprintln!("{name}: measuring");
+        let outcome = match *name {
+            "placement" => placement::measure(words.runs.unwrap_or(placement::RUNS)).await,
+            "dispatch" => dispatch::measure(&bed, words.nodes).await,
+            _ => boot::measure(&bed, words.nodes, words.runs.unwrap_or(boot::RUNS)).await,
+        };
+        match outcome {
+            Ok(Outcome::Measured(measured)) => rows.extend(measured),
+            Ok(Outcome::Skipped(why)) => eprintln!("{name}: skipped: {why}"),
+            Err(error) => {
+                eprintln!("{name}: error: {error:#}");
+                all_work = false;
+            }
+        }
+    }
+    print!("{}", figures::table(&rows));
+    if let Some(path) = &words.json {
+        std::fs::write(path, figures::json(&rows)).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(if all_work { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_names_and_options() {
+        let table = [
+            ("", Some((vec![], None, 1))),
+            ("boot placement --runs 3", Some((vec!["boot", "placement"], Some(3), 1))),
+            ("dispatch --nodes 3", Some((vec!["dispatch"], None, 3))),
+            ("--nodes 2", None),
+            ("--runs 0", None),
+            ("--runs", None),
+            ("speed", None),
+        ];
+        for (line, expected) in table {
+            let expected = expected.map(|(names, runs, nodes)| Words {
+                names: names.into_iter().map(str::to_owned).collect(),
+                runs,
+                nodes,
+                json: None,
+            });
+            assert_eq!(read(line.split_whitespace().map(str::to_owned)).ok(), expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! `placement`: how many VMs a second the leader's loop places, by the number of workers and of VMs that are there.
+//!
+//! The shipped `Reconciler` on a view in memory; each of its transactions is committed at once and fed back, as a store
+//! without any delay would. What is timed is the loop alone: `next`, `committed` and `feed`. The store's part of a
+//! placement is in `dispatch`.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::{image, network, vm, worker};
+use lightbyte_api::object::{Asked, Meta};
+use lightbyte_api::observed::{Observed, ObservedWorker};
+use lightbyte_api::records::{Alive, Epoch, WorkerLedger};
+use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, Subnet, Timestamp, Uid, WorkerId};
+use lightbyte_plan::planner::vm::placement;
+use lightbyte_plan::{Reconciler, Transaction, View, Write};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::Outcome;
+use crate::figures::{Row, Samples};
+
+/// How often each world is measured.
+pub(crate) const RUNS: usize = 3;
+
+/// Workers, and VMs that are placed before those that are timed. The first is the baseline.
+const WORLDS: &[(usize, usize)] = &[(100, 0), (1_000, 0), (10_000, 0), (1_000, 10_000)];
+
+/// VMs that are asked for at once, and timed.
+const VMS: usize = 2_000;
+
+/// What each worker offers: at 100 workers there is room for three times the VMs.
+const WORKER_CPUS: u64 = 256;
+
+/// Turns of the loop in which a world must come to rest: each turn plans hundreds of objects.
+const TURNS_MAX: usize = 100_000;
+
+/// When everything happens.
+const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+/// Measures every world, in turns.
+///
+/// # Errors
+/// When a VM is not placed, or the loop does not come to rest.
+pub(crate) async fn measure(runs: usize) -> Result<Outcome> {
+    let mut walls = vec![Samples::default(); WORLDS.len()];
+    let mut cpus = vec![Samples::default(); WORLDS.len()];
+    for _ in 0..runs {
+        for (index, (workers, before)) in WORLDS.iter().enumerate() {
+            let spent = place(*workers, *before, VMS)?;
+            walls[index].push(micros(spent.wall) / VMS as f64);
+            cpus[index].push(micros(spent.cpu) / VMS as f64);
+            // Ctrl-C is seen here.
+            tokio::task::yield_now().await;
+        }
+    }
+    let rows = WORLDS.iter().enumerate().map(|(index, (workers, before))| {
+        let what = match before {
+            0 => format!("{workers} workers, first {VMS} VMs"),
+            before => format!("{workers} workers, {VMS} VMs after {before}"),
+        };
+        let per_second = (1e6 / walls[index].median()).round();
+        let row = Row::new("placement", what, "us", walls[index].clone());
+        let row = if index == 0 { row } else { row.against(&walls[0]) };
+        Row { cpu_ms: Some(cpus[index].median() / 1e3), remark: format!("{per_second} placements/s"), ..row }
+    });
+    Ok(Outcome::Measured(rows.collect()))
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+/// What the loop has spent.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// Places `before` VMs and then `vms` more on `workers` workers; what the latter took.
+fn place(workers: usize, before: usize, vms: usize) -> Result<Spent> {
+    let mut world = World::new(workers)?;
+    world.ask_and_settle(0..before)?;
+    let spent = world.ask_and_settle(before..before + vms)?;
+    let placed = world.store.objects_of(Kind::Vm).filter(|vm| placement(&world.store, vm).is_some()).count();
+    ensure!(placed == before + vms, "{placed} of {} VMs were placed", before + vms);
+    let counters = world.reconciler.counters();
+    ensure!(counters.conflicts == 0 && counters.panics == 0, "the loop met trouble: {counters:?}");
+    Ok(spent)
+}
+
+/// A cluster in memory: what the store holds, and the loop that leads.
+struct World {
+    store: View,
+    reconciler: Reconciler,
+    fresh: u128,
+}
+
+impl World {
+    /// A cluster of so many workers, an image and a network, at rest.
+    fn new(workers: usize) -> Result<Self> {
+        let mut store = View::default();
+        store.write(ground(workers)?, 1);
+        store.apply(1, []);
+        let session: BTreeMap<Key, u64> = [(Key::Epoch, 1)].into();
+        let reconciler = Reconciler::new(session, store.clone());
+        let mut world = Self { store, reconciler, fresh: 1 << 100 };
+        world.settle()?;
+        Ok(world)
+    }
+
+    /// Asks for the VMs of these numbers at once, and turns the loop until it rests.
+    fn ask_and_settle(&mut self, numbers: std::ops::Range<usize>) -> Result<Spent> {
+        let mut writes = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let object = ObjectRef::new(Kind::Vm, name(&format!("vm-{number}"))?);
+            let spec = Spec::Vm(vm::Spec::of_image(name("demo")?));
+            writes.push(asked(object, Uid::from_bits((1 << 90) + number as u128), spec));
+        }
+        let changed: Vec<Key> = writes.iter().map(|write| write.key().clone()).collect();
+        self.commit(writes);
+        let fed = timed(|| self.reconciler.feed(self.store.clone(), Some(&changed))).1;
+        let settled = self.settle()?;
+        Ok(Spent { wall: fed.wall + settled.wall, cpu: fed.cpu + settled.cpu })
+    }
+
+    fn settle(&mut self) -> Result<Spent> {
+        let mut spent = Spent::default();
+        for _ in 0..TURNS_MAX {
+            let (found, planning) = timed(|| {
+                self.reconciler.next(NOW, || {
+                    self.fresh += 1 << 32;
+                    self.fresh
+                })
+            });
+            spent = sum(spent, planning);
+            match found {
+                Some(transaction) => spent = sum(spent, self.echo(&transaction)?),
+                None if self.reconciler.is_idle() => return Ok(spent),
+                None => {}
+            }
+        }
+        bail!("the loop has not come to rest after {TURNS_MAX} turns")
+    }
+
+    /// Commits a transaction as a store would, and tells the loop.
+    fn echo(&mut self, transaction: &Transaction) -> Result<Spent> {
+        for (key, revision) in &transaction.guards {
+            let found = self.store.mod_revision(key);
+            ensure!(found == *revision, "a guard of `{key}` does not hold: {found}, not {revision}");
+        }
+        let changed: Vec<Key> = transaction.writes.keys().cloned().collect();
+        let revision = self.commit(transaction.writes.values().cloned());
+        let told = timed(|| {
+            self.reconciler.committed(revision);
+            self.reconciler.feed(self.store.clone(), Some(&changed));
+        });
+        Ok(told.1)
+    }
+
+    fn commit(&mut self, writes: impl IntoIterator<Item = Write>) -> u64 {
+        let revision = self.store.revision() + 1;
+        self.store.write(writes, revision);
+        self.store.apply(revision, []);
+        revision
+    }
+}
+
+fn sum(one: Spent, other: Spent) -> Spent {
+    Spent { wall: one.wall + other.wall, cpu: one.cpu + other.cpu }
+}
+
+fn timed<T>(deed: impl FnOnce() -> T) -> (T, Spent) {
+    let (begun, spent) = (Instant::now(), cpu());
+    let done = deed();
+    (done, Spent { wall: begun.elapsed(), cpu: cpu().saturating_sub(spent) })
+}
+
+/// Processor time of this thread.
+fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+// ---------------------------------------------------------------------------------------------------------- the world
+
+fn name(text: &str) -> Result<Name> {
+    Name::new(text).with_context(|| format!("make the name `{text}`"))
+}
+
+fn asked(object: ObjectRef, uid: Uid, spec: Spec) -> Write {
+    let meta = Meta {
+        uid,
+        generation: 1,
+        labels: BTreeMap::new(),
+        owner: None,
+        changed_at: NOW,
+        deleting_since: None,
+        restarts_asked: 0,
+    };
+    Write::put(Key::Asked(object), Asked { meta, spec })
+}
+
+/// Everything that VMs stand on.
+fn ground(workers: usize) -> Result<Vec<Write>> {
+    let mut writes = vec![Write::put(Key::Epoch, Epoch { cluster: Uid::from_bits(1), epoch: 1 })];
+    let part = |digit: &str| image::Part { sha256: digit.repeat(64), size: ByteSize::from_mib(64) };
+    let version = image::Version {
+        version: "v1".to_owned(),
+        architecture: "x86_64".to_owned(),
+        kernel: part("a"),
+        initrd: None,
+        command_line: String::new(),
+        root: part("b"),
+    };
+    let spec = image::Spec { current: "v1".to_owned(), versions: vec![version] };
+    writes.push(asked(ObjectRef::new(Kind::Image, name("demo")?), Uid::from_bits(2), Spec::Image(spec)));
+    let spec = network::Spec {
+        subnet: Subnet::of(Ipv4Addr::new(10, 77, 0, 0), 16),
+        gateway: None,
+        dns: Vec::new(),
+        pool_first: Ipv4Addr::new(10, 77, 0, 2),
+        pool_last: Ipv4Addr::new(10, 77, 255, 254),
+        bridge: "br0".to_owned(),
+    };
+    writes.push(asked(
+        ObjectRef::new(Kind::Network, name("default")?),
+        Uid::from_bits(3),
+        Spec::Network(spec),
+    ));
+    for number in 0..workers {
+        writes.extend(of_worker(number)?);
+    }
+    Ok(writes)
+}
+
+/// A worker that is alive and empty.
+fn of_worker(number: usize) -> Result<[Write; 4]> {
+    let object = ObjectRef::new(Kind::Worker, name(&format!("n-{number}"))?);
+    let uid = Uid::from_bits((1 << 80) + number as u128);
+    let id = WorkerId::new(uid);
+    let said = ObservedWorker {
+        name: object.name.clone(),
+        boot_id: "boot".to_owned(),
+        architecture: "x86_64".to_owned(),
+        cpus: WORKER_CPUS,
+        memory: ByteSize::from_mib(WORKER_CPUS << 10),
+        vmm: "fake".to_owned(),
+        address: String::new(),
+        version: "bench".to_owned(),
+    };
+    let itself = HostObject { kind: Kind::Worker, uid };
+    Ok([
+        asked(object, uid, Spec::Worker(worker::Spec { cordoned: false })),
+        Write::put(Key::Observed(id, itself), Observed::Worker(said)),
+        Write::put(Key::WorkerLedger(id), WorkerLedger::default()),
+        Write::put(Key::Alive(id), Alive { worker: id, boot_id: "boot".to_owned(), since: NOW }),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_world_is_placed_whole() {
+        let spent = place(10, 20, 30).expect("all are placed");
+        assert!(spent.wall > Duration::ZERO);
+    }
+}
