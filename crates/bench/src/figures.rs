@@ -35,6 +35,11 @@ impl Samples {
         (self.count() >= SAMPLES_FOR_P99).then(|| self.at(0.99))
     }
 
+    /// How much more each is than the one of `baseline` beside it: neighbours in time have met the same machine.
+    pub(crate) fn above(&self, baseline: &Samples) -> Samples {
+        self.0.iter().zip(&baseline.0).map(|(ours, theirs)| ours - theirs).collect()
+    }
+
     /// The sample that `part` of all are not above (nearest rank).
     fn at(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();
@@ -154,6 +159,8 @@ mod tests {
         }
         let hundred: Samples = (1..=100).map(f64::from).collect();
         assert_eq!((hundred.median(), hundred.p99()), (50.0, Some(99.0)));
+        let ten: Samples = [10.0; 3].into_iter().collect();
+        assert_eq!(hundred.above(&ten), [-9.0, -8.0, -7.0].into_iter().collect());
     }
 
     #[test]

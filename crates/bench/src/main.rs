@@ -128,6 +128,7 @@ async fn interrupted() {
 
 async fn measure(words: &Words) -> Result<ExitCode> {
     let bed = Bed::take()?;
+    boot::clear_away()?;
     let mut rows = Vec::new();
     let mut all_work = true;
     for name in

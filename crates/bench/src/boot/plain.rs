@@ -120,7 +120,6 @@ impl Ground {
     /// When the namespace cannot be made.
     pub(super) fn make(bed: &Bed, root: PathBuf) -> Result<Self> {
         let ground = Self { directory: bed.make("plain")?, root };
-        clear_away().context("remove what an earlier run has left")?;
         run(Command::new("ip").args(["netns", "add", NAMESPACE]))?;
         let tap = ["-n", NAMESPACE, "tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"];
         run(Command::new("ip").args(tap))?;
@@ -145,11 +144,12 @@ impl Ground {
             called = timeout(BOOT_WITHIN, calls.accept()) => called.context("the agent does not call")?,
             ended = qemu.wait() => bail!("QEMU ended ({ended:?}); its console is {}", self.path("console").display()),
         };
-        let wall = begun.elapsed();
-        let spent: f64 = [&qemu, &backend].into_iter().filter_map(Child::id).map(cpu_ms).sum();
         let mut said = String::new();
         let stream = called.context("take the agent's call")?.0;
         BufReader::new(stream).read_line(&mut said).await.context("hear the agent")?;
+        // The worker's clock stops here too: when the line was read, not when the call came.
+        let wall = begun.elapsed();
+        let spent: f64 = [&qemu, &backend].into_iter().filter_map(Child::id).map(cpu_ms).sum();
         ensure!(said.contains("\"ready\":true"), "the agent says `{}`", said.trim());
         end(qemu).await?;
         end(backend).await?;
@@ -215,11 +215,11 @@ async fn end(mut child: Child) -> Result<()> {
 }
 
 /// Removes the namespace, with the processes that a killed run has left in it.
-fn clear_away() -> Result<()> {
-    if !run(Command::new("ip").args(["netns", "list"]))?
-        .lines()
-        .any(|line| line.split_whitespace().next() == Some(NAMESPACE))
-    {
+///
+/// # Errors
+/// When it cannot be removed.
+pub(super) fn clear_away() -> Result<()> {
+    if !Path::new("/run/netns").join(NAMESPACE).exists() {
         return Ok(());
     }
     let pids = run(Command::new("ip").args(["netns", "pids", NAMESPACE]))?;
