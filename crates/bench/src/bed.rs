@@ -20,8 +20,8 @@ impl Bed {
     /// # Errors
     /// When another bench runs, or something cannot be removed.
     pub(crate) fn take() -> Result<Self> {
-        // Short, because a socket's path has at most 107 bytes (unix(7)); and where labs without a name live too, so
-        // that disks are copied on the same file system.
+        // Short, because a socket's path has at most 107 bytes (unix(7)). The disks of both sides of a boot are in it, and
+        // so on one file system.
         Self::at(std::env::temp_dir().join("lightbyte-bench"))
     }
 
