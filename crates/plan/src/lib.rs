@@ -18,6 +18,7 @@ pub mod guest;
 pub mod planner;
 pub mod reconciler;
 pub mod request;
+mod runs;
 pub mod scheduler;
 pub mod status;
 pub mod transaction;

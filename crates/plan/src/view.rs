@@ -20,6 +20,7 @@ use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{AddressClaim, Alive, Record, WorkerLedger};
 use lightbyte_api::{Decided, Key, Kind, Name, Spec, Uid, WorkerId};
 
+use crate::runs::Runs;
 use crate::transaction::Write;
 
 /// The revision of an entry that was written by a transaction whose revision is not known yet.
@@ -40,6 +41,8 @@ pub struct View {
     by_room: OrdSet<(u64, Name)>,
     /// Where each of them stands in `by_room`.
     room_of: OrdMap<WorkerId, (u64, Name)>,
+    /// Addresses that are claimed.
+    claimed: Runs,
     /// Keys of a layout that this version does not know. They are counted, and nothing else.
     foreign: OrdMap<Arc<str>, u64>,
 }
@@ -141,6 +144,7 @@ impl View {
             None => self.entries.remove(&key),
         };
         let before = replaced.as_ref().and_then(indexed);
+        let is_there = self.entries.contains_key(&key);
         match key {
             Key::Asked(object) => {
                 let uids =
@@ -155,6 +159,9 @@ impl View {
                     uids.into_iter().for_each(|uid| self.index_room(WorkerId::new(uid)));
                 }
             }
+            // Readable or not: what holds it cannot be told, and so it is held.
+            Key::Address(network, address) if is_there => self.claimed.add(&network, address),
+            Key::Address(network, address) => self.claimed.remove(&network, address),
             Key::WorkerLedger(worker) | Key::Alive(worker) => self.index_room(worker),
             Key::Observed(worker, object) if object.kind == Kind::Worker => self.index_room(worker),
             _ => {}
@@ -368,6 +375,12 @@ impl View {
         self.by_room.iter().map(|(_, name)| name)
     }
 
+    /// The first address of `network` from `from` on that nobody holds; `None` past the last of all.
+    #[must_use]
+    pub fn unclaimed_from(&self, network: &Name, from: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.claimed.first_gap(network, from)
+    }
+
     /// The objects that name `object` in their specification.
     pub fn referrers<'a>(&'a self, object: &'a ObjectRef) -> impl Iterator<Item = &'a ObjectRef> {
         let from = (object.clone(), ObjectRef::new(Kind::ALL[0], first_name()));
@@ -437,6 +450,7 @@ impl View {
             (self.references == fresh.references, "references"),
             (self.children == fresh.children, "children"),
             (self.by_room == fresh.by_room, "workers by room"),
+            (self.claimed == fresh.claimed, "claimed addresses"),
         ];
         same.into_iter().find(|(same, _)| !same).map_or(Ok(()), |(_, index)| Err(index))
     }

@@ -1,6 +1,7 @@
 //! Networks: their addresses are claimed in the transactions of those that need them, by the functions here.
 
 use std::collections::BTreeSet;
+use std::iter::successors;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::kinds::network::Spec;
@@ -25,26 +26,14 @@ pub fn free_address(
     wished: Option<Ipv4Addr>,
     taken: &BTreeSet<(Name, Ipv4Addr)>,
 ) -> Option<Ipv4Addr> {
-    let is_free = |address: &Ipv4Addr| {
-        spec.may_give(*address)
-            && !taken.contains(&(network.clone(), *address))
-            && !view.contains(&lightbyte_api::Key::Address(network.clone(), *address))
-    };
-    match wished {
-        Some(address) => Some(address).filter(is_free),
-        None => first_gap(view, network, spec).chain(spec.pool()).find(is_free),
+    let may = |address: &Ipv4Addr| spec.may_give(*address) && !taken.contains(&(network.clone(), *address));
+    let is_free = |address: &Ipv4Addr| view.unclaimed_from(network, *address) == Some(*address);
+    if let Some(address) = wished {
+        return Some(address).filter(|address| may(address) && is_free(address));
     }
-}
-
-/// The first address that no claim holds, found by walking the claims in order: cheap also for a pool that is
-/// nearly full. It may be one that may not be given; then the pool is searched.
-fn first_gap(view: &View, network: &Name, spec: &Spec) -> impl Iterator<Item = Ipv4Addr> + use<> {
-    let mut gap = u32::from(spec.pool_first);
-    for claimed in view.claimed_addresses(network).map(u32::from) {
-        if claimed > gap {
-            break;
-        }
-        gap = gap.max(claimed.saturating_add(1));
-    }
-    std::iter::once(Ipv4Addr::from(gap))
+    // Few gaps may not be given: the gateway, and what the same plan gives already.
+    let next = |address: Ipv4Addr| Some(Ipv4Addr::from(u32::from(address).checked_add(1)?));
+    let first = view.unclaimed_from(network, spec.pool_first);
+    let gaps = successors(first, |gap| view.unclaimed_from(network, next(*gap)?));
+    gaps.take_while(|gap| *gap <= spec.pool_last).find(may)
 }
