@@ -174,8 +174,13 @@ async fn begin_cluster(plane: &Plane) -> Result<Client> {
 
 /// A rack at ports that are free now, from `first_port` on.
 async fn free_rack(state: &Path, members: usize, first_port: u16) -> Result<Rack> {
-    let wish =
-        Wish { hosts: members, host_cpus: 1, host_memory: ByteSize::from_mib(1), vmm: VmmChoice::Fake };
+    let wish = Wish {
+        hosts: members,
+        host_cpus: 1,
+        host_memory: ByteSize::from_mib(1),
+        vmm: VmmChoice::Fake,
+        nat: false,
+    };
     let ports = PORTS_PER_HOST * u16::try_from(members).context("so many members")?;
     'places: for place in 0..PORT_PLACES {
         let first = first_port + place * ports;
