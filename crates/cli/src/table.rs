@@ -4,6 +4,8 @@ use lightbyte_api::object::Object;
 use lightbyte_api::{ByteSize, Kind, Timestamp};
 use serde_json::Value;
 
+use self::Cell::{At, Because, Count, Labels, Of, Since};
+
 /// What stands where there is nothing to say.
 pub(crate) const NOTHING: &str = "-";
 
@@ -35,6 +37,8 @@ pub(crate) fn line(row: &[String], widths: &[usize]) -> String {
 enum Cell {
     /// A value of the object (JSON pointer, RFC 6901).
     At(&'static str),
+    /// How many items a list has.
+    Count(&'static str),
     /// `used/total`.
     Of(&'static str, &'static str),
     /// How long it has been in its state.
@@ -48,14 +52,17 @@ enum Cell {
 /// A head and its cells.
 type Column = (&'static str, Cell);
 
-const STATE: Column = ("STATE", Cell::At("/status/state"));
-const SINCE: Column = ("SINCE", Cell::Since);
+const STATE: Column = ("STATE", At("/status/state"));
+const SINCE: Column = ("SINCE", Since);
 
-/// The columns of a kind. A kind without a line here still has a table.
-fn columns(kind: Kind) -> (&'static [Column], &'static [Column]) {
-    use Cell::{At, Of};
-    match kind {
-        Kind::Vm => (
+/// The columns of a table, and those that a wide one has besides.
+type Columns = (&'static [Column], &'static [Column]);
+
+/// The columns of a kind that has more to show than its state.
+const COLUMNS: &[(Kind, Columns)] = &[
+    (
+        Kind::Vm,
+        (
             &[
                 STATE,
                 ("WORKER", At("/status/worker")),
@@ -70,7 +77,10 @@ fn columns(kind: Kind) -> (&'static [Column], &'static [Column]) {
                 ("RESTARTS", At("/status/restarts")),
             ],
         ),
-        Kind::Worker => (
+    ),
+    (
+        Kind::Worker,
+        (
             &[
                 STATE,
                 ("VMS", At("/status/vms")),
@@ -85,10 +95,14 @@ fn columns(kind: Kind) -> (&'static [Column], &'static [Column]) {
                 ("VERSION", At("/status/version")),
             ],
         ),
-        Kind::Image => {
-            (&[STATE, ("CURRENT", At("/spec/current")), ("VERSIONS", At("/status/versions")), SINCE], &[])
-        }
-        Kind::Network => (
+    ),
+    (
+        Kind::Image,
+        (&[STATE, ("CURRENT", At("/spec/current")), ("VERSIONS", Count("/spec/versions")), SINCE], &[]),
+    ),
+    (
+        Kind::Network,
+        (
             &[
                 STATE,
                 ("SUBNET", At("/spec/subnet")),
@@ -101,7 +115,10 @@ fn columns(kind: Kind) -> (&'static [Column], &'static [Column]) {
                 ("BRIDGE", At("/spec/bridge")),
             ],
         ),
-        Kind::Volume => (
+    ),
+    (
+        Kind::Volume,
+        (
             &[
                 STATE,
                 ("WORKER", At("/status/worker")),
@@ -111,16 +128,17 @@ fn columns(kind: Kind) -> (&'static [Column], &'static [Column]) {
             ],
             &[("VERSION", At("/spec/image_version")), ("OWNER", At("/owner"))],
         ),
-    }
+    ),
+];
+
+/// The columns of a kind.
+fn columns(kind: Kind) -> Columns {
+    COLUMNS.iter().find(|(of, _)| *of == kind).map_or((&[STATE, SINCE], &[]), |(_, columns)| *columns)
 }
 
 /// The columns that end every wide table.
-const WIDE: [Column; 4] = [
-    ("GENERATION", Cell::At("/generation")),
-    ("UID", Cell::At("/uid")),
-    ("LABELS", Cell::Labels),
-    ("WAITING", Cell::Because),
-];
+const WIDE: [Column; 4] =
+    [("GENERATION", At("/generation")), ("UID", At("/uid")), ("LABELS", Labels), ("WAITING", Because)];
 
 fn columns_of(kind: Kind, wide: bool) -> impl Iterator<Item = &'static Column> {
     let (short, more) = columns(kind);
@@ -150,18 +168,22 @@ pub(crate) fn row_of_gone(name: &str, kind: Kind) -> Vec<String> {
 fn text(cell: Cell, value: &Value, object: &Object, now: Timestamp) -> String {
     let at = |pointer: &str| plain(value.pointer(pointer).unwrap_or(&Value::Null));
     match cell {
-        Cell::At(pointer) => at(pointer),
-        Cell::Of(used, total) => match (at(used), at(total)) {
+        At(pointer) => at(pointer),
+        Count(pointer) => {
+            let count = value.pointer(pointer).and_then(Value::as_array).map(Vec::len);
+            count.map_or_else(|| NOTHING.to_owned(), |count| count.to_string())
+        }
+        Of(used, total) => match (at(used), at(total)) {
             (used, total) if used == NOTHING && total == NOTHING => used,
             (used, total) => format!("{used}/{total}"),
         },
-        Cell::Since => object.status.since.map_or_else(|| NOTHING.to_owned(), |since| age(since, now)),
-        Cell::Because => {
+        Since => object.status.since.map_or_else(|| NOTHING.to_owned(), |since| age(since, now)),
+        Because => {
             let reasons: Vec<String> =
                 object.status.waiting_on.iter().map(|waiting| waiting.on.to_string()).collect();
             if reasons.is_empty() { NOTHING.to_owned() } else { reasons.join("; ") }
         }
-        Cell::Labels => {
+        Labels => {
             let labels: Vec<String> =
                 object.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
             if labels.is_empty() { NOTHING.to_owned() } else { labels.join(",") }

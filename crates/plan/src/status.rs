@@ -72,12 +72,8 @@ fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
         Spec::Volume(_) => of_volume(view, object, asked),
         Spec::Worker(spec) => of_worker(view, asked, spec.cordoned),
         Spec::Network(spec) => of_network(view, &object.name, spec.pool_size()),
-        Spec::Image(spec) => Found {
-            state: "ready",
-            ready: true,
-            since: Some(asked.meta.changed_at),
-            more: fields(json!({ "versions": spec.versions.len(), "current": spec.current })),
-        },
+        // A kind that nothing on any host belongs to is what it was asked to be.
+        _ => at_rest(asked),
     };
     let deleting = asked.meta.deleting_since;
     let ready = found.ready && deleting.is_none();
@@ -94,6 +90,10 @@ fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
         waiting_on,
         more: found.more,
     }
+}
+
+fn at_rest(asked: &Asked) -> Found {
+    Found { state: "ready", ready: true, since: Some(asked.meta.changed_at), more: Map::new() }
 }
 
 /// When a wait becomes `stuck`.

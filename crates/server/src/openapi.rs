@@ -4,6 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::State;
+use lightbyte_api::Kind;
 use serde_json::{Map, Value, json};
 
 use crate::Server;
@@ -28,7 +29,8 @@ pub(crate) async fn serve(
 
 fn document() -> Value {
     // A schema file that is no JSON would fail the tests of this module.
-    let schemas: Value = serde_json::from_str(SCHEMAS).unwrap_or_default();
+    let mut schemas: Value = serde_json::from_str(SCHEMAS).unwrap_or_default();
+    schemas["schemas"]["Kind"]["enum"] = Kind::ALL.iter().map(|kind| Value::from(kind.word())).collect();
     let mut paths: Map<String, Value> = Map::new();
     for route in routes() {
         let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));

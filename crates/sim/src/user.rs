@@ -37,12 +37,17 @@ impl Cluster {
                 ("change", vm.clone(), request::set_running(&view, &vm, running, &context))
             }
             13 => ("restart", vm.clone(), request::restart(&view, &vm, &context)),
-            14..=17 => {
+            14 => {
+                let manifest = self.something_else();
+                ("change", manifest.object(), request::apply(&view, &manifest, &context))
+            }
+            15..=17 => {
                 let manifest = self.some_ground();
                 ("change", manifest.object(), request::apply(&view, &manifest, &context))
             }
             18 => {
-                let object = self.some_ground().object();
+                let object =
+                    if self.rng.once_in(4) { self.something_else() } else { self.some_ground() }.object();
                 ("delete", object.clone(), request::delete(&view, &object, &context))
             }
             _ => {
@@ -109,6 +114,19 @@ impl Cluster {
             spec.nics[0].address = Some(Ipv4Addr::new(10, 77, 0, 3));
         }
         Manifest { name: vm_name, labels: BTreeMap::new(), spec: Spec::Vm(spec) }
+    }
+
+    /// An object of a kind that nothing on any host belongs to. Kinds join by themselves; without any it is an image or
+    /// a network.
+    fn something_else(&mut self) -> Manifest {
+        let of_hosts = [Kind::Vm, Kind::Network, Kind::Worker];
+        let others = Kind::ALL.iter().filter(|kind| !of_hosts.contains(kind));
+        let others: Vec<(Kind, serde_json::Value)> =
+            others.filter_map(|kind| Some((*kind, kind.shortest()?))).collect();
+        let Some((kind, spec)) = self.rng.pick(&others) else { return self.some_ground() };
+        let name = format!("other-{}", self.rng.below(3));
+        let manifest = Manifest::read(&serde_json::json!({ "kind": kind, "name": name, "spec": spec }));
+        manifest.unwrap_or_else(|problems| unreachable!("the shortest {kind} is complete: {problems:?}"))
     }
 
     /// What VMs stand on: an image or a network.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SpecRules;
+use super::{Field, SpecRules};
 use crate::reader::Reader;
 use crate::units::ByteSize;
 
@@ -70,6 +70,17 @@ impl Spec {
 
 impl SpecRules for Spec {
     const ABOUT: &'static str = "the versions of a root file system with its kernel";
+
+    const FIELDS: &'static [Field] = &[
+    ("current", "the version that new VMs get; one of versions"),
+    ("versions", "all registered versions, at most 32; `lightbyte import image` writes them"),
+    ("versions[].version", "its name"),
+    ("versions[].architecture", "as `uname -m` prints it"),
+    ("versions[].kernel", "an uncompressed ELF kernel: {sha256, size}"),
+    ("versions[].initrd", "an initial RAM file system, if it needs one: {sha256, size}"),
+    ("versions[].command_line", "what the kernel is started with, at most 2048 bytes"),
+    ("versions[].root", "the root file system: {sha256, size}"),
+];
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         let versions = fields.list("versions", VERSIONS_MAX, read_version);

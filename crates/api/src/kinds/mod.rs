@@ -24,11 +24,23 @@ macro_rules! for_each_kind {
     };
 }
 
+/// A field of a specification and what it means. Fields of list items stand under `[]`.
+pub type Field = (&'static str, &'static str);
+
 /// What a kind's specification must be able to do. The rules are pure and see one object only; whether a referenced
 /// object exists is a waiting reason, found by a planner.
 pub trait SpecRules: Sized {
     /// What the kind is for, in one sentence, for `lightbyte explain`.
     const ABOUT: &'static str;
+
+    /// Its fields, for `lightbyte explain`.
+    const FIELDS: &'static [Field];
+
+    /// The shortest specification that is complete: what is added to it when it is read are the defaults. `None` for a
+    /// kind that nobody writes by hand.
+    fn shortest() -> Option<Value> {
+        None
+    }
 
     /// Reads what a person wrote, and notes every problem. `None` when a problem leaves no specification.
     fn read(fields: &mut Reader<'_>) -> Option<Self>;
@@ -79,6 +91,18 @@ macro_rules! define_kinds {
             #[must_use]
             pub const fn about(self) -> &'static str {
                 match self { $(Kind::$Kind => <$module::Spec as SpecRules>::ABOUT,)* }
+            }
+
+            /// See [`SpecRules::FIELDS`].
+            #[must_use]
+            pub const fn fields(self) -> &'static [Field] {
+                match self { $(Kind::$Kind => <$module::Spec as SpecRules>::FIELDS,)* }
+            }
+
+            /// See [`SpecRules::shortest`].
+            #[must_use]
+            pub fn shortest(self) -> Option<Value> {
+                match self { $(Kind::$Kind => <$module::Spec as SpecRules>::shortest(),)* }
             }
         }
 

@@ -3,8 +3,9 @@
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::SpecRules;
+use super::{Field, SpecRules};
 use crate::address::Subnet;
 use crate::reader::Reader;
 
@@ -60,6 +61,19 @@ impl Spec {
 
 impl SpecRules for Spec {
     const ABOUT: &'static str = "a bridge on every worker, and the addresses that VMs get on it";
+
+    const FIELDS: &'static [Field] = &[
+    ("subnet", "the IPv4 subnet of the bridge; fixed for life"),
+    ("gateway", "where guests send what is not in the subnet; nowhere when left out"),
+    ("dns", "the name servers that guests are told, at most 3"),
+    ("pool_first", "the first address that VMs may get; the subnet's second when left out"),
+    ("pool_last", "the last address that VMs may get; the one before broadcast when left out"),
+    ("bridge", "the Linux bridge that every worker has, at most 15 characters"),
+];
+
+    fn shortest() -> Option<Value> {
+        Some(json!({ "subnet": "10.0.0.0/24" }))
+    }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         let subnet: Option<Subnet> = fields.required("subnet");

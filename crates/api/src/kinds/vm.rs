@@ -3,8 +3,9 @@
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{Kind, SpecRules};
+use super::{Field, Kind, SpecRules};
 use crate::address::MacAddress;
 use crate::decided::Decision;
 use crate::name::Name;
@@ -173,6 +174,24 @@ impl Spec {
 
 impl SpecRules for Spec {
     const ABOUT: &'static str = "a virtual machine with its disks and network cards";
+
+    const FIELDS: &'static [Field] = &[
+    ("image", "the image that its root disk is cloned from; fixed for life"),
+    ("cpus", "virtual CPUs, 1 to 32; fixed for life"),
+    ("memory", "memory of the guest, 64MiB to 1TiB; fixed for life"),
+    ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
+    ("on_worker_loss", "what happens when its worker is lost: wait"),
+    ("disks", "its disks; today the root disk alone; fixed for life"),
+    ("disks[].name", "its name within the VM; the first must be root"),
+    ("disks[].size", "its size, at most 64TiB; as large as the image's when left out"),
+    ("nics", "its network cards, at most 4; fixed for life"),
+    ("nics[].network", "the network that it is on"),
+    ("nics[].address", "the address it must have; the next free one when left out"),
+];
+
+    fn shortest() -> Option<Value> {
+        Some(json!({ "image": "demo" }))
+    }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         let image = fields.required("image");

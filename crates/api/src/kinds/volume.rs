@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SpecRules;
+use super::{Field, SpecRules};
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::reader::Reader;
@@ -34,6 +34,12 @@ pub struct Choice {
 
 impl SpecRules for Spec {
     const ABOUT: &'static str = "a disk on one worker, attached to at most one VM";
+
+    const FIELDS: &'static [Field] = &[
+    ("image", "the image that it is cloned from"),
+    ("image_version", "the version of the image; fixed for life"),
+    ("size", "its size, at most 64TiB"),
+];
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         let image = fields.required("image");

@@ -1,8 +1,9 @@
 //! A **worker**: a machine that runs VMs. It registers itself; people cordon and drain it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::SpecRules;
+use super::{Field, SpecRules};
 use crate::reader::Reader;
 
 /// What people ask of a worker.
@@ -20,6 +21,12 @@ pub struct Choice {}
 
 impl SpecRules for Spec {
     const ABOUT: &'static str = "a machine that runs VMs; it registers itself when its agent starts";
+
+    const FIELDS: &'static [Field] = &[("cordoned", "no new VM is placed on it while this is true; those that run go on")];
+
+    fn shortest() -> Option<Value> {
+        Some(json!({}))
+    }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         Some(Spec { cordoned: fields.or("cordoned", false) })

@@ -10,64 +10,6 @@ use crate::table;
 use crate::target::read_kind;
 use crate::terminal::print;
 
-/// What a field means. Fields of list items stand under `[]`.
-type Field = (&'static str, &'static str);
-
-const VM: &[Field] = &[
-    ("image", "the image that its root disk is cloned from; fixed for life"),
-    ("cpus", "virtual CPUs, 1 to 32; fixed for life"),
-    ("memory", "memory of the guest, 64MiB to 1TiB; fixed for life"),
-    ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
-    ("on_worker_loss", "what happens when its worker is lost: wait"),
-    ("disks", "its disks; today the root disk alone; fixed for life"),
-    ("disks[].name", "its name within the VM; the first must be root"),
-    ("disks[].size", "its size, at most 64TiB; as large as the image's when left out"),
-    ("nics", "its network cards, at most 4; fixed for life"),
-    ("nics[].network", "the network that it is on"),
-    ("nics[].address", "the address it must have; the next free one when left out"),
-];
-
-const NETWORK: &[Field] = &[
-    ("subnet", "the IPv4 subnet of the bridge; fixed for life"),
-    ("gateway", "where guests send what is not in the subnet; nowhere when left out"),
-    ("dns", "the name servers that guests are told, at most 3"),
-    ("pool_first", "the first address that VMs may get; the subnet's second when left out"),
-    ("pool_last", "the last address that VMs may get; the one before broadcast when left out"),
-    ("bridge", "the Linux bridge that every worker has, at most 15 characters"),
-];
-
-const IMAGE: &[Field] = &[
-    ("current", "the version that new VMs get; one of versions"),
-    ("versions", "all registered versions, at most 32; `lightbyte import image` writes them"),
-    ("versions[].version", "its name"),
-    ("versions[].architecture", "as `uname -m` prints it"),
-    ("versions[].kernel", "an uncompressed ELF kernel: {sha256, size}"),
-    ("versions[].initrd", "an initial RAM file system, if it needs one: {sha256, size}"),
-    ("versions[].command_line", "what the kernel is started with, at most 2048 bytes"),
-    ("versions[].root", "the root file system: {sha256, size}"),
-];
-
-const WORKER: &[Field] =
-    &[("cordoned", "no new VM is placed on it while this is true; those that run go on")];
-
-const VOLUME: &[Field] = &[
-    ("image", "the image that it is cloned from"),
-    ("image_version", "the version of the image; fixed for life"),
-    ("size", "its size, at most 64TiB"),
-];
-
-/// The fields of a kind, and the shortest specification that is complete: its defaults come from the API's own
-/// reader. A kind without a line here is still listed.
-fn fields(kind: Kind) -> (&'static [Field], Value) {
-    match kind {
-        Kind::Vm => (VM, json!({"image": "demo"})),
-        Kind::Network => (NETWORK, json!({"subnet": "10.0.0.0/24"})),
-        Kind::Worker => (WORKER, json!({})),
-        Kind::Image => (IMAGE, Value::Null),
-        Kind::Volume => (VOLUME, Value::Null),
-    }
-}
-
 pub(crate) fn run(words: &Explain) -> Result<Code> {
     let text = match &words.path {
         None => kinds(),
@@ -88,7 +30,7 @@ fn kinds() -> String {
 }
 
 fn explain(kind: Kind, below: Option<&str>) -> Result<String, Failure> {
-    let (fields, shortest) = fields(kind);
+    let shortest = kind.shortest().unwrap_or_default();
     let below =
         below.map(|field| field.strip_prefix("spec.").unwrap_or(field)).filter(|field| *field != "spec");
     let is_shown = |path: &str| match below {
@@ -100,7 +42,8 @@ fn explain(kind: Kind, below: Option<&str>) -> Result<String, Failure> {
     };
     let defaults = defaults(kind, &shortest);
     let head = ["FIELD", "DEFAULT", "MEANING"].map(str::to_owned).to_vec();
-    let rows: Vec<Vec<String>> = fields
+    let rows: Vec<Vec<String>> = kind
+        .fields()
         .iter()
         .filter(|(path, _)| is_shown(path))
         .map(|(path, meaning)| {
@@ -135,13 +78,12 @@ mod tests {
     #[test]
     fn every_field_of_a_specification_has_its_meaning() {
         for kind in Kind::ALL {
-            let (fields, shortest) = fields(*kind);
+            let Some(shortest) = kind.shortest() else { continue };
             let Value::Object(defaults) = defaults(*kind, &shortest) else {
-                assert!(shortest.is_null(), "the shortest {kind} is not complete");
-                continue;
+                panic!("the shortest {kind} is not complete");
             };
             for field in defaults.keys() {
-                assert!(fields.iter().any(|(path, _)| path == field), "{kind}.{field}");
+                assert!(kind.fields().iter().any(|(path, _)| path == field), "{kind}.{field}");
             }
         }
     }
@@ -154,7 +96,7 @@ mod tests {
             let (_, section) =
                 guide.split_once(&format!("\n## {kind}\n")).unwrap_or_else(|| panic!("{kind}"));
             let section = section.split("\n## ").next().unwrap_or_default();
-            for (field, _) in fields(*kind).0 {
+            for (field, _) in kind.fields() {
                 assert!(
                     section.contains(&format!("| `{field}` |")),
                     "docs/guide/manifests.md: {kind}.{field}"

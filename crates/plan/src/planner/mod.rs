@@ -101,7 +101,8 @@ pub fn worker_of(view: &View, object: &ObjectRef) -> Option<WorkerId> {
     match &view.decided(object)?.choice {
         Choice::Vm(choice) => choice.placement.as_ref().map(|placement| placement.worker),
         Choice::Volume(choice) => choice.worker,
-        Choice::Worker(_) | Choice::Image(_) | Choice::Network(_) => None,
+        // Most kinds are nowhere.
+        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use lightbyte_api::kinds::{image, network, vm, worker};
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{Alive, WorkerLedger};
-use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, WorkerId};
+use lightbyte_api::{ByteSize, Key, Kind, Manifest, Name, ObjectRef, Spec, WorkerId};
 
 use super::{Store, at, name, placed, uid, with_uids};
 
@@ -58,12 +58,23 @@ pub(super) fn read(store: &mut Store, line: &str) {
             network(store, &name(given), subnet, &Line { words: words.to_vec() });
         }
         ["vm", given, words @ ..] => vm(store, &name(given), &Line { words: words.to_vec() }),
+        ["asked", given, words @ ..] => asked(store, given, words),
         ["opaque", key] => {
             store.put_bytes(&with_uids(key), br#"{"format":9}"#.to_vec());
         }
         ["drop", key] => store.delete(&with_uids(key)),
         _ => panic!("`{line}` is no line of a world"),
     }
+}
+
+/// What is asked of an object of any kind, as a person would write it.
+fn asked(store: &mut Store, object: &str, words: &[&str]) {
+    let object: ObjectRef = object.parse().expect("an object");
+    let (flags, json): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| **word == "deleting");
+    let spec: serde_json::Value = serde_json::from_str(&json.join(" ")).expect("JSON");
+    let document = serde_json::json!({ "kind": object.kind, "name": object.name, "spec": spec });
+    let manifest = Manifest::read(&document).unwrap_or_else(|problems| panic!("{problems:?}"));
+    ask(store, object, manifest.spec, &Line { words: flags });
 }
 
 /// Puts what is asked of an object, with the parts that all kinds share.

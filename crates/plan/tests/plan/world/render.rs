@@ -183,7 +183,7 @@ impl Show for Decided {
             Choice::Volume(choice) => {
                 choice.worker.map(|worker| format!("on {}", names.worker(worker.uid())))
             }
-            Choice::Worker(_) | Choice::Image(_) | Choice::Network(_) => None,
+            _ => None,
         };
         let waits = self.waiting_on.iter().map(|waiting| waiting.show(names));
         let parts: Vec<String> = choice.into_iter().chain(waits).collect();
