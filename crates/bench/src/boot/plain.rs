@@ -33,8 +33,9 @@ const GUEST_CID: &str = "3";
 const READY_PORT: u32 = 1025;
 
 /// Waits in the namespace until it is told to go, and then becomes QEMU without a fork: what stands before QEMU (`ip`,
-/// a shell) is over before the clock runs.
-const LAUNCHER: &str = "echo ready; read -r _; exec \"$@\" </dev/null >/dev/null 2>&1";
+/// a shell) is over before the clock runs. QEMU leads a session of its own as under lightbyte, because the kernel shares
+/// processors out by session (`autogroup` of sched(7)).
+const LAUNCHER: &str = "echo ready; read -r _; exec setsid \"$@\" </dev/null >/dev/null 2>&1";
 
 /// What QEMU is started with, where `DIRECTORY` stands for the directory of the run.
 pub(super) struct CommandLine(Vec<String>);
