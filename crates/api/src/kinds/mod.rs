@@ -20,6 +20,7 @@ macro_rules! for_each_kind {
             Network network "net";
             Volume volume "vol";
             Vm vm "machine";
+            DnsRecord dnsrecord "dns";
         }
     };
 }

@@ -1,4 +1,4 @@
-//! Volumes, workers, images and networks.
+//! Volumes, workers, images, networks and DNS records.
 
 use insta::assert_snapshot;
 
@@ -158,4 +158,14 @@ fn images_and_networks_go_when_nobody_names_them() {
     assert_snapshot!(plans("rack", "image/demo"), @"nothing");
     assert_snapshot!(plans("rack", "network/default"), @"nothing");
     assert_snapshot!(plans("rack", "vm/none"), @"nothing");
+}
+
+#[test]
+fn a_record_is_what_it_was_asked_to_be_and_goes_at_once() {
+    let check = |more: &str| {
+        let line = r#"asked dnsrecord/www {"type": "A", "values": ["192.0.2.1"]}"#;
+        plans(&format!("rack\n{line} {more}"), "dnsrecord/www")
+    };
+    assert_snapshot!(check(""), @"nothing");
+    assert_snapshot!(check("deleting"), @"delete asked dnsrecord/www");
 }

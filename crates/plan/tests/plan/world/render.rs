@@ -142,6 +142,7 @@ impl Show for Asked {
             Spec::Image(spec) => format!("current {}", spec.current),
             Spec::Network(spec) => format!("{} pool {}-{}", spec.subnet, spec.pool_first, spec.pool_last),
             Spec::Volume(spec) => format!("{} of {} {}", spec.size, spec.image, spec.image_version),
+            Spec::DnsRecord(spec) => format!("{:?} {}", spec.record_type, spec.values.join(",")),
             Spec::Vm(spec) => if spec.running { "running" } else { "stopped" }.to_owned(),
         };
         let mut text = format!("generation {} {what}", meta.generation);
