@@ -47,7 +47,9 @@ impl Member {
     }
 
     fn signal(&self, signal: &str) {
-        let done = Command::new("kill").args([signal, &self.pid().to_string()]).status().expect("run kill");
+        // The shell's own word: the program of that name is not on every machine.
+        let line = format!("kill {signal} {}", self.pid());
+        let done = Command::new("sh").args(["-c", &line]).status().expect("a shell");
         assert!(done.success(), "kill {signal} {}", self.name);
     }
 

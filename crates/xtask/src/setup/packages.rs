@@ -44,12 +44,6 @@ const PACKAGES: &[Package] = &[
         scope: Scope::WithoutVms,
     },
     Package {
-        name: "procps",
-        needed: &[Needed::Tool("kill")],
-        about: "kill as a program, which tests end processes with; a bare Debian has only the shell's",
-        scope: Scope::WithoutVms,
-    },
-    Package {
         name: "iproute2",
         needed: &[Needed::Tool("ip")],
         about: "ip: the lab's network namespaces and bridges",
