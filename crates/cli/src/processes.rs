@@ -82,24 +82,24 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
     begin_log()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let (drivers, vmm) = drivers(words, runtime.handle())?;
     let config = lightbyte_worker::Config {
         name: words.name.clone(),
         state: words.state.clone(),
         servers: words.server.clone(),
         cpus: words.cpus,
         memory: words.memory,
-        vmm: choice(words.vmm).word().to_owned(),
+        vmm: vmm.to_owned(),
         listen: words.listen.clone(),
     };
-    let drivers = drivers(words, runtime.handle())?;
     runtime.block_on(lightbyte_worker::run(config, drivers, ended()))?;
     Ok(Code::Done)
 }
 
-/// The hands of a worker.
-fn drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> {
+/// The hands of a worker, and what people call the way its VMs run.
+fn drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<(Drivers, &'static str)> {
     match words.vmm {
-        VmmWord::Fake => Ok(fake_drivers(words, runtime)),
+        VmmWord::Fake => Ok((fake_drivers(words, runtime), "fake")),
         VmmWord::Qemu => qemu_drivers(words),
     }
 }
@@ -125,11 +125,12 @@ fn fake_drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Drivers {
     host.drivers()
 }
 
-fn qemu_drivers(words: &Worker) -> Result<Drivers> {
+fn qemu_drivers(words: &Worker) -> Result<(Drivers, &'static str)> {
     let images = words.images.clone().context("--images is missing")?;
     let files = Files::new(&words.state, &images).context("set up the worker's files")?;
     let kvm = lightbyte_vmm::kvm::probe();
     tracing::info!("{kvm}");
+    let vmm = if kvm.is_usable() { "qemu (kvm)" } else { "qemu (emulated)" };
     let settings = Settings {
         kvm,
         run: words.run.clone(),
@@ -141,7 +142,8 @@ fn qemu_drivers(words: &Worker) -> Result<Drivers> {
     let qemu = Arc::new(Qemu::new(settings).context("set up QEMU")?);
     let files = Arc::new(files);
     let network = Arc::new(Taps::new().context("set up the rules of taps")?);
-    Ok(Drivers { vmm: qemu.clone(), disks: files.clone(), network, records: files, guest: qemu })
+    let drivers = Drivers { vmm: qemu.clone(), disks: files.clone(), network, records: files, guest: qemu };
+    Ok((drivers, vmm))
 }
 
 const fn choice(vmm: VmmWord) -> VmmChoice {

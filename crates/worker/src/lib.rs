@@ -30,7 +30,7 @@ pub struct Config {
     pub cpus: u64,
     /// What the host offers to VMs.
     pub memory: ByteSize,
-    /// What the driver is called: `qemu` or `fake`.
+    /// What the driver is called, for people: such as `qemu (kvm)`, or `fake`.
     pub vmm: String,
     /// Where it serves the way into its guests, if anywhere.
     pub listen: Option<Endpoint>,
