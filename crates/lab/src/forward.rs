@@ -13,13 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lightbyte_link::Endpoint;
-use rustix::net::{SendFlags, Shutdown, SocketFlags};
+use lightbyte_link::{Endpoint, Listener, Stream};
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// How many VMs have a port: those with the first addresses.
 pub const VM_PORTS: u16 = 32;
@@ -73,23 +71,20 @@ impl fmt::Display for Forwards {
 pub fn serve(listeners: impl IntoIterator<Item = (OwnedFd, Endpoint)>) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     for (listener, target) in listeners {
-        rustix::io::ioctl_fionbio(&listener, true)?;
-        tokio::spawn(accept_all(watch(listener)?, target, Arc::clone(&room)));
+        tokio::spawn(accept_all(Listener::inherited(listener)?, target, Arc::clone(&room)));
     }
     Ok(())
 }
 
-async fn accept_all(listener: AsyncFd<OwnedFd>, target: Endpoint, room: Arc<Semaphore>) {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+async fn accept_all(mut listener: Listener, target: Endpoint, room: Arc<Semaphore>) {
     loop {
-        let accepted = when_readable(&listener, |listener| rustix::net::accept_with(listener, flags)).await;
-        match accepted.and_then(watch) {
-            Ok(client) => {
+        match listener.accept().await {
+            Ok((client, _)) => {
                 if let Ok(place) = Arc::clone(&room).try_acquire_owned() {
                     let target = target.clone();
                     tokio::spawn(async move {
                         // What goes wrong with a connection shows at both of its ends, and concerns nobody else.
-                        let _ = carry(&client, &target).await;
+                        let _ = carry(client, &target).await;
                         drop(place);
                     });
                 }
@@ -104,71 +99,38 @@ async fn accept_all(listener: AsyncFd<OwnedFd>, target: Endpoint, room: Arc<Sema
 
 /// Carries bytes both ways until both directions have ended, one of them breaks, or nothing has moved for
 /// [`IDLE_MAX`].
-async fn carry(client: &AsyncFd<OwnedFd>, target: &Endpoint) -> io::Result<()> {
-    let stream = tokio::time::timeout(CONNECT_WITHIN, target.connect()).await??;
+async fn carry(client: Stream, target: &Endpoint) -> io::Result<()> {
+    let stream = timeout(CONNECT_WITHIN, target.connect()).await??;
     let activity = Activity::new();
-    let (mut from_target, mut to_target) = tokio::io::split(stream);
-    let inwards = async {
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            let bytes =
-                when_readable(client, |client| rustix::io::read(client, buffer.as_mut_slice())).await?;
-            activity.note();
-            if bytes == 0 {
-                return to_target.shutdown().await;
-            }
-            to_target.write_all(&buffer[..bytes]).await?;
-        }
-    };
-    let outwards = async {
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            let bytes = from_target.read(&mut buffer).await?;
-            activity.note();
-            if bytes == 0 {
-                return Ok(rustix::net::shutdown(client, Shutdown::Write)?);
-            }
-            send_all(client, &buffer[..bytes]).await?;
-        }
+    let (from_target, to_target) = split(stream);
+    let (from_client, to_client) = split(client);
+    let both = async {
+        tokio::try_join!(
+            one_way(from_client, to_target, &activity),
+            one_way(from_target, to_client, &activity)
+        )
     };
     tokio::select! {
-        ended = async { tokio::try_join!(inwards, outwards) } => ended.map(drop),
+        ended = both => ended.map(drop),
         () = activity.idle() => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-/// Tells the runtime of a socket that is no listener or stream of its own.
-#[expect(
-    deprecated,
-    reason = "what follows it is unsafe, for descriptors that are closed too early; an OwnedFd is not"
-)]
-fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::new(socket)
-}
-
-/// Does `deed` when it can be done without waiting.
-async fn when_readable<T>(
-    socket: &AsyncFd<OwnedFd>,
-    mut deed: impl FnMut(&OwnedFd) -> rustix::io::Result<T>,
-) -> io::Result<T> {
+/// Carries bytes one way, and then their end.
+async fn one_way(
+    mut from: ReadHalf<Stream>,
+    mut to: WriteHalf<Stream>,
+    activity: &Activity,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        let mut guard = socket.readable().await?;
-        if let Ok(done) = guard.try_io(|socket| Ok(deed(socket.get_ref())?)) {
-            return done;
+        let bytes = from.read(&mut buffer).await?;
+        activity.note();
+        if bytes == 0 {
+            return to.shutdown().await;
         }
+        to.write_all(&buffer[..bytes]).await?;
     }
-}
-
-async fn send_all(socket: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let mut guard = socket.writable().await?;
-        let sent =
-            guard.try_io(|socket| Ok(rustix::net::send(socket.get_ref(), bytes, SendFlags::NOSIGNAL)?));
-        if let Ok(sent) = sent {
-            bytes = &bytes[sent?..];
-        }
-    }
-    Ok(())
 }
 
 /// When something was carried last.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
@@ -111,6 +112,17 @@ impl Listener {
             }
             Endpoint::Unix(path) => bind_unix(path).await,
         }
+    }
+
+    /// Accepts at a TCP socket that listens already, and was handed over: a socket stays in the network namespace in which
+    /// it was made.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch it.
+    pub fn inherited(socket: OwnedFd) -> io::Result<Listener> {
+        let listener = std::net::TcpListener::from(socket);
+        listener.set_nonblocking(true)?;
+        Ok(Listener::Tcp(TcpListener::from_std(listener)?))
     }
 
     /// The port that was bound; of use when 0 was asked for.
