@@ -137,7 +137,7 @@ impl Shell {
             match &problem {
                 Some(problem) => tracing::warn!("{name}: {problem}"),
                 None if !matches!(step, Step::Save(_) | Step::Look) => {
-                    tracing::info!("{name}: {}", step_name(&step))
+                    tracing::info!("{name}: {}", step_name(&step));
                 }
                 None => {}
             }

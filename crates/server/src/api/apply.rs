@@ -40,17 +40,10 @@ pub(crate) async fn apply(
         true => request::create(view, manifest, context),
         false => request::apply(view, manifest, context),
     };
+    server.initialised_view()?;
+    let view = server.confirmed_view().await?;
     let context = || Context { now: clock::now(), uid: clock::fresh_uid(), if_match };
-    let judge = |view: &View| -> Vec<_> {
-        manifests.iter().map(|manifest| decide(view, manifest, &context())).collect()
-    };
-    let mut view = server.initialised_view()?;
-    let mut judged = judge(&view);
-    // What will be written is guarded, whatever the view; what is only told must be true of everything acknowledged.
-    if apply.dry_run || judged.iter().any(Result::is_err) {
-        view = server.confirmed_view().await?;
-        judged = judge(&view);
-    }
+    let judged: Vec<_> = manifests.iter().map(|manifest| decide(&view, manifest, &context())).collect();
     refuse_all(&manifests, &judged)?;
     if apply.dry_run {
         let changes = manifests.iter().zip(judged).map(|(manifest, judged)| foresee(&view, manifest, judged));
