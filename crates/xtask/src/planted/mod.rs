@@ -7,7 +7,7 @@
 //! # guards: the invariant that the bug breaks
 //! # red by: sim                      or: test NAME -p PACKAGE
 //! # seeds: 200                       (sim) how many seeds it may take
-//! # says: text that the red run prints
+//! # says: text that the red run prints, or several of which it prints one, parted by ` | `
 //! ```
 //!
 //! Red are: a bug that stays unnoticed, one noticed by accident, one that no longer applies or compiles, and a copy
@@ -153,10 +153,12 @@ impl<'a> Nursery<'a> {
         self.build(tree, &patch.red_by).context("broken: it no longer compiles")?;
         match self.run(tree, &patch.red_by, &patch.name)? {
             Ended::Green => bail!("not noticed by {}", patch.red_by),
-            Ended::Red { output } if output.contains(&patch.says) => Ok(match first_seed(&output) {
-                Some(seed) => format!("red at seed {seed} of {}", patch.red_by),
-                None => format!("red by {}", patch.red_by),
-            }),
+            Ended::Red { output } if patch.says.split(" | ").any(|says| output.contains(says)) => {
+                Ok(match first_seed(&output) {
+                    Some(seed) => format!("red at seed {seed} of {}", patch.red_by),
+                    None => format!("red by {}", patch.red_by),
+                })
+            }
             Ended::Red { output } => {
                 let cause =
                     anyhow::anyhow!("its output does not contain `{}`:\n{}", patch.says, end_of(&output));

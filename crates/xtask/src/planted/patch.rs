@@ -31,7 +31,8 @@ pub(super) struct Patch {
     /// The invariant that the bug breaks.
     pub(super) guards: String,
     pub(super) red_by: RedBy,
-    /// Text that the red run has to print: red for another reason is not caught.
+    /// Text that the red run has to print, or alternatives parted by ` | `: which of a bug's symptoms is met first is a
+    /// matter of seeds. Red for another reason is not caught.
     pub(super) says: String,
 }
 
