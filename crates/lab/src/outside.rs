@@ -103,7 +103,9 @@ pub(crate) fn down(hash: &str) -> Result<()> {
         }
         let Some(outer) = switched.file_name().and_then(|name| name.to_str()) else { continue };
         // Removed only when no other lab has a note in it.
-        if fs::remove_dir(&switched).is_ok() {
+        // Where every link forwards, somebody has come meanwhile who wants that, such as Docker.
+        let all = fs::read_to_string(switch("all")).unwrap_or_default();
+        if fs::remove_dir(&switched).is_ok() && all.trim() != "1" {
             match fs::write(switch(outer), "0") {
                 // The link has gone meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

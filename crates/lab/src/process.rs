@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -57,14 +58,20 @@ impl ProcessId {
     }
 }
 
-/// Every process that carries the mark, as far as this user may look at it.
+/// Every process of this user that carries the mark. Those of others may carry it as a trap, and are theirs.
 #[must_use]
 pub fn marked(mark: &str) -> Vec<ProcessId> {
     let wanted = format!("{MARK_VARIABLE}={mark}");
     let entries = fs::read_dir("/proc").into_iter().flatten();
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     // The process is identified before its mark is read: one that takes its number in between has another start.
+    let user_id = rustix::process::geteuid().as_raw();
     let found = pids.filter_map(ProcessId::of).filter(|process| {
+        let is_ours =
+            fs::metadata(format!("/proc/{}", process.pid)).is_ok_and(|found| found.uid() == user_id);
+        if !is_ours {
+            return false;
+        }
         let mut environment = Vec::new();
         let file = File::open(format!("/proc/{}/environ", process.pid));
         let read = file.and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
