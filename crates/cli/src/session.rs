@@ -4,10 +4,11 @@ use std::io::{self, IsTerminal as _, Read as _};
 
 use anyhow::{Context as _, Result};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// How much is read from standard input at once; less than a frame of the guest's protocol holds.
-const CHUNK_BYTES: usize = 16 << 10;
+pub(crate) const CHUNK_BYTES: usize = 16 << 10;
 /// How many chunks of standard input may wait for the network: then reading waits.
 const CHUNKS_MAX: usize = 4;
 
@@ -59,4 +60,33 @@ pub(crate) fn input() -> Result<mpsc::Receiver<Vec<u8>>> {
     };
     std::thread::Builder::new().name("stdin".to_owned()).spawn(read).context("read standard input")?;
     Ok(receiver)
+}
+
+/// Signals that end a program which has the terminal for itself, so that it sets the terminal right before it goes.
+pub(crate) struct Ended {
+    signals: [Signal; 3],
+}
+
+impl Ended {
+    pub(crate) fn listen() -> Result<Ended> {
+        let [terminate, hangup, interrupt] =
+            [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()].map(listen);
+        let signals = [terminate?, hangup?, interrupt?];
+        Ok(Ended { signals })
+    }
+
+    /// Waits for one of them.
+    pub(crate) async fn wait(&mut self) {
+        let [terminate, hangup, interrupt] = &mut self.signals;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+}
+
+/// Listens to a signal, which then ends nothing by itself.
+pub(crate) fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).context("listen to signals")
 }

@@ -9,6 +9,10 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Bytes in front of the content.
 pub const HEAD_BYTES: usize = 5;
 
+/// How much input may be on its way to a program that has not taken it: whoever sends more is cut off. So a program that
+/// takes none holds up neither signals nor the news that the other side is gone.
+pub const INPUT_BYTES_MAX: usize = 256 * 1024;
+
 /// What a frame holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
@@ -29,6 +33,8 @@ pub enum Frame {
     Signal(u8),
     /// The program has ended: its exit code, or 128 + the signal that ended it. The last frame.
     Exit(u32),
+    /// So many bytes of input were taken since the last such frame, or have nobody to take them.
+    Taken(u32),
 }
 
 /// A stream that is not one of frames.
@@ -60,6 +66,7 @@ impl Frame {
             }
             Self::Signal(number) => return frame(4, &[*number]),
             Self::Exit(code) => return frame(5, &code.to_be_bytes()),
+            Self::Taken(bytes) => return frame(6, &bytes.to_be_bytes()),
         };
         frame(kind, content)
     }
@@ -74,7 +81,7 @@ impl Frame {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
         let fits = match kind {
             0..=2 => length <= FRAME_BYTES_MAX,
-            3 | 5 => length == 4,
+            3 | 5 | 6 => length == 4,
             4 => length == 1,
             _ => return Err(FrameError::Kind(kind)),
         };
@@ -92,7 +99,8 @@ impl Frame {
                 columns: (number(content) & 0xffff) as u16,
             },
             4 => Self::Signal(content[0]),
-            _ => Self::Exit(number(content)),
+            5 => Self::Exit(number(content)),
+            _ => Self::Taken(number(content)),
         };
         Ok(Some((frame, HEAD_BYTES + length)))
     }
@@ -122,6 +130,7 @@ mod tests {
             Frame::Resize { rows: 24, columns: 0x1234 },
             Frame::Signal(15),
             Frame::Exit(143),
+            Frame::Taken(70_000),
         ];
         for frame in frames {
             let bytes = frame.encode();
@@ -138,7 +147,7 @@ mod tests {
     #[test]
     fn what_is_no_frame_is_refused_before_its_content_comes() {
         let cases: [(&[u8], FrameError); 5] = [
-            (&[6, 0, 0, 0, 0], FrameError::Kind(6)),
+            (&[7, 0, 0, 0, 0], FrameError::Kind(7)),
             (&[0, 0, 1, 0, 1], FrameError::Length { kind: 0, bytes: 65_537 }),
             (&[1, 255, 255, 255, 255], FrameError::Length { kind: 1, bytes: 0xffff_ffff }),
             (&[3, 0, 0, 0, 3], FrameError::Length { kind: 3, bytes: 3 }),

@@ -14,6 +14,7 @@ mod netlink;
 mod network;
 mod page;
 mod ready;
+mod relay;
 mod routes;
 mod serve;
 mod shutdown;

@@ -12,19 +12,20 @@ use serde::de::DeserializeOwned;
 use tokio::task::spawn_local;
 
 use crate::agent::Agent;
-use crate::{exec, metrics, network, shutdown};
+use crate::relay::Place;
+use crate::{exec, metrics, network, relay, shutdown};
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers one request; whatever goes wrong becomes an answer too.
-pub(crate) async fn answer(agent: &Rc<Agent>, request: Request<Incoming>) -> Answer {
+/// Answers one request; whatever goes wrong becomes an answer too. A command takes over the place of its connection.
+pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
     let result = match (request.method(), path.as_str()) {
         (&Method::GET, "/v1/health") => Ok(json(StatusCode::OK, &serde_json::json!({ "healthy": true }))),
         (&Method::GET, "/v1/info") => Ok(json(StatusCode::OK, &agent.info())),
         (&Method::GET, "/v1/metrics") => Ok(json(StatusCode::OK, &metrics::metrics())),
         (&Method::PUT, "/v1/identity") => identity(agent, request).await,
-        (&Method::POST, "/v1/exec") => run(agent, request).await,
+        (&Method::POST, "/v1/exec") => run(agent, place, request).await,
         (&Method::POST, "/v1/shutdown") => stop(agent, request).await,
         _ => Err(problem(StatusCode::NOT_FOUND, "there is nothing here")),
     };
@@ -41,7 +42,7 @@ async fn identity(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answe
     Ok(json(StatusCode::OK, &agent.info()))
 }
 
-async fn run(agent: &Rc<Agent>, mut request: Request<Incoming>) -> Result<Answer, Answer> {
+async fn run(agent: &Rc<Agent>, place: &Place, mut request: Request<Incoming>) -> Result<Answer, Answer> {
     let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == EXEC_PROTOCOL);
     if !wanted {
         return Err(problem(StatusCode::UPGRADE_REQUIRED, &format!("upgrade to {EXEC_PROTOCOL}")));
@@ -50,7 +51,7 @@ async fn run(agent: &Rc<Agent>, mut request: Request<Incoming>) -> Result<Answer
     let command: Exec = body(request).await?;
     let process = exec::start(agent, &command)
         .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
-    spawn_local(exec::relay(process, upgrade));
+    spawn_local(relay::relay(process, upgrade, place.clone()));
     let answer = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(CONNECTION, "upgrade")

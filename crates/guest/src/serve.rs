@@ -15,6 +15,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::agent::Agent;
+use crate::relay::Place;
 use crate::{children, console, grow, page, ready, routes};
 
 /// Connections served at once on each listener. The host needs a few; each console or command holds one.
@@ -70,17 +71,16 @@ async fn accept(agent: &Rc<Agent>, listener: &VsockListener) -> anyhow::Result<(
         };
         let agent = agent.clone();
         spawn_local(async move {
-            serve(agent, stream).await;
-            drop(place);
+            serve(agent, Rc::new(place), stream).await;
         });
     }
 }
 
 /// Serves the agent's API on one connection. A peer that breaks off is no news.
-async fn serve(agent: Rc<Agent>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+async fn serve(agent: Rc<Agent>, place: Place, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let service = service_fn(move |request| {
-        let agent = agent.clone();
-        async move { Ok::<_, std::convert::Infallible>(routes::answer(&agent, request).await) }
+        let (agent, place) = (agent.clone(), place.clone());
+        async move { Ok::<_, std::convert::Infallible>(routes::answer(&agent, &place, request).await) }
     });
     let _ = builder().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }

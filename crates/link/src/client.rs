@@ -239,7 +239,9 @@ impl Client {
             ("sec-websocket-version", "13".to_owned()),
             ("sec-websocket-key", key.clone()),
         ];
-        let (endpoint, response) = self.send::<()>(Method::GET, path, None, &headers).await?;
+        // Once only, although it is a GET: what stands behind it may have been begun.
+        let (endpoint, response) =
+            self.send_once::<()>(Method::GET, path, None, &headers, self.answer_within).await?;
         let accepted = response.headers().get("sec-websocket-accept").cloned();
         let stream = upgraded(endpoint.clone(), response).await?;
         if accepted.is_none_or(|accepted| accepted != derive_accept_key(key.as_bytes())) {
@@ -257,9 +259,10 @@ impl Client {
     ) -> Result<(Endpoint, http::Response<Incoming>), ClientError> {
         let is_read = method == Method::GET;
         let mut tries_left = if is_read { self.endpoints.len() } else { 1 };
+        let within = if is_read { READ_WITHIN.min(self.answer_within) } else { self.answer_within };
         loop {
             tries_left = tries_left.saturating_sub(1);
-            match self.send_once(method.clone(), path, body, headers).await {
+            match self.send_once(method.clone(), path, body, headers, within).await {
                 Err(ClientError::Broken { endpoint, source }) => {
                     // Whoever asks next asks somebody else.
                     self.leave_server();
@@ -278,9 +281,8 @@ impl Client {
         path: &str,
         body: Option<&B>,
         headers: &[(&str, String)],
+        within: Duration,
     ) -> Result<(Endpoint, http::Response<Incoming>), ClientError> {
-        let within =
-            if method == Method::GET { READ_WITHIN.min(self.answer_within) } else { self.answer_within };
         let (endpoint, stream) = self.connect().await?;
         let broken = |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Broken {
             endpoint: endpoint.clone(),
@@ -322,7 +324,7 @@ impl Client {
 
     /// A stream to the first server that accepts one, beginning with the one that answered last.
     async fn connect(&self) -> Result<(Endpoint, Stream), ClientError> {
-        let deadline = Instant::now() + RETRY_WITHIN;
+        let deadline = Instant::now() + RETRY_WITHIN.min(self.answer_within);
         let mut tried = vec![String::new(); self.endpoints.len()];
         loop {
             for _ in 0..self.endpoints.len() {

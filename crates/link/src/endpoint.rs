@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -18,6 +19,15 @@ pub const DEFAULT_PORT: u16 = 7_700;
 
 /// The pause after a connection could not be accepted, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection is silent before the peer's kernel is asked whether it is there (tcp(7)).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
+/// How often it is asked.
+const KEEPALIVE_PERIOD: Duration = Duration::from_secs(5);
+/// How often it may fail to answer.
+const KEEPALIVE_COUNT: u32 = 3;
+/// How long what was sent may stay unacknowledged (tcp(7), `TCP_USER_TIMEOUT`).
+const UNACKNOWLEDGED_MAX_MS: u32 = 30_000;
 
 /// Where a peer is: `http://host:port` or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,9 +79,7 @@ impl Endpoint {
         match self {
             Endpoint::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.trim_matches(['[', ']']), *port)).await?;
-                // Requests and answers are small and wait for each other: Nagle's algorithm would delay them.
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Ok(Stream::Tcp(tuned(stream)?))
             }
             Endpoint::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
         }
@@ -142,8 +150,7 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Peer::Address(address)))
+                Ok((Stream::Tcp(tuned(stream)?), Peer::Address(address)))
             }
             Listener::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
@@ -152,6 +159,19 @@ impl Listener {
             }
         }
     }
+}
+
+/// Sets what every connection of ours wants.
+fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+    // Requests and answers are small and wait for each other: Nagle's algorithm would delay them.
+    stream.set_nodelay(true)?;
+    // A machine that lost its power ends no connection; who waits for it must be told.
+    sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_PERIOD)?;
+    sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_COUNT)?;
+    sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_MAX_MS)?;
+    Ok(stream)
 }
 
 async fn bind_unix(path: &Path) -> io::Result<Listener> {

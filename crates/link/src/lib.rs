@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod endpoint;
+pub mod guard;
 pub mod web_socket;
 
 pub use client::{ByteStream, Client, ClientError, Lines, Problem, Response, Upgraded};

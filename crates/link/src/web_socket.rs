@@ -1,8 +1,11 @@
 //! A WebSocket as a stream of bytes: what is in one message and what in the next means nothing here.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 
@@ -11,6 +14,10 @@ use crate::endpoint::Endpoint;
 
 /// The longest message that is read: what comes is cut by servers of ours into much smaller ones.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// How long the other side may say nothing: servers of ours ask every twenty seconds whether we are still there. A machine
+/// that lost its power says nothing either.
+const SILENCE_MAX: Duration = Duration::from_secs(65);
 
 /// An open WebSocket.
 pub struct WebSocket {
@@ -68,10 +75,13 @@ impl Receiver {
     /// The next bytes; `None` when the other side has said goodbye. Cancelling it loses nothing.
     ///
     /// # Errors
-    /// [`ClientError::Broken`].
+    /// [`ClientError::Broken`], also when the other side has been silent for longer than it may.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
-            match self.stream.next().await {
+            let message = timeout(SILENCE_MAX, self.stream.next()).await.map_err(|silent| {
+                ClientError::Broken { endpoint: self.endpoint.clone(), source: silent.into() }
+            })?;
+            match message {
                 None | Some(Ok(Message::Close(_))) => return Ok(None),
                 Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
                 Some(Ok(Message::Text(text))) => return Ok(Some(text.into())),

@@ -167,7 +167,11 @@ impl Call<'_> {
             self.used(bytes);
             match frame {
                 Frame::Stdin(bytes) if bytes.is_empty() => return Ok(0),
-                Frame::Stdin(bytes) => self.send(&Frame::Stdout(bytes))?,
+                Frame::Stdin(bytes) => {
+                    let taken = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                    self.send(&Frame::Stdout(bytes))?;
+                    self.send(&Frame::Taken(taken))?;
+                }
                 Frame::Signal(number) => return Ok(128 + u32::from(number)),
                 _ => {}
             }

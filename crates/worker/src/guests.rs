@@ -24,7 +24,7 @@ use lightbyte_guest::protocol::{self, AGENT_PORT, BODY_BYTES_MAX, CONSOLE_PROTOC
 use lightbyte_link::{Listener, Problem};
 use lightbyte_vmm::{ConsoleFrom, DriverError, Drivers};
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy, sink, split};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink, split};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -37,6 +37,10 @@ const GUEST_WITHIN: Duration = Duration::from_secs(5);
 const CONSOLE_LOOK_PERIOD: Duration = Duration::from_millis(200);
 /// How long a server may take to end a connection whose guest's side has ended.
 const LINGER_MAX: Duration = Duration::from_secs(5);
+/// How long a side that must take what it is sent may take nothing.
+const STALL_MAX: Duration = Duration::from_secs(15);
+/// How much is carried at once.
+const CHUNK_BYTES: usize = 16 << 10;
 /// The largest answer of a guest's agent that says what is wrong.
 const PROBLEM_BYTES_MAX: usize = 16 << 10;
 
@@ -57,6 +61,7 @@ pub(crate) async fn serve(drivers: Drivers, listener: Listener) {
         .route("/v1/vms/{uid}/console", post(console))
         .route("/v1/vms/{uid}/logs", get(logs))
         .fallback(unknown_path)
+        .layer(axum::middleware::from_fn(lightbyte_link::guard::keep_pages_out))
         .with_state(guests);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the listener failed: nobody gets into the guests of this host");
@@ -110,10 +115,13 @@ async fn exec(
 ) -> Result<Response, Problem> {
     let vm = vm(path)?;
     must_upgrade(&request, EXEC_PROTOCOL)?;
-    let place = guests.place()?;
     let server = hyper::upgrade::on(&mut request);
+    let too_slow = |_| problem(StatusCode::REQUEST_TIMEOUT, "the command did not come in time");
     let too_large = |_| problem(StatusCode::PAYLOAD_TOO_LARGE, "the command is too long");
-    let body = to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(too_large)?;
+    let body =
+        timeout(GUEST_WITHIN, to_bytes(request.into_body(), BODY_BYTES_MAX)).await.map_err(too_slow)?;
+    let body = body.map_err(too_large)?;
+    let place = guests.place()?;
     let stream = guests.ask(move |drivers| drivers.guest.connect(vm, AGENT_PORT, GUEST_WITHIN)).await?;
     let answer = timeout(GUEST_WITHIN, ask_guest(stream, body)).await;
     let answer = answer.map_err(|_| silent("it is too slow"))?.map_err(|error| silent(&error.to_string()))?;
@@ -123,7 +131,8 @@ async fn exec(
     let guest = hyper::upgrade::on(answer);
     tokio::spawn(async move {
         if let (Ok(server), Ok(guest)) = (server.await, guest.await) {
-            relay(TokioIo::new(server), TokioIo::new(guest)).await;
+            // Whoever reads what a command says may take his time, as with a pager.
+            relay(TokioIo::new(server), TokioIo::new(guest), None).await;
         }
         drop(place);
     });
@@ -144,27 +153,53 @@ fn upgrades(protocol: &'static str) -> Response {
 
 /// Carries bytes both ways until either side ends. The server's end ends the guest's; the guest's is told to the server,
 /// whose own end is then waited for: a connection that is closed with something unread in it loses what it sent last.
+/// A guest that takes nothing ends it after [`STALL_MAX`], and a server after `server_stall`: a console must be read,
+/// or its guest waits.
 async fn relay(
     server: impl AsyncRead + AsyncWrite + Send + 'static,
     guest: impl AsyncRead + AsyncWrite + Send + 'static,
+    server_stall: Option<Duration>,
 ) {
     let (mut from_server, mut to_server) = split(server);
-    let (mut from_guest, mut to_guest) = split(guest);
+    let (from_guest, to_guest) = split(guest);
     let up = async {
-        if copy(&mut from_server, &mut to_guest).await.is_err() {
+        if carry(&mut from_server, to_guest, Some(STALL_MAX)).await.is_err() {
             // The guest takes nothing any more, and may still have something to say.
             let _ = copy(&mut from_server, &mut sink()).await;
         }
     };
     let down = async {
         // An end that is an error is an end.
-        let _ = copy(&mut from_guest, &mut to_server).await;
-        let _ = to_server.shutdown().await;
+        let _ = carry(from_guest, &mut to_server, server_stall).await;
+        let _ = timeout(LINGER_MAX, to_server.shutdown()).await;
     };
     tokio::pin!(up);
     tokio::select! {
         () = &mut up => {}
         () = down => drop(timeout(LINGER_MAX, up).await),
+    }
+}
+
+/// Carries bytes one way until their end. Each write is over after `stall`.
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    stall: Option<Duration>,
+) -> std::io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let bytes = from.read(&mut chunk).await?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let write = async {
+            to.write_all(&chunk[..bytes]).await?;
+            to.flush().await
+        };
+        match stall {
+            Some(stall) => timeout(stall, write).await??,
+            None => write.await?,
+        }
     }
 }
 
@@ -250,7 +285,7 @@ async fn console(
     let server = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(server) = server.await {
-            relay(TokioIo::new(server), stream).await;
+            relay(TokioIo::new(server), stream, Some(STALL_MAX)).await;
         }
         drop((place, open));
     });
@@ -297,10 +332,13 @@ async fn logs(
 }
 
 impl Reading {
-    /// Reads all that is kept, which is two MiB at the most, and leaves the last `lines` of it.
+    /// Reads all that is kept now, which is two MiB at the most, and leaves the last `lines` of it. What a guest adds
+    /// meanwhile comes when it is followed: one that writes all the time would never end.
     async fn begin(&mut self, lines: Option<usize>) -> Result<(), Problem> {
+        let (vm, nothing) = (self.vm, ConsoleFrom::Last(0));
+        let end = self.guests.ask(move |drivers| drivers.guest.read_console(vm, nothing)).await?.next();
         let mut kept = Vec::new();
-        loop {
+        while self.position < end {
             let bytes = self.read().await?;
             if bytes.is_empty() {
                 break;

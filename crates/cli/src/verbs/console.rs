@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::arguments::One;
 use crate::cluster::Cluster;
-use crate::failure::Code;
+use crate::failure::{Code, Failure};
 use crate::session::{self, Raw};
 use crate::target;
 use crate::terminal::say;
@@ -25,13 +25,21 @@ pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
         say(&format!("the console of {object}; Ctrl-] leaves it"));
     }
     let raw = if is_interactive { Some(Raw::begin()?) } else { None };
-    let left = tokio::select! {
-        left = show(receiver) => left.map(|()| "the VM has ended, and its console with it"),
-        left = keys(sender, session::input()?) => left.map(|()| "left the console"),
+    let mut ended = session::Ended::listen()?;
+    let is_left = tokio::select! {
+        shown = show(receiver) => shown.map(|()| false),
+        typed = keys(sender, session::input()?) => typed.map(|()| true),
+        () = ended.wait() => Ok(true),
     };
     drop(raw);
-    say(&format!("\n{object}: {}", left?));
-    Ok(Code::Done)
+    say("");
+    if is_left? {
+        return Ok(Code::Done);
+    }
+    // The machine's end and that of its worker's agent look the same from here.
+    Err(Failure::new(Code::Error, format!("the connection to the console of `{object}` ended"))
+        .hint(format!("`lightbyte why {object}` says how it is"))
+        .into())
 }
 
 async fn show(mut receiver: Receiver) -> Result<()> {

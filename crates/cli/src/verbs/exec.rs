@@ -4,10 +4,10 @@ use std::io;
 
 use anyhow::{Context as _, Result};
 use bytes::BytesMut;
-use lightbyte_guest::frame::Frame;
+use lightbyte_guest::frame::{Frame, INPUT_BYTES_MAX};
 use lightbyte_link::web_socket::{Receiver, Sender};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::signal::unix::SignalKind;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::arguments::Exec;
 use crate::cluster::Cluster;
@@ -17,6 +17,8 @@ use crate::target;
 
 /// What runs when no command is named.
 const SHELL: &str = "sh";
+/// How long the words of a command may be together, as they are written in an address: addresses have at most 64 KiB.
+const QUERY_BYTES_MAX: usize = 60_000;
 /// Signals that are passed on to a command without a terminal, by their numbers on Linux (signal(7)).
 const INTERRUPT: u8 = 2;
 const TERMINATE: u8 = 15;
@@ -36,13 +38,18 @@ pub(crate) async fn run(cluster: &Cluster, words: &Exec) -> Result<Exit> {
         [] => query.push(("command", SHELL.to_owned())),
         command => query.extend(command.iter().map(|word| ("command", word.clone()))),
     }
+    let length: usize = query.iter().map(|(name, value)| name.len() + value.len() * 3 + 2).sum();
+    if length > QUERY_BYTES_MAX {
+        return Err(Failure::usage("the command is too long").hint("pipe a script into `sh` instead").into());
+    }
     let socket = cluster.web_socket(&object, "exec", &query).await;
     let (sender, receiver) = socket.with_context(|| format!("run a command in `{object}`"))?.split();
     let raw = if terminal { Some(Raw::begin()?) } else { None };
     let input = if words.no_stdin { None } else { Some(session::input()?) };
+    let room = Semaphore::new(INPUT_BYTES_MAX);
     let outcome = tokio::select! {
-        outcome = outputs(receiver) => outcome,
-        error = inputs(sender, input, terminal) => Err(error),
+        outcome = outputs(receiver, &room) => outcome,
+        error = inputs(sender, input, &room, terminal) => Err(error),
     };
     drop(raw);
     match outcome? {
@@ -57,7 +64,8 @@ pub(crate) async fn run(cluster: &Cluster, words: &Exec) -> Result<Exit> {
 }
 
 /// Writes what the command says, until it ends: then its exit code.
-async fn outputs(mut receiver: Receiver) -> Result<Option<u32>> {
+/// `room` grows by what it takes of its input.
+async fn outputs(mut receiver: Receiver, room: &Semaphore) -> Result<Option<u32>> {
     let mut buffer = BytesMut::new();
     while let Some(bytes) = receiver.next().await? {
         buffer.extend_from_slice(&bytes);
@@ -67,6 +75,7 @@ async fn outputs(mut receiver: Receiver) -> Result<Option<u32>> {
                 Frame::Stdout(bytes) => write(&mut io::stdout(), &bytes)?,
                 Frame::Stderr(bytes) => write(&mut io::stderr(), &bytes)?,
                 Frame::Exit(code) => return Ok(Some(code)),
+                Frame::Taken(bytes) => room.add_permits((bytes as usize).min(INPUT_BYTES_MAX)),
                 // These go to the guest only.
                 Frame::Stdin(_) | Frame::Resize { .. } | Frame::Signal(_) => {}
             }
@@ -80,8 +89,13 @@ fn write(output: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
 }
 
 /// Sends what is typed, the terminal's size when it changes, and signals. It ends with an error only.
-async fn inputs(mut sender: Sender, input: Option<mpsc::Receiver<Vec<u8>>>, terminal: bool) -> anyhow::Error {
-    match send_inputs(&mut sender, input, terminal).await {
+async fn inputs(
+    mut sender: Sender,
+    input: Option<mpsc::Receiver<Vec<u8>>>,
+    room: &Semaphore,
+    terminal: bool,
+) -> anyhow::Error {
+    match send_inputs(&mut sender, input, room, terminal).await {
         Ok(()) => std::future::pending().await,
         Err(error) => error,
     }
@@ -90,17 +104,19 @@ async fn inputs(mut sender: Sender, input: Option<mpsc::Receiver<Vec<u8>>>, term
 async fn send_inputs(
     sender: &mut Sender,
     mut input: Option<mpsc::Receiver<Vec<u8>>>,
+    room: &Semaphore,
     terminal: bool,
 ) -> Result<()> {
-    let mut resized = listen(SignalKind::window_change())?;
-    let mut interrupted = listen(SignalKind::interrupt())?;
-    let mut terminated = listen(SignalKind::terminate())?;
+    let mut resized = session::listen(SignalKind::window_change())?;
+    let mut interrupted = session::listen(SignalKind::interrupt())?;
+    let mut terminated = session::listen(SignalKind::terminate())?;
+    let mut hung_up = session::listen(SignalKind::hangup())?;
     if input.is_none() {
         sender.send(Frame::Stdin(Vec::new()).encode()).await?;
     }
     loop {
         let frame = tokio::select! {
-            bytes = typed(&mut input) => match bytes {
+            bytes = typed(&mut input, room) => match bytes {
                 Some(bytes) => Frame::Stdin(bytes),
                 None => {
                     input = None;
@@ -111,8 +127,10 @@ async fn send_inputs(
                 Some((rows, columns)) => Frame::Resize { rows, columns },
                 None => continue,
             },
-            _ = interrupted.recv() => Frame::Signal(INTERRUPT),
-            _ = terminated.recv() => Frame::Signal(TERMINATE),
+            // Keys are the terminal's way to the command; a signal means this program, which sets the terminal right.
+            _ = interrupted.recv() => if terminal { return Err(ended()) } else { Frame::Signal(INTERRUPT) },
+            _ = terminated.recv() => if terminal { return Err(ended()) } else { Frame::Signal(TERMINATE) },
+            _ = hung_up.recv() => return Err(ended()),
         };
         if sender.send(frame.encode()).await.is_err() {
             // The command's last words and its exit code may still be on their way; the receiver tells.
@@ -121,14 +139,18 @@ async fn send_inputs(
     }
 }
 
-/// What is typed next; never, once the input has ended.
-async fn typed(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
-    match input {
-        Some(input) => input.recv().await,
-        None => std::future::pending().await,
-    }
+fn ended() -> anyhow::Error {
+    Failure::new(Code::Interrupted, "a signal ended this command, and what it ran with it").into()
 }
 
-fn listen(kind: SignalKind) -> Result<Signal> {
-    signal(kind).context("listen to signals")
+/// What is typed next, when there is room for it on its way; never, once the input has ended.
+async fn typed(input: &mut Option<mpsc::Receiver<Vec<u8>>>, room: &Semaphore) -> Option<Vec<u8>> {
+    let Some(input) = input else { return std::future::pending().await };
+    let chunk = u32::try_from(session::CHUNK_BYTES).unwrap_or(u32::MAX);
+    // The semaphore is never closed; without room nothing is sent.
+    let Ok(place) = room.acquire_many(chunk).await else { return std::future::pending().await };
+    let bytes = input.recv().await?;
+    drop(place);
+    room.forget_permits(bytes.len());
+    Some(bytes)
 }

@@ -39,6 +39,11 @@ const PING_PERIOD: Duration = Duration::from_secs(20);
 /// How long a person's side may take to end a connection whose guest's side has ended.
 const LINGER_MAX: Duration = Duration::from_secs(5);
 
+/// How long a worker may take to begin its answer to an upgrade: it waits for the guest twice, five seconds each time.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(12);
+/// How long a worker may take to begin sending a console: less than a client waits for a read, so that it is told why.
+const LOGS_WITHIN: Duration = Duration::from_secs(3);
+
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// `GET /v1/objects/vm/NAME/exec`, a WebSocket: runs a command in a guest.
@@ -99,7 +104,8 @@ pub(crate) async fn logs(
     let permit = server.stream_permit()?;
     let lines = lines.map(|lines| format!("&lines={lines}")).unwrap_or_default();
     let path = format!("/v1/vms/{}/logs?follow={follow}{lines}", way.vm);
-    let source = client(&way)?.bytes(&path).await.map_err(|error| failure(&way, error))?;
+    let source =
+        client(&way)?.within(LOGS_WITHIN).bytes(&path).await.map_err(|error| failure(&way, error))?;
     Ok(pass_on(source, permit))
 }
 
@@ -147,7 +153,11 @@ async fn connect<B: serde::Serialize>(
     })?;
     let permit = server.stream_permit()?;
     let path = format!("/v1/vms/{}/{what}", way.vm);
-    let guest = client(&way)?.upgrade(&path, protocol, body).await.map_err(|error| failure(&way, error))?;
+    let guest = client(&way)?
+        .within(UPGRADE_WITHIN)
+        .upgrade(&path, protocol, body)
+        .await
+        .map_err(|error| failure(&way, error))?;
     let mut stop = server.stop.clone();
     let upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
     Ok(upgrade.on_upgrade(async move |person| {

@@ -111,6 +111,7 @@ fn router(server: Arc<Server>) -> Router {
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
+        .layer(middleware::from_fn(lightbyte_link::guard::keep_pages_out))
         .layer(middleware::from_fn(caller::note))
         .with_state(server)
 }

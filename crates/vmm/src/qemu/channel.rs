@@ -51,14 +51,23 @@ pub(super) fn dial(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStre
     Ok(stream)
 }
 
-/// Connects to a port of the guest behind `uds`; reads and writes of the stream have time-outs.
-fn connect(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
-    // Without waiting: a backend that is stuck accepts nobody, and its queue is full some day (connect(2), EAGAIN).
+/// Connects to a socket without waiting: a process that is stuck accepts nobody, and its queue is full some day
+/// (connect(2), EAGAIN).
+///
+/// # Errors
+/// If nobody listens there, or takes no more.
+pub(super) fn reach(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(uds)?)?;
-    let mut stream = UnixStream::from(socket);
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Connects to a port of the guest behind `uds`; reads and writes of the stream have time-outs.
+fn connect(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
+    let mut stream = reach(uds)?;
     // What is written fits into the socket's buffer; the time-out is for a backend that hangs.
     stream.set_write_timeout(Some(WRITE_MAX))?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;

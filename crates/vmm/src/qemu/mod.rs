@@ -329,7 +329,7 @@ impl Guest for Qemu {
     fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError> {
         let paths = self.paths(vm);
         let Found::Running(_) = start::look(&paths)? else { return refuse("the guest does not run") };
-        UnixStream::connect(&paths.console).map_err(system("reach the guest's console"))
+        channel::reach(&paths.console).map_err(system("reach the guest's console"))
     }
 
     fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError> {
