@@ -146,6 +146,13 @@ impl Bed {
         self.command(words).output().expect("lightbyte runs")
     }
 
+    /// A command that runs beside the test, with its input and output in the test's hands.
+    pub(crate) fn child(&self, words: &[&str]) -> Child {
+        let mut command = self.command(words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("lightbyte runs")
+    }
+
     /// What a command that must succeed prints.
     pub(crate) fn ok(&self, words: &[&str]) -> String {
         let output = self.run(words);

@@ -1,9 +1,11 @@
 //! Real VMs: namespaces as hosts, QEMU, a kernel, the page.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::bed::{Bed, pass, signal, skip, until};
@@ -78,6 +80,8 @@ fn real_vms_answer_and_outlive_their_agent() {
     );
     assert!(bed.ok(&["logs", "hello"]).contains("lightbyte-guest"), "the console is kept");
 
+    commands_are_not_held_up(&bed);
+
     let worker = bed.json(&["get", "vm/hello"])["status"]["worker"].as_str().unwrap_or_default().to_owned();
     let name = format!("{worker}-worker");
     let agent = bed.process(&name);
@@ -98,6 +102,39 @@ fn real_vms_answer_and_outlive_their_agent() {
     bed.ok(&["delete", "vm/hello", "--yes"]);
     assert!(machines(&bed).is_empty(), "nothing runs");
     assert!(page(&address).is_none(), "nothing answers");
+}
+
+/// A program that takes no input hears a signal, and one whose reader is slow loses nothing of what it says.
+fn commands_are_not_held_up(bed: &Bed) {
+    let begun = |script: &str| {
+        let script = format!("echo begun; {script}");
+        let mut child = bed.child(&["exec", "hello", "--", "sh", "-c", &script]);
+        let mut output = BufReader::new(child.stdout.take().expect("its output"));
+        let mut line = String::new();
+        output.read_line(&mut line).expect("its first line");
+        assert_eq!(line, "begun\n");
+        (child, output)
+    };
+    let (mut deaf, _output) = begun("exec sleep 1000");
+    let mut input = deaf.stdin.take().expect("its input");
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&written);
+    let stuffing = std::thread::spawn(move || {
+        while input.write_all(&[0; 4 << 10]).is_ok() {
+            count.fetch_add(4 << 10, Ordering::Relaxed);
+        }
+    });
+    // All that may be on its way, and most of what a pipe holds.
+    until("its input is full", || written.load(Ordering::Relaxed) >= 300 << 10);
+    signal("INT", i32::try_from(deaf.id()).expect("a process number"));
+    assert_eq!(deaf.wait().expect("its end").code(), Some(130), "128 and the signal's number");
+    stuffing.join().expect("nobody takes the rest");
+
+    let (mut loud, mut output) = begun("dd if=/dev/zero bs=1k count=3000 2>/dev/null; exit 3");
+    pass(Duration::from_secs(1));
+    let mut said = Vec::new();
+    output.read_to_end(&mut said).expect("all that it says");
+    assert_eq!((said.len(), loud.wait().expect("its end").code()), (3_000 << 10, Some(3)));
 }
 
 #[test]

@@ -191,10 +191,12 @@ fn people_delete() {
 fn people_start_stop_and_restart() {
     assert_snapshot!(check("rack
         vm a on=n1 observed=running generation=4 restarts=2
+        vm b on=n1 observed=stopped stopped
         vm gone deleting", &[
         "stop vm/a",
         "start vm/a",
         "restart vm/a",
+        "restart vm/b",
         "restart vm/gone",
         "stop vm/gone",
         "start vm/none",
@@ -214,6 +216,9 @@ fn people_start_stop_and_restart() {
     change
     put asked vm/a generation 5 running restarts 3
     rests on epoch
+    > restart vm/b
+    error: vm/b is stopped, so there is nothing to restart
+    hint: `lightbyte start vm/b` starts it
     > restart vm/gone
     error: vm/gone is being deleted
     hint: `lightbyte wait vm/gone --for deleted`, then try again
