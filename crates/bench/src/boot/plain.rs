@@ -78,7 +78,9 @@ fn replaced(option: &str, word: &str) -> String {
             let id = word.split(',').find(|part| part.starts_with("id=")).unwrap_or_default();
             format!("tap,{id},ifname={TAP},script=no,downscript=no")
         }
-        "-chardev" if begins("file,") => with_path(word, "path=", &format!("{DIRECTORY}/console")),
+        "-chardev" if begins("socket,id=console,") => format!(
+            "socket,id=console,server=on,wait=off,path={DIRECTORY}/serial,logfile={DIRECTORY}/console,logappend=on"
+        ),
         "-chardev" if begins("socket,id=qmp,") => {
             format!("socket,id=qmp,path={DIRECTORY}/qmp,server=on,wait=off")
         }
@@ -256,8 +258,8 @@ mod tests {
                 "q -netdev tap,id=nic0,ifname=tap0,script=no,downscript=no -device x,mac=02:00",
             ),
             (
-                "q -chardev file,id=console,append=on,path=/s/c",
-                "q -chardev file,id=console,append=on,path=/b/console",
+                "q -chardev socket,id=console,server=on,wait=off,path=/r/console,logfile=/s/c,logappend=on",
+                "q -chardev socket,id=console,server=on,wait=off,path=/b/serial,logfile=/b/console,logappend=on",
             ),
             (
                 "q -chardev socket,id=qmp,fd=100,server=on,wait=off",
