@@ -60,8 +60,9 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
     };
     let client = Client::new(config.servers);
     let serving = listener.map(|listener| tokio::spawn(guests::serve(drivers.clone(), listener)));
-    let life = tokio::spawn(life::keep_alive(worker, said, client.clone()));
-    let outcome = shell::Shell::begin(worker, client, drivers)?.run(shutdown).await;
+    let (caught_up, is_caught_up) = tokio::sync::watch::channel(false);
+    let life = tokio::spawn(life::keep_alive(worker, said, client.clone(), is_caught_up));
+    let outcome = shell::Shell::begin(worker, client, drivers, caught_up)?.run(shutdown).await;
     life.abort();
     serving.inspect(tokio::task::JoinHandle::abort);
     outcome

@@ -6,6 +6,8 @@ use lightbyte_api::WorkerId;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::wire::{Heartbeat, HeartbeatAnswer};
 use lightbyte_link::{Client, ClientError};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// The pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -14,10 +16,22 @@ const BEAT_WITHIN: Duration = Duration::from_secs(2);
 /// How many heartbeats a lease should see in its life: two may be lost.
 const BEATS_PER_LEASE: u64 = 3;
 
-/// Registers, and beats until the end of the task.
-pub(crate) async fn keep_alive(worker: WorkerId, said: ObservedWorker, client: Client) {
+/// How long a worker waits before it counts as alive, for its reports to be those of this run: something that cannot be
+/// reported must not keep a host away.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Registers, waits until its reports are true, and beats until the end of the task. A worker that came to life before would
+/// vouch for what an earlier run has said of VMs that a power cut has ended.
+pub(crate) async fn keep_alive(
+    worker: WorkerId,
+    said: ObservedWorker,
+    client: Client,
+    mut caught_up: watch::Receiver<bool>,
+) {
     loop {
         register(worker, &said, &client).await;
+        // Its sender lives as long as the agent, which ends this task.
+        let _ = timeout(CATCH_UP_WITHIN, caught_up.wait_for(|caught_up| *caught_up)).await;
         beat_while_known(worker, &said, &client).await;
     }
 }

@@ -14,7 +14,7 @@ use lightbyte_api::{Kind, Timestamp, WorkerId};
 use lightbyte_link::{Client, ClientError, Lines};
 use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Reply, Report, Step};
 use lightbyte_vmm::{Drivers, VmmEvent, hands};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::clock::now;
 use crate::life::describe;
@@ -50,10 +50,17 @@ pub(crate) struct Shell {
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     steps: Arc<Semaphore>,
+    caught_up: watch::Sender<bool>,
 }
 
 impl Shell {
-    pub(crate) fn begin(worker: WorkerId, client: Client, drivers: Drivers) -> Result<Shell> {
+    /// `caught_up` is told when the store knows how everything on this host is.
+    pub(crate) fn begin(
+        worker: WorkerId,
+        client: Client,
+        drivers: Drivers,
+        caught_up: watch::Sender<bool>,
+    ) -> Result<Shell> {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let events = sender.clone();
         // Listening comes before looking: what happens in between is then told twice, not missed.
@@ -76,6 +83,7 @@ impl Shell {
             sender,
             messages,
             steps,
+            caught_up,
         })
     }
 
@@ -84,6 +92,9 @@ impl Shell {
         self.open_stream(Duration::ZERO);
         loop {
             self.carry_out();
+            if !*self.caught_up.borrow() && self.agent.is_caught_up() {
+                self.caught_up.send_replace(true);
+            }
             let wake = self.agent.next_wake().map_or(Duration::from_secs(60), until);
             tokio::select! {
                 () = &mut shutdown => return Ok(()),

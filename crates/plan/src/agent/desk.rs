@@ -213,6 +213,8 @@ struct Reported {
     claim_unsure: bool,
     /// Whether an inventory has said what is stored. Before that nothing can be guarded, and so nothing is sent.
     known: bool,
+    /// Whether what is stored has been what was to be said, at any time since this agent began.
+    told: bool,
 }
 
 impl Desk {
@@ -278,6 +280,12 @@ impl Desk {
             && self.step_in_flight.is_none()
     }
 
+    /// Whether the store has been told by this agent how the object is, or knew it already.
+    #[must_use]
+    pub const fn is_told(&self) -> bool {
+        self.reported.told
+    }
+
     // ------------------------------------------------------------------------------------------------- events
 
     /// Takes an assignment if it is at least as new as what is known.
@@ -330,6 +338,7 @@ impl Desk {
                 self.reported.claim_unsure = false;
                 self.reported.revision = if sent.is_some() { revision } else { 0 };
                 self.reported.stored = sent;
+                self.reported.told = true;
             }
             Reply::Refused { observed, assigned_revision } => {
                 let was_claim = self.reported.revision == 0;
@@ -418,6 +427,7 @@ impl Desk {
         }
         let observed = self.wanted_report(now);
         if same_report(self.reported.stored.as_ref(), observed.as_ref()) {
+            self.reported.told = true;
             return None;
         }
         let is_claim = self.reported.revision == 0;

@@ -135,6 +135,13 @@ impl Agent {
         self.desks.iter()
     }
 
+    /// Whether the store knows of every object how it is since this agent began. Until then its reports are those of
+    /// an earlier run, which may have lived before the host lost its power: a worker should not count as alive yet.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        self.epoch.is_some() && self.desks.values().all(Desk::is_told)
+    }
+
     /// The desk of `object`.
     #[must_use]
     pub fn desk(&self, object: &HostObject) -> Option<&Desk> {
