@@ -266,3 +266,29 @@ fn a_report_in_flight_outlives_an_inventory() {
     assert!(!bench.trace.contains(&"volume: report refused".to_owned()), "{}", bench.trace.join("\n"));
     assert!(matches!(bench.store[&VOLUME].observed, Some(Stamped { value: Observed::Volume(_), .. })));
 }
+
+#[test]
+fn an_agent_has_caught_up_when_the_store_says_what_its_host_shows() {
+    let mut bench = Bench::new();
+    assert!(!bench.agent.is_caught_up(), "nobody has told it what is stored");
+    bench.begin();
+    assert!(bench.agent.is_caught_up(), "nothing is stored and nothing is there");
+
+    // The host lost its power: what an earlier run has said of the VM is not true any more.
+    let mut bench = Bench::running();
+    bench.host.reboot();
+    bench.begin();
+    assert_eq!(bench.phase(), Some(VmPhase::Running));
+    assert!(!bench.agent.is_caught_up(), "the store says that it runs");
+    let mut rounds = 0;
+    while !bench.agent.is_caught_up() {
+        rounds += 1;
+        assert!(rounds < 10, "it never catches up: {}", bench.trace.join("\n"));
+        for (object, action) in bench.agent.actions(bench.now) {
+            bench.do_one(object, action);
+        }
+    }
+    assert_ne!(bench.phase(), Some(VmPhase::Running), "it has caught up with a lie");
+    bench.rest();
+    assert!(bench.agent.is_caught_up(), "once is for good");
+}
