@@ -6,8 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::address::MacAddress;
+use crate::first_boot::FirstBoot;
 use crate::kinds::Kind;
 use crate::kinds::image::Part;
+use crate::kinds::volume::Filesystem;
 use crate::name::Name;
 use crate::uid::{Uid, VolumeId};
 use crate::units::ByteSize;
@@ -36,6 +38,10 @@ pub struct AssignedVm {
     /// Raised to ask for a stop and a start.
     #[serde(default)]
     pub restarts_asked: u64,
+    /// The sequence at which the machine itself was last changed (CPUs, memory, disks): a machine that runs is as it was
+    /// when it was started, and follows at its next start.
+    #[serde(default)]
+    pub shape: u64,
     /// Virtual CPUs.
     pub cpus: u64,
     /// Memory.
@@ -52,10 +58,13 @@ pub struct AssignedVm {
     /// What the image gives the kernel.
     #[serde(default)]
     pub command_line: String,
-    /// The volumes that are its disks, the root first.
-    pub disks: Vec<VolumeId>,
+    /// Its disks, the root first.
+    pub disks: Vec<AssignedDisk>,
     /// Its network cards.
     pub nics: Vec<AssignedNic>,
+    /// What is done at the first boot of its root disk.
+    #[serde(default, skip_serializing_if = "FirstBoot::is_empty")]
+    pub first_boot: FirstBoot,
     /// When a person asked for this, on the server's clock: where the boot times are counted from.
     pub asked_at: Timestamp,
 }
@@ -70,6 +79,19 @@ pub enum WantedVm {
     Stopped,
     /// It does not run, and nothing of it is left.
     Removed,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedDisk {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Whether the machine can only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Where the guest's agent mounts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
 }
 
 /// A network card, with everything that the host and the guest need.
@@ -91,7 +113,7 @@ pub struct AssignedNic {
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// A volume on its worker.
+/// A disk on its worker: a volume's, or a snapshot's, which is the same there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssignedVolume {
     /// See [`AssignedVm::sequence`].
@@ -102,10 +124,22 @@ pub struct AssignedVolume {
     pub name: Name,
     /// What the worker is to bring about.
     pub wanted: WantedVolume,
-    /// Its size.
+    /// Its size. A disk that is smaller grows; none ever shrinks.
     pub size: ByteSize,
-    /// What it is cloned from.
-    pub source: Part,
+    /// What it is made from.
+    pub source: Source,
+}
+
+/// What a disk is made from, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A part of an image.
+    Image(Part),
+    /// Nothing, with a file system or without.
+    Blank(Filesystem),
+    /// Another disk of the same worker, as it is at that moment.
+    Disk(VolumeId),
 }
 
 /// What is wanted of a volume.
@@ -154,4 +188,15 @@ pub struct HostObject {
     pub kind: Kind,
     /// The object's uid.
     pub uid: Uid,
+}
+
+impl HostObject {
+    /// An object of `kind` as hosts know it: a snapshot is a disk there, like a volume.
+    #[must_use]
+    pub const fn of(kind: Kind, uid: Uid) -> HostObject {
+        match kind {
+            Kind::Snapshot => HostObject { kind: Kind::Volume, uid },
+            kind => HostObject { kind, uid },
+        }
+    }
 }

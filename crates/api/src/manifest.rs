@@ -154,6 +154,7 @@ mod tests {
                 "spec.running: invalid type: string \"yes\", expected a boolean",
                 "spec.on_worker_loss: `recreate` needs fencing, which this version does not have \
                  (use `wait`; a group replaces lost members without it)",
+                "spec.disks[0].size: is missing (such as 10GiB; or name a volume to attach)",
                 "spec.disks[0].sise: is not a field here (did you mean `size`?)",
                 "spec.disks[1].name: is missing",
                 "spec.disks[1].size: must be more than 0 and at most 64TiB",

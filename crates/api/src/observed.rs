@@ -56,6 +56,9 @@ pub struct ObservedVm {
     pub phase: VmPhase,
     /// Since when, on the worker's clock.
     pub since: Timestamp,
+    /// The shape of the machine that runs, or of the next one when none does; see `AssignedVm::shape`.
+    #[serde(default)]
+    pub shape: u64,
     /// How often it ended by itself and was started again.
     #[serde(default)]
     pub restarts: u64,
@@ -110,6 +113,9 @@ pub struct ObservedVolume {
     pub generation: u64,
     /// How far it is.
     pub phase: VolumePhase,
+    /// How large its file is; nought while there is none.
+    #[serde(default)]
+    pub size: ByteSize,
     /// Since when, on the worker's clock.
     pub since: Timestamp,
     /// What hinders it, in words for people.

@@ -45,10 +45,48 @@ pub enum WaitingOn {
         /// The network.
         network: Name,
     },
-    /// The asked disk is smaller than the image.
+    /// The asked disk is smaller than what it is made from, or than it is.
     DiskTooSmall {
         /// The least size.
         size_min: ByteSize,
+    },
+    /// The worker that the VM is on has too little room for it to grow.
+    WorkerRoom {
+        /// The worker.
+        worker: Name,
+        /// Virtual CPUs that the VM is to have.
+        cpus: u64,
+        /// Memory that the VM is to have.
+        memory: ByteSize,
+    },
+    /// The worker that its volumes are on takes no VM now: it is away, cordoned or being deleted.
+    WorkerClosed {
+        /// The worker.
+        worker: Name,
+    },
+    /// The volume is given to another VM, and has one writer or many readers.
+    VolumeHeld {
+        /// The volume.
+        volume: Name,
+        /// The VM that has it.
+        by: ObjectRef,
+    },
+    /// The volume has not been given to this VM yet.
+    VolumeGiven {
+        /// The volume.
+        volume: Name,
+    },
+    /// The volumes of one VM are on different workers, or not on its own.
+    VolumeElsewhere {
+        /// One of them.
+        volume: Name,
+        /// Where it is.
+        worker: Name,
+    },
+    /// The disk that it is made from is not there yet.
+    Source {
+        /// The volume or snapshot.
+        object: ObjectRef,
     },
     /// The worker has not reported the end of its work yet.
     Worker {
@@ -107,6 +145,8 @@ pub enum WaitingOn {
 pub enum WorkerTask {
     /// Make the disk.
     Create,
+    /// Make the disk larger.
+    Grow,
     /// Start the machine.
     Start,
     /// Stop the machine.
@@ -143,10 +183,15 @@ impl WaitingOn {
             | WaitingOn::Unreadable { .. }
             | WaitingOn::Quarantined { .. }
             | WaitingOn::WorkerAlive { .. }
+            | WaitingOn::VolumeHeld { .. }
+            | WaitingOn::VolumeElsewhere { .. }
             | WaitingOn::InUse { .. } => Span::from_secs(0),
-            WaitingOn::Capacity { .. } | WaitingOn::Workers { .. } | WaitingOn::Address { .. } => {
-                Span::from_secs(10)
-            }
+            WaitingOn::VolumeGiven { .. } | WaitingOn::Source { .. } => Span::from_secs(60),
+            WaitingOn::Capacity { .. }
+            | WaitingOn::Workers { .. }
+            | WaitingOn::WorkerRoom { .. }
+            | WaitingOn::WorkerClosed { .. }
+            | WaitingOn::Address { .. } => Span::from_secs(10),
         }
     }
 
@@ -180,6 +225,22 @@ impl WaitingOn {
                     "`lightbyte describe worker/{worker}` shows the worker; the log of its agent says more"
                 )
             }
+            WaitingOn::WorkerRoom { worker, .. } => {
+                format!(
+                    "`lightbyte describe worker/{worker}` shows what is free; ask for less, or free something there"
+                )
+            }
+            WaitingOn::WorkerClosed { worker } => {
+                format!("`lightbyte describe worker/{worker}` says how it is")
+            }
+            WaitingOn::VolumeHeld { volume, by } => {
+                format!("`lightbyte detach volume/{volume} {by}` first, or attach it read-only to all")
+            }
+            WaitingOn::VolumeElsewhere { volume, worker } => format!(
+                "detach volume/{volume}, or use one on the VM's worker; a snapshot of it makes another on `{worker}`"
+            ),
+            WaitingOn::VolumeGiven { volume } => format!("`lightbyte why volume/{volume}` says more"),
+            WaitingOn::Source { object } => format!("`lightbyte why {object}` says more"),
             WaitingOn::WorkerAway { worker } => format!("start worker `{worker}` again"),
             WaitingOn::WorkerAlive { worker } => format!("stop the agent on `{worker}` first"),
             WaitingOn::InUse { by } => format!("delete {by} first"),
@@ -213,17 +274,30 @@ impl fmt::Display for WaitingOn {
                 write!(formatter, "network `{network}` has no free address for it")
             }
             WaitingOn::DiskTooSmall { size_min } => {
-                write!(formatter, "the disk is smaller than the image's {size_min}")
+                write!(formatter, "the disk is smaller than the {size_min} that it needs")
             }
             WaitingOn::Worker { worker, to } => {
                 let task = match to {
                     WorkerTask::Create => "make the disk",
+                    WorkerTask::Grow => "make the disk larger",
                     WorkerTask::Start => "start it",
                     WorkerTask::Stop => "stop it",
                     WorkerTask::Remove => "remove it",
                 };
                 write!(formatter, "worker `{worker}` to {task}")
             }
+            WaitingOn::WorkerRoom { worker, cpus, memory } => {
+                write!(formatter, "its worker `{worker}` has no room for it to have {cpus} CPU and {memory}")
+            }
+            WaitingOn::WorkerClosed { worker } => {
+                write!(formatter, "its volumes are on worker `{worker}`, which takes no VM now")
+            }
+            WaitingOn::VolumeHeld { volume, by } => write!(formatter, "volume/{volume} is attached to {by}"),
+            WaitingOn::VolumeGiven { volume } => write!(formatter, "volume/{volume} to be given to it"),
+            WaitingOn::VolumeElsewhere { volume, worker } => {
+                write!(formatter, "volume/{volume} is on worker `{worker}`, and it cannot be there")
+            }
+            WaitingOn::Source { object } => write!(formatter, "{object} is not made yet"),
             WaitingOn::WorkerAway { worker } => write!(formatter, "worker `{worker}`, which is away"),
             WaitingOn::CrashLoop { worker } => write!(formatter, "it ended by itself on worker `{worker}`"),
             WaitingOn::WorkerProblem { worker, problem } => write!(formatter, "worker `{worker}`: {problem}"),

@@ -1,5 +1,7 @@
 //! The words of the command line. One grammar: `lightbyte VERB KIND/NAME`.
 
+pub(crate) mod disks;
+
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -9,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lightbyte_api::{ByteSize, Name, Span};
 use lightbyte_link::Endpoint;
+
+use self::disks::{Attach, Create, Detach, Grow, RunVolume};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -50,6 +54,20 @@ pub(crate) enum Verb {
         after_help = "Examples:\n  lightbyte delete vm/hello\n  lightbyte delete --yes -f examples/vm.yaml"
     )]
     Delete(Delete),
+    /// Makes a volume or a snapshot
+    #[command(
+        after_help = "Examples:\n  lightbyte create volume/data --size 10GiB\n  lightbyte create snapshot/before --from volume/data\n  lightbyte create volume/copy --from snapshot/before"
+    )]
+    Create(Create),
+    /// Attaches a volume to a VM, from its next start on
+    #[command(after_help = "Example: lightbyte attach volume/data vm/hello --mount /data --restart")]
+    Attach(Attach),
+    /// Detaches a volume from a VM, from its next start on
+    #[command(after_help = "Example: lightbyte detach volume/data vm/hello --restart")]
+    Detach(Detach),
+    /// Makes a volume, or a VM's root disk, larger while it is used
+    #[command(after_help = "Examples:\n  lightbyte grow volume/data 20GiB\n  lightbyte grow vm/hello +1GiB")]
+    Grow(Grow),
     /// Starts a stopped VM
     Start(Power),
     /// Stops a VM; it keeps its worker, disks and addresses
@@ -119,6 +137,10 @@ pub(crate) struct Run {
     /// Size of the root disk, such as 2GiB; as large as the image's when left out
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk: Option<ByteSize>,
+    /// A volume: NAME attaches one that is there, NAME:SIZE makes a blank one; mounted at /mnt/NAME, or at PATH; may be
+    /// given several times
+    #[arg(long = "volume", value_name = "NAME[:SIZE][:PATH]")]
+    pub(crate) volumes: Vec<RunVolume>,
     /// The network it is on
     #[arg(long, value_name = "NAME")]
     pub(crate) network: Option<Name>,

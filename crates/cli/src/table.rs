@@ -121,12 +121,29 @@ const COLUMNS: &[(Kind, Columns)] = &[
         (
             &[
                 STATE,
+                ("SIZE", At("/status/size")),
                 ("WORKER", At("/status/worker")),
-                ("SIZE", At("/spec/size")),
-                ("IMAGE", At("/spec/image")),
+                ("ATTACHED", At("/status/attached_to")),
                 SINCE,
             ],
-            &[("VERSION", At("/spec/image_version")), ("OWNER", At("/owner"))],
+            &[
+                ("IMAGE", At("/spec/image")),
+                ("VERSION", At("/spec/image_version")),
+                ("SNAPSHOT", At("/spec/snapshot")),
+            ],
+        ),
+    ),
+    (
+        Kind::Snapshot,
+        (
+            &[
+                STATE,
+                ("VOLUME", At("/spec/volume")),
+                ("SIZE", At("/status/size")),
+                ("WORKER", At("/status/worker")),
+                SINCE,
+            ],
+            &[],
         ),
     ),
 ];

@@ -69,6 +69,11 @@ fn mistakes() {
 }
 
 #[test]
+fn volumes() {
+    play("volumes");
+}
+
+#[test]
 fn guests() {
     play("guests");
 }

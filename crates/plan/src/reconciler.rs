@@ -13,7 +13,7 @@
 //! resting on what earlier ones write.
 //!
 //! It knows no kind. What wakes whom is said by the view's indexes: an object wakes for its own keys, for the objects
-//! that it names, for its owner and its children, and for its worker; whoever waits for room, an address or
+//! that it names or holds, for its owner and its children, and for its worker; whoever waits for room, an address or
 //! a readable value wakes when any of it changes. A resync wakes everything, and finds nothing to do: the simulator holds it to that.
 //!
 //! Deliberately absent: any hint to a planner about what changed, any write outside a batch, and any merge of a
@@ -398,7 +398,11 @@ impl Reconciler {
                 self.queue.extend(view.object_of(worker.uid()).cloned());
             }
             Key::Observed(worker, host_object) => {
-                self.queue.extend(view.object_of(host_object.uid).cloned());
+                if let Some(object) = view.object_of(host_object.uid) {
+                    self.queue.insert(object.clone());
+                    // What is made from a disk waits for the report that it is there.
+                    self.queue.extend(view.referrers(object).cloned());
+                }
                 if host_object.uid == worker.uid() {
                     self.wake_bystanders();
                 }
@@ -420,6 +424,9 @@ impl Reconciler {
             self.queue.extend(asked.meta.owner.iter().map(|owner| owner.object.clone()));
             self.queue.extend(view.children(asked.meta.uid).cloned());
         }
+        if let Some(decided) = view.decided(object) {
+            self.queue.extend(decided.choice.holds());
+        }
         if let Some(worker) = view.worker_id(object) {
             self.wake_worker(view, worker);
             self.wake_bystanders();
@@ -439,8 +446,17 @@ impl Reconciler {
 }
 
 fn waits_elsewhere(on: &WaitingOn) -> bool {
-    use WaitingOn::{Address, Capacity, InUse, Unreadable, Workers};
-    matches!(on, Capacity { .. } | Workers { .. } | Address { .. } | InUse { .. } | Unreadable { .. })
+    use WaitingOn as On;
+    matches!(
+        on,
+        On::Capacity { .. }
+            | On::Workers { .. }
+            | On::WorkerRoom { .. }
+            | On::WorkerClosed { .. }
+            | On::Address { .. }
+            | On::InUse { .. }
+            | On::Unreadable { .. }
+    )
 }
 
 fn fits(batch: &Transaction, more: &Transaction) -> bool {

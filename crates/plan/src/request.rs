@@ -64,6 +64,12 @@ pub enum Refusal {
         /// Why.
         reason: &'static str,
     },
+    /// It says of itself that it is to stay.
+    #[error("{object} is protected")]
+    Protected {
+        /// The object.
+        object: ObjectRef,
+    },
     /// Objects of this kind are not made by people.
     #[error("{object} cannot be created: {reason}")]
     NotByPeople {
@@ -152,6 +158,9 @@ impl Refusal {
             Refusal::Stopped { object } => format!("`lightbyte start {object}` starts it"),
             Refusal::NotPlaced { object } => format!("`lightbyte why {object}` says what it waits for"),
             Refusal::WorkerAway { worker, .. } => format!("`lightbyte why worker/{worker}` says more"),
+            Refusal::Protected { object } => {
+                format!("set `protected: false` by `lightbyte edit {object}` first")
+            }
             Refusal::Owned { owner, .. } => format!("change or delete {owner}"),
             Refusal::WorkerName { name, .. } => {
                 format!("choose another name, or `lightbyte delete worker/{name}`")
@@ -231,13 +240,16 @@ pub fn apply(view: &View, manifest: &Manifest, context: &Context) -> Result<Outc
 /// Asks for the end of `object`. Accepted in every state; a second time it changes nothing.
 ///
 /// # Errors
-/// [`Refusal::NotFound`], [`Refusal::Owned`], [`Refusal::Changed`].
+/// [`Refusal::NotFound`], [`Refusal::Owned`], [`Refusal::Changed`], [`Refusal::Protected`].
 pub fn delete(view: &View, object: &ObjectRef, context: &Context) -> Result<Outcome, Refusal> {
     let asked = match living(view, object, context) {
         Err(Refusal::Deleting { .. }) => return Ok(Outcome::Nothing),
         found => found?,
     };
     not_owned(object, asked)?;
+    if is_protected(&asked.spec) {
+        return Err(Refusal::Protected { object: object.clone() });
+    }
     let meta = Meta { deleting_since: Some(context.now), ..asked.meta.clone() };
     Ok(write_asked(view, object, Asked { meta, spec: asked.spec.clone() }))
 }
@@ -300,6 +312,14 @@ fn living<'a>(view: &'a View, object: &ObjectRef, context: &Context) -> Result<&
     }
 }
 
+const fn is_protected(spec: &Spec) -> bool {
+    match spec {
+        Spec::Volume(spec) => spec.protected,
+        Spec::Snapshot(spec) => spec.protected,
+        _ => false,
+    }
+}
+
 fn not_owned(object: &ObjectRef, asked: &Asked) -> Result<(), Refusal> {
     match &asked.meta.owner {
         Some(owner) => Err(Refusal::Owned { object: object.clone(), owner: owner.object.clone() }),
@@ -311,7 +331,6 @@ fn create_fresh(view: &View, manifest: &Manifest, context: &Context) -> Result<O
     let object = manifest.object();
     let reason = match object.kind {
         Kind::Worker => Some("workers register themselves when their agent starts"),
-        Kind::Volume => Some("root volumes are made with the VM that they belong to"),
         _ => None,
     };
     if let Some(reason) = reason {

@@ -18,6 +18,8 @@ pub struct Need {
     pub memory: ByteSize,
     /// Architecture of its image.
     pub architecture: String,
+    /// The worker that its volumes are on.
+    pub pinned: Option<WorkerId>,
 }
 
 /// A worker as the scheduler sees it.
@@ -142,10 +144,14 @@ fn verdict(candidate: &Candidate<'_>, need: &Need) -> Verdict {
 }
 
 const NO_ROOM: &str = "too little room";
+const VOLUMES_ELSEWHERE: &str = "its volumes are on another worker";
 const NO_LEDGER: &str = "no readable ledger";
 
 /// Why `candidate` cannot take it: the class of the reason, which is what histograms count.
 fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static str> {
+    if need.pinned.is_some_and(|worker| worker != candidate.id) {
+        return Some(VOLUMES_ELSEWHERE);
+    }
     let (Some(observed), true) = (candidate.observed, candidate.alive) else { return Some("away") };
     let Some(ledger) = candidate.ledger else { return Some(NO_LEDGER) };
     if candidate.deleting {

@@ -1,15 +1,15 @@
 //! Objects as people see them: one pure function of the parts that the view holds. Nothing of this is stored.
 
 use lightbyte_api::Timestamp;
-use lightbyte_api::assigned::{Assigned, HostObject, WantedVm};
+use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
-use lightbyte_api::observed::{Observed, VmPhase, VolumePhase};
+use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
 use lightbyte_api::waiting::Waiting;
 use lightbyte_api::{Key, Kind, Name, Spec, WorkerId};
 use serde_json::{Map, Value, json};
 
-use crate::planner::{vm, worker_of};
+use crate::planner::{vm, volume, worker_of};
 use crate::view::View;
 
 /// The object as people see it; `None` when there is none.
@@ -69,7 +69,7 @@ struct Found {
 fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
     let found = match &asked.spec {
         Spec::Vm(_) => of_vm(view, object, asked),
-        Spec::Volume(_) => of_volume(view, object, asked),
+        Spec::Volume(_) | Spec::Snapshot(_) => of_disk(view, object, asked),
         Spec::Worker(spec) => of_worker(view, asked, spec.cordoned),
         Spec::Network(spec) => of_network(view, &object.name, spec.pool_size()),
         // A kind that nothing on any host belongs to is what it was asked to be.
@@ -112,7 +112,7 @@ fn fields(value: Value) -> Map<String, Value> {
 fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     let Some(placement) = vm::placement(view, object) else {
         let since = Some(asked.meta.changed_at);
-        return Found { state: "pending", ready: false, since, more: vm_fields(view, None, None) };
+        return Found { state: "pending", ready: false, since, more: vm_fields(view, None, None, None) };
     };
     let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
     let observed = vm::observed_vm(view, placement.worker, host_object);
@@ -139,20 +139,25 @@ fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     };
     let ready = at_goal && reached && observed.is_some_and(|observed| observed.problem.is_none());
     let since = observed.map(|observed| observed.since).or(Some(asked.meta.changed_at));
-    Found { state, ready, since, more: vm_fields(view, Some(placement), observed) }
+    Found { state, ready, since, more: vm_fields(view, Some(placement), assigned, observed) }
 }
 
 fn vm_fields(
     view: &View,
     placement: Option<&Placement>,
-    observed: Option<&lightbyte_api::ObservedVm>,
+    assigned: Option<&AssignedVm>,
+    observed: Option<&ObservedVm>,
 ) -> Map<String, Value> {
     let addresses: Vec<String> = placement
         .iter()
         .flat_map(|placement| &placement.nics)
         .map(|nic| format!("{}/{}", nic.address, prefix_length(view, &nic.network)))
         .collect();
+    // What was changed and takes effect when it starts next.
+    let restart_to_apply =
+        assigned.zip(observed).is_some_and(|(assigned, observed)| observed.shape < assigned.shape);
     fields(json!({
+        "restart_to_apply": restart_to_apply,
         "worker": placement.map(|placement| &placement.worker_name),
         "addresses": addresses,
         "image_version": placement.map(|placement| &placement.image_version),
@@ -169,22 +174,54 @@ fn prefix_length(view: &View, network: &Name) -> u8 {
     }
 }
 
-fn of_volume(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
+/// A volume or a snapshot.
+fn of_disk(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     let worker = worker_of(view, object);
-    let host_object = HostObject { kind: Kind::Volume, uid: asked.meta.uid };
+    let host_object = HostObject::of(object.kind, asked.meta.uid);
     let observed = worker.and_then(|worker| view.observed(worker, host_object)).map(AsRef::as_ref);
-    let is_away = worker.is_some_and(|worker| view.alive(worker).is_none());
-    let (state, ready, since) = match observed {
-        Some(Observed::Volume(observed)) if is_away => ("unknown", false, observed.since),
-        Some(Observed::Volume(observed)) => match observed.phase {
-            VolumePhase::Present => ("ready", true, observed.since),
-            VolumePhase::Lost => ("lost", false, observed.since),
-            VolumePhase::Claimed => ("creating", false, observed.since),
-        },
-        _ => (if worker.is_some() { "creating" } else { "pending" }, false, asked.meta.changed_at),
+    let observed = match observed {
+        Some(Observed::Volume(observed)) => Some(observed),
+        _ => None,
     };
-    let more = fields(json!({ "worker": worker.and_then(|worker| worker_name(view, worker)) }));
-    Found { state, ready, since: Some(since), more }
+    let assigned = worker.and_then(|worker| view.assigned(worker, host_object)).map(AsRef::as_ref);
+    let is_small = match (assigned, observed) {
+        (Some(Assigned::Volume(assigned)), Some(observed)) => observed.size < assigned.size,
+        _ => false,
+    };
+    let is_away = worker.is_some_and(|worker| view.alive(worker).is_none());
+    let (state, ready) = match observed.map(|observed| observed.phase) {
+        Some(_) if is_away => ("unknown", false),
+        Some(VolumePhase::Present) if is_small => ("growing", false),
+        Some(VolumePhase::Present) => ("ready", true),
+        Some(VolumePhase::Lost) => ("lost", false),
+        Some(VolumePhase::Claimed) => ("creating", false),
+        None if worker.is_some() => ("creating", false),
+        // Made beside the first VM that it is attached to: until then it is as asked.
+        None if waits_for_use(asked) => ("unused", true),
+        None => ("pending", false),
+    };
+    let holders = volume::choice(view, object).map(|choice| choice.holders.as_slice()).unwrap_or_default();
+    let owner = asked.meta.owner.iter().map(|owner| &owner.object);
+    let attached_to: Vec<&ObjectRef> = owner.chain(holders.iter().map(|holder| &holder.vm)).collect();
+    let asked_size = match &asked.spec {
+        Spec::Volume(spec) => spec.size,
+        _ => None,
+    };
+    let mut more = json!({
+        "worker": worker.and_then(|worker| worker_name(view, worker)),
+        "size": observed.map(|observed| observed.size).or(asked_size),
+        "problem": observed.and_then(|observed| observed.problem.as_ref()),
+    });
+    if let (Kind::Volume, Value::Object(more)) = (object.kind, &mut more) {
+        more.insert("attached_to".to_owned(), json!(attached_to));
+    }
+    let since = observed.map_or(asked.meta.changed_at, |observed| observed.since);
+    Found { state, ready, since: Some(since), more: fields(more) }
+}
+
+fn waits_for_use(asked: &Asked) -> bool {
+    let Spec::Volume(spec) = &asked.spec else { return false };
+    asked.meta.owner.is_none() && spec.worker.is_none() && spec.snapshot.is_none()
 }
 
 fn worker_name(view: &View, worker: WorkerId) -> Option<&Name> {

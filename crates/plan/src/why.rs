@@ -41,7 +41,10 @@ pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
     if because.is_empty() {
         because.push(match (status.ready, view.contains(&Key::Decided(object.clone()))) {
             (true, _) => "it is as asked".to_owned(),
-            (false, false) if matches!(object.kind, Kind::Vm | Kind::Volume) && status.state == "pending" => {
+            (false, false)
+                if matches!(object.kind, Kind::Vm | Kind::Volume | Kind::Snapshot)
+                    && status.state == "pending" =>
+            {
                 "its controller has not looked at it yet".to_owned()
             }
             (false, _) => format!("nothing is decided against it; it is {}", status.state),

@@ -90,6 +90,7 @@ fn status_of(refusal: &Refusal) -> StatusCode {
         | Refusal::Deleting { .. }
         | Refusal::Owned { .. }
         | Refusal::Frozen { .. }
+        | Refusal::Protected { .. }
         | Refusal::WorkerName { .. }
         | Refusal::SecondInstance { .. }
         | Refusal::Unreadable { .. } => StatusCode::CONFLICT,

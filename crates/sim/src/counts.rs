@@ -44,6 +44,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "step: create disk",
     "step: ensure taps",
     "step: forget",
+    "step: grow disk",
     "step: kill",
     "step: look",
     "step: remove disk",
@@ -58,10 +59,15 @@ pub(crate) const EXPECTED: &[&str] = &[
     "wait: crash loop",
     "wait: in use",
     "wait: missing",
+    "wait: source",
     "wait: unreadable",
+    "wait: volume elsewhere",
+    "wait: volume held",
     "wait: worker",
     "wait: worker away",
+    "wait: worker closed",
     "wait: worker problem",
+    "wait: worker room",
     "wait: workers",
 ];
 

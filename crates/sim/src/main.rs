@@ -9,6 +9,7 @@ mod oracle;
 mod rng;
 mod server;
 mod user;
+mod volumes;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -93,6 +94,11 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::InUse { .. } => "wait: in use",
                 WaitingOn::Child { .. } => "wait: child",
                 WaitingOn::Unreadable { .. } => "wait: unreadable",
+                WaitingOn::VolumeHeld { .. } => "wait: volume held",
+                WaitingOn::VolumeElsewhere { .. } => "wait: volume elsewhere",
+                WaitingOn::WorkerRoom { .. } => "wait: worker room",
+                WaitingOn::WorkerClosed { .. } => "wait: worker closed",
+                WaitingOn::Source { .. } => "wait: source",
                 WaitingOn::Quarantined { .. } => "wait: quarantined",
                 _ => "wait: other",
             });

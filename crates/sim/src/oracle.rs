@@ -16,6 +16,7 @@ use lightbyte_store::MemoryCore;
 use lightbyte_store::feed::Feed;
 
 use crate::cluster::{Checked, Violation};
+use crate::volumes;
 use crate::worker::{CPUS, MEMORY, Worker};
 
 /// Who writes.
@@ -49,7 +50,7 @@ pub(crate) struct Oracle {
     owners: BTreeMap<Uid, Uid>,
 }
 
-fn violated<T>(rule: &str, what: impl std::fmt::Display) -> Result<T, Violation> {
+pub(crate) fn violated<T>(rule: &str, what: impl std::fmt::Display) -> Result<T, Violation> {
     Err(Violation(format!("{rule}: {what}")))
 }
 
@@ -121,6 +122,7 @@ impl Oracle {
         }
         check_capacity(view)?;
         check_addresses(view)?;
+        volumes::check_holders(view)?;
         self.check_acknowledged(view)
     }
 
@@ -172,7 +174,7 @@ impl Oracle {
             checked?;
             self.check_host(worker)?;
         }
-        Ok(())
+        volumes::check_machines(workers)
     }
 
     /// What is on a host was claimed first, and is not withdrawn; and what runs holds its addresses.
@@ -226,8 +228,11 @@ impl Oracle {
             return violated("rule 10", format!("{object} cannot be read"));
         };
         if asked.meta.deleting_since.is_some() {
-            let in_use =
+            let held = matches!(view.decided(object).map(|decided| &decided.choice),
+                Some(Choice::Volume(choice)) if !choice.holders.is_empty());
+            let named =
                 matches!(object.kind, Kind::Image | Kind::Network) && view.referrers(object).next().is_some();
+            let in_use = held || named;
             return if in_use {
                 Ok(())
             } else {
@@ -239,16 +244,20 @@ impl Oracle {
         {
             return violated("rule 10", format!("{object} outlived its owner {}", owner.object));
         }
-        let Spec::Vm(spec) = &asked.spec else { return Ok(()) };
+        let Spec::Vm(spec) = &asked.spec else { return volumes::check_goal(view, object, asked, workers) };
         match placement(view, object) {
-            None => match possible(view, spec) {
+            None => match possible(view, asked.meta.uid, spec) {
                 Some(how) => {
                     violated("rule 10", format!("{object} could be placed ({how}): {}", told(view, object)))
                 }
                 None => Ok(()),
             },
             Some(placement) => {
-                let named = asked.spec.references();
+                // A volume that is named may be gone, or never have been; one that it is placed with may not.
+                let named = asked.spec.references().into_iter().filter(|named| named.kind != Kind::Volume);
+                let placed = placement.disks.iter().map(|disk| disk.volume_name.clone());
+                let placed = placed.map(|name| ObjectRef::new(Kind::Volume, name));
+                let named: Vec<ObjectRef> = named.chain(placed).collect();
                 if let Some(gone) = named.iter().find(|named| view.asked(named).is_none()) {
                     return violated(
                         "rule 13",
@@ -289,13 +298,13 @@ impl Oracle {
     }
 }
 
-fn told(view: &View, object: &ObjectRef) -> String {
+pub(crate) fn told(view: &View, object: &ObjectRef) -> String {
     let waiting = view.decided(object).map(|decided| decided.waiting_on.clone()).unwrap_or_default();
     let state = status::object(view, object).map(|object| object.status.state).unwrap_or_default();
     format!("it is {state} and waits on {waiting:?}")
 }
 
-fn placement<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a Placement> {
+pub(crate) fn placement<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a Placement> {
     match &view.decided(object)?.choice {
         Choice::Vm(vm::Choice { placement }) => placement.as_ref(),
         _ => None,
@@ -353,7 +362,8 @@ fn check_addresses(view: &View) -> Checked {
 }
 
 /// How a VM could be placed, if it could: a plain search, with capacity from the decisions and not from the ledgers.
-fn possible(view: &View, spec: &vm::Spec) -> Option<String> {
+fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
+    let places = volumes::places(view, uid, spec)?;
     let image = ObjectRef::new(Kind::Image, spec.image.clone());
     let Spec::Image(image) = &view.living(&image)?.spec else { return None };
     let architecture = &image.current_version()?.architecture;
@@ -376,7 +386,8 @@ fn possible(view: &View, spec: &vm::Spec) -> Option<String> {
         let Spec::Worker(worker_spec) = &asked.spec else { return None };
         let observed = view.observed_worker(worker)?;
         let (cpus, memory, _) = sums.get(&worker).copied().unwrap_or_default();
-        let fits = !worker_spec.cordoned
+        let fits = places.iter().all(|place| *place == worker)
+            && !worker_spec.cordoned
             && view.alive(worker).is_some()
             && observed.architecture == *architecture
             && cpus + spec.cpus <= observed.cpus
@@ -401,13 +412,16 @@ fn check_placed(
         worker.host.each_running(|vm, _| runs |= vm.uid() == uid);
         let assigned = view.assigned(placement.worker, HostObject { kind: Kind::Vm, uid });
         if let Some(lightbyte_api::Assigned::Vm(assigned)) = assigned.map(AsRef::as_ref) {
-            if assigned.disks.iter().any(|disk| worker.lost.contains(disk)) {
+            if assigned.disks.iter().any(|disk| worker.lost.contains(&disk.volume)) {
                 // Whether it runs is chance: it may have been started before its disk went.
                 return Ok(());
             }
             no_bridge = assigned.nics.iter().any(|nic| nic.bridge != "br0");
         }
     }
+    // A machine that was changed and not started since, or a change that cannot be, is not what the status calls ready
+    // or not; whether it runs is.
+    let is_settled = is_settled(view, object, uid, placement);
     // Nobody can attach a VM to a bridge that its worker does not have; the status must say that it is not ready.
     let expected = running && !no_bridge;
     if runs != expected {
@@ -428,10 +442,30 @@ fn check_placed(
         );
     }
     let ready = status::object(view, object).is_some_and(|object| object.status.ready);
-    if ready == (running && no_bridge) {
+    if is_settled && ready == (running && no_bridge) {
         return violated("status", format!("{object} says ready: {ready}: {}", told(view, object)));
     }
     Ok(())
+}
+
+/// Whether the machine that is assigned is the one that is asked for.
+fn is_settled(view: &View, object: &ObjectRef, uid: Uid, placement: &Placement) -> bool {
+    let assigned = view.assigned(placement.worker, HostObject { kind: Kind::Vm, uid });
+    let (Some(Spec::Vm(spec)), Some(lightbyte_api::Assigned::Vm(assigned))) =
+        (view.asked(object).map(|asked| &asked.spec), assigned.map(AsRef::as_ref))
+    else {
+        return false;
+    };
+    let has = |disk: &vm::Disk| {
+        let name = |placed: &vm::PlacedDisk| match &disk.volume {
+            Some(volume) => placed.volume_name == *volume,
+            None => placed.name == disk.name,
+        };
+        let placed = placement.disks.iter().find(|placed| name(placed)).map(|placed| placed.volume);
+        assigned.disks.iter().any(|found| Some(found.volume) == placed && found.read_only == disk.read_only)
+    };
+    (assigned.cpus, assigned.memory, assigned.disks.len()) == (spec.cpus, spec.memory, spec.disks.len())
+        && spec.disks.iter().all(has)
 }
 
 /// Rules 2, 4 and 8, and that sequences rise: who may write what, judged by the store as it was before.

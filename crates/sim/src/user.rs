@@ -14,7 +14,7 @@ const VMS: usize = 14;
 const IMAGES: [&str; 2] = ["demo", "base"];
 const NETWORKS: [&str; 2] = ["default", "lan"];
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap_or_else(|_| unreachable!("names of the simulation are names"))
 }
 
@@ -26,7 +26,7 @@ impl Cluster {
         let view = self.servers[server].feed.view().clone();
         let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
         let vm = ObjectRef::new(Kind::Vm, name(&format!("vm-{}", self.rng.below(VMS))));
-        let (verb, object, outcome) = match self.rng.below(20) {
+        let (verb, object, outcome) = match self.rng.below(26) {
             0..=7 => {
                 let manifest = self.some_vm(vm.name.clone());
                 ("create", vm, request::create(&view, &manifest, &context))
@@ -50,9 +50,21 @@ impl Cluster {
                     if self.rng.once_in(4) { self.something_else() } else { self.some_ground() }.object();
                 ("delete", object.clone(), request::delete(&view, &object, &context))
             }
-            _ => {
+            19 => {
                 let manifest = self.some_cordon();
                 ("change", manifest.object(), request::apply(&view, &manifest, &context))
+            }
+            20 | 21 => match self.some_other_machine(&view, &vm) {
+                Some(manifest) => ("change", vm, request::apply(&view, &manifest, &context)),
+                None => return Ok(()),
+            },
+            22..=24 => {
+                let manifest = self.some_volume();
+                ("change", manifest.object(), request::apply(&view, &manifest, &context))
+            }
+            _ => {
+                let object = self.some_volume().object();
+                ("delete", object.clone(), request::delete(&view, &object, &context))
             }
         };
         let Some(outcome) = self.count_refusal(outcome) else { return Ok(()) };
@@ -113,13 +125,16 @@ impl Cluster {
         if self.rng.once_in(8) {
             spec.nics[0].address = Some(Ipv4Addr::new(10, 77, 0, 3));
         }
+        if self.rng.once_in(3) {
+            self.attach_some(&mut spec);
+        }
         Manifest { name: vm_name, labels: BTreeMap::new(), spec: Spec::Vm(spec) }
     }
 
     /// An object of a kind that nothing on any host belongs to. Kinds join by themselves; without any it is an image or
     /// a network.
     fn something_else(&mut self) -> Manifest {
-        let of_hosts = [Kind::Vm, Kind::Network, Kind::Worker];
+        let of_hosts = [Kind::Vm, Kind::Network, Kind::Worker, Kind::Volume, Kind::Snapshot];
         let others = Kind::ALL.iter().filter(|kind| !of_hosts.contains(kind));
         let others: Vec<(Kind, serde_json::Value)> =
             others.filter_map(|kind| Some((*kind, kind.shortest()?))).collect();

@@ -30,7 +30,7 @@ pub(crate) struct Worker {
     pub(crate) host: FakeHost,
     /// The lease of its liveness.
     pub(crate) lease: Option<LeaseId>,
-    drivers: Drivers,
+    pub(crate) drivers: Drivers,
     agent: Option<Agent>,
     /// Raised when the agent begins anew: what an older one began comes to nothing.
     incarnation: u64,
@@ -505,7 +505,8 @@ fn step_name(step: &Step) -> &'static str {
         Step::Start => "step: start",
         Step::Shutdown => "step: shutdown",
         Step::Kill => "step: kill",
-        Step::CreateDisk => "step: create disk",
+        Step::CreateDisk { .. } => "step: create disk",
+        Step::GrowDisk { .. } => "step: grow disk",
         Step::RemoveDisk => "step: remove disk",
         Step::Forget => "step: forget",
         Step::Look => "step: look",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
-use lightbyte_api::{Timestamp, VmId, VolumeId};
+use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
 use lightbyte_plan::agent::{Saved, VmmState};
 
 /// Why a driver could not do it, in words for people: it ends up in the status of the object.
@@ -77,6 +77,13 @@ pub trait Vmm: Send + Sync {
     /// When it cannot be ended.
     fn remove(&self, vm: VmId) -> Result<(), DriverError>;
 
+    /// Makes a disk of a machine that runs as large as `size`, its file included. A machine that does not use the disk,
+    /// or has it as large, is left as it is.
+    ///
+    /// # Errors
+    /// When the machine does not take it; then the disk is as large as before.
+    fn grow_disk(&self, vm: VmId, disk: VolumeId, size: ByteSize) -> Result<(), DriverError>;
+
     /// The state of the machine process.
     ///
     /// # Errors
@@ -93,13 +100,29 @@ pub trait Vmm: Send + Sync {
     fn watch(&self, listener: Listener);
 }
 
-/// Disks of VMs. A disk is made once; that it must exist afterwards is decided elsewhere.
+/// Whether the machines that may be writing to a disk have held their breath ever since they were asked to.
+pub type StillFlushed<'a> = &'a dyn Fn() -> Result<(), DriverError>;
+
+/// Disks of VMs, and their snapshots. A disk is made once; that it must exist afterwards is decided elsewhere.
 pub trait Disks: Send + Sync {
-    /// Makes the disk from its source unless it is there: whole or not at all.
+    /// Makes the disk from its source unless it is there: whole or not at all. It is at least as large as assigned.
+    /// `still_flushed` is for a source that machines may be writing to: asked when all is copied, and an error of it
+    /// leaves nothing.
     ///
     /// # Errors
-    /// When the source is missing or the disk does not fit.
-    fn ensure(&self, volume: VolumeId, assigned: &AssignedVolume) -> Result<(), DriverError>;
+    /// When the source is missing, the disk does not fit, or a machine uses the source and `still_flushed` is `None`.
+    fn ensure(
+        &self,
+        volume: VolumeId,
+        assigned: &AssignedVolume,
+        still_flushed: Option<StillFlushed<'_>>,
+    ) -> Result<(), DriverError>;
+
+    /// Makes a disk as large as `size`; one that is as large is left as it is.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when it is not there, or smaller and used by a VM.
+    fn grow(&self, volume: VolumeId, size: ByteSize) -> Result<(), DriverError>;
 
     /// Removes the disk. Without one nothing happens.
     ///
@@ -107,11 +130,19 @@ pub trait Disks: Send + Sync {
     /// [`DriverError::Refused`] while a VM uses it.
     fn remove(&self, volume: VolumeId) -> Result<(), DriverError>;
 
+    /// The size of the disk, if it is there.
+    ///
+    /// # Errors
+    /// When it cannot be found out; that is never taken for absence.
+    fn size(&self, volume: VolumeId) -> Result<Option<ByteSize>, DriverError>;
+
     /// Whether the disk is there.
     ///
     /// # Errors
     /// When it cannot be found out; that is never taken for absence.
-    fn exists(&self, volume: VolumeId) -> Result<bool, DriverError>;
+    fn exists(&self, volume: VolumeId) -> Result<bool, DriverError> {
+        Ok(self.size(volume)?.is_some())
+    }
 
     /// Every disk that is there.
     ///

@@ -7,13 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
+use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject, Source};
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
 use lightbyte_plan::agent::{Saved, VmmState};
 
 use crate::driver::{
-    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Records, Vmm, VmmEvent,
+    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Records, StillFlushed,
+    Vmm, VmmEvent,
 };
 use crate::fake_guest::{Calls, FakeGuest};
 use crate::identity;
@@ -196,20 +197,36 @@ impl State {
     fn refusal(&self, vm: VmId, assigned: &AssignedVm) -> Option<String> {
         let taps = self.taps.get(&vm).map_or(0, Vec::len);
         let used: u64 = self.running().map(|(_, other)| other.assigned.memory.bytes()).sum();
-        let missing = assigned.disks.iter().find(|volume| !self.disks.contains_key(volume));
-        let taken = self
-            .running()
-            .find(|(_, other)| other.assigned.disks.iter().any(|disk| assigned.disks.contains(disk)));
+        let missing = assigned.disks.iter().find(|disk| !self.disks.contains_key(&disk.volume));
+        let taken = assigned.disks.iter().find_map(|disk| self.user(disk.volume, disk.read_only));
         if taps < assigned.nics.len() {
             Some(format!("{taps} of {} taps are there", assigned.nics.len()))
-        } else if let Some(volume) = missing {
-            Some(format!("disk {volume} is not there"))
-        } else if let Some((other, _)) = taken {
+        } else if let Some(disk) = missing {
+            Some(format!("disk {} is not there", disk.volume))
+        } else if let Some(other) = taken {
             Some(format!("a disk is in use by VM {other}"))
         } else if self.memory.is_some_and(|memory| used + assigned.memory.bytes() > memory.bytes()) {
             Some("the host has too little memory".to_owned())
         } else {
             None
+        }
+    }
+
+    /// A VM that runs with the disk: one that writes to it, or any.
+    fn user(&self, disk: VolumeId, only_writers: bool) -> Option<VmId> {
+        let uses = |vm: &FakeVm| {
+            vm.assigned.disks.iter().any(|used| used.volume == disk && !(only_writers && used.read_only))
+        };
+        self.running().find(|(_, vm)| uses(vm)).map(|(id, _)| *id)
+    }
+
+    fn grow(&mut self, disk: VolumeId, size: ByteSize) -> Result<(), DriverError> {
+        match self.disks.get_mut(&disk) {
+            Some(found) => {
+                *found = size.max(*found);
+                Ok(())
+            }
+            None => refuse(format!("disk {disk} is not there")),
         }
     }
 
@@ -270,6 +287,16 @@ impl Vmm for FakeHost {
         Ok(())
     }
 
+    fn grow_disk(&self, vm: VmId, disk: VolumeId, size: ByteSize) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        match state.vms.get(&vm) {
+            Some(found) if found.running && found.assigned.disks.iter().any(|used| used.volume == disk) => {
+                state.grow(disk, size)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn state(&self, vm: VmId) -> Result<VmmState, DriverError> {
         Ok(match self.lock().vms.get(&vm) {
             None => VmmState::Absent,
@@ -288,22 +315,48 @@ impl Vmm for FakeHost {
 }
 
 impl Disks for FakeHost {
-    fn ensure(&self, volume: VolumeId, assigned: &AssignedVolume) -> Result<(), DriverError> {
-        self.change()?.disks.entry(volume).or_insert(assigned.size);
+    fn ensure(
+        &self,
+        volume: VolumeId,
+        assigned: &AssignedVolume,
+        still_flushed: Option<StillFlushed<'_>>,
+    ) -> Result<(), DriverError> {
+        let mut size = assigned.size;
+        if let Source::Disk(source) = assigned.source {
+            let state = self.change()?;
+            let Some(found) = state.disks.get(&source) else {
+                return refuse(format!("disk {source} is not there"));
+            };
+            if still_flushed.is_none() && state.user(source, true).is_some() {
+                return refuse(format!("disk {source} is in use"));
+            }
+            size = size.max(*found);
+        }
+        still_flushed.map_or(Ok(()), |still_flushed| still_flushed())?;
+        self.change()?.disks.entry(volume).or_insert(size);
         Ok(())
+    }
+
+    fn grow(&self, volume: VolumeId, size: ByteSize) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        match (state.disks.get(&volume), state.user(volume, false)) {
+            (Some(found), _) if *found >= size => Ok(()),
+            (_, Some(vm)) => refuse(format!("the disk is in use by VM {vm}")),
+            (_, None) => state.grow(volume, size),
+        }
     }
 
     fn remove(&self, volume: VolumeId) -> Result<(), DriverError> {
         let mut state = self.change()?;
-        if let Some((vm, _)) = state.running().find(|(_, vm)| vm.assigned.disks.contains(&volume)) {
+        if let Some(vm) = state.user(volume, false) {
             return refuse(format!("the disk is in use by VM {vm}"));
         }
         state.disks.remove(&volume);
         Ok(())
     }
 
-    fn exists(&self, volume: VolumeId) -> Result<bool, DriverError> {
-        Ok(self.lock().disks.contains_key(&volume))
+    fn size(&self, volume: VolumeId) -> Result<Option<ByteSize>, DriverError> {
+        Ok(self.lock().disks.get(&volume).copied())
     }
 
     fn list(&self) -> Result<Vec<VolumeId>, DriverError> {

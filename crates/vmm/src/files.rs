@@ -1,4 +1,4 @@
-//! Records and disks as files: the file system is the agent's database.
+//! Records as files, and where disks are: the file system is the agent's database.
 //!
 //! ```text
 //! STATE/vm/<uid>/record          what counts for this VM; its console is beside it
@@ -10,22 +10,36 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use lightbyte_api::assigned::{AssignedVolume, HostObject};
+use lightbyte_api::assigned::{AssignedDisk, HostObject};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{Kind, Uid, VolumeId};
 use lightbyte_plan::agent::Saved;
-use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 
-use crate::driver::{Disks, DriverError, Records};
+use crate::driver::{DriverError, Records};
 
 const RECORD: &str = "record";
-const DISK: &str = "disk";
-/// How much of a disk is copied at once where the file system cannot share blocks.
-const COPY_BYTES: usize = 1 << 20;
+pub(crate) const DISK: &str = "disk";
+
+/// What a disk is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To write: nobody else has it.
+    Write,
+    /// To read: others may, and nobody writes.
+    Read,
+}
+
+impl Access {
+    /// The access of a machine to one of its disks.
+    #[must_use]
+    pub const fn of(disk: &AssignedDisk) -> Access {
+        if disk.read_only { Access::Read } else { Access::Write }
+    }
+}
 
 /// Where a worker keeps what must outlive it.
 #[derive(Clone, Debug)]
@@ -81,23 +95,28 @@ impl Files {
     }
 
     /// Takes the disk for one machine process, whichever program that is: it is held as long as the descriptor is open
-    /// anywhere, and so is to be handed over. Disks that are held are not removed, and not taken twice.
+    /// anywhere, and so is to be handed over. Disks that are held are not removed, and not taken twice unless all who take
+    /// it only read.
     ///
     /// # Errors
     /// [`DriverError::Refused`] when the disk is not there, or held.
-    pub fn hold(&self, volume: VolumeId) -> Result<OwnedFd, DriverError> {
-        self.take(volume)?.ok_or_else(|| DriverError::Refused(format!("disk {volume} is not there")))
+    pub fn hold(&self, volume: VolumeId, access: Access) -> Result<OwnedFd, DriverError> {
+        self.take(volume, access)?.ok_or_else(|| DriverError::Refused(format!("disk {volume} is not there")))
     }
 
     /// The disk with its lock; nothing if it is not there.
-    fn take(&self, volume: VolumeId) -> Result<Option<OwnedFd>, DriverError> {
+    pub(crate) fn take(&self, volume: VolumeId, access: Access) -> Result<Option<OwnedFd>, DriverError> {
         let path = self.disk(volume);
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(system(format!("open {}", path.display())))?,
         };
         // Not the locks of QEMU on parts of the file: those are QEMU's alone, and other VMMs neither take nor see them.
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let operation = match access {
+            Access::Write => FlockOperation::NonBlockingLockExclusive,
+            Access::Read => FlockOperation::NonBlockingLockShared,
+        };
+        match flock(&file, operation) {
             Ok(()) => Ok(Some(file.into())),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(DriverError::Refused(format!("disk {volume} is in use")))
@@ -106,7 +125,7 @@ impl Files {
         }
     }
 
-    fn objects(&self, kind: Kind, file: &str) -> Result<Vec<HostObject>, DriverError> {
+    pub(crate) fn objects(&self, kind: Kind, file: &str) -> Result<Vec<HostObject>, DriverError> {
         let directory = self.state.join(kind.word());
         let failed = || format!("list {}", directory.display());
         let mut objects = Vec::new();
@@ -123,15 +142,15 @@ impl Files {
     }
 }
 
-const fn of_volume(volume: VolumeId) -> HostObject {
+pub(crate) const fn of_volume(volume: VolumeId) -> HostObject {
     HostObject { kind: Kind::Volume, uid: volume.uid() }
 }
 
-fn short(part: &Part) -> &str {
+pub(crate) fn short(part: &Part) -> &str {
     part.sha256.get(..12).unwrap_or(&part.sha256)
 }
 
-fn system(context: String) -> impl FnOnce(io::Error) -> DriverError {
+pub(crate) fn system(context: String) -> impl FnOnce(io::Error) -> DriverError {
     move |source| DriverError::System { context, source }
 }
 
@@ -198,7 +217,7 @@ fn write_durably(path: &Path, text: &str) -> io::Result<()> {
     rename_durably(&temporary, path)
 }
 
-fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     match to.parent() {
         Some(directory) => File::open(directory)?.sync_all(),
@@ -206,103 +225,11 @@ fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-// ------------------------------------------------------------------------------------------------------- disks
-
-impl Disks for Files {
-    fn ensure(&self, volume: VolumeId, assigned: &AssignedVolume) -> Result<(), DriverError> {
-        let path = self.disk(volume);
-        if Disks::exists(self, volume)? {
-            return Ok(());
-        }
-        let source = self.part(&assigned.source)?;
-        if assigned.size < assigned.source.size {
-            return Err(DriverError::Refused(format!(
-                "{} is less than the image's {}",
-                assigned.size, assigned.source.size
-            )));
-        }
-        let temporary = path.with_extension("new");
-        let make = || {
-            fs::create_dir_all(self.directory(of_volume(volume)))?;
-            clone(&source, &temporary)?;
-            let file = File::options().write(true).open(&temporary)?;
-            file.set_len(assigned.size.bytes())?;
-            file.sync_all()?;
-            rename_durably(&temporary, &path)
-        };
-        make().map_err(|error| {
-            // What a full disk left half written must not fill it further.
-            let _ = fs::remove_file(&temporary);
-            system(format!("clone image part {} to a volume", short(&assigned.source)))(error)
-        })
-    }
-
-    fn remove(&self, volume: VolumeId) -> Result<(), DriverError> {
-        // Held until it has gone: who wants it at the same time does not get it, or finds none.
-        let Some(_held) = self.take(volume)? else { return Ok(()) };
-        let path = self.disk(volume);
-        fs::remove_file(&path).map_err(system(format!("remove {}", path.display())))
-    }
-
-    fn exists(&self, volume: VolumeId) -> Result<bool, DriverError> {
-        let path = self.disk(volume);
-        path.try_exists().map_err(system(format!("look at {}", path.display())))
-    }
-
-    fn list(&self) -> Result<Vec<VolumeId>, DriverError> {
-        Ok(self.objects(Kind::Volume, DISK)?.into_iter().map(|object| VolumeId::new(object.uid)).collect())
-    }
-}
-
-/// Copies a file: shares its blocks where the file system can (XFS, btrfs; ioctl_ficlone(2)), and copies only what is
-/// not a hole elsewhere.
-fn clone(source: &Path, target: &Path) -> io::Result<()> {
-    let from = File::open(source)?;
-    let to = File::create(target)?;
-    if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-        return Ok(());
-    }
-    copy_sparse(&from, &to)
-}
-
-fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    let length = from.metadata()?.size();
-    to.set_len(length)?;
-    let mut buffer = vec![0; COPY_BYTES];
-    let mut position = 0;
-    while position < length {
-        let begin = match seek(from, SeekFrom::Data(position)) {
-            Ok(begin) => begin,
-            // Nothing but a hole until the end.
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(from, SeekFrom::Hole(begin))?;
-        copy_range(from, to, begin..end, &mut buffer)?;
-        position = end;
-    }
-    Ok(())
-}
-
-fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>, buffer: &mut [u8]) -> io::Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let mut position = range.start;
-    while position < range.end {
-        let wanted = usize::try_from(range.end - position).unwrap_or(usize::MAX).min(buffer.len());
-        let read = from.read_at(&mut buffer[..wanted], position)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        to.write_all_at(&buffer[..read], position)?;
-        position += read as u64;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lightbyte_api::assigned::{Assigned, WantedVolume};
+    use lightbyte_api::assigned::{Assigned, AssignedVolume, Source, WantedVolume};
+    use lightbyte_api::kinds::volume::Filesystem;
     use lightbyte_api::{ByteSize, Name};
 
     struct Place(PathBuf);
@@ -324,55 +251,7 @@ mod tests {
         }
     }
 
-    fn assigned(size: u64, source: &[u8]) -> AssignedVolume {
-        AssignedVolume {
-            sequence: 1,
-            generation: 1,
-            name: Name::new("a-root").unwrap(),
-            wanted: WantedVolume::Present,
-            size: ByteSize::from_bytes(size),
-            source: Part { sha256: "5".repeat(64), size: ByteSize::from_bytes(source.len() as u64) },
-        }
-    }
-
     const VOLUME: VolumeId = VolumeId::new(Uid::from_bits(7));
-
-    #[test]
-    fn a_disk_is_cloned_grown_and_removed() {
-        let place = Place::new("clone");
-        let files = place.files();
-        let mut source = vec![0_u8; 3 << 20];
-        source[2 << 20] = 9;
-        let assigned = assigned(8 << 20, &source);
-        let missing = Disks::ensure(&files, VOLUME, &assigned).unwrap_err();
-        assert_eq!(missing.to_string(), "image part 555555555555 is not on this host");
-        fs::write(place.0.join("images").join("5".repeat(64)), &source).unwrap();
-        Disks::ensure(&files, VOLUME, &assigned).unwrap();
-        let disk = fs::read(files.disk(VOLUME)).unwrap();
-        assert_eq!((disk.len(), &disk[..source.len()]), (8 << 20, &source[..]));
-        assert_eq!(Disks::list(&files).unwrap(), [VOLUME]);
-        let held = files.hold(VOLUME).unwrap();
-        for refused in [files.hold(VOLUME).map(drop), Disks::remove(&files, VOLUME)] {
-            assert!(refused.unwrap_err().to_string().ends_with("is in use"));
-        }
-        drop(held);
-        Disks::remove(&files, VOLUME).unwrap();
-        Disks::remove(&files, VOLUME).unwrap();
-        assert!(files.hold(VOLUME).unwrap_err().to_string().ends_with("is not there"));
-        assert!(Disks::list(&files).unwrap().is_empty());
-    }
-
-    #[test]
-    fn holes_stay_holes_where_blocks_cannot_be_shared() {
-        let place = Place::new("holes");
-        let (from, to) = (place.0.join("from"), place.0.join("to"));
-        let file = File::create(&from).unwrap();
-        file.set_len(64 << 20).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 32 << 20).unwrap();
-        copy_sparse(&File::open(&from).unwrap(), &File::create(&to).unwrap()).unwrap();
-        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap(), "the copy differs");
-        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 8 << 20, "the copy is not sparse");
-    }
 
     #[test]
     fn a_damaged_record_is_an_error_and_not_absence() {
@@ -380,9 +259,17 @@ mod tests {
         let files = place.files();
         let object = of_volume(VOLUME);
         let saved = Saved {
-            assigned: Assigned::Volume(assigned(1, b"")),
+            assigned: Assigned::Volume(AssignedVolume {
+                sequence: 1,
+                generation: 1,
+                name: Name::new("data").unwrap(),
+                wanted: WantedVolume::Present,
+                size: ByteSize::from_mib(1),
+                source: Source::Blank(Filesystem::None),
+            }),
             restarts: 0,
             restarts_done: 0,
+            started_shape: 0,
             created: true,
         };
         assert_eq!(files.load(object).unwrap(), None);

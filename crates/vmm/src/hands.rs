@@ -1,10 +1,11 @@
 //! Carries out one step of the agent on the drivers, and reads back what the host shows. No choice is made here: a
 //! step names one driver's verb, and facts are what the drivers say.
 
-use lightbyte_api::assigned::{Assigned, HostObject};
-use lightbyte_api::{Kind, VmId, VolumeId};
+use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject};
+use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
 use lightbyte_plan::agent::{Facts, Step, VmmState};
 
+use crate::ask::{self, Flushed};
 use crate::driver::{DriverError, Drivers};
 
 /// Does `step` for `object`.
@@ -22,20 +23,49 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
         Step::RemoveTaps => drivers.network.remove(vm),
         Step::RemoveDisk => drivers.disks.remove(volume),
         Step::Look => Ok(()),
-        Step::EnsureTaps | Step::Start | Step::CreateDisk => {
+        Step::EnsureTaps | Step::Start | Step::CreateDisk { .. } | Step::GrowDisk { .. } => {
             let saved = drivers.records.load(object)?;
             match (step, saved.map(|saved| saved.assigned)) {
                 (Step::EnsureTaps, Some(Assigned::Vm(assigned))) => {
                     drivers.network.ensure(vm, &assigned.nics)
                 }
                 (Step::Start, Some(Assigned::Vm(assigned))) => drivers.vmm.ensure(vm, &assigned),
-                (Step::CreateDisk, Some(Assigned::Volume(assigned))) => {
-                    drivers.disks.ensure(volume, &assigned)
+                (Step::CreateDisk { written_by }, Some(Assigned::Volume(assigned))) => {
+                    create_disk(drivers, volume, &assigned, written_by)
+                }
+                (Step::GrowDisk { used_by }, Some(Assigned::Volume(assigned))) => {
+                    grow_disk(drivers, volume, assigned.size, used_by)
                 }
                 _ => Err(DriverError::Refused("nothing is saved that this step could follow".to_owned())),
             }
         }
     }
+}
+
+fn create_disk(
+    drivers: &Drivers,
+    volume: VolumeId,
+    assigned: &AssignedVolume,
+    written_by: &[VmId],
+) -> Result<(), DriverError> {
+    if written_by.is_empty() {
+        return drivers.disks.ensure(volume, assigned, None);
+    }
+    let flushed = Flushed::all(drivers.guest.as_ref(), written_by)?;
+    drivers.disks.ensure(volume, assigned, Some(&|| flushed.release()))
+}
+
+fn grow_disk(
+    drivers: &Drivers,
+    volume: VolumeId,
+    size: ByteSize,
+    used_by: &[VmId],
+) -> Result<(), DriverError> {
+    for vm in used_by {
+        drivers.vmm.grow_disk(*vm, volume, size)?;
+        ask::tell_grown(drivers.guest.as_ref(), *vm);
+    }
+    drivers.disks.grow(volume, size)
 }
 
 /// What the host shows of `object`.
@@ -53,10 +83,10 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
                 _ => 0,
             };
             let vmm = drivers.vmm.state(vm)?;
-            Ok(Facts { vmm, taps: taps > 0, taps_complete: taps >= nics, saved, disk: false })
+            Ok(Facts { vmm, taps: taps > 0, taps_complete: taps >= nics, saved, disk: None })
         }
         _ => {
-            let disk = drivers.disks.exists(VolumeId::new(object.uid))?;
+            let disk = drivers.disks.size(VolumeId::new(object.uid))?;
             Ok(Facts { saved, disk, ..Facts::default() })
         }
     }

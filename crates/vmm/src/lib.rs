@@ -4,6 +4,8 @@
 //! Drivers are blocking: each call is bounded by a named time-out, the worker runs them on its blocking pool, and the
 //! simulator calls the fake ones directly. Each verb is idempotent, so that a step can be done again after a crash.
 
+mod ask;
+mod disks;
 pub mod driver;
 pub mod fake;
 mod fake_guest;

@@ -19,6 +19,7 @@ macro_rules! for_each_kind {
             Image image "img";
             Network network "net";
             Volume volume "vol";
+            Snapshot snapshot "snap";
             Vm vm "machine";
             DnsRecord dnsrecord "dns";
         }
@@ -167,6 +168,20 @@ macro_rules! define_kinds {
     };
 }
 for_each_kind!(define_kinds);
+
+impl Choice {
+    /// The objects that the choice holds, whether the specification still names them or not. Its changes wake them.
+    #[must_use]
+    pub fn holds(&self) -> Vec<ObjectRef> {
+        match self {
+            Choice::Vm(vm::Choice { placement: Some(placement) }) => {
+                let volume = |disk: &vm::PlacedDisk| ObjectRef::new(Kind::Volume, disk.volume_name.clone());
+                placement.disks.iter().map(volume).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
 
 /// A word that is no kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Field, Kind, SpecRules};
 use crate::address::MacAddress;
 use crate::decided::Decision;
+use crate::first_boot::FirstBoot;
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::reader::Reader;
@@ -22,6 +23,8 @@ pub const MEMORY_MIN: ByteSize = ByteSize::from_mib(64);
 pub const MEMORY_MAX: ByteSize = ByteSize::from_mib(1 << 20);
 /// How many disks a VM has at most.
 pub const DISKS_MAX: usize = 8;
+/// The longest path where a disk is mounted.
+pub const MOUNT_BYTES_MAX: usize = 255;
 /// How many network cards a VM has at most.
 pub const NICS_MAX: usize = 4;
 /// The name of the first disk, which holds the root file system.
@@ -52,6 +55,9 @@ pub struct Spec {
     /// Its network cards.
     #[serde(default = "default_nics")]
     pub nics: Vec<Nic>,
+    /// What is done at the first boot of its root disk.
+    #[serde(default, skip_serializing_if = "FirstBoot::is_empty")]
+    pub first_boot: FirstBoot,
 }
 
 /// What happens to a VM when its worker is lost.
@@ -69,14 +75,23 @@ pub enum OnWorkerLoss {
     },
 }
 
-/// A disk of a VM.
+/// A disk of a VM: one of its own, which is made and deleted with it, or a volume that outlives it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Its name within the VM.
     pub name: Name,
-    /// Its size; as large as the image's when left out.
+    /// The size of an own disk; the root disk is as large as the image's when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
+    /// The volume that is attached; without one the disk is the VM's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Name>,
+    /// Where the guest's agent mounts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
+    /// Whether the VM can only read it. A volume is attached to one VM that writes, or to many that only read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// A network card of a VM.
@@ -97,7 +112,8 @@ pub struct Choice {
     pub placement: Option<Placement>,
 }
 
-/// The outcome of placing a VM.
+/// The outcome of placing a VM: what it holds. While a change waits for the VM's next start, that is the old and the
+/// new together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// The chosen worker.
@@ -110,7 +126,7 @@ pub struct Placement {
     pub cpus: u64,
     /// What is counted for it in the worker's ledger.
     pub memory: ByteSize,
-    /// Its disks, in the order of the specification.
+    /// Its disks: those of the specification in their order, then those that its machine may still use.
     pub disks: Vec<PlacedDisk>,
     /// Its network cards, in the order of the specification.
     pub nics: Vec<PlacedNic>,
@@ -127,6 +143,9 @@ pub struct PlacedDisk {
     pub volume: VolumeId,
     /// The volume's name.
     pub volume_name: Name,
+    /// Whether the machine can only read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// A network card with its addresses.
@@ -150,10 +169,34 @@ fn default_running() -> bool {
     true
 }
 fn default_disks() -> Vec<Disk> {
-    Name::new(ROOT_DISK).map(|name| Disk { name, size: None }).into_iter().collect()
+    Name::new(ROOT_DISK).map(Disk::own).into_iter().collect()
 }
 fn default_nics() -> Vec<Nic> {
     Name::new(DEFAULT_NETWORK).map(|network| Nic { network, address: None }).into_iter().collect()
+}
+
+impl Disk {
+    /// An own disk with every default.
+    #[must_use]
+    pub const fn own(name: Name) -> Disk {
+        Disk { name, size: None, volume: None, mount: None, read_only: false }
+    }
+
+    /// The attached volume `volume`, by its own name.
+    #[must_use]
+    pub fn attached(volume: Name) -> Disk {
+        Disk { volume: Some(volume.clone()), ..Disk::own(volume) }
+    }
+
+    /// Whether `next` may take the place of this own disk: the same but for its size, which may grow.
+    fn may_become(&self, next: &Disk) -> bool {
+        let grows = match (self.size, next.size) {
+            (Some(size), Some(next)) => size <= next,
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        grows && *self == Disk { size: self.size, ..next.clone() }
+    }
 }
 
 impl Spec {
@@ -168,6 +211,7 @@ impl Spec {
             on_worker_loss: OnWorkerLoss::default(),
             disks: default_disks(),
             nics: default_nics(),
+            first_boot: FirstBoot::default(),
         }
     }
 }
@@ -176,18 +220,31 @@ impl SpecRules for Spec {
     const ABOUT: &'static str = "a virtual machine with its disks and network cards";
 
     const FIELDS: &'static [Field] = &[
-    ("image", "the image that its root disk is cloned from; fixed for life"),
-    ("cpus", "virtual CPUs, 1 to 32; fixed for life"),
-    ("memory", "memory of the guest, 64MiB to 1TiB; fixed for life"),
-    ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
-    ("on_worker_loss", "what happens when its worker is lost: wait"),
-    ("disks", "its disks; today the root disk alone; fixed for life"),
-    ("disks[].name", "its name within the VM; the first must be root"),
-    ("disks[].size", "its size, at most 64TiB; as large as the image's when left out"),
-    ("nics", "its network cards, at most 4; fixed for life"),
-    ("nics[].network", "the network that it is on"),
-    ("nics[].address", "the address it must have; the next free one when left out"),
-];
+        ("image", "the image that its root disk is cloned from; fixed for life"),
+        ("cpus", "virtual CPUs, 1 to 32; a change takes effect when the VM starts next"),
+        ("memory", "memory of the guest, 64MiB to 1TiB; a change takes effect when the VM starts next"),
+        ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
+        ("on_worker_loss", "what happens when its worker is lost: wait"),
+        (
+            "disks",
+            "its disks, at most 8: own ones, deleted with it, and attached volumes, which may come and go",
+        ),
+        ("disks[].name", "its name within the VM; the first must be root; a volume's own name when left out"),
+        ("disks[].size", "the size of an own disk, which may grow; the root's is the image's when left out"),
+        ("disks[].volume", "the volume to attach; it takes effect when the VM starts next"),
+        ("disks[].mount", "the absolute path where the guest's agent mounts it; not at all when left out"),
+        ("disks[].read_only", "whether the VM can only read it; a volume has one writer, or many readers"),
+        ("nics", "its network cards, at most 4; fixed for life"),
+        ("nics[].network", "the network that it is on"),
+        ("nics[].address", "the address it must have; the next free one when left out"),
+        ("first_boot", "what is done at the first boot of its root disk, at most 32KiB; fixed for life"),
+        ("first_boot.ssh_keys", "public keys of those who may log in as root, at most 32"),
+        ("first_boot.files", "files to write, at most 32"),
+        ("first_boot.files[].path", "the absolute path"),
+        ("first_boot.files[].mode", "the permissions in octal; \"0644\" when left out"),
+        ("first_boot.files[].content", "the text"),
+        ("first_boot.script", "what /bin/sh runs after that"),
+    ];
 
     fn shortest() -> Option<Value> {
         Some(json!({ "image": "demo" }))
@@ -201,28 +258,49 @@ impl SpecRules for Spec {
         let on_worker_loss = read_worker_loss(fields);
         let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
         let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
+        let first_boot = fields.object("first_boot", FirstBoot::read).unwrap_or_default();
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
-            fields.problem("memory", format!("must be between {MEMORY_MIN} and {MEMORY_MAX}, is {memory}"), None);
+            fields.problem(
+                "memory",
+                format!("must be between {MEMORY_MIN} and {MEMORY_MAX}, is {memory}"),
+                None,
+            );
         }
         check_disks(&disks, fields);
-        Some(Spec { image: image?, cpus, memory, running, on_worker_loss, disks, nics })
+        Some(Spec { image: image?, cpus, memory, running, on_worker_loss, disks, nics, first_boot })
     }
 
     fn references(&self) -> Vec<ObjectRef> {
         let networks = self.nics.iter().map(|nic| ObjectRef::new(Kind::Network, nic.network.clone()));
-        std::iter::once(ObjectRef::new(Kind::Image, self.image.clone())).chain(networks).collect()
+        let volumes = self.disks.iter().filter_map(|disk| disk.volume.clone());
+        let volumes = volumes.map(|volume| ObjectRef::new(Kind::Volume, volume));
+        std::iter::once(ObjectRef::new(Kind::Image, self.image.clone()))
+            .chain(networks)
+            .chain(volumes)
+            .collect()
     }
 
     fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {
         let reason = "it is fixed when a VM is made; delete the VM and make it again";
         let frozen = [
             ("image", self.image != next.image),
-            ("disks", self.disks != next.disks),
             ("nics", self.nics != next.nics),
-            ("cpus", self.cpus != next.cpus),
-            ("memory", self.memory != next.memory),
+            ("first_boot", self.first_boot != next.first_boot),
         ];
-        frozen.into_iter().find(|(_, changed)| *changed).map(|(field, _)| (field, reason))
+        let frozen = frozen.into_iter().find(|(_, changed)| *changed).map(|(field, _)| (field, reason));
+        let own_disks =
+            "its own disks may grow, and are else fixed when a VM is made; attach a volume instead";
+        frozen.or_else(|| (!self.keeps_own_disks(next)).then_some(("disks", own_disks)))
+    }
+}
+
+impl Spec {
+    /// Whether the own disks of `next` are those of this VM, none of them smaller.
+    fn keeps_own_disks(&self, next: &Spec) -> bool {
+        let own =
+            |spec: &Spec| spec.disks.iter().filter(|disk| disk.volume.is_none()).cloned().collect::<Vec<_>>();
+        let (before, after) = (own(self), own(next));
+        before.len() == after.len() && before.iter().zip(&after).all(|(disk, next)| disk.may_become(next))
     }
 }
 
@@ -237,23 +315,67 @@ fn read_worker_loss(fields: &mut Reader<'_>) -> OnWorkerLoss {
 }
 
 fn check_disks(disks: &[Disk], fields: &mut Reader<'_>) {
-    let is_root = |disk: &Disk| disk.name.as_str() == ROOT_DISK;
+    let is_root = |disk: &Disk| {
+        disk.name.as_str() == ROOT_DISK && Disk { size: None, ..disk.clone() } == Disk::own(disk.name.clone())
+    };
     if !disks.first().is_some_and(is_root) {
-        fields.problem("disks", format!("the first disk must be named `{ROOT_DISK}`"), None);
+        let hint = format!("begin the list with {{name: {ROOT_DISK}}}; it has a size and nothing else");
+        fields.problem("disks", format!("the first disk must be named `{ROOT_DISK}`"), Some(hint));
     }
-    if disks.len() > 1 {
-        let message = "only the root disk is supported by this version";
-        fields.problem("disks", message, Some("remove the other disks".to_owned()));
+    for (index, disk) in disks.iter().enumerate() {
+        let before = disks.get(..index).unwrap_or_default();
+        let is_twice = |field, text: &str| format!("{field} `{text}` is there twice");
+        if before.iter().any(|other| other.name == disk.name) {
+            fields.problem("disks", is_twice("the name", disk.name.as_str()), None);
+        }
+        if let Some(volume) = disk
+            .volume
+            .as_ref()
+            .filter(|volume| before.iter().any(|other| other.volume.as_ref() == Some(volume)))
+        {
+            fields.problem("disks", is_twice("the volume", volume.as_str()), None);
+        }
+        if let Some(mount) =
+            disk.mount.as_ref().filter(|mount| before.iter().any(|other| other.mount.as_ref() == Some(mount)))
+        {
+            fields.problem("disks", is_twice("the mount", mount), None);
+        }
     }
 }
 
+/// Whether a guest can mount something there: an absolute path of plain parts, not the root.
+fn is_mount(path: &str) -> bool {
+    let parts = path.strip_prefix('/').map(|rest| rest.split('/').collect::<Vec<_>>()).unwrap_or_default();
+    let plain = |part: &&str| !matches!(*part, "" | "." | "..") && !part.chars().any(char::is_control);
+    path.len() <= MOUNT_BYTES_MAX && !parts.is_empty() && parts.iter().all(plain)
+}
+
 fn read_disk(fields: &mut Reader<'_>) -> Option<Disk> {
-    let name = fields.required("name");
+    let volume: Option<Name> = fields.optional("volume");
+    let name = match volume.clone() {
+        Some(volume) => Some(fields.or("name", volume)),
+        None => fields.required("name"),
+    };
     let size: Option<ByteSize> = fields.optional("size");
+    let mount: Option<String> = fields.optional("mount");
+    let read_only = fields.or("read_only", false);
     if size.is_some_and(|size| size == ByteSize::default() || size > super::volume::SIZE_MAX) {
         fields.problem("size", format!("must be more than 0 and at most {}", super::volume::SIZE_MAX), None);
     }
-    Some(Disk { name: name?, size })
+    if size.is_some() && volume.is_some() {
+        let hint = "set the size of the volume itself".to_owned();
+        fields.problem("size", "an attached volume has a size of its own", Some(hint));
+    }
+    if volume.is_none()
+        && size.is_none()
+        && name.as_ref().is_some_and(|name: &Name| name.as_str() != ROOT_DISK)
+    {
+        fields.problem("size", "is missing", Some("such as 10GiB; or name a volume to attach".to_owned()));
+    }
+    if mount.as_ref().is_some_and(|mount| !is_mount(mount)) {
+        fields.problem("mount", "must be an absolute path, such as /data", None);
+    }
+    Some(Disk { name: name?, size, volume, mount, read_only })
 }
 
 fn read_nic(fields: &mut Reader<'_>) -> Option<Nic> {

@@ -1,61 +1,167 @@
-//! A **volume**: a disk that lives on one worker and is attached to at most one VM. Today every volume is the root
-//! disk of a VM made directly: owned by it, cloned from its image, kept through stop, start, crash and reboot.
+//! A **volume**: a disk that lives on one worker, is attached to one VM that writes or to many that only read, and is
+//! there until it is deleted itself. A VM's own disks are volumes too, owned by it and deleted with it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{Field, SpecRules};
+use super::{Field, Kind, SpecRules};
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::reader::Reader;
-use crate::uid::WorkerId;
+use crate::uid::{Uid, WorkerId};
 use crate::units::ByteSize;
 
 /// The largest volume.
 pub const SIZE_MAX: ByteSize = ByteSize::from_bytes(64 << 40);
+/// The least size of a volume that begins blank: less does not hold a file system.
+pub const BLANK_SIZE_MIN: ByteSize = ByteSize::from_mib(1);
 
 /// What is asked of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Spec {
+    /// Its size, which may grow; that of its source when left out. A blank one needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
     /// The image that it is cloned from.
-    pub image: Name,
-    /// The version of the image; fixed for the life of the volume.
-    pub image_version: String,
-    /// Its size; at least that of the image's root file system.
-    pub size: ByteSize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Name>,
+    /// The version of the image; the current one when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_version: Option<String>,
+    /// The snapshot that it is cloned from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Name>,
+    /// What is on a blank one at first.
+    pub filesystem: Filesystem,
+    /// The worker that it is made on; that of the first VM that it is attached to when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<Name>,
+    /// Whether it cannot be deleted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
 }
 
-/// Where the volume lives.
+/// What is on a blank volume at first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filesystem {
+    /// An empty ext4.
+    #[default]
+    Ext4,
+    /// Nothing but zeros.
+    None,
+}
+
+/// Where the volume lives, and who has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Choice {
     /// The worker that holds it, once one was chosen. It never changes by itself.
     pub worker: Option<WorkerId>,
+    /// The VMs that it is given to: one that writes, or any number that only read. A VM may name a volume, but starts
+    /// with it only when it stands here. An owned volume is its owner's and has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<Holder>,
+}
+
+/// A VM that a volume is given to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The VM.
+    pub vm: ObjectRef,
+    /// Its uid: a new VM of the same name is another one.
+    pub uid: Uid,
+    /// Whether it only reads.
+    pub read_only: bool,
 }
 
 impl SpecRules for Spec {
-    const ABOUT: &'static str = "a disk on one worker, attached to at most one VM";
+    const ABOUT: &'static str = "a disk on one worker that outlives the VMs it is attached to";
 
     const FIELDS: &'static [Field] = &[
-    ("image", "the image that it is cloned from"),
-    ("image_version", "the version of the image; fixed for life"),
-    ("size", "its size, at most 64TiB"),
-];
+        (
+            "size",
+            "its size, at most 64TiB, which may grow; that of its source when left out, a blank one needs it",
+        ),
+        ("image", "the image that it is cloned from; blank without image and snapshot; fixed for life"),
+        ("image_version", "the version of the image; the current one when left out; fixed for life"),
+        ("snapshot", "the snapshot that it is cloned from; fixed for life"),
+        ("filesystem", "what is on a blank one at first: ext4 or none; fixed for life"),
+        ("worker", "the worker that it is made on; that of its first VM when left out; fixed for life"),
+        ("protected", "whether it cannot be deleted"),
+    ];
+
+    fn shortest() -> Option<Value> {
+        Some(json!({ "size": "10GiB" }))
+    }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
-        let image = fields.required("image");
-        let image_version = fields.required("image_version");
-        let size: Option<ByteSize> = fields.required("size");
-        if size.is_some_and(|size| size == ByteSize::default() || size > SIZE_MAX) {
-            fields.problem("size", format!("must be more than 0 and at most {SIZE_MAX}"), None);
-        }
-        Some(Spec { image: image?, image_version: image_version?, size: size? })
+        let spec = Spec {
+            size: fields.optional("size"),
+            image: fields.optional("image"),
+            image_version: fields.optional("image_version"),
+            snapshot: fields.optional("snapshot"),
+            filesystem: fields.or("filesystem", Filesystem::default()),
+            worker: fields.optional("worker"),
+            protected: fields.or("protected", false),
+        };
+        spec.check(fields);
+        Some(spec)
     }
 
     fn references(&self) -> Vec<ObjectRef> {
-        vec![ObjectRef::new(super::Kind::Image, self.image.clone())]
+        let image = self.image.iter().map(|image| ObjectRef::new(Kind::Image, image.clone()));
+        let snapshot = self.snapshot.iter().map(|snapshot| ObjectRef::new(Kind::Snapshot, snapshot.clone()));
+        let worker = self.worker.iter().map(|worker| ObjectRef::new(Kind::Worker, worker.clone()));
+        image.chain(snapshot).chain(worker).collect()
     }
 
     fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {
-        (self != next).then_some(("spec", "a volume is changed through the VM that owns it"))
+        let made = "it is fixed when a volume is made; make another one";
+        let frozen = [
+            ("image", self.image != next.image, made),
+            ("image_version", self.image_version != next.image_version, made),
+            ("snapshot", self.snapshot != next.snapshot, made),
+            ("filesystem", self.filesystem != next.filesystem, made),
+            ("worker", self.worker != next.worker, made),
+            (
+                "size",
+                self.size.is_some_and(|size| next.size.is_none_or(|next| next < size)),
+                "a volume cannot shrink",
+            ),
+        ];
+        frozen.into_iter().find(|(_, changed, _)| *changed).map(|(field, _, reason)| (field, reason))
+    }
+}
+
+impl Spec {
+    /// Whether it begins with nothing that is there already.
+    #[must_use]
+    pub const fn is_blank(&self) -> bool {
+        self.image.is_none() && self.snapshot.is_none()
+    }
+
+    fn check(&self, fields: &mut Reader<'_>) {
+        let size_min = if self.is_blank() { BLANK_SIZE_MIN } else { ByteSize::from_bytes(1) };
+        if self.size.is_some_and(|size| size < size_min || size > SIZE_MAX) {
+            fields.problem("size", format!("must be at least {size_min} and at most {SIZE_MAX}"), None);
+        }
+        if self.is_blank() && self.size.is_none() {
+            fields.problem(
+                "size",
+                "is missing",
+                Some("such as 10GiB; or name an image or a snapshot".to_owned()),
+            );
+        }
+        if self.image.is_some() && self.snapshot.is_some() {
+            fields.problem("snapshot", "a volume is cloned from an image or a snapshot, not from both", None);
+        }
+        if self.image_version.is_some() && self.image.is_none() {
+            fields.problem("image_version", "names the version of no image", None);
+        }
+        if self.filesystem == Filesystem::None && !self.is_blank() {
+            fields.problem("filesystem", "is that of the source", None);
+        }
     }
 }

@@ -123,7 +123,7 @@ mod tests {
         check(
             Kind::Vm,
             Some("spec.memory"),
-            "FIELD        DEFAULT  MEANING\nspec.memory  128MiB   memory of the guest, 64MiB to 1TiB; fixed for life\n",
+            "FIELD        DEFAULT  MEANING\nspec.memory  128MiB   memory of the guest, 64MiB to 1TiB; a change takes effect when the VM starts next\n",
         );
         check(Kind::Vm, Some("memroy"), "vm has no field `memroy`");
     }

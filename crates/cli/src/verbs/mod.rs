@@ -4,6 +4,7 @@ pub(crate) mod apply;
 pub(crate) mod console;
 pub(crate) mod delete;
 pub(crate) mod describe;
+pub(crate) mod disks;
 pub(crate) mod edit;
 pub(crate) mod events;
 pub(crate) mod exec;

@@ -8,6 +8,7 @@ use lightbyte_api::wire::{Apply, Changed};
 use lightbyte_api::{Kind, Name};
 use serde_json::{Map, Value, json};
 
+use crate::arguments::disks::RunVolume;
 use crate::arguments::{Goal, Run};
 use crate::cluster::Cluster;
 use crate::failure::{Code, Failure};
@@ -36,10 +37,11 @@ pub(crate) async fn run(cluster: &Cluster, words: &Run) -> Result<Code> {
 async fn create(cluster: &Cluster, words: &Run) -> Result<Changed> {
     for tried in 1.. {
         let name = words.name.as_ref().map_or_else(|| made_up_name(&words.image), Name::to_string);
-        let apply = Apply { documents: vec![manifest(words, &name)], create_only: true, dry_run: false };
+        let apply = Apply { documents: documents(words, &name), create_only: true, dry_run: false };
         match cluster.apply(&apply, None).await {
             Ok(applied) => {
-                let changed = applied.changes.into_iter().next();
+                // The VM stands behind its volumes.
+                let changed = applied.changes.into_iter().next_back();
                 return changed.ok_or_else(|| Failure::new(Code::Error, "the server made nothing").into());
             }
             Err(error) if error.status() == Some(409) && words.name.is_none() && tried < NAMES_TRIED_MAX => {
@@ -71,7 +73,7 @@ fn manifest(words: &Run, name: &str) -> Value {
     let fields = [
         ("cpus", words.cpus.map(Value::from)),
         ("memory", words.memory.map(|memory| json!(memory))),
-        ("disks", words.disk.map(|size| json!([{"name": "root", "size": size}]))),
+        ("disks", disks(words)),
         ("nics", nic(words)),
     ];
     for (field, value) in fields {
@@ -82,6 +84,27 @@ fn manifest(words: &Run, name: &str) -> Value {
     let labels: Map<String, Value> =
         words.labels.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
     json!({"kind": "vm", "name": name, "labels": labels, "spec": spec})
+}
+
+/// The volumes that are to be made, and the VM.
+fn documents(words: &Run, name: &str) -> Vec<Value> {
+    let volume = |volume: &RunVolume| {
+        let size = volume.size?;
+        Some(json!({"kind": "volume", "name": volume.name, "spec": {"size": size}}))
+    };
+    words.volumes.iter().filter_map(volume).chain([manifest(words, name)]).collect()
+}
+
+fn disks(words: &Run) -> Option<Value> {
+    if words.disk.is_none() && words.volumes.is_empty() {
+        return None;
+    }
+    let root = match words.disk {
+        Some(size) => json!({"name": "root", "size": size}),
+        None => json!({"name": "root"}),
+    };
+    let volumes = words.volumes.iter().map(|volume| json!({"volume": volume.name, "mount": volume.mount}));
+    Some(std::iter::once(root).chain(volumes).collect())
 }
 
 fn nic(words: &Run) -> Option<Value> {
@@ -131,6 +154,15 @@ mod tests {
             "demo --network lan --address 10.0.0.9",
             json!({"image": "demo", "nics": [{"network": "lan", "address": "10.0.0.9"}]}),
         );
+        check(
+            "demo --volume data:1GiB --volume logs:/var/log",
+            json!({"image": "demo", "disks": [
+                {"name": "root"}, {"volume": "data", "mount": "/mnt/data"}, {"volume": "logs", "mount": "/var/log"},
+            ]}),
+        );
+        let made = documents(&words("demo --volume data:1GiB --volume logs"), "a");
+        assert_eq!(made[0], json!({"kind": "volume", "name": "data", "spec": {"size": "1GiB"}}));
+        assert_eq!(made.len(), 2);
         check("demo --address 10.0.0.9", json!({"image": "demo", "nics": [{"address": "10.0.0.9"}]}));
         assert_eq!(
             manifest(&words("demo --label a=b --label c=d"), "a")["labels"],

@@ -1,10 +1,9 @@
 //! One object on one worker: what is assigned, what is saved, what the host shows, what was reported.
 
-use lightbyte_api::Kind;
-use lightbyte_api::Timestamp;
-use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject};
+use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::observed::{BootTimes, Observed, PROBLEM_LENGTH_MAX};
 use lightbyte_api::units::Span;
+use lightbyte_api::{ByteSize, Kind, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 
 use super::{Stamped, vm, volume};
@@ -25,15 +24,15 @@ pub struct Facts {
     pub taps: bool,
     /// Whether all taps of a VM are there.
     pub taps_complete: bool,
-    /// Whether the file of a volume is there.
-    pub disk: bool,
+    /// The size of a volume's file; `None` when there is none.
+    pub disk: Option<ByteSize>,
 }
 
 impl Facts {
     /// Whether nothing of the object is on the host.
     #[must_use]
     pub fn is_bare(&self) -> bool {
-        self.saved.is_none() && self.vmm == VmmState::Absent && !self.taps && !self.disk
+        self.saved.is_none() && self.vmm == VmmState::Absent && !self.taps && self.disk.is_none()
     }
 }
 
@@ -60,6 +59,9 @@ pub struct Saved {
     /// The last restart that was asked for and carried out.
     #[serde(default)]
     pub restarts_done: u64,
+    /// The shape of the machine that was started last, noted before it is; see `AssignedVm::shape`.
+    #[serde(default)]
+    pub started_shape: u64,
     /// Whether the volume's file was made. From then on it must exist.
     #[serde(default)]
     pub created: bool,
@@ -122,8 +124,17 @@ pub enum Step {
     Shutdown,
     /// End the machine process now, and remove what it leaves.
     Kill,
-    /// Make the volume's file from its source.
-    CreateDisk,
+    /// Make the volume's file from its source, which these machines may be writing to: their guests bring what they hold
+    /// in memory to it, and hold their breath meanwhile.
+    CreateDisk {
+        /// The machines.
+        written_by: Vec<VmId>,
+    },
+    /// Make the volume's file as large as is assigned, and tell these machines.
+    GrowDisk {
+        /// The machines that use it.
+        used_by: Vec<VmId>,
+    },
     /// Remove the volume's file.
     RemoveDisk,
     /// Remove what was saved, and the object's directory.
@@ -144,14 +155,18 @@ pub enum Next {
 }
 
 /// What an object must know of the others on its host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {
     /// All disks of this VM are there.
     pub disks_present: bool,
     /// A disk of this VM was there, and is gone.
     pub disk_lost: bool,
-    /// A VM uses this volume.
-    pub in_use: bool,
+    /// The machines that use this volume.
+    pub used_by: Vec<VmId>,
+    /// The disk that this volume is made from is there.
+    pub source_present: bool,
+    /// The machines that may be writing to the disk that this volume is made from.
+    pub source_written_by: Vec<VmId>,
 }
 
 /// What is forgotten when the agent ends.
@@ -258,6 +273,15 @@ impl Desk {
         match saved.or(self.wish.as_ref().map(|wish| &wish.value))? {
             Assigned::Vm(assigned) => Some(&assigned.name),
             Assigned::Volume(assigned) => Some(&assigned.name),
+        }
+    }
+
+    /// The saved assignment of a volume.
+    #[must_use]
+    pub fn saved_volume(&self) -> Option<&AssignedVolume> {
+        match &self.facts.saved.as_ref()?.assigned {
+            Assigned::Volume(assigned) => Some(assigned),
+            Assigned::Vm(_) => None,
         }
     }
 
@@ -451,11 +475,11 @@ impl Desk {
         let stored = self.reported.stored.as_ref();
         match (&self.facts.saved, &self.wish) {
             (Some(saved), _) => match &saved.assigned {
-                Assigned::Vm(_) => {
-                    let phase = vm::phase(saved, &self.facts, &self.volatile, stored);
+                Assigned::Vm(assigned) => {
                     let lost = self.disk_lost.then(|| "one of its disks is gone from the worker".to_owned());
                     let problem = self.problem.clone().or(lost);
-                    Some(Observed::Vm(vm::report(saved, phase, &self.volatile, problem, stored, now)))
+                    let (facts, volatile) = (&self.facts, &self.volatile);
+                    Some(Observed::Vm(vm::report(saved, assigned, facts, volatile, problem, stored, now)))
                 }
                 Assigned::Volume(assigned) => Some(Observed::Volume(volume::report(
                     assigned,
@@ -530,7 +554,7 @@ impl Desk {
                     around,
                     now,
                 }),
-                Assigned::Volume(assigned) => volume::next_step(saved, assigned, &self.facts, around),
+                Assigned::Volume(assigned) => volume::next_step(saved, assigned, &self.facts, &around),
             },
             None => self.clean_up(),
         }
@@ -545,6 +569,7 @@ impl Desk {
                 assigned: wish.value.clone(),
                 restarts: 0,
                 restarts_done: restarts_asked(&wish.value),
+                started_shape: 0,
                 created: false,
             };
             return (claimed && !wish.value.is_removal()).then_some(fresh);
@@ -558,7 +583,7 @@ impl Desk {
         let asked = self.wish.as_ref().is_some_and(|wish| wish.value.is_removal());
         match (asked, self.object.kind) {
             (true, Kind::Vm) => vm::remove(&self.facts),
-            (true, Kind::Volume) if self.facts.disk => Next::Do(Step::RemoveDisk),
+            (true, Kind::Volume) if self.facts.disk.is_some() => Next::Do(Step::RemoveDisk),
             _ => Next::Rest,
         }
     }

@@ -21,11 +21,10 @@ pub mod volume;
 
 use std::collections::BTreeMap;
 
-use lightbyte_api::Kind;
-use lightbyte_api::Timestamp;
-use lightbyte_api::assigned::{Assigned, HostObject};
+use lightbyte_api::assigned::{Assigned, HostObject, Source};
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Epoch;
+use lightbyte_api::{Kind, Timestamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 pub use desk::{Action, Desk, Facts, Reply, Report, Saved, Step, VmmState};
@@ -266,28 +265,42 @@ impl Agent {
 
     /// What `object` must know of the other objects on this host.
     fn around(&self, object: HostObject) -> desk::Around {
-        let disks = self
-            .desks
-            .get(&object)
-            .and_then(Desk::saved_vm)
-            .map(|vm| vm.disks.as_slice())
-            .unwrap_or_default();
-        let is_present = |volume: &lightbyte_api::VolumeId| {
-            let key = HostObject { kind: Kind::Volume, uid: volume.uid() };
-            self.desks.get(&key).is_some_and(|desk| volume::is_present(desk.facts()))
+        let Some(desk) = self.desks.get(&object) else { return desk::Around::default() };
+        let volume_desk =
+            |volume: VolumeId| self.desks.get(&HostObject { kind: Kind::Volume, uid: volume.uid() });
+        let is = |volume: VolumeId, test: fn(&Facts) -> bool| {
+            volume_desk(volume).is_some_and(|desk| test(desk.facts()))
         };
-        let uses = |desk: &Desk| {
-            desk.facts().vmm != VmmState::Absent
-                && desk.saved_vm().is_some_and(|vm| vm.disks.iter().any(|volume| volume.uid() == object.uid))
-        };
-        let is_lost = |volume: &lightbyte_api::VolumeId| {
-            let key = HostObject { kind: Kind::Volume, uid: volume.uid() };
-            self.desks.get(&key).is_some_and(|desk| volume::is_lost(desk.facts()))
-        };
+        let disks = desk.saved_vm().map(|vm| vm.disks.as_slice()).unwrap_or_default();
+        let source = desk.saved_volume().and_then(|volume| match volume.source {
+            Source::Disk(source) => Some(source),
+            Source::Image(_) | Source::Blank(_) => None,
+        });
         desk::Around {
-            disks_present: disks.iter().all(is_present),
-            disk_lost: disks.iter().any(is_lost),
-            in_use: object.kind == Kind::Volume && self.desks.values().any(uses),
+            disks_present: disks.iter().all(|disk| is(disk.volume, volume::is_present)),
+            disk_lost: disks.iter().any(|disk| is(disk.volume, volume::is_lost)),
+            used_by: match object.kind {
+                Kind::Volume => self.users(VolumeId::new(object.uid), false),
+                _ => Vec::new(),
+            },
+            source_present: source.is_none_or(|source| is(source, volume::is_present)),
+            source_written_by: source.map(|source| self.users(source, true)).unwrap_or_default(),
         }
+    }
+
+    /// The VMs whose machine may be using the volume, in any form that it may be in: those that write, or all.
+    fn users(&self, volume: VolumeId, only_writers: bool) -> Vec<VmId> {
+        let uses = |desk: &Desk| {
+            let saved = desk.facts().saved.as_ref();
+            // A machine that was started before its assignment changed may have other disks than are saved.
+            let is_old =
+                desk.saved_vm().is_some_and(|vm| saved.is_some_and(|saved| saved.started_shape < vm.shape));
+            let mut disks = desk.saved_vm().into_iter().flat_map(|vm| &vm.disks);
+            disks.any(|disk| disk.volume == volume && (is_old || !only_writers || !disk.read_only))
+        };
+        let runs = |desk: &Desk| desk.facts().vmm != VmmState::Absent;
+        let users =
+            self.desks.iter().filter(|(object, desk)| object.kind == Kind::Vm && runs(desk) && uses(desk));
+        users.map(|(object, _)| VmId::new(object.uid)).collect()
     }
 }

@@ -26,7 +26,7 @@ pub const CRASH_PAUSE_LIMIT: Span = Span::from_secs(60);
 pub const STEADY_AFTER: Span = Span::from_secs(60);
 
 /// Everything that the next step of a VM depends on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Situation<'a> {
     /// What is saved.
     pub saved: &'a Saved,
@@ -56,7 +56,7 @@ pub fn next_step(situation: &Situation<'_>) -> Next {
 }
 
 fn run(situation: &Situation<'_>) -> Next {
-    let Situation { saved, facts, volatile, around, now, .. } = *situation;
+    let Situation { saved, assigned, facts, volatile, ref around, now } = *situation;
     match facts.vmm {
         VmmState::Running => Next::Rest,
         // It ended by itself. The count is saved before the traces go: an agent that dies in between counts it
@@ -68,6 +68,10 @@ fn run(situation: &Situation<'_>) -> Next {
                 Some(at) if now < at => Next::Until(at),
                 _ if !facts.taps_complete => Next::Do(Step::EnsureTaps),
                 _ if !around.disks_present => Next::Rest,
+                // Noted before the machine can be there, so that what runs is never newer than what is noted.
+                _ if saved.started_shape != assigned.shape => {
+                    Next::Do(Step::Save(Saved { started_shape: assigned.shape, ..saved.clone() }))
+                }
                 _ => Next::Do(Step::Start),
             }
         }
@@ -203,6 +207,7 @@ pub(super) const fn claim(assigned: &AssignedVm, now: Timestamp) -> ObservedVm {
         generation: assigned.generation,
         phase: VmPhase::Claimed,
         since: now,
+        shape: assigned.shape,
         restarts: 0,
         restarts_done: assigned.restarts_asked,
         boot: None,
@@ -212,25 +217,24 @@ pub(super) const fn claim(assigned: &AssignedVm, now: Timestamp) -> ObservedVm {
 
 pub(super) fn report(
     saved: &Saved,
-    phase: VmPhase,
+    assigned: &AssignedVm,
+    facts: &Facts,
     volatile: &Volatile,
     problem: Option<String>,
     stored: Option<&Observed>,
     now: Timestamp,
 ) -> ObservedVm {
+    let phase = phase(saved, facts, volatile, stored);
     let stored = match stored {
         Some(Observed::Vm(stored)) => Some(stored),
         _ => None,
     };
-    let generation = match &saved.assigned {
-        lightbyte_api::Assigned::Vm(assigned) => assigned.generation,
-        lightbyte_api::Assigned::Volume(assigned) => assigned.generation,
-    };
     ObservedVm {
-        sequence: saved.assigned.sequence(),
-        generation,
+        sequence: assigned.sequence,
+        generation: assigned.generation,
         phase,
         since: stored.filter(|stored| stored.phase == phase).map_or(now, |stored| stored.since),
+        shape: if facts.vmm == VmmState::Absent { assigned.shape } else { saved.started_shape },
         restarts: saved.restarts,
         restarts_done: saved.restarts_done,
         // An agent that was restarted did not see the boot; what was reported of it still holds.

@@ -28,6 +28,8 @@ macro_rules! define_planners {
 }
 lightbyte_api::for_each_kind!(define_planners);
 
+mod disk;
+
 /// What a planner may use besides the view.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
@@ -88,7 +90,7 @@ impl Plan {
 fn own_keys(view: &View, object: &ObjectRef) -> Vec<Key> {
     let mut keys = vec![Key::Asked(object.clone()), Key::Decided(object.clone())];
     if let (Some(asked), Some(worker)) = (view.asked(object), worker_of(view, object)) {
-        let host_object = HostObject { kind: object.kind, uid: asked.meta.uid };
+        let host_object = HostObject::of(object.kind, asked.meta.uid);
         keys.push(Key::Assigned(worker, host_object));
         keys.push(Key::Observed(worker, host_object));
     }
@@ -101,6 +103,7 @@ pub fn worker_of(view: &View, object: &ObjectRef) -> Option<WorkerId> {
     match &view.decided(object)?.choice {
         Choice::Vm(choice) => choice.placement.as_ref().map(|placement| placement.worker),
         Choice::Volume(choice) => choice.worker,
+        Choice::Snapshot(choice) => choice.worker,
         // Most kinds are nowhere.
         _ => None,
     }

@@ -1,19 +1,22 @@
-//! Volumes: each is the root disk of the VM that owns it, and lives where that VM was placed.
+//! Volumes: each lives on one worker, and is given to one VM that writes or to many that only read.
 //!
 //! ```text
-//!   asked ──(owner placed)──> assigned: present ──> worker reports it ──> at rest
-//!     │                              │
-//!     └──(end asked)── unplaced: end └──(end asked)──> assigned: removed ──> worker reports it gone ──> end
+//!   asked ──(worker named, source's worker, or first VM placed)──> assigned: present ──> worker reports it ──> at rest
+//!     │                              │                                                         ^    │ size asked
+//!     └──(end asked)── unplaced: end └──(end asked, nobody holds it)──> assigned: removed ──> gone: end └> grows
 //! ```
+//!
+//! Who holds a volume is decided here alone. A VM asks for one by naming it, gets it when it stands in the choice, and has
+//! it until it neither names it nor has a machine that may use it. So no two VMs write to one, whatever they ask.
 
-use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, WantedVolume};
-use lightbyte_api::kinds::{volume, vm};
+use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source, WantedVolume};
+use lightbyte_api::kinds::vm::{Disk, PlacedDisk};
+use lightbyte_api::kinds::volume::{Choice as VolumeChoice, Holder, Spec as VolumeSpec};
 use lightbyte_api::object::Meta;
-use lightbyte_api::observed::{Observed, ObservedVolume, VolumePhase};
-use lightbyte_api::waiting::WorkerTask;
-use lightbyte_api::{Choice, Key, Kind, Name, ObjectRef, Spec, VolumeId, WaitingOn, WorkerId};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, VolumeId, WaitingOn, WorkerId};
 
-use super::{Inputs, Plan, worker_of};
+use super::disk::{OnHost, is_made, taker};
+use super::{Inputs, Plan, vm, worker_of};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -22,116 +25,238 @@ use crate::view::View;
 pub fn plan(view: &View, object: &ObjectRef, _inputs: &Inputs) -> Plan {
     let Some(asked) = view.asked(object) else { return Plan::rest() };
     let Spec::Volume(spec) = &asked.spec else { return Plan::rest() };
-    match (worker_of(view, object), asked.meta.deleting_since) {
-        (None, Some(_)) => Plan::end(),
-        (None, None) => follow_owner(view, spec, object, &asked.meta),
-        (Some(worker), deleting_since) => {
-            let host_object = HostObject { kind: Kind::Volume, uid: asked.meta.uid };
-            let on_host = OnHost::of(view, worker, host_object);
-            if deleting_since.is_some() { tear_down(&on_host) } else { Plan { waiting_on: on_host.wait(), ..Plan::rest() } }
+    let volume = Volume { view, object, meta: &asked.meta, spec };
+    let before = choice(view, object).cloned().unwrap_or_default();
+    let (holders, rests_on) = volume.give(&before.holders);
+    let given = VolumeChoice { holders, ..before.clone() };
+    let mut plan = match (given.worker, asked.meta.deleting_since) {
+        (worker, Some(_)) => volume.tear_down(worker, &given.holders),
+        (None, None) => volume.place(&given).unwrap_or_else(Plan::wait),
+        (Some(worker), None) => volume.keep(worker),
+    };
+    if !plan.ends && plan.choice.is_none() && given != before {
+        plan.choice = Some(Choice::Volume(given));
+    }
+    plan.rests_on.extend(rests_on);
+    if !plan.ends {
+        // What cannot be read may use it; when it can, this volume is to be looked at again.
+        let unreadable = before.holders.iter().filter_map(|holder| unreadable_key(view, &holder.vm));
+        plan.waiting_on.extend(unreadable.map(|key| WaitingOn::Unreadable { key: key.to_string() }));
+    }
+    plan
+}
+
+fn unreadable_key(view: &View, vm: &ObjectRef) -> Option<Key> {
+    let keys = [Key::Asked(vm.clone()), Key::Decided(vm.clone())];
+    keys.into_iter().find(|key| view.unreadable(key).is_some())
+}
+
+/// What was decided for a volume.
+#[must_use]
+pub fn choice<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a VolumeChoice> {
+    match &view.decided(object)?.choice {
+        Choice::Volume(choice) => Some(choice),
+        _ => None,
+    }
+}
+
+struct Volume<'a> {
+    view: &'a View,
+    object: &'a ObjectRef,
+    meta: &'a Meta,
+    spec: &'a VolumeSpec,
+}
+
+/// A VM that may be given a volume.
+struct Claimant {
+    holder: Holder,
+    /// Whether its specification names the volume, and to write.
+    wants_to_write: bool,
+}
+
+impl Volume<'_> {
+    // ------------------------------------------------------------------------------------------------- holders
+
+    /// Who has the volume from now on, and what a change of that rests on. An owned one is its owner's.
+    fn give(&self, before: &[Holder]) -> (Vec<Holder>, Vec<Key>) {
+        if self.meta.owner.is_some() {
+            return (Vec::new(), Vec::new());
         }
-    }
-}
-
-/// Puts the volume where its owner was placed.
-fn follow_owner(view: &View, spec: &volume::Spec, object: &ObjectRef, meta: &Meta) -> Plan {
-    let Some((owner, worker)) = owner_placement(view, meta) else {
-        // Its owner writes it in the transaction that places itself, so this is a moment, or a damaged store.
-        return Plan::rest();
-    };
-    let image = ObjectRef::new(Kind::Image, spec.image.clone());
-    let Some(Spec::Image(image_spec)) = view.asked(&image).map(|asked| &asked.spec) else {
-        return Plan::wait(WaitingOn::Missing { object: image });
-    };
-    let Some(version) = image_spec.version(&spec.image_version) else {
-        let (image, version) = (spec.image.clone(), spec.image_version.clone());
-        return Plan::wait(WaitingOn::ImageVersion { image, version });
-    };
-    let assigned = AssignedVolume {
-        sequence: 1,
-        generation: meta.generation,
-        name: object.name.clone(),
-        wanted: WantedVolume::Present,
-        size: spec.size,
-        source: version.root.clone(),
-    };
-    let host_object = HostObject { kind: Kind::Volume, uid: meta.uid };
-    Plan {
-        rests_on: vec![Key::Decided(owner), Key::Asked(image), Key::Observed(worker, host_object)],
-        writes: vec![Write::put(Key::Assigned(worker, host_object), Assigned::Volume(assigned))],
-        choice: Some(Choice::Volume(volume::Choice { worker: Some(worker) })),
-        waiting_on: OnHost::of(view, worker, host_object).wait(),
-        ..Plan::rest()
-    }
-}
-
-fn owner_placement(view: &View, meta: &Meta) -> Option<(ObjectRef, WorkerId)> {
-    let owner = meta.owner.as_ref()?;
-    let Choice::Vm(vm::Choice { placement: Some(placement) }) = &view.decided(&owner.object)?.choice else {
-        return None;
-    };
-    let is_its_disk = placement.disks.iter().any(|disk| disk.volume == VolumeId::new(meta.uid));
-    is_its_disk.then(|| (owner.object.clone(), placement.worker))
-}
-
-/// The volume as its worker has it.
-struct OnHost<'a> {
-    key: Key,
-    worker_name: Option<Name>,
-    alive: bool,
-    assigned: Option<&'a AssignedVolume>,
-    observed: Option<&'a ObservedVolume>,
-}
-
-impl<'a> OnHost<'a> {
-    fn of(view: &'a View, worker: WorkerId, host_object: HostObject) -> OnHost<'a> {
-        OnHost {
-            key: Key::Assigned(worker, host_object),
-            worker_name: view.object_of(worker.uid()).map(|object| object.name.clone()),
-            alive: view.alive(worker).is_some(),
-            assigned: view.assigned(worker, host_object).and_then(|assigned| match assigned.as_ref() {
-                Assigned::Volume(assigned) => Some(assigned),
-                Assigned::Vm(_) => None,
-            }),
-            observed: view.observed(worker, host_object).and_then(|observed| match observed.as_ref() {
-                Observed::Volume(observed) => Some(observed),
-                Observed::Vm(_) | Observed::Worker(_) => None,
-            }),
+        let kept: Vec<Claimant> = before.iter().filter_map(|holder| self.keeps(holder)).collect();
+        let mut holders: Vec<Holder> = kept.iter().map(|claimant| claimant.holder.clone()).collect();
+        if let ([claimant], [holder]) = (kept.as_slice(), holders.as_mut_slice()) {
+            holder.read_only &= !claimant.wants_to_write;
         }
-    }
-
-    fn wait_for(&self, to: WorkerTask) -> Vec<WaitingOn> {
-        let Some(worker) = self.worker_name.clone() else { return Vec::new() };
-        vec![if self.alive { WaitingOn::Worker { worker, to } } else { WaitingOn::WorkerAway { worker } }]
-    }
-
-    fn wait(&self) -> Vec<WaitingOn> {
-        match (self.observed, &self.worker_name) {
-            (Some(ObservedVolume { problem: Some(problem), .. }), Some(worker)) => {
-                vec![WaitingOn::WorkerProblem { worker: worker.clone(), problem: problem.clone() }]
+        let is_new = |vm: &&ObjectRef| before.iter().all(|holder| holder.vm != **vm);
+        let new = self.view.referrers(self.object).filter(|other| other.kind == Kind::Vm).filter(is_new);
+        for vm in new.filter(|_| self.meta.deleting_since.is_none()) {
+            let Some((uid, disk)) = names(self.view, vm, self.object) else { continue };
+            let is_free =
+                holders.is_empty() || (disk.read_only && holders.iter().all(|holder| holder.read_only));
+            if is_free {
+                holders.push(Holder { vm: vm.clone(), uid, read_only: disk.read_only });
             }
-            (Some(ObservedVolume { phase: VolumePhase::Present, .. }), _) => Vec::new(),
-            _ => self.wait_for(WorkerTask::Create),
         }
+        let concerned = before.iter().chain(&holders).map(|holder| &holder.vm);
+        let rests_on = match before == holders {
+            true => Vec::new(),
+            false => concerned.flat_map(|vm| [Key::Asked(vm.clone()), Key::Decided(vm.clone())]).collect(),
+        };
+        (holders, rests_on)
     }
-}
 
-fn tear_down(on_host: &OnHost<'_>) -> Plan {
-    match (on_host.assigned, on_host.observed) {
-        (Some(assigned), _) if assigned.wanted != WantedVolume::Removed => {
-            let removal = AssignedVolume {
-                sequence: assigned.sequence + 1,
-                wanted: WantedVolume::Removed,
-                ..assigned.clone()
+    /// The holder as it stays; `None` when it neither names the volume nor may use it.
+    fn keeps(&self, holder: &Holder) -> Option<Claimant> {
+        if unreadable_key(self.view, &holder.vm).is_some() {
+            return Some(Claimant { holder: holder.clone(), wants_to_write: false });
+        }
+        let is_it = self.view.asked(&holder.vm).is_some_and(|asked| asked.meta.uid == holder.uid);
+        let named = names(self.view, &holder.vm, self.object).filter(|_| is_it).map(|(_, disk)| disk);
+        let used = vm::placement(self.view, &holder.vm).filter(|_| is_it);
+        let used = used.and_then(|placement| placement.disks.iter().find(|disk| self.is_on(disk)));
+        if named.is_none() && used.is_none() {
+            return None;
+        }
+        let writes = used.is_some_and(|disk| !disk.read_only);
+        let waits_to_write = used.is_none() && !holder.read_only;
+        let wants_to_write = named.is_some_and(|disk| !disk.read_only);
+        let read_only = !(writes || (waits_to_write && wants_to_write));
+        Some(Claimant { holder: Holder { read_only, ..holder.clone() }, wants_to_write })
+    }
+
+    fn is_on(&self, disk: &PlacedDisk) -> bool {
+        disk.volume == VolumeId::new(self.meta.uid)
+    }
+
+    // ------------------------------------------------------------------------------------------------- placing
+
+    /// Makes the volume where it belongs, once that is known. The error is the reason to wait.
+    fn place(&self, given: &VolumeChoice) -> Result<Plan, WaitingOn> {
+        let Some((worker, because)) = self.find_worker(given)? else { return Ok(Plan::rest()) };
+        let (source, source_size, of_source) = self.source(worker)?;
+        let size = self.spec.size.unwrap_or(source_size);
+        if size < source_size {
+            return Err(WaitingOn::DiskTooSmall { size_min: source_size });
+        }
+        let assigned = AssignedVolume {
+            sequence: 1,
+            generation: self.meta.generation,
+            name: self.object.name.clone(),
+            wanted: WantedVolume::Present,
+            size,
+            source,
+        };
+        let host_object = HostObject { kind: Kind::Volume, uid: self.meta.uid };
+        Ok(Plan {
+            rests_on: because
+                .into_iter()
+                .chain(of_source)
+                .chain([Key::Observed(worker, host_object)])
+                .collect(),
+            waiting_on: OnHost::of(self.view, worker, self.meta.uid).wait(&assigned),
+            writes: vec![Write::put(Key::Assigned(worker, host_object), Assigned::Volume(assigned))],
+            choice: Some(Choice::Volume(VolumeChoice { worker: Some(worker), ..given.clone() })),
+            ..Plan::rest()
+        })
+    }
+
+    /// The worker that the volume is to be made on, with what that rests on; `None` while nobody needs it.
+    fn find_worker(&self, given: &VolumeChoice) -> Result<Option<(WorkerId, Vec<Key>)>, WaitingOn> {
+        if let Some(owner) = &self.meta.owner {
+            // Its owner writes it in the transaction that places itself, so without is a moment, or a damaged store.
+            return Ok(self.placed_with(&owner.object));
+        }
+        if let Some(name) = &self.spec.worker {
+            let worker = ObjectRef::new(Kind::Worker, name.clone());
+            let id = self.view.living(&worker).and_then(|_| self.view.worker_id(&worker));
+            let id = id.ok_or_else(|| WaitingOn::Missing { object: worker.clone() })?;
+            return Ok(Some((id, vec![Key::Asked(worker)])));
+        }
+        if let Some(name) = &self.spec.snapshot {
+            let snapshot = ObjectRef::new(Kind::Snapshot, name.clone());
+            let worker = worker_of(self.view, &snapshot);
+            return Ok(worker.map(|worker| (worker, vec![Key::Decided(snapshot)])));
+        }
+        Ok(given.holders.iter().find_map(|holder| self.placed_with(&holder.vm)))
+    }
+
+    /// The worker of `vm`, if it was placed with this volume.
+    fn placed_with(&self, vm: &ObjectRef) -> Option<(WorkerId, Vec<Key>)> {
+        let placement = vm::placement(self.view, vm)?;
+        let has_it = placement.disks.iter().any(|disk| self.is_on(disk));
+        has_it.then(|| (placement.worker, vec![Key::Decided(vm.clone())]))
+    }
+
+    /// What the volume is made from on `worker`, how large that is, and what this rests on.
+    fn source(&self, worker: WorkerId) -> Result<(Source, ByteSize, Vec<Key>), WaitingOn> {
+        if let Some(name) = &self.spec.image {
+            let image = ObjectRef::new(Kind::Image, name.clone());
+            let Some(Spec::Image(spec)) = self.view.asked(&image).map(|asked| &asked.spec) else {
+                return Err(WaitingOn::Missing { object: image });
             };
-            Plan {
-                writes: vec![Write::put(on_host.key.clone(), Assigned::Volume(removal))],
-                waiting_on: on_host.wait_for(WorkerTask::Remove),
-                ..Plan::rest()
-            }
+            let version = self.spec.image_version.as_ref().unwrap_or(&spec.current);
+            let found = spec.version(version);
+            let missing = || WaitingOn::ImageVersion { image: name.clone(), version: version.clone() };
+            let root = found.ok_or_else(missing)?.root.clone();
+            let size = root.size;
+            return Ok((Source::Image(root), size, vec![Key::Asked(image)]));
         }
-        (_, Some(_)) => Plan { waiting_on: on_host.wait_for(WorkerTask::Remove), ..Plan::rest() },
-        (Some(_), None) => Plan { writes: vec![Write::Delete(on_host.key.clone())], ..Plan::end() },
-        (None, None) => Plan::end(),
+        let Some(name) = &self.spec.snapshot else {
+            return Ok((Source::Blank(self.spec.filesystem), ByteSize::default(), Vec::new()));
+        };
+        let snapshot = ObjectRef::new(Kind::Snapshot, name.clone());
+        let Some(asked) = self.view.living(&snapshot) else {
+            return Err(WaitingOn::Missing { object: snapshot });
+        };
+        let size = match self.view.decided(&snapshot).map(|decided| &decided.choice) {
+            Some(Choice::Snapshot(choice)) if is_made(self.view, Some(worker), asked.meta.uid) => choice.size,
+            _ => return Err(WaitingOn::Source { object: snapshot }),
+        };
+        let rests_on = vec![Key::Asked(snapshot.clone()), Key::Decided(snapshot)];
+        Ok((Source::Disk(VolumeId::new(asked.meta.uid)), size, rests_on))
     }
+
+    // ------------------------------------------------------------------------------------------------- keeping
+
+    /// Lets the assignment follow what is asked: its size.
+    fn keep(&self, worker: WorkerId) -> Plan {
+        let on_host = OnHost::of(self.view, worker, self.meta.uid);
+        let Some(assigned) = on_host.assigned else {
+            // Absence never acts: an assignment that vanished is reported, not made up.
+            return Plan::wait(WaitingOn::Unreadable { key: on_host.key.to_string() });
+        };
+        let size = self.spec.size.unwrap_or(assigned.size);
+        if size < assigned.size {
+            return Plan::wait(WaitingOn::DiskTooSmall { size_min: assigned.size });
+        }
+        let next = AssignedVolume { generation: self.meta.generation, size, ..assigned.clone() };
+        if next == *assigned {
+            return Plan { waiting_on: on_host.wait(assigned), ..Plan::rest() };
+        }
+        let next = AssignedVolume { sequence: assigned.sequence + 1, ..next };
+        Plan {
+            waiting_on: on_host.wait(&next),
+            writes: vec![Write::put(on_host.key.clone(), Assigned::Volume(next))],
+            ..Plan::rest()
+        }
+    }
+
+    fn tear_down(&self, worker: Option<WorkerId>, holders: &[Holder]) -> Plan {
+        if let Some(holder) = holders.first() {
+            let (volume, by) = (self.object.name.clone(), holder.vm.clone());
+            return Plan::wait(WaitingOn::VolumeHeld { volume, by });
+        }
+        if let Some(by) = taker(self.view, self.object) {
+            return Plan::wait(WaitingOn::InUse { by: by.clone() });
+        }
+        worker.map_or_else(Plan::end, |worker| OnHost::of(self.view, worker, self.meta.uid).tear_down())
+    }
+}
+
+/// How `vm` names `volume`: its uid and the disk.
+fn names<'a>(view: &'a View, vm: &ObjectRef, volume: &ObjectRef) -> Option<(lightbyte_api::Uid, &'a Disk)> {
+    let asked = view.living(vm)?;
+    let Spec::Vm(spec) = &asked.spec else { return None };
+    let disk = spec.disks.iter().find(|disk| disk.volume.as_ref() == Some(&volume.name))?;
+    Some((asked.meta.uid, disk))
 }

@@ -1,6 +1,6 @@
 //! Two races between a claim and the end of its object, which the simulator did not meet and a reader did.
 
-use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, WantedVolume};
+use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source, WantedVolume};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{ByteSize, Kind, Name, Timestamp, Uid};
@@ -16,7 +16,7 @@ fn assigned(sequence: u64, wanted: WantedVolume) -> Stamped<Assigned> {
         name: Name::new("a-root").expect("a name"),
         wanted,
         size: part.size,
-        source: part,
+        source: Source::Image(part),
     };
     Stamped { mod_revision: 10 * sequence, value: Assigned::Volume(value) }
 }

@@ -106,7 +106,9 @@ fn people_create_and_apply() {
     > create worker/n9
     error: worker/n9 cannot be created: workers register themselves when their agent starts
     > create volume/data {"image": "demo", "image_version": "v1", "size": "1GiB"}
-    error: volume/data cannot be created: root volumes are made with the VM that they belong to
+    create
+    put asked volume/data generation 1 1GiB of demo v1
+    rests on epoch
     > apply vm/new {"image": "demo"}
     create
     put asked vm/new generation 1 running
@@ -122,7 +124,9 @@ fn people_create_and_apply() {
     put asked vm/a generation 2 stopped team:web
     rests on epoch
     > apply vm/a {"image": "demo", "cpus": 2}
-    error: `cpus` of vm/a cannot be changed: it is fixed when a VM is made; delete the VM and make it again
+    change
+    put asked vm/a generation 2 running
+    rests on epoch
     > apply vm/a {"image": "other", "memory": "1GiB"}
     error: `image` of vm/a cannot be changed: it is fixed when a VM is made; delete the VM and make it again
     > apply vm/gone {"image": "demo"}
@@ -371,6 +375,7 @@ fn of_volume() -> Observed {
     Observed::Volume(ObservedVolume {
         sequence: 1,
         generation: 1,
+        size: ByteSize::from_mib(64),
         phase: VolumePhase::Claimed,
         since: at(20),
         problem: None,

@@ -9,7 +9,8 @@ use lightbyte_plan::scheduler::{self, Need, Scheduled};
 use crate::world::{Random, worker_id, world};
 
 fn need(cpus: u64, mebibytes: u64) -> Need {
-    Need { cpus, memory: ByteSize::from_mib(mebibytes), architecture: "x86_64".to_owned() }
+    let architecture = "x86_64".to_owned();
+    Need { cpus, memory: ByteSize::from_mib(mebibytes), architecture, pinned: None }
 }
 
 fn verdict(verdict: &Verdict) -> String {

@@ -89,7 +89,7 @@ fn a_vm_says_why_it_waits_or_where_it_was_placed() {
     ");
     assert_snapshot!(check("rack\nvm a disk=1MiB", "vm/a"), @"
     vm/a is pending, not ready
-    - it waits: the disk is smaller than the image's 64MiB
+    - it waits: the disk is smaller than the 64MiB that it needs
     hint: ask for at least 64MiB
       n1 750000: spread: 75.0 % free after it; few: VMs there: 0
       n2 750000: spread: 75.0 % free after it; few: VMs there: 0
@@ -202,11 +202,11 @@ fn every_kind_has_a_state_in_one_word() {
     worker/n4 away since - cpus_used=0 memory_used="0B" vms=0
     image/demo ready ready since 0 
     network/default ready ready since - addresses_used=2 addresses=8
-    volume/a-root pending since 60 
-    volume/b-root ready ready since 20 worker="n1"
-    vm/a starting since 0 until 240 worker="n2" addresses=["10.77.0.3/24"] image_version="v1" restarts=0
-    vm/b running ready since 20 worker="n1" addresses=["10.77.0.2/24"] image_version="v1" restarts=0
-    vm/c pending since 0 until 70 addresses=[] restarts=0
+    volume/a-root pending since 60 size="64MiB" attached_to=["vm/a"]
+    volume/b-root ready ready since 20 worker="n1" size="64MiB" attached_to=["vm/b"]
+    vm/a starting since 0 until 240 restart_to_apply=false worker="n2" addresses=["10.77.0.3/24"] image_version="v1" restarts=0
+    vm/b running ready since 20 restart_to_apply=false worker="n1" addresses=["10.77.0.2/24"] image_version="v1" restarts=0
+    vm/c pending since 0 until 70 restart_to_apply=false addresses=[] restarts=0
     vm/d unreadable since - problem="the stored value has format 9; this version reads up to 1"
     "#);
 }
@@ -275,7 +275,7 @@ fn a_wait_is_stuck_when_its_patience_is_over() {
     vm/a: image/none does not exist, or is being deleted (hint: `lightbyte get images` lists what there is; `lightbyte import image DIR` adds one)
     vm/b: it ended by itself on worker `n1` (hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more)
     vm/c: worker `n1`: no bridge (hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more)
-    vm/d: the disk is smaller than the image's 64MiB (hint: ask for at least 64MiB)
+    vm/d: the disk is smaller than the 64MiB that it needs (hint: ask for at least 64MiB)
     ");
     assert_eq!(stuck("rack\nvm a on=n1 observed=running", 1_000_000), "nothing");
 }

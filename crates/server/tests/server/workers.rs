@@ -64,6 +64,7 @@ async fn a_second_instance_and_a_taken_name_are_refused() {
 /// A claim of the VM `uid`.
 fn claim(uid: Uid, own_revision: u64, assigned_revision: Option<u64>) -> Report {
     let observed = ObservedVm {
+        shape: 1,
         sequence: 1,
         generation: 0,
         phase: VmPhase::Claimed,

@@ -21,7 +21,7 @@ pub(super) struct Machine {
     /// The image's kernel arguments; those that the machine needs are added.
     pub(super) command_line: String,
     /// Raw disks, the root first.
-    pub(super) disks: Vec<PathBuf>,
+    pub(super) disks: Vec<Disk>,
     pub(super) memory_mib: u64,
     pub(super) cpus: u64,
     /// Hardware addresses, one for each tap that is handed over.
@@ -29,6 +29,12 @@ pub(super) struct Machine {
     /// The console's file, which QEMU appends to.
     pub(super) console: PathBuf,
     pub(super) accelerator: Accelerator,
+}
+
+/// A raw disk.
+pub(super) struct Disk {
+    pub(super) path: PathBuf,
+    pub(super) read_only: bool,
 }
 
 /// What runs the guest's instructions.
@@ -84,8 +90,9 @@ pub(super) fn arguments(machine: &Machine, paths: &Paths) -> Vec<OsString> {
     }
     words.two("-append", &command_line(machine));
     for (index, disk) in machine.disks.iter().enumerate() {
-        words.path("-drive", &format!("id=disk{index},format=raw,if=none,file="), disk);
-        words.two("-device", &format!("virtio-blk-device,drive=disk{index}"));
+        let access = if disk.read_only { ",readonly=on" } else { "" };
+        words.path("-drive", &format!("id={},format=raw,if=none{access},file=", disk_id(index)), &disk.path);
+        words.two("-device", &format!("virtio-blk-device,drive={}", disk_id(index)));
     }
     for (index, (mac, fd)) in machine.macs.iter().zip(CHILD_FD_FIRST + 1..).enumerate() {
         words.two("-netdev", &format!("tap,id=nic{index},fd={fd}"));
@@ -94,6 +101,11 @@ pub(super) fn arguments(machine: &Machine, paths: &Paths) -> Vec<OsString> {
     words.path("-chardev", "socket,id=vsock,path=", &paths.vhost);
     words.two("-device", "vhost-user-vsock-device,chardev=vsock");
     words.0
+}
+
+/// QEMU's name of a disk.
+pub(super) fn disk_id(index: usize) -> String {
+    format!("disk{index}")
 }
 
 /// What a stock kernel needs on this machine, then what the image wants.
@@ -159,7 +171,7 @@ mod tests {
             kernel: "/images/kernel".into(),
             initrd: None,
             command_line: "lightbyte.page".to_owned(),
-            disks: vec!["/disk".into()],
+            disks: vec![Disk { path: "/disk".into(), read_only: false }],
             memory_mib: 128,
             cpus: 2,
             macs: vec![MacAddress::of_nic(vm.uid(), 0)],

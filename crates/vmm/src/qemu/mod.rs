@@ -34,16 +34,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lightbyte_api::assigned::{AssignedVm, HostObject};
-use lightbyte_api::{Kind, Uid, VmId};
+use lightbyte_api::{ByteSize, Kind, Uid, VmId, VolumeId};
 use lightbyte_guest::protocol;
 use lightbyte_plan::agent::VmmState;
 use lightbyte_plan::agent::vm::SHUTDOWN_GRACE;
 use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::json;
 
 use self::arguments::Accelerator;
 use self::minder::Minder;
 use self::paths::Paths;
 use self::process::Held;
+use self::qmp::{Qmp, QmpError};
 use self::start::Found;
 use crate::driver::{ConsoleChunk, ConsoleFrom, DriverError, Guest, Listener, Vmm, VmmEvent};
 use crate::files::Files;
@@ -183,9 +185,7 @@ impl Qemu {
         let Some(process) = start::settled(&paths)?.and_then(|process| process.open()) else {
             return Ok(None);
         };
-        let spec = fs::read(&paths.spec).map_err(system(format!("read {}", paths.spec.display())))?;
-        let assigned: AssignedVm = serde_json::from_slice(&spec)
-            .map_err(|error| system(format!("read {}", paths.spec.display()))(error.into()))?;
+        let assigned = read_spec(&paths)?;
         // Without the listener the guest is still asked, which is how it is found well in most cases.
         let listener = bind(&paths.ready).ok();
         self.mind(vm, &assigned, listener, process, true).map(Some)
@@ -280,6 +280,20 @@ impl Vmm for Qemu {
         self.clear(&paths, if was_started { start::BACKEND_END_MAX } else { Duration::ZERO })
     }
 
+    fn grow_disk(&self, vm: VmId, disk: VolumeId, size: ByteSize) -> Result<(), DriverError> {
+        let paths = self.paths(vm);
+        let Found::Running(_) = start::look(&paths)? else { return Ok(()) };
+        // A disk that is only read has nobody in the machine who could make it larger.
+        let started_with = read_spec(&paths)?.disks;
+        let place = started_with.iter().position(|started| started.volume == disk && !started.read_only);
+        let Some(index) = place else { return Ok(()) };
+        let what = || format!("grow disk {disk} of the machine to {size}");
+        let said = |error: QmpError| system(what())(io::Error::other(error));
+        let mut qmp = Qmp::connect(&paths.qmp, ASK_MAX).map_err(said)?;
+        let words = json!({ "device": arguments::disk_id(index), "size": size.bytes() });
+        qmp.execute("block_resize", &words).map(drop).map_err(said)
+    }
+
     fn state(&self, vm: VmId) -> Result<VmmState, DriverError> {
         Ok(match start::look(&self.paths(vm))? {
             Found::Nothing => VmmState::Absent,
@@ -366,6 +380,13 @@ impl Shared {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     }
+}
+
+/// What a VM that runs was started with.
+fn read_spec(paths: &Paths) -> Result<AssignedVm, DriverError> {
+    let read = || system(format!("read {}", paths.spec.display()));
+    let spec = fs::read(&paths.spec).map_err(read())?;
+    serde_json::from_slice(&spec).map_err(|error| read()(error.into()))
 }
 
 fn refuse<T>(reason: impl Into<String>) -> Result<T, DriverError> {

@@ -19,12 +19,13 @@ use rustix::event::{Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
-use super::arguments::{self, Machine};
+use super::arguments::{self, Disk, Machine};
 use super::paths::Paths;
 use super::process::{self, Held, Identity, lock_holder};
 use super::qmp::Qmp;
 use super::{Qemu, bind, last_words, refuse, spawn, system, write_whole};
 use crate::driver::DriverError;
+use crate::files::Access;
 use crate::taps;
 
 /// How long QEMU may take to set itself up (until it greets on QMP). It takes 0.1 s on a quiet machine.
@@ -67,7 +68,8 @@ impl Qemu {
     /// Finds everything that the VM is made of.
     pub(super) fn resolve(&self, vm: VmId, assigned: &AssignedVm) -> Result<Parts, DriverError> {
         let files = &self.settings.files;
-        let held = assigned.disks.iter().map(|disk| files.hold(*disk)).collect::<Result<_, _>>()?;
+        let held = assigned.disks.iter().map(|disk| files.hold(disk.volume, Access::of(disk)));
+        let held = held.collect::<Result<_, _>>()?;
         let mut open = Vec::with_capacity(assigned.nics.len());
         for index in 0..assigned.nics.len() {
             open.push(taps::open(&tap_name(vm.uid(), index))?);
@@ -77,7 +79,11 @@ impl Qemu {
             kernel: files.part(&assigned.kernel)?,
             initrd: assigned.initrd.as_ref().map(|part| files.part(part)).transpose()?,
             command_line: assigned.command_line.clone(),
-            disks: assigned.disks.iter().map(|disk| files.disk(*disk)).collect(),
+            disks: assigned
+                .disks
+                .iter()
+                .map(|disk| Disk { path: files.disk(disk.volume), read_only: disk.read_only })
+                .collect(),
             memory_mib: assigned.memory.bytes().div_ceil(1 << 20),
             cpus: assigned.cpus,
             macs: assigned.nics.iter().map(|nic| nic.mac).collect(),

@@ -6,8 +6,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use lightbyte_api::assigned::{
-    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume,
+    Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, WantedVm,
+    WantedVolume,
 };
+use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::{Saved, VmmState};
@@ -69,6 +71,7 @@ impl<'a> Bed<'a> {
             name: Name::new("a").expect("a name"),
             wanted: WantedVm::Running,
             restarts_asked: 0,
+            shape: 1,
             cpus: 1,
             memory: ByteSize::from_mib(128),
             image: Name::new("demo").expect("a name"),
@@ -76,8 +79,9 @@ impl<'a> Bed<'a> {
             kernel: image.kernel,
             initrd: image.initrd,
             command_line: image.command_line,
-            disks: vec![disk],
+            disks: vec![AssignedDisk { volume: disk, read_only: false, mount: None }],
             nics: vec![nic(0, 2), nic(1, 3)],
+            first_boot: FirstBoot::default(),
             asked_at: Timestamp::UNIX_EPOCH,
         }
     }
@@ -90,14 +94,14 @@ impl<'a> Bed<'a> {
             name: Name::new("a-root").expect("a name"),
             wanted: WantedVolume::Present,
             size: root.size,
-            source: root,
+            source: Source::Image(root),
         }
     }
 
     /// A VM whose disk and taps are there.
     pub(crate) fn prepare(&self, vm: VmId, disk: VolumeId) -> AssignedVm {
         let assigned = self.assigned_vm(vm, disk);
-        self.drivers.disks.ensure(disk, &self.assigned_volume()).expect("make the disk");
+        self.drivers.disks.ensure(disk, &self.assigned_volume(), None).expect("make the disk");
         self.drivers.network.ensure(vm, &assigned.nics).expect("make the taps");
         assigned
     }
@@ -189,7 +193,7 @@ fn what_is_absent_may_be_removed(bed: &Bed<'_>) {
 fn disks_are_made_once(bed: &Bed<'_>) {
     let assigned = bed.assigned_volume();
     for _ in 0..2 {
-        bed.drivers.disks.ensure(volume(1), &assigned).expect("make the disk");
+        bed.drivers.disks.ensure(volume(1), &assigned, None).expect("make the disk");
         assert!(bed.drivers.disks.exists(volume(1)).expect("an answer"));
         assert_eq!(bed.drivers.disks.list().expect("a list"), [volume(1)]);
     }
@@ -227,6 +231,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         assigned: Assigned::Vm(bed.assigned_vm(vm(1), volume(1))),
         restarts: 3,
         restarts_done: 2,
+        started_shape: 1,
         created: false,
     };
     let second = Saved { restarts: 4, ..first.clone() };
@@ -234,6 +239,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         assigned: Assigned::Volume(bed.assigned_volume()),
         restarts: 0,
         restarts_done: 0,
+        started_shape: 0,
         created: true,
     };
     for (object, saved) in [(of_vm, &first), (of_vm, &second), (of_vm, &second), (of_volume, &other)] {
@@ -257,7 +263,7 @@ fn a_machine_needs_its_parts(bed: &Bed<'_>) {
     bed.drivers.network.ensure(vm(1), &assigned.nics).expect("make the taps");
     refused(bed.drivers.vmm.ensure(vm(1), &assigned));
     bed.drivers.network.remove(vm(1)).expect("remove the taps");
-    bed.drivers.disks.ensure(volume(1), &bed.assigned_volume()).expect("make the disk");
+    bed.drivers.disks.ensure(volume(1), &bed.assigned_volume(), None).expect("make the disk");
     refused(bed.drivers.vmm.ensure(vm(1), &assigned));
     bed.drivers.disks.remove(volume(1)).expect("remove the disk");
     assert_eq!(bed.state(vm(1)), VmmState::Absent, "a refused start leaves nothing");

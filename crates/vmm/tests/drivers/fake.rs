@@ -56,7 +56,7 @@ fn the_fake_host_fails_when_it_is_told_to() {
     fake.host.fail_next(2);
     let failed = fake.drivers.vmm.ensure(vm(1), &assigned).expect_err("the first failure");
     assert_eq!(failed.chain(), "write to the host: no storage space");
-    assert!(fake.drivers.disks.ensure(volume(2), &bed.assigned_volume()).is_err());
+    assert!(fake.drivers.disks.ensure(volume(2), &bed.assigned_volume(), None).is_err());
     fake.drivers.vmm.ensure(vm(1), &assigned).expect("the failures are used up");
     assert!(!fake.drivers.disks.exists(volume(2)).expect("an answer"), "what failed was not done");
 }

@@ -30,10 +30,12 @@ fn a_vm_lives_in_this_order() {
     vm: report Claimed 1
     volume: save Present 1
     vm: save Running 1 restarts 0 done 0
-    volume: CreateDisk
+    volume: CreateDisk { written_by: [] }
     vm: EnsureTaps
+    volume: report Claimed 1
     volume: save Present 1 created
     volume: report Present 1
+    vm: save Running 1 restarts 0 done 0
     vm: Start
     vm: report Running 1
     ");

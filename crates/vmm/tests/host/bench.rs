@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{
-    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume,
+    Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, WantedVm,
+    WantedVolume,
 };
+use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
 use lightbyte_api::records::Epoch;
@@ -58,6 +60,7 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         name: name("a"),
         wanted,
         restarts_asked,
+        shape: 1,
         cpus: 1,
         memory: ByteSize::from_mib(128),
         image: name("demo"),
@@ -65,8 +68,9 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         kernel: part(),
         initrd: None,
         command_line: String::new(),
-        disks: vec![volume_id()],
+        disks: vec![AssignedDisk { volume: volume_id(), read_only: false, mount: None }],
         nics: vec![nic(0), nic(1)],
+        first_boot: FirstBoot::default(),
         asked_at: at(-1_000),
     }
 }
@@ -79,13 +83,13 @@ pub(crate) fn assigned_volume(sequence: u64, wanted: WantedVolume) -> AssignedVo
         name: name("a-root"),
         wanted,
         size: ByteSize::from_mib(64),
-        source: part(),
+        source: Source::Image(part()),
     }
 }
 
 /// A saved assignment.
 pub(crate) fn saved(assigned: impl Into<Assigned>) -> Saved {
-    Saved { assigned: assigned.into(), restarts: 0, restarts_done: 0, created: false }
+    Saved { assigned: assigned.into(), restarts: 0, restarts_done: 0, started_shape: 0, created: false }
 }
 
 /// The time `milliseconds` after the beginning of every test.
@@ -397,7 +401,7 @@ impl Bench {
                 let before = kept.map_or(0, Assigned::sequence);
                 assert!(saved.assigned.sequence() >= before, "an older assignment is saved: {}", context());
             }
-            Step::EnsureTaps | Step::Start | Step::CreateDisk => {
+            Step::EnsureTaps | Step::Start | Step::CreateDisk { .. } | Step::GrowDisk { .. } => {
                 assert!(slot.observed.is_some(), "an effect before the claim: {}", context());
                 assert!(kept.is_some() && !removal, "made without being wanted: {}", context());
             }
@@ -411,7 +415,7 @@ impl Bench {
                 assert!(ended || removal || stops(&facts), "killed unasked: {}", context());
             }
         }
-        if *step == Step::CreateDisk {
+        if matches!(step, Step::CreateDisk { .. }) {
             let created = facts.saved.as_ref().is_some_and(|saved| saved.created);
             assert!(!created, "a lost disk is made again: {}", context());
         }
@@ -472,6 +476,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             generation: sequence,
             phase: VmPhase::Claimed,
             since,
+            shape: 0,
             restarts: 0,
             restarts_done: 0,
             boot: None,
@@ -481,6 +486,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             sequence,
             generation: sequence,
             phase: VolumePhase::Claimed,
+            size: ByteSize::from_bytes(0),
             since,
             problem: None,
         }),

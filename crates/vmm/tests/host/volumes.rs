@@ -1,6 +1,7 @@
 //! Every small state of a volume on its host, with every wish, alone or used by a machine, and an agent that is
 //! killed after any effect.
 
+use lightbyte_api::ByteSize;
 use lightbyte_api::assigned::{Assigned, WantedVm, WantedVolume};
 use lightbyte_api::observed::VolumePhase;
 use lightbyte_plan::agent::{Saved, VmmState};
@@ -25,6 +26,8 @@ struct Situation {
     saved: Option<(WantedVolume, bool)>,
     wish: Option<(WantedVolume, u64)>,
     file: bool,
+    /// The file is smaller than is wished.
+    small: bool,
     user: User,
     claimed: bool,
 }
@@ -41,7 +44,7 @@ fn situations() -> Vec<Situation> {
         let newer = [WantedVolume::Present, WantedVolume::Removed].map(|wanted| Some((wanted, SAVED_AT + 1)));
         let same = saved.map(|(wanted, _)| (wanted, SAVED_AT));
         for wish in newer.into_iter().chain([None, same]) {
-            for file in [true, false] {
+            for (file, small) in [(true, false), (true, true), (false, false)] {
                 for user in [User::None, User::Stays, User::Goes] {
                     for claimed in [true, false] {
                         // A machine runs only with a disk that is there, and what is saved was claimed before.
@@ -51,7 +54,7 @@ fn situations() -> Vec<Situation> {
                         let back = saved.is_some_and(|(wanted, _)| wanted == WantedVolume::Removed)
                             && wish.is_some_and(|(wanted, _)| wanted == WantedVolume::Present);
                         if possible && !back {
-                            situations.push(Situation { saved, wish, file, user, claimed });
+                            situations.push(Situation { saved, wish, file, small, user, claimed });
                         }
                     }
                 }
@@ -66,8 +69,11 @@ fn bench_of(situation: &Situation) -> Bench {
     let drivers = bench.drivers.clone();
     let vm = assigned_vm(1, WantedVm::Running, 0);
     if situation.file {
-        let volume = assigned_volume(1, WantedVolume::Present);
-        drivers.disks.ensure(volume_id(), &volume).expect("a disk");
+        let mut volume = assigned_volume(1, WantedVolume::Present);
+        if situation.small {
+            volume.size = ByteSize::from_mib(32);
+        }
+        drivers.disks.ensure(volume_id(), &volume, None).expect("a disk");
     }
     if situation.user != User::None {
         drivers.network.ensure(vm_id(), &vm.nics).expect("taps");
@@ -101,18 +107,20 @@ fn check_goal(situation: &Situation, bench: &Bench) {
     assert_eq!(in_use, situation.user == User::Stays, "{}", context());
     match wanted {
         None => {
-            assert_eq!(facts.disk, situation.file, "absence acts: {}", context());
+            assert_eq!(facts.disk.is_some(), situation.file, "absence acts: {}", context());
             assert_eq!(phase.is_some(), situation.claimed && situation.file, "{}", context());
         }
         Some(WantedVolume::Present) if made && !situation.file => {
-            assert!(!facts.disk, "a lost disk is made again: {}", context());
+            assert!(facts.disk.is_none(), "a lost disk is made again: {}", context());
             assert_eq!(phase, Some(VolumePhase::Lost), "{}", context());
         }
         Some(WantedVolume::Present) => {
-            assert!(facts.disk, "{}", context());
+            assert_eq!(facts.disk, Some(ByteSize::from_mib(64)), "{}", context());
             assert_eq!(phase, Some(VolumePhase::Present), "{}", context());
         }
-        Some(WantedVolume::Removed) if in_use => assert!(facts.disk, "taken from a machine: {}", context()),
+        Some(WantedVolume::Removed) if in_use => {
+            assert!(facts.disk.is_some(), "taken from a machine: {}", context());
+        }
         Some(WantedVolume::Removed) => {
             assert!(facts.is_bare(), "{}", context());
             assert_eq!(phase, None, "{}", context());
@@ -172,7 +180,7 @@ fn a_lost_disk_is_told_and_never_made_again() {
     bench.begin();
     bench.rest();
     assert_eq!(bench.facts(VM).vmm, VmmState::Absent);
-    assert!(!bench.facts(VOLUME).disk);
+    assert!(bench.facts(VOLUME).disk.is_none());
     // Both can be removed.
     bench.tell_vm(3, WantedVm::Removed, 1);
     bench.tell_volume(3, WantedVolume::Removed);
@@ -184,7 +192,7 @@ fn a_lost_disk_is_told_and_never_made_again() {
     bench.agent.observed(VOLUME, bench.facts(VOLUME), None, bench.now);
     bench.rest();
     let volume = assigned_volume(1, WantedVolume::Present);
-    bench.drivers.disks.ensure(volume_id(), &volume).expect("a disk that is put back by a person");
+    bench.drivers.disks.ensure(volume_id(), &volume, None).expect("a disk that is put back by a person");
     bench.agent.observed(VOLUME, bench.facts(VOLUME), None, bench.now);
     bench.rest();
     assert_eq!(bench.observed_volume().map(|observed| observed.phase), Some(VolumePhase::Present));

@@ -4,3 +4,4 @@ mod delete;
 mod keep;
 mod others;
 mod place;
+mod volumes;

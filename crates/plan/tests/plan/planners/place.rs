@@ -120,7 +120,7 @@ fn a_vm_waits_for_what_it_names() {
         network lan 10.78.0.0/24 deleting
         vm a nic=default nic=lan", "vm/a"), @"put decided vm/a since 60 waits: network/lan does not exist, or is being deleted");
     assert_snapshot!(plans("rack
-        vm a disk=63MiB", "vm/a"), @"put decided vm/a since 60 waits: the disk is smaller than the image's 64MiB");
+        vm a disk=63MiB", "vm/a"), @"put decided vm/a since 60 waits: the disk is smaller than the 64MiB that it needs");
 }
 
 #[test]

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::HostObject;
-use lightbyte_api::kinds::{image, network, vm, worker};
+use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{Alive, WorkerLedger};
-use lightbyte_api::{ByteSize, Key, Kind, Manifest, Name, ObjectRef, Spec, WorkerId};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, Name, ObjectRef, Spec, WorkerId};
 
 use super::{Store, at, name, placed, uid, with_uids};
 
@@ -57,6 +57,8 @@ pub(super) fn read(store: &mut Store, line: &str) {
         ["network", given, subnet, words @ ..] => {
             network(store, &name(given), subnet, &Line { words: words.to_vec() });
         }
+        ["volume", given, words @ ..] => volume(store, &name(given), &Line { words: words.to_vec() }),
+        ["snapshot", given, words @ ..] => snapshot(store, &name(given), &Line { words: words.to_vec() }),
         ["vm", given, words @ ..] => vm(store, &name(given), &Line { words: words.to_vec() }),
         ["asked", given, words @ ..] => asked(store, given, words),
         ["opaque", key] => {
@@ -176,10 +178,65 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
         spec.nics = nics.into_iter().map(nic).collect();
     }
     let object = ObjectRef::new(Kind::Vm, given.clone());
+    let attached = |field: &str| line.all(field).into_iter().map(attached).collect::<Vec<_>>();
+    spec.disks.extend(attached("attach"));
     if let Some(worker) = line.get("on") {
-        placed::vm(store, &object, &spec, &name(worker), line);
+        // What it was placed with may differ from what is asked now.
+        let mut before = spec.clone();
+        before.disks.extend(attached("had"));
+        before.cpus = line.or("had_cpus", &spec.cpus.to_string());
+        placed::vm(store, &object, &before, &name(worker), line);
+    }
+    spec.disks.extend(attached("wants"));
+    if let Some(disk) = line.get("grow") {
+        spec.disks[0].size = Some(disk.parse().expect("a size"));
     }
     ask(store, object, Spec::Vm(spec), line);
+}
+
+/// `data`, or `data:ro`.
+fn attached(text: &str) -> vm::Disk {
+    let (volume, read_only) = text.strip_suffix(":ro").map_or((text, false), |volume| (volume, true));
+    vm::Disk { read_only, ..vm::Disk::attached(name(volume)) }
+}
+
+fn volume(store: &mut Store, given: &Name, line: &Line<'_>) {
+    let size = |text: &str| text.parse().expect("a size");
+    let spec = volume::Spec {
+        size: line.get("size").map(size),
+        snapshot: line.get("snapshot").map(name),
+        image: line.get("image").map(name),
+        worker: line.get("worker").map(name),
+        ..volume::Spec::default()
+    };
+    let object = ObjectRef::new(Kind::Volume, given.clone());
+    let holders = line.all("held").into_iter().map(|text| {
+        let (vm, read_only) = text.strip_suffix(":ro").map_or((text, false), |vm| (vm, true));
+        let vm = ObjectRef::new(Kind::Vm, name(vm));
+        volume::Holder { uid: uid(&vm), vm, read_only }
+    });
+    let holders: Vec<volume::Holder> = holders.collect();
+    let worker = line.get("on").map(|worker| WorkerId::new(uid(&ObjectRef::new(Kind::Worker, name(worker)))));
+    let choice = volume::Choice { worker, holders };
+    if choice != volume::Choice::default() {
+        placed::decide(store, &object, Choice::Volume(choice));
+    }
+    if let Some(worker) = worker {
+        placed::disk(store, &object, worker, line);
+    }
+    ask(store, object, Spec::Volume(spec), line);
+}
+
+fn snapshot(store: &mut Store, given: &Name, line: &Line<'_>) {
+    let object = ObjectRef::new(Kind::Snapshot, given.clone());
+    if let Some(worker) = line.get("on") {
+        let worker = WorkerId::new(uid(&ObjectRef::new(Kind::Worker, name(worker))));
+        let choice = snapshot::Choice { worker: Some(worker), size: line.or("had_size", "1GiB") };
+        placed::decide(store, &object, Choice::Snapshot(choice));
+        placed::disk(store, &object, worker, line);
+    }
+    let spec = snapshot::Spec { volume: line.or("of", "data"), protected: false };
+    ask(store, object, Spec::Snapshot(spec), line);
 }
 
 fn nic(text: &str) -> vm::Nic {

@@ -3,9 +3,11 @@
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{
-    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume,
+    Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, WantedVm,
+    WantedVolume,
 };
 use lightbyte_api::decided::{Decision, Verdict};
+use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
@@ -78,10 +80,10 @@ pub(super) fn vm(
         disks: spec
             .disks
             .iter()
-            .map(|disk| vm::PlacedDisk {
-                name: disk.name.clone(),
-                volume: VolumeId::new(uid(&volume)),
-                volume_name: volume_name.clone(),
+            .map(|disk| {
+                let volume_name = disk.volume.clone().unwrap_or_else(|| volume_name.clone());
+                let volume = VolumeId::new(uid(&ObjectRef::new(Kind::Volume, volume_name.clone())));
+                vm::PlacedDisk { name: disk.name.clone(), volume, volume_name, read_only: disk.read_only }
             })
             .collect(),
         nics,
@@ -151,8 +153,14 @@ fn assign(
         kernel: part("a"),
         initrd: None,
         command_line: String::new(),
-        disks: placement.disks.iter().map(|disk| disk.volume).collect(),
+        shape: line.or("shape", "1"),
+        disks: placement
+            .disks
+            .iter()
+            .map(|disk| AssignedDisk { volume: disk.volume, read_only: disk.read_only, mount: None })
+            .collect(),
         nics: nics.collect(),
+        first_boot: FirstBoot::default(),
         asked_at: at(0),
     };
     let host_object = HostObject { kind: Kind::Vm, uid: uid(object) };
@@ -175,6 +183,7 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         generation: line.or("at_generation", line.get("generation").unwrap_or("1")),
         phase,
         since: at(20),
+        shape: line.or("seen_shape", line.get("shape").unwrap_or("1")),
         restarts: 0,
         restarts_done: line.or("at_restarts", line.get("restarts").unwrap_or("0")),
         boot: None,
@@ -208,10 +217,15 @@ fn root_volume(
         restarts_asked: 0,
     };
     let size = ByteSize::from_mib(64);
-    let asked = volume::Spec { image: spec.image.clone(), image_version: "v1".to_owned(), size };
+    let asked = volume::Spec {
+        image: Some(spec.image.clone()),
+        image_version: Some("v1".to_owned()),
+        size: Some(size),
+        ..volume::Spec::default()
+    };
     store.put(&Key::Asked(volume.clone()), Asked { meta, spec: Spec::Volume(asked) });
     if state >= VolumeState::Assigned {
-        let choice = Choice::Volume(volume::Choice { worker: Some(worker) });
+        let choice = Choice::Volume(volume::Choice { worker: Some(worker), holders: Vec::new() });
         let decided = Decided { uid: host_object.uid, waiting_on: Vec::new(), choice };
         store.put(&Key::Decided(volume.clone()), decided);
         let assigned = AssignedVolume {
@@ -220,7 +234,7 @@ fn root_volume(
             name: volume.name.clone(),
             wanted: if removing { WantedVolume::Removed } else { WantedVolume::Present },
             size,
-            source: part("b"),
+            source: Source::Image(part("b")),
         };
         store.put(&Key::Assigned(worker, host_object), Assigned::Volume(assigned));
     }
@@ -231,6 +245,35 @@ fn root_volume(
         _ => return,
     };
     let problem = line.get("volume_problem").map(|problem| problem.replace('_', " "));
-    let observed = ObservedVolume { sequence: 1, generation: 1, phase, since: at(20), problem };
+    let observed = ObservedVolume { sequence: 1, generation: 1, phase, size, since: at(20), problem };
+    store.put(&Key::Observed(worker, host_object), Observed::Volume(observed));
+}
+
+/// Puts a choice.
+pub(super) fn decide(store: &mut Store, object: &ObjectRef, choice: Choice) {
+    store.put(&Key::Decided(object.clone()), Decided { uid: uid(object), waiting_on: Vec::new(), choice });
+}
+
+/// The disk of a volume or a snapshot on its worker: assigned, and reported as `observed` says.
+pub(super) fn disk(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'_>) {
+    let host_object = HostObject::of(object.kind, uid(object));
+    let size = line.or("had_size", line.get("size").unwrap_or("1GiB"));
+    let assigned = AssignedVolume {
+        sequence: line.or("sequence", "1"),
+        generation: line.or("at_generation", "1"),
+        name: object.name.clone(),
+        wanted: if line.has("removing") { WantedVolume::Removed } else { WantedVolume::Present },
+        size,
+        source: Source::Blank(volume::Filesystem::Ext4),
+    };
+    store.put(&Key::Assigned(worker, host_object), Assigned::Volume(assigned));
+    let phase = match line.get("observed").unwrap_or("present") {
+        "present" => VolumePhase::Present,
+        "claimed" => VolumePhase::Claimed,
+        "lost" => VolumePhase::Lost,
+        "nothing" => return,
+        other => panic!("`{other}` is no phase of a disk"),
+    };
+    let observed = ObservedVolume { sequence: 1, generation: 1, phase, size, since: at(20), problem: None };
     store.put(&Key::Observed(worker, host_object), Observed::Volume(observed));
 }

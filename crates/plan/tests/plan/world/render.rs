@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume};
+use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, Source};
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Record;
@@ -141,7 +141,15 @@ impl Show for Asked {
             Spec::Worker(spec) => if spec.cordoned { "cordoned" } else { "schedulable" }.to_owned(),
             Spec::Image(spec) => format!("current {}", spec.current),
             Spec::Network(spec) => format!("{} pool {}-{}", spec.subnet, spec.pool_first, spec.pool_last),
-            Spec::Volume(spec) => format!("{} of {} {}", spec.size, spec.image, spec.image_version),
+            Spec::Volume(spec) => {
+                let parts = [
+                    spec.size.map(|size| size.to_string()),
+                    spec.image.as_ref().map(|image| format!("of {image}")),
+                    spec.image_version.clone(),
+                ];
+                parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+            }
+            Spec::Snapshot(spec) => format!("of volume/{}", spec.volume),
             Spec::DnsRecord(spec) => format!("{:?} {}", spec.record_type, spec.values.join(",")),
             Spec::Vm(spec) => if spec.running { "running" } else { "stopped" }.to_owned(),
         };
@@ -174,7 +182,8 @@ impl Show for Decided {
                         "{}",
                         disk.volume_name
                     );
-                    text.push_str(&format!(" {}={}", disk.name, disk.volume_name));
+                    let access = if disk.read_only { ":ro" } else { "" };
+                    text.push_str(&format!(" {}={}{access}", disk.name, disk.volume_name));
                 }
                 for nic in &placement.nics {
                     text.push_str(&format!(" {}={}", nic.network, nic.address));
@@ -182,7 +191,15 @@ impl Show for Decided {
                 text
             }),
             Choice::Volume(choice) => {
-                choice.worker.map(|worker| format!("on {}", names.worker(worker.uid())))
+                let on = choice.worker.map(|worker| format!("on {}", names.worker(worker.uid())));
+                let held = choice.holders.iter().map(|holder| {
+                    format!("held by {}{}", holder.vm, if holder.read_only { ":ro" } else { "" })
+                });
+                let parts: Vec<String> = on.into_iter().chain(held).collect();
+                (!parts.is_empty()).then(|| parts.join(" "))
+            }
+            Choice::Snapshot(choice) => {
+                choice.worker.map(|worker| format!("on {} {}", names.worker(worker.uid()), choice.size))
             }
             _ => None,
         };
@@ -201,18 +218,23 @@ impl Show for Waiting {
 
 impl Show for AssignedVm {
     fn show(&self, names: &Names) -> String {
-        let disks: Vec<String> = self.disks.iter().map(|disk| names.show(disk.uid())).collect();
+        let disks: Vec<String> = self
+            .disks
+            .iter()
+            .map(|disk| names.show(disk.volume.uid()) + if disk.read_only { ":ro" } else { "" })
+            .collect();
         let nics: Vec<String> = self
             .nics
             .iter()
             .map(|nic| format!("{}/{} on {}", nic.address, nic.prefix_length, nic.bridge))
             .collect();
+        let shape = if self.shape > 1 { format!(" shape {}", self.shape) } else { String::new() };
         let restarts = match self.restarts_asked {
             0 => String::new(),
             restarts => format!(" restarts {restarts}"),
         };
         format!(
-            "{} sequence {} generation {}{restarts}, {} {}, {}, {} {}, {}",
+            "{} sequence {} generation {}{restarts}{shape}, {} {}, {}, {} {}, {}",
             format!("{:?}", self.wanted).to_lowercase(),
             self.sequence,
             self.generation,
@@ -227,9 +249,14 @@ impl Show for AssignedVm {
 }
 
 impl Show for AssignedVolume {
-    fn show(&self, _: &Names) -> String {
+    fn show(&self, names: &Names) -> String {
         let wanted = format!("{:?}", self.wanted).to_lowercase();
-        format!("{wanted} sequence {} generation {}, {}", self.sequence, self.generation, self.size)
+        let source = match &self.source {
+            Source::Image(_) => String::new(),
+            Source::Blank(filesystem) => format!(" blank {filesystem:?}").to_lowercase(),
+            Source::Disk(disk) => format!(" of {}", names.show(disk.uid())),
+        };
+        format!("{wanted} sequence {} generation {}, {}{source}", self.sequence, self.generation, self.size)
     }
 }
 

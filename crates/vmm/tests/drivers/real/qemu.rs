@@ -9,7 +9,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use lightbyte_api::address::MacAddress;
-use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, WantedVm, WantedVolume};
+use lightbyte_api::assigned::{
+    AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, Source, WantedVm, WantedVolume,
+};
+use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::{ByteSize, Name, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::VmmState;
 use lightbyte_vmm::{Disks, DriverError, Network as _, Qemu, Vmm as _, VmmEvent};
@@ -67,6 +70,7 @@ impl World {
             name: Name::new("web-1").expect("a name"),
             wanted: WantedVm::Running,
             restarts_asked: 0,
+            shape: 1,
             cpus: 1,
             memory: ByteSize::from_mib(128),
             image: Name::new("demo").expect("a name"),
@@ -74,7 +78,7 @@ impl World {
             kernel: image.kernel,
             initrd: image.initrd,
             command_line: image.command_line,
-            disks: vec![DISK],
+            disks: vec![AssignedDisk { volume: DISK, read_only: false, mount: None }],
             nics: vec![AssignedNic {
                 bridge: "br0".to_owned(),
                 mac: MacAddress::of_nic(vm.uid(), 0),
@@ -83,6 +87,7 @@ impl World {
                 gateway: Some(Ipv4Addr::new(10, 77, 0, 1)),
                 dns: vec![Ipv4Addr::new(10, 77, 0, 1)],
             }],
+            first_boot: FirstBoot::default(),
             asked_at: Timestamp::UNIX_EPOCH,
         }
     }
@@ -94,9 +99,9 @@ impl World {
             name: Name::new("web-1-root").expect("a name"),
             wanted: WantedVolume::Present,
             size: ByteSize::from_mib(DISK_MIB),
-            source: self.part("root"),
+            source: Source::Image(self.part("root")),
         };
-        Disks::ensure(&self.settings.files, DISK, &assigned).expect("make the disk");
+        Disks::ensure(&self.settings.files, DISK, &assigned, None).expect("make the disk");
     }
 
     fn driver(&self) -> (Qemu, Receiver<VmmEvent>) {

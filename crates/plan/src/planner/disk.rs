@@ -1,0 +1,99 @@
+//! A disk on its worker, as the planners of volumes and of snapshots see it: there they are the same.
+
+use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, WantedVolume};
+use lightbyte_api::observed::{Observed, ObservedVolume, VolumePhase};
+use lightbyte_api::waiting::WorkerTask;
+use lightbyte_api::{Key, Kind, Name, ObjectRef, Uid, WaitingOn, WorkerId};
+
+use super::Plan;
+use crate::transaction::Write;
+use crate::view::View;
+
+/// What is assigned and reported of one disk.
+pub(super) struct OnHost<'a> {
+    pub(super) key: Key,
+    worker_name: Option<Name>,
+    alive: bool,
+    pub(super) assigned: Option<&'a AssignedVolume>,
+    observed: Option<&'a ObservedVolume>,
+}
+
+impl<'a> OnHost<'a> {
+    pub(super) fn of(view: &'a View, worker: WorkerId, uid: Uid) -> OnHost<'a> {
+        let host_object = HostObject { kind: Kind::Volume, uid };
+        OnHost {
+            key: Key::Assigned(worker, host_object),
+            worker_name: view.object_of(worker.uid()).map(|object| object.name.clone()),
+            alive: view.alive(worker).is_some(),
+            assigned: view.assigned(worker, host_object).and_then(|assigned| match assigned.as_ref() {
+                Assigned::Volume(assigned) => Some(assigned),
+                Assigned::Vm(_) => None,
+            }),
+            observed: observed(view, worker, uid),
+        }
+    }
+
+    fn wait_for(&self, to: WorkerTask) -> Vec<WaitingOn> {
+        let Some(worker) = self.worker_name.clone() else { return Vec::new() };
+        vec![if self.alive { WaitingOn::Worker { worker, to } } else { WaitingOn::WorkerAway { worker } }]
+    }
+
+    /// What is missing until the worker has done what `assigned` says.
+    pub(super) fn wait(&self, assigned: &AssignedVolume) -> Vec<WaitingOn> {
+        match (self.observed, &self.worker_name) {
+            (Some(ObservedVolume { problem: Some(problem), .. }), Some(worker)) => {
+                vec![WaitingOn::WorkerProblem { worker: worker.clone(), problem: problem.clone() }]
+            }
+            (Some(ObservedVolume { phase: VolumePhase::Present, size, .. }), _) if *size < assigned.size => {
+                self.wait_for(WorkerTask::Grow)
+            }
+            (Some(ObservedVolume { phase: VolumePhase::Present, .. }), _) => Vec::new(),
+            _ => self.wait_for(WorkerTask::Create),
+        }
+    }
+
+    /// Takes the disk away, and then the object whose it is.
+    pub(super) fn tear_down(&self) -> Plan {
+        match (self.assigned, self.observed) {
+            (Some(assigned), _) if assigned.wanted != WantedVolume::Removed => {
+                let removal = AssignedVolume {
+                    sequence: assigned.sequence + 1,
+                    wanted: WantedVolume::Removed,
+                    ..assigned.clone()
+                };
+                Plan {
+                    writes: vec![Write::put(self.key.clone(), Assigned::Volume(removal))],
+                    waiting_on: self.wait_for(WorkerTask::Remove),
+                    ..Plan::rest()
+                }
+            }
+            (_, Some(_)) => Plan { waiting_on: self.wait_for(WorkerTask::Remove), ..Plan::rest() },
+            (Some(_), None) => Plan { writes: vec![Write::Delete(self.key.clone())], ..Plan::end() },
+            (None, None) => Plan::end(),
+        }
+    }
+}
+
+/// What a worker says of a disk.
+pub(super) fn observed(view: &View, worker: WorkerId, uid: Uid) -> Option<&ObservedVolume> {
+    match view.observed(worker, HostObject { kind: Kind::Volume, uid })?.as_ref() {
+        Observed::Volume(observed) => Some(observed),
+        Observed::Vm(_) | Observed::Worker(_) => None,
+    }
+}
+
+/// Whether the disk of that uid was made on `worker`.
+pub(super) fn is_made(view: &View, worker: Option<WorkerId>, uid: Uid) -> bool {
+    let observed = worker.and_then(|worker| observed(view, worker, uid));
+    observed.is_some_and(|observed| observed.phase != VolumePhase::Claimed)
+}
+
+/// An object that is being made from the disk of `object`: the disk must stay until it is there. One that was not placed
+/// yet does not count: it finds that what it is to be made from is being deleted.
+pub(super) fn taker<'a>(view: &'a View, object: &'a ObjectRef) -> Option<&'a ObjectRef> {
+    view.referrers(object).filter(|other| matches!(other.kind, Kind::Volume | Kind::Snapshot)).find(|other| {
+        let Some(asked) = view.living(other) else { return false };
+        let worker = super::worker_of(view, other);
+        worker.is_some() && !is_made(view, worker, asked.meta.uid)
+    })
+}

@@ -1,0 +1,276 @@
+//! Placing: everything that is fixed for a VM's life, in one transaction.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use lightbyte_api::assigned::{Assigned, AssignedDisk, AssignedNic, AssignedVm, HostObject};
+use lightbyte_api::kinds::vm::{
+    Choice as VmChoice, Disk, Nic, PlacedDisk, PlacedNic, Placement, ROOT_DISK, Spec as VmSpec,
+};
+use lightbyte_api::kinds::{SpecRules as _, image, volume};
+use lightbyte_api::object::{Asked, Meta, Owner};
+use lightbyte_api::records::{AddressClaim, WorkerLedger};
+use lightbyte_api::waiting::WorkerTask;
+use lightbyte_api::{
+    ByteSize, Choice, Key, Kind, MacAddress, Name, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId,
+};
+
+use super::shape::{assigned_disk, attached, elsewhere};
+use super::{Inputs, Plan, Vm, unreadable, wanted};
+use crate::planner::network::free_address;
+use crate::planner::worker_of;
+use crate::scheduler::{Need, schedule};
+use crate::transaction::Write;
+use crate::view::View;
+
+/// What a VM needs of a worker.
+///
+/// # Errors
+/// The reason to wait when its image is not known.
+pub fn need(view: &View, spec: &VmSpec) -> Result<Need, WaitingOn> {
+    let architecture = current_version(view, spec)?.architecture.clone();
+    Ok(Need { cpus: spec.cpus, memory: spec.memory, architecture, pinned: pinned(view, spec)? })
+}
+
+/// The worker that the attached volumes are on, if they are anywhere yet.
+fn pinned(view: &View, spec: &VmSpec) -> Result<Option<WorkerId>, WaitingOn> {
+    let mut pinned = None;
+    for name in spec.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
+        let volume = ObjectRef::new(Kind::Volume, name.clone());
+        let Some(worker) = worker_of(view, &volume) else { continue };
+        if pinned.is_some_and(|other| other != worker) {
+            return Err(elsewhere(view, name, worker));
+        }
+        pinned = Some(worker);
+    }
+    Ok(pinned)
+}
+
+fn current_version<'a>(view: &'a View, spec: &VmSpec) -> Result<&'a image::Version, WaitingOn> {
+    let image = ObjectRef::new(Kind::Image, spec.image.clone());
+    let Some(Spec::Image(image_spec)) = view.living(&image).map(|asked| &asked.spec) else {
+        return Err(WaitingOn::Missing { object: image });
+    };
+    image_spec.current_version().ok_or_else(|| WaitingOn::ImageVersion {
+        image: spec.image.clone(),
+        version: image_spec.current.clone(),
+    })
+}
+
+/// Chooses everything that is fixed for the VM's life. The error is the reason to wait.
+pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
+    // What an index leads back to is looked at before what anybody may take: an address, and room. So the reason to wait
+    // changes only when this VM is woken.
+    let version = current_version(vm.view, vm.spec)?;
+    let disks = choose_disks(vm, version, inputs)?;
+    let need = need(vm.view, vm.spec)?;
+    let nics = choose_nics(vm)?;
+    let scheduled = schedule(vm.view, &need);
+    let Some((worker, worker_name)) = scheduled.worker else {
+        return Err(nowhere(vm.view, need, scheduled.only_room_is_missing));
+    };
+    let worker_object = ObjectRef::new(Kind::Worker, worker_name.clone());
+    let ledger_key = Key::WorkerLedger(worker);
+    let ledger = taken(vm.view, worker, vm.spec).ok_or_else(|| unreadable(&ledger_key))?;
+    let placement = Placement {
+        worker,
+        worker_name: worker_name.clone(),
+        image_version: version.version.clone(),
+        cpus: vm.spec.cpus,
+        memory: vm.spec.memory,
+        disks: disks.placed,
+        nics: nics.iter().map(|(placed, _)| placed.clone()).collect(),
+        decision: scheduled.decision,
+    };
+    let nics = nics.into_iter().map(|(_, nic)| nic).collect();
+    let assigned = assignment(vm, version, disks.assigned, nics);
+    let host_object = HostObject { kind: Kind::Vm, uid: vm.meta.uid };
+    let claims = placement.nics.iter().map(|nic| {
+        let claim = AddressClaim { owner: vm.meta.uid, object: vm.object.clone() };
+        Write::put(Key::Address(nic.network.clone(), nic.address), claim)
+    });
+    let writes = claims
+        .chain(disks.writes)
+        .chain([
+            Write::put(ledger_key, ledger),
+            Write::put(Key::Assigned(worker, host_object), Assigned::Vm(assigned)),
+        ])
+        .collect();
+    let named = vm.spec.references().into_iter().map(Key::Asked);
+    // The worker's cordon, life and capacity are what the choice rests on; its ledger is written, and so guarded.
+    let itself = HostObject { kind: Kind::Worker, uid: worker.uid() };
+    let of_worker = [
+        Key::Asked(worker_object),
+        Key::Alive(worker),
+        Key::Observed(worker, itself),
+        Key::Observed(worker, host_object),
+    ];
+    Ok(Plan {
+        rests_on: named.chain(of_worker).chain(disks.rests_on).collect(),
+        writes,
+        choice: Some(Choice::Vm(VmChoice { placement: Some(placement) })),
+        waiting_on: vec![WaitingOn::Worker { worker: worker_name, to: first_task(vm.spec) }],
+        ..Plan::rest()
+    })
+}
+
+/// Why no worker can take it.
+fn nowhere(view: &View, need: Need, only_room_is_missing: bool) -> WaitingOn {
+    let Need { cpus, memory, architecture, pinned } = need;
+    let pinned = pinned.and_then(|worker| Some((worker, view.object_of(worker.uid())?.name.clone())));
+    match (pinned, only_room_is_missing) {
+        (None, true) => WaitingOn::Capacity { cpus, memory },
+        (Some((_, worker)), true) => WaitingOn::WorkerRoom { worker, cpus, memory },
+        (Some((_, worker)), false) => WaitingOn::WorkerClosed { worker },
+        (None, false) => WaitingOn::Workers { architecture },
+    }
+}
+
+fn first_task(spec: &VmSpec) -> WorkerTask {
+    if spec.running { WorkerTask::Start } else { WorkerTask::Stop }
+}
+
+fn choose_nics(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, WaitingOn> {
+    let mut taken: BTreeSet<(Name, Ipv4Addr)> = BTreeSet::new();
+    let mut nics = Vec::with_capacity(vm.spec.nics.len());
+    let network = |nic: &Nic| {
+        let network = ObjectRef::new(Kind::Network, nic.network.clone());
+        match vm.view.living(&network).map(|asked| &asked.spec) {
+            Some(Spec::Network(spec)) => Ok(spec),
+            _ => Err(WaitingOn::Missing { object: network }),
+        }
+    };
+    let networks: Vec<_> = vm.spec.nics.iter().map(network).collect::<Result<_, _>>()?;
+    for (index, (nic, spec)) in vm.spec.nics.iter().zip(networks).enumerate() {
+        let address = free_address(vm.view, &nic.network, spec, nic.address, &taken)
+            .ok_or_else(|| WaitingOn::Address { network: nic.network.clone() })?;
+        taken.insert((nic.network.clone(), address));
+        let mac = MacAddress::of_nic(vm.meta.uid, index);
+        let assigned = AssignedNic {
+            bridge: spec.bridge.clone(),
+            mac,
+            address,
+            prefix_length: spec.subnet.prefix_length(),
+            gateway: spec.gateway,
+            dns: spec.dns.clone(),
+        };
+        nics.push((PlacedNic { network: nic.network.clone(), mac, address }, assigned));
+    }
+    Ok(nics)
+}
+
+/// The disks of a VM that is being placed.
+#[derive(Default)]
+struct Disks {
+    placed: Vec<PlacedDisk>,
+    assigned: Vec<AssignedDisk>,
+    /// Ask for the volumes that are its own.
+    writes: Vec<Write>,
+    /// The decisions that gave it the others.
+    rests_on: Vec<Key>,
+}
+
+/// The volumes that are its disks: its own ones are asked for, the others must have been given to it.
+fn choose_disks(vm: &Vm<'_>, version: &image::Version, inputs: &Inputs) -> Result<Disks, WaitingOn> {
+    let mut disks = Disks::default();
+    for (index, disk) in vm.spec.disks.iter().enumerate() {
+        let placed = match &disk.volume {
+            Some(volume) => {
+                disks.rests_on.push(Key::Decided(ObjectRef::new(Kind::Volume, volume.clone())));
+                attached(vm, disk, volume)?
+            }
+            None => {
+                let (placed, write) = own_disk(vm, version, disk, inputs.uid(index as u64), inputs)?;
+                disks.writes.push(write);
+                placed
+            }
+        };
+        disks.assigned.push(assigned_disk(disk, &placed));
+        disks.placed.push(placed);
+    }
+    Ok(disks)
+}
+
+/// A disk of its own, with the write that asks for its volume.
+fn own_disk(
+    vm: &Vm<'_>,
+    version: &image::Version,
+    disk: &Disk,
+    uid: Uid,
+    inputs: &Inputs,
+) -> Result<(PlacedDisk, Write), WaitingOn> {
+    let is_root = disk.name.as_str() == ROOT_DISK;
+    let size_min = if is_root { version.root.size } else { ByteSize::default() };
+    let size = disk.size.unwrap_or(size_min);
+    if size < size_min {
+        return Err(WaitingOn::DiskTooSmall { size_min });
+    }
+    let volume_name = vm.object.name.child(disk.name.as_str()).unwrap_or_else(|_| disk.name.clone());
+    let volume = ObjectRef::new(Kind::Volume, volume_name.clone());
+    let key = Key::Asked(volume.clone());
+    if vm.view.contains(&key) {
+        return Err(WaitingOn::InUse { by: volume });
+    }
+    let meta = Meta {
+        uid,
+        generation: 1,
+        labels: vm.meta.labels.clone(),
+        owner: Some(Owner { object: vm.object.clone(), uid: vm.meta.uid }),
+        changed_at: inputs.now,
+        deleting_since: None,
+        restarts_asked: 0,
+    };
+    let blank = volume::Spec { size: Some(size), ..volume::Spec::default() };
+    let spec = match is_root {
+        true => volume::Spec {
+            image: Some(vm.spec.image.clone()),
+            image_version: Some(version.version.clone()),
+            ..blank
+        },
+        false => blank,
+    };
+    let placed = PlacedDisk {
+        name: disk.name.clone(),
+        volume: VolumeId::new(uid),
+        volume_name,
+        read_only: disk.read_only,
+    };
+    Ok((placed, Write::put(key, Asked { meta, spec: Spec::Volume(spec) })))
+}
+
+fn assignment(
+    vm: &Vm<'_>,
+    version: &image::Version,
+    disks: Vec<AssignedDisk>,
+    nics: Vec<AssignedNic>,
+) -> AssignedVm {
+    AssignedVm {
+        sequence: 1,
+        generation: vm.meta.generation,
+        name: vm.object.name.clone(),
+        wanted: wanted(vm.spec),
+        restarts_asked: vm.meta.restarts_asked,
+        shape: 1,
+        cpus: vm.spec.cpus,
+        memory: vm.spec.memory,
+        image: vm.spec.image.clone(),
+        image_version: version.version.clone(),
+        kernel: version.kernel.clone(),
+        initrd: version.initrd.clone(),
+        command_line: version.command_line.clone(),
+        disks,
+        nics,
+        first_boot: vm.spec.first_boot.clone(),
+        asked_at: vm.meta.changed_at,
+    }
+}
+
+/// The worker's ledger with the VM in it; `None` when there is no readable ledger to add to.
+fn taken(view: &View, worker: WorkerId, spec: &VmSpec) -> Option<WorkerLedger> {
+    let ledger = view.worker_ledger(worker)?;
+    Some(WorkerLedger {
+        cpus: ledger.cpus.saturating_add(spec.cpus),
+        memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_add(spec.memory.bytes())),
+        vms: ledger.vms + 1,
+    })
+}
