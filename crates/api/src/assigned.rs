@@ -9,6 +9,7 @@ use crate::address::MacAddress;
 use crate::first_boot::FirstBoot;
 use crate::kinds::Kind;
 use crate::kinds::image::Part;
+use crate::kinds::vm::RestartPolicy;
 use crate::kinds::volume::Filesystem;
 use crate::name::Name;
 use crate::uid::{Uid, VolumeId};
@@ -42,6 +43,9 @@ pub struct AssignedVm {
     /// when it was started, and follows at its next start.
     #[serde(default)]
     pub shape: u64,
+    /// When it is started again after it ended by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// Virtual CPUs.
     pub cpus: u64,
     /// Memory.

@@ -85,6 +85,8 @@ pub enum VmPhase {
     Running,
     /// It ended by itself, and waits for its next start.
     Crashed,
+    /// It ended by itself and stays off, as its restart policy says: most often because its guest shut it down.
+    Off,
     /// It was asked to stop, and has not yet.
     Stopping,
     /// It does not run, as asked.

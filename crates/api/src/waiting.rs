@@ -105,6 +105,8 @@ pub enum WaitingOn {
         /// The worker.
         worker: Name,
     },
+    /// It ended by itself and is not started again, as its restart policy says.
+    Off,
     /// The worker cannot do it; its report says why.
     WorkerProblem {
         /// The worker.
@@ -166,10 +168,12 @@ pub struct Waiting {
 }
 
 impl WaitingOn {
-    /// How long this wait is normal. After it the object counts as stuck, and a person should look.
+    /// How long this wait is normal. After it the object counts as stuck, and a person should look; `None` for what may
+    /// last.
     #[must_use]
-    pub const fn patience(&self) -> Span {
-        match self {
+    pub const fn patience(&self) -> Option<Span> {
+        Some(match self {
+            WaitingOn::Off => return None,
             // A guest under software emulation on a loaded machine takes up to 120 s to boot.
             WaitingOn::Worker { to: WorkerTask::Start, .. } => Span::from_secs(180),
             WaitingOn::Worker { .. } | WaitingOn::Child { .. } => Span::from_secs(60),
@@ -192,7 +196,7 @@ impl WaitingOn {
             | WaitingOn::WorkerRoom { .. }
             | WaitingOn::WorkerClosed { .. }
             | WaitingOn::Address { .. } => Span::from_secs(10),
-        }
+        })
     }
 
     /// What a person can do about it.
@@ -241,6 +245,7 @@ impl WaitingOn {
             ),
             WaitingOn::VolumeGiven { volume } => format!("`lightbyte why volume/{volume}` says more"),
             WaitingOn::Source { object } => format!("`lightbyte why {object}` says more"),
+            WaitingOn::Off => "`lightbyte start` starts it again".to_owned(),
             WaitingOn::WorkerAway { worker } => format!("start worker `{worker}` again"),
             WaitingOn::WorkerAlive { worker } => format!("stop the agent on `{worker}` first"),
             WaitingOn::InUse { by } => format!("delete {by} first"),
@@ -299,6 +304,7 @@ impl fmt::Display for WaitingOn {
             }
             WaitingOn::Source { object } => write!(formatter, "{object} is not made yet"),
             WaitingOn::WorkerAway { worker } => write!(formatter, "worker `{worker}`, which is away"),
+            WaitingOn::Off => formatter.write_str("it was shut down from inside, or ended, and stays off"),
             WaitingOn::CrashLoop { worker } => write!(formatter, "it ended by itself on worker `{worker}`"),
             WaitingOn::WorkerProblem { worker, problem } => write!(formatter, "worker `{worker}`: {problem}"),
             WaitingOn::WorkerAlive { worker } => write!(formatter, "the agent on `{worker}` still runs"),

@@ -6,12 +6,13 @@
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::worker;
 use lightbyte_api::object::{Asked, Meta};
-use lightbyte_api::observed::{Observed, ObservedWorker};
+use lightbyte_api::observed::{Observed, ObservedWorker, VmPhase};
 use lightbyte_api::records::{Alive, WorkerLedger};
 use lightbyte_api::{Key, Kind, Manifest, Name, ObjectRef, Spec, Timestamp, Uid, WorkerId};
 use std::collections::BTreeMap;
 
 use crate::agent::Report;
+use crate::planner;
 use crate::transaction::{Transaction, Write};
 use crate::view::View;
 
@@ -271,8 +272,22 @@ pub fn set_running(
             verb: if running { "started" } else { "stopped" },
         });
     };
+    // One that stays off is asked to run already: to start it is to ask once more.
+    if running && spec.running && is_off(view, object, asked) {
+        return restart(view, object, context);
+    }
     let spec = Spec::Vm(lightbyte_api::kinds::vm::Spec { running, ..spec.clone() });
     change(view, object, asked, asked.meta.labels.clone(), spec, context)
+}
+
+/// Whether the VM ended by itself and stays off.
+fn is_off(view: &View, object: &ObjectRef, asked: &Asked) -> bool {
+    let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
+    let worker = planner::worker_of(view, object);
+    let observed = worker.and_then(|worker| planner::vm::observed_vm(view, worker, host_object));
+    observed.is_some_and(|observed| {
+        observed.phase == VmPhase::Off && observed.restarts_done == asked.meta.restarts_asked
+    })
 }
 
 /// Asks for a VM to be stopped and started.

@@ -99,7 +99,7 @@ fn at_rest(asked: &Asked) -> Found {
 /// When a wait becomes `stuck`.
 #[must_use]
 pub fn deadline(waiting: &Waiting) -> Option<Timestamp> {
-    waiting.since.checked_add(waiting.on.patience().duration()).ok()
+    waiting.since.checked_add(waiting.on.patience()?.duration()).ok()
 }
 
 fn fields(value: Value) -> Map<String, Value> {
@@ -134,6 +134,7 @@ fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
         (true, Some(VmPhase::Stopped), Some(WantedVm::Stopped)) => ("stopped", true),
         (true, Some(VmPhase::Stopping), _) => ("stopping", false),
         (true, Some(VmPhase::Crashed), _) => ("crashed", false),
+        (true, Some(VmPhase::Off), Some(WantedVm::Running)) => ("off", false),
         (true, _, Some(WantedVm::Stopped)) => ("stopping", false),
         (true, ..) => ("starting", false),
     };

@@ -91,6 +91,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::WorkerAway { .. } => "wait: worker away",
                 WaitingOn::CrashLoop { .. } => "wait: crash loop",
                 WaitingOn::WorkerProblem { .. } => "wait: worker problem",
+                WaitingOn::Off => "wait: off",
                 WaitingOn::InUse { .. } => "wait: in use",
                 WaitingOn::Child { .. } => "wait: child",
                 WaitingOn::Unreadable { .. } => "wait: unreadable",

@@ -423,14 +423,23 @@ fn check_placed(
     // or not; whether it runs is.
     let is_settled = is_settled(view, object, uid, placement);
     // Nobody can attach a VM to a bridge that its worker does not have; the status must say that it is not ready.
-    let expected = running && !no_bridge;
+    // One that its guest shut down stays off until it is asked for again.
+    let done = view.observed(placement.worker, HostObject { kind: Kind::Vm, uid });
+    let is_off = matches!(done.map(AsRef::as_ref),
+        Some(lightbyte_api::Observed::Vm(done)) if done.phase == lightbyte_api::observed::VmPhase::Off);
+    if is_off && !host.is_some_and(|worker| worker.powered_off.contains(&lightbyte_api::VmId::new(uid))) {
+        return violated(
+            "rule 10",
+            format!("{object} is off, and nobody shut it down: {}", told(view, object)),
+        );
+    }
+    let expected = running && !no_bridge && !is_off;
     if runs != expected {
         return violated(
             "rule 10",
             format!("{object} runs: {runs}, asked: {running}: {}", told(view, object)),
         );
     }
-    let done = view.observed(placement.worker, HostObject { kind: Kind::Vm, uid });
     let asked = view.asked(object).map_or(0, |asked| asked.meta.restarts_asked);
     if let Some(lightbyte_api::Observed::Vm(done)) = done.map(AsRef::as_ref)
         && runs
@@ -442,7 +451,7 @@ fn check_placed(
         );
     }
     let ready = status::object(view, object).is_some_and(|object| object.status.ready);
-    if is_settled && ready == (running && no_bridge) {
+    if is_settled && ready == (running && (no_bridge || is_off)) {
         return violated("status", format!("{object} says ready: {ready}: {}", told(view, object)));
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::{ByteSize, Kind, Name, Uid, VmId, VolumeId, WorkerId};
-use lightbyte_plan::agent::{Action, Agent, Delivery, Reply, Report, Stamped, Step};
+use lightbyte_plan::agent::{Action, Agent, Delivery, Leaving, Reply, Report, Stamped, Step};
 use lightbyte_plan::{Transaction, delivery, request};
 use lightbyte_store::LeaseId;
 use lightbyte_vmm::{Drivers, FakeHost, hands};
@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     told_ready: std::collections::BTreeSet<VmId>,
     /// Volumes whose file vanished: it must never be made again, blank.
     pub(crate) lost: std::collections::BTreeSet<VolumeId>,
+    /// VMs whose guest was ever heard to shut them down.
+    pub(crate) powered_off: std::collections::BTreeSet<VmId>,
     registered: bool,
     cut_off: bool,
 }
@@ -82,6 +84,7 @@ impl Worker {
             replies: VecDeque::new(),
             told_ready: std::collections::BTreeSet::new(),
             lost: std::collections::BTreeSet::new(),
+            powered_off: std::collections::BTreeSet::new(),
             registered: false,
             cut_off: false,
         }
@@ -421,7 +424,20 @@ impl Cluster {
         let running: Vec<VmId> = self.workers[index].host.running();
         let Some(vm) = self.rng.pick(&running).copied() else { return };
         self.counts.add("fault: guest ended");
-        self.tell(|| format!("VM {vm} on n{} ends by itself", index + 1));
+        let leaving = match self.rng.below(4) {
+            0 => Some(Leaving::Poweroff),
+            1 => Some(Leaving::Reboot),
+            _ => None,
+        };
+        self.tell(|| format!("VM {vm} on n{} ends by itself, saying {leaving:?}", index + 1));
+        let worker = &mut self.workers[index];
+        if let (Some(leaving), Some(agent)) = (leaving, &mut worker.agent) {
+            agent.guest_leaves(HostObject { kind: Kind::Vm, uid: vm.uid() }, leaving);
+            if leaving == Leaving::Poweroff {
+                worker.powered_off.insert(vm);
+                self.counts.add("fault: guest shut down");
+            }
+        }
         self.workers[index].host.exit(vm);
         look(&mut self.workers[index], vm);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
-use lightbyte_plan::agent::{Saved, VmmState};
+use lightbyte_plan::agent::{Leaving, Saved, VmmState};
 
 /// Why a driver could not do it, in words for people: it ends up in the status of the object.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,13 @@ impl DriverError {
 pub enum VmmEvent {
     /// Its machine process has ended.
     Exited(VmId),
+    /// Its guest has said how it is about to end the machine.
+    Leaving {
+        /// The VM.
+        vm: VmId,
+        /// What it said.
+        leaving: Leaving,
+    },
     /// Its guest has said that it is ready.
     Ready {
         /// The VM.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject, Source};
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
-use lightbyte_plan::agent::{Saved, VmmState};
+use lightbyte_plan::agent::{Leaving, Saved, VmmState};
 
 use crate::driver::{
     ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Records, StillFlushed,
@@ -92,6 +92,14 @@ impl FakeHost {
         let running = self.lock().vms.get(&vm).is_some_and(|found| found.running);
         if running {
             self.tell(VmmEvent::Ready { vm, agent_at });
+        }
+    }
+
+    /// The guest of `vm` says how it ends its machine, if it runs, and ends it.
+    pub fn leave(&self, vm: VmId, leaving: Leaving) {
+        if self.running().contains(&vm) {
+            self.tell(VmmEvent::Leaving { vm, leaving });
+            self.exit(vm);
         }
     }
 

@@ -270,6 +270,7 @@ mod tests {
             restarts: 0,
             restarts_done: 0,
             started_shape: 0,
+            off: false,
             created: true,
         };
         assert_eq!(files.load(object).unwrap(), None);

@@ -179,6 +179,11 @@ impl Shell {
             Message::Machine(VmmEvent::Ready { vm, agent_at }) => {
                 self.agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, agent_at, now());
             }
+            Message::Machine(VmmEvent::Leaving { vm, leaving }) => {
+                let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
+                tracing::info!("{}: its guest is about to end: {leaving:?}", self.name_of(object));
+                self.agent.guest_leaves(object, leaving);
+            }
             Message::Machine(VmmEvent::Exited(vm)) => {
                 let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
                 tracing::info!("{}: its machine process has ended", self.name_of(object));

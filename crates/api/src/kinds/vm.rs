@@ -46,6 +46,9 @@ pub struct Spec {
     /// Whether it should run. A stopped VM keeps its worker, disks and addresses.
     #[serde(default = "default_running")]
     pub running: bool,
+    /// When it is started again after it ended by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// What happens when its worker is lost.
     #[serde(default)]
     pub on_worker_loss: OnWorkerLoss,
@@ -58,6 +61,19 @@ pub struct Spec {
     /// What is done at the first boot of its root disk.
     #[serde(default, skip_serializing_if = "FirstBoot::is_empty")]
     pub first_boot: FirstBoot,
+}
+
+/// When a VM is started again that ended by itself. A reboot from inside always starts it again, at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// Whatever ended it, a shutdown from inside too.
+    Always,
+    /// When it crashed; one that its guest shut down stays off.
+    #[default]
+    OnCrash,
+    /// Never.
+    Never,
 }
 
 /// What happens to a VM when its worker is lost.
@@ -208,6 +224,7 @@ impl Spec {
             cpus: default_cpus(),
             memory: default_memory(),
             running: default_running(),
+            restart: RestartPolicy::default(),
             on_worker_loss: OnWorkerLoss::default(),
             disks: default_disks(),
             nics: default_nics(),
@@ -224,7 +241,8 @@ impl SpecRules for Spec {
         ("cpus", "virtual CPUs, 1 to 32; a change takes effect when the VM starts next"),
         ("memory", "memory of the guest, 64MiB to 1TiB; a change takes effect when the VM starts next"),
         ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
-        ("on_worker_loss", "what happens when its worker is lost: wait"),
+        ("restart", "when it is started again after it ended by itself: always, on_crash or never; a reboot always does"),
+    ("on_worker_loss", "what happens when its worker is lost: wait"),
         (
             "disks",
             "its disks, at most 8: own ones, deleted with it, and attached volumes, which may come and go",
@@ -255,6 +273,7 @@ impl SpecRules for Spec {
         let cpus = fields.number("cpus", 1..=CPUS_MAX, default_cpus());
         let memory = fields.or("memory", default_memory());
         let running = fields.or("running", default_running());
+        let restart = fields.or("restart", RestartPolicy::default());
         let on_worker_loss = read_worker_loss(fields);
         let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
         let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
@@ -267,7 +286,7 @@ impl SpecRules for Spec {
             );
         }
         check_disks(&disks, fields);
-        Some(Spec { image: image?, cpus, memory, running, on_worker_loss, disks, nics, first_boot })
+        Some(Spec { image: image?, cpus, memory, running, restart, on_worker_loss, disks, nics, first_boot })
     }
 
     fn references(&self) -> Vec<ObjectRef> {

@@ -62,6 +62,9 @@ pub struct Saved {
     /// The shape of the machine that was started last, noted before it is; see `AssignedVm::shape`.
     #[serde(default)]
     pub started_shape: u64,
+    /// Whether the VM ended by itself and is not to be started again before somebody asks for it.
+    #[serde(default)]
+    pub off: bool,
     /// Whether the volume's file was made. From then on it must exist.
     #[serde(default)]
     pub created: bool,
@@ -169,6 +172,15 @@ pub struct Around {
     pub source_written_by: Vec<VmId>,
 }
 
+/// How a guest says that it ends its machine. It may lie, and one that crashes says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// It wants to stay off.
+    Poweroff,
+    /// It wants to be started again.
+    Reboot,
+}
+
 /// What is forgotten when the agent ends.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Volatile {
@@ -181,6 +193,8 @@ pub struct Volatile {
     /// The guest of this machine process was asked to shut down once: its end is no crash, even when the wish was
     /// taken back meanwhile.
     pub shutdown_asked: bool,
+    /// What the guest said that it is about to do, in the life of this machine process.
+    pub leaving: Option<Leaving>,
     /// When the machine process was found to have ended by itself: the beginning of the pause.
     pub crashed_at: Option<Timestamp>,
     /// This end of the machine process is in the saved count.
@@ -426,6 +440,10 @@ impl Desk {
         }
     }
 
+    pub(super) const fn guest_leaves(&mut self, leaving: Leaving) {
+        self.volatile.leaving = Some(leaving);
+    }
+
     // ------------------------------------------------------------------------------------------------ actions
 
     /// When to look again although nothing happened.
@@ -569,13 +587,22 @@ impl Desk {
                 assigned: wish.value.clone(),
                 restarts: 0,
                 restarts_done: restarts_asked(&wish.value),
-                started_shape: 0,
+                started_shape: started_shape(&wish.value, 0),
+                off: false,
                 created: false,
             };
             return (claimed && !wish.value.is_removal()).then_some(fresh);
         };
-        (saved.assigned.sequence() < wish.value.sequence())
-            .then(|| Saved { assigned: wish.value.clone(), ..saved.clone() })
+        // Where nothing runs, what is started next is what is accepted here.
+        let started_shape = match self.facts.vmm {
+            VmmState::Absent => started_shape(&wish.value, saved.started_shape),
+            VmmState::Running | VmmState::Exited => saved.started_shape,
+        };
+        (saved.assigned.sequence() < wish.value.sequence()).then(|| Saved {
+            assigned: wish.value.clone(),
+            started_shape,
+            ..saved.clone()
+        })
     }
 
     /// Removes what is on the host without being saved, once it is asked to be removed.
@@ -586,6 +613,14 @@ impl Desk {
             (true, Kind::Volume) if self.facts.disk.is_some() => Next::Do(Step::RemoveDisk),
             _ => Next::Rest,
         }
+    }
+}
+
+/// The shape of a machine that is started from `assigned`; `otherwise` for a volume.
+const fn started_shape(assigned: &Assigned, otherwise: u64) -> u64 {
+    match assigned {
+        Assigned::Vm(assigned) => assigned.shape,
+        Assigned::Volume(_) => otherwise,
     }
 }
 

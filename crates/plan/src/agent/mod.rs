@@ -27,7 +27,7 @@ use lightbyte_api::records::Epoch;
 use lightbyte_api::{Kind, Timestamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 
-pub use desk::{Action, Desk, Facts, Reply, Report, Saved, Step, VmmState};
+pub use desk::{Action, Desk, Facts, Leaving, Reply, Report, Saved, Step, VmmState};
 
 /// What a server delivers to a worker. Everything carries the epoch and the revision that it is true at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -242,6 +242,13 @@ impl Agent {
     pub fn guest_ready(&mut self, object: HostObject, agent_at: Timestamp, now: Timestamp) {
         if let Some(desk) = self.desks.get_mut(&object) {
             desk.guest_ready(agent_at, now);
+        }
+    }
+
+    /// The guest of a VM has said how it is about to end its machine.
+    pub fn guest_leaves(&mut self, object: HostObject, leaving: Leaving) {
+        if let Some(desk) = self.desks.get_mut(&object) {
+            desk.guest_leaves(leaving);
         }
     }
 

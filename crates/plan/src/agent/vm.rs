@@ -1,6 +1,7 @@
 //! The next step of a VM on its host.
 //!
 //! ```text
+//!   off <──────── ended by itself and stays off (restart policy; the guest says whether it is a shutdown)
 //!                 ┌──────────────────────── ended by itself: count it, clean, pause ───────────┐
 //!                 v                                                                            │
 //!   saved ──> taps ──> disks there? ──> start ──> starting ──(guest says ready)──> running ────┤
@@ -11,10 +12,11 @@
 
 use lightbyte_api::Timestamp;
 use lightbyte_api::assigned::{AssignedVm, WantedVm};
+use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{BootTimes, Observed, ObservedVm, VmPhase};
 use lightbyte_api::units::Span;
 
-use super::desk::{Around, Facts, Next, Saved, Step, VmmState, Volatile, later};
+use super::desk::{Around, Facts, Leaving, Next, Saved, Step, VmmState, Volatile, later};
 
 /// How long a guest may take to shut down before its machine process is ended.
 pub const SHUTDOWN_GRACE: Span = Span::from_secs(30);
@@ -59,10 +61,17 @@ fn run(situation: &Situation<'_>) -> Next {
     let Situation { saved, assigned, facts, volatile, ref around, now } = *situation;
     match facts.vmm {
         VmmState::Running => Next::Rest,
+        // It stays off: noted before the traces go, so that no agent that comes later starts it.
+        VmmState::Exited if !saved.off && stays_off(assigned.restart, volatile) => {
+            Next::Do(Step::Save(Saved { off: true, ..saved.clone() }))
+        }
+        VmmState::Exited if saved.off || volatile.leaving == Some(Leaving::Reboot) => Next::Do(Step::Kill),
         // It ended by itself. The count is saved before the traces go: an agent that dies in between counts it
         // twice, which is better than not at all.
         VmmState::Exited if volatile.crash_counted || volatile.shutdown_asked => Next::Do(Step::Kill),
         VmmState::Exited => Next::Do(Step::Save(Saved { restarts: saved.restarts + 1, ..saved.clone() })),
+        VmmState::Absent if saved.off && facts.taps => Next::Do(Step::RemoveTaps),
+        VmmState::Absent if saved.off => Next::Rest,
         VmmState::Absent => {
             match volatile.crashed_at.map(|at| later(at, crash_pause(volatile.quick_crashes))) {
                 Some(at) if now < at => Next::Until(at),
@@ -84,7 +93,8 @@ fn restart(situation: &Situation<'_>) -> Next {
         VmmState::Running => shut_down(situation),
         VmmState::Exited => Next::Do(Step::Kill),
         VmmState::Absent => {
-            Next::Do(Step::Save(Saved { restarts_done: assigned.restarts_asked, ..saved.clone() }))
+            let restarts_done = assigned.restarts_asked;
+            Next::Do(Step::Save(Saved { restarts_done, off: false, ..saved.clone() }))
         }
     }
 }
@@ -94,8 +104,23 @@ fn stop(situation: &Situation<'_>) -> Next {
         VmmState::Running => shut_down(situation),
         VmmState::Exited => Next::Do(Step::Kill),
         VmmState::Absent if situation.facts.taps => Next::Do(Step::RemoveTaps),
+        // Stopped as asked: the next start is asked for as well.
+        VmmState::Absent if situation.saved.off => {
+            Next::Do(Step::Save(Saved { off: false, ..situation.saved.clone() }))
+        }
         VmmState::Absent => Next::Rest,
     }
+}
+
+/// Whether a machine that ended is not started again. One that we asked to shut down did as it was asked.
+fn stays_off(policy: RestartPolicy, volatile: &Volatile) -> bool {
+    let is_ours = volatile.shutdown_asked || volatile.crash_counted;
+    !is_ours
+        && match (policy, volatile.leaving) {
+            (RestartPolicy::Always, _) | (_, Some(Leaving::Reboot)) => false,
+            (RestartPolicy::OnCrash, leaving) => leaving == Some(Leaving::Poweroff),
+            (RestartPolicy::Never, _) => true,
+        }
 }
 
 fn shut_down(situation: &Situation<'_>) -> Next {
@@ -194,6 +219,12 @@ pub fn phase(saved: &Saved, facts: &Facts, volatile: &Volatile, stored: Option<&
             VmPhase::Running
         }
         (VmmState::Running, WantedVm::Running) => VmPhase::Starting,
+        (VmmState::Exited | VmmState::Absent, WantedVm::Running) if saved.off && !restarting => VmPhase::Off,
+        (VmmState::Exited, WantedVm::Running) if stays_off(assigned.restart, volatile) => VmPhase::Off,
+        // It comes back at once.
+        (VmmState::Exited, WantedVm::Running) if volatile.leaving == Some(Leaving::Reboot) => {
+            VmPhase::Starting
+        }
         (VmmState::Exited, WantedVm::Running) => VmPhase::Crashed,
         (VmmState::Absent, WantedVm::Running) if volatile.crashed_at.is_some() => VmPhase::Crashed,
         (VmmState::Absent, WantedVm::Running) => VmPhase::Claimed,

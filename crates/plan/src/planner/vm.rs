@@ -125,6 +125,7 @@ impl<'a> OnHost<'a> {
                 Vec::new()
             }
             (WantedVm::Running, VmPhase::Crashed) => vec![WaitingOn::CrashLoop { worker }],
+            (WantedVm::Running, VmPhase::Off) if reached => vec![WaitingOn::Off],
             _ => self.wait_for(to),
         }
     }
@@ -155,6 +156,7 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>) -> Plan {
         generation: if hindrance.is_some() { assigned.generation } else { vm.meta.generation },
         wanted: wanted(vm.spec),
         restarts_asked: vm.meta.restarts_asked,
+        restart: vm.spec.restart,
         cpus: machine.cpus,
         memory: machine.memory,
         disks: machine.disks,

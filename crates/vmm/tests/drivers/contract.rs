@@ -11,6 +11,7 @@ use lightbyte_api::assigned::{
 };
 use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::image::Part;
+use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::{Saved, VmmState};
 use lightbyte_vmm::{DriverError, Drivers, VmmEvent, hands};
@@ -72,6 +73,7 @@ impl<'a> Bed<'a> {
             wanted: WantedVm::Running,
             restarts_asked: 0,
             shape: 1,
+            restart: RestartPolicy::default(),
             cpus: 1,
             memory: ByteSize::from_mib(128),
             image: Name::new("demo").expect("a name"),
@@ -111,7 +113,9 @@ impl<'a> Bed<'a> {
         loop {
             let event = self.events.recv_timeout(EVENT_WAIT).expect("an event in time");
             let of = match event {
-                VmmEvent::Exited(of) | VmmEvent::Ready { vm: of, .. } => of,
+                VmmEvent::Exited(of) | VmmEvent::Ready { vm: of, .. } | VmmEvent::Leaving { vm: of, .. } => {
+                    of
+                }
             };
             if of == vm && wanted(&event) {
                 return;
@@ -232,6 +236,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         restarts: 3,
         restarts_done: 2,
         started_shape: 1,
+        off: false,
         created: false,
     };
     let second = Saved { restarts: 4, ..first.clone() };
@@ -240,6 +245,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         restarts: 0,
         restarts_done: 0,
         started_shape: 0,
+        off: false,
         created: true,
     };
     for (object, saved) in [(of_vm, &first), (of_vm, &second), (of_vm, &second), (of_volume, &other)] {

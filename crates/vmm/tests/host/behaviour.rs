@@ -2,10 +2,11 @@
 
 use insta::assert_snapshot;
 use lightbyte_api::Span;
-use lightbyte_api::assigned::{Assigned, WantedVm, WantedVolume};
+use lightbyte_api::assigned::{Assigned, AssignedVm, WantedVm, WantedVolume};
+use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{BootTimes, VmPhase};
 use lightbyte_plan::agent::vm::{CRASH_PAUSE_FIRST, CRASH_PAUSE_LIMIT, SHUTDOWN_GRACE, STEADY_AFTER};
-use lightbyte_plan::agent::{Action, Step, VmmState};
+use lightbyte_plan::agent::{Action, Leaving, Step, VmmState};
 
 use crate::bench::{Bench, Guest, VM, VOLUME, assigned_vm, assigned_volume, at};
 
@@ -35,7 +36,6 @@ fn a_vm_lives_in_this_order() {
     volume: report Claimed 1
     volume: save Present 1 created
     volume: report Present 1
-    vm: save Running 1 restarts 0 done 0
     vm: Start
     vm: report Running 1
     ");
@@ -280,4 +280,84 @@ fn each_part_of_a_boot_is_timed() {
     bench.begin_unheard();
     bench.rest();
     assert_eq!(bench.observed_vm().and_then(|observed| observed.boot), Some(expected));
+}
+
+#[test]
+fn a_guest_that_shuts_down_stays_off_and_one_that_reboots_comes_back() {
+    let mut bench = Bench::running();
+    assert_snapshot!(traced(&mut bench, |bench| bench.guest_leaves(Leaving::Reboot)), @"
+    vm: report Starting 1
+    vm: Kill
+    vm: report Claimed 1
+    vm: Start
+    vm: report Running 1
+    ");
+    assert_snapshot!(traced(&mut bench, |bench| bench.guest_leaves(Leaving::Poweroff)), @"
+    vm: report Off 1
+    vm: save Running 1 restarts 0 done 0
+    vm: Kill
+    vm: RemoveTaps
+    ");
+    // A host that was rebooted, and whatever else is changed, leaves it off.
+    assert_snapshot!(traced(&mut bench, |bench| {
+        bench.host.reboot();
+        bench.begin();
+    }), @"");
+    assert_snapshot!(traced(&mut bench, |bench| bench.tell_vm(2, WantedVm::Running, 0)), @"
+    vm: save Running 2 restarts 0 done 0
+    vm: report Off 2
+    ");
+    // Asked for once more, it starts; and so it does after it was stopped as asked.
+    assert_snapshot!(traced(&mut bench, |bench| bench.tell_vm(3, WantedVm::Running, 1)), @"
+    vm: save Running 3 restarts 0 done 0
+    vm: report Claimed 3
+    vm: save Running 3 restarts 0 done 1
+    vm: report Claimed 3
+    vm: EnsureTaps
+    vm: Start
+    vm: report Running 3
+    ");
+    bench.guest_leaves(Leaving::Poweroff);
+    bench.rest();
+    assert_snapshot!(traced(&mut bench, |bench| bench.tell_vm(4, WantedVm::Stopped, 1)), @"
+    vm: save Stopped 4 restarts 0 done 1
+    vm: report Stopped 4
+    vm: save Stopped 4 restarts 0 done 1
+    ");
+    assert_snapshot!(traced(&mut bench, |bench| bench.tell_vm(5, WantedVm::Running, 1)), @"
+    vm: save Running 5 restarts 0 done 1
+    vm: report Claimed 5
+    vm: EnsureTaps
+    vm: Start
+    vm: report Running 5
+    ");
+}
+
+#[test]
+fn the_restart_policy_says_what_ends_a_vm_for_good() {
+    let check = |policy: RestartPolicy, leaving: Option<Leaving>, runs_again: bool| {
+        let mut bench = Bench::running();
+        let assigned = AssignedVm { restart: policy, ..assigned_vm(2, WantedVm::Running, 0) };
+        bench.assign(VM, Some(Assigned::Vm(assigned)));
+        bench.news(VM);
+        bench.rest();
+        match leaving {
+            Some(leaving) => bench.guest_leaves(leaving),
+            None => bench.machine_ends(),
+        }
+        bench.rest();
+        bench.after(CRASH_PAUSE_LIMIT);
+        bench.rest();
+        let phase = if runs_again { VmPhase::Running } else { VmPhase::Off };
+        assert_eq!(bench.phase(), Some(phase), "{policy:?} {leaving:?}");
+        assert_eq!(bench.facts(VM).vmm == VmmState::Running, runs_again, "{policy:?} {leaving:?}");
+    };
+    let (off, reboot) = (Some(Leaving::Poweroff), Some(Leaving::Reboot));
+    for (policy, ends) in [
+        (RestartPolicy::Always, [(None, true), (off, true), (reboot, true)]),
+        (RestartPolicy::OnCrash, [(None, true), (off, false), (reboot, true)]),
+        (RestartPolicy::Never, [(None, false), (off, false), (reboot, true)]),
+    ] {
+        ends.into_iter().for_each(|(leaving, runs_again)| check(policy, leaving, runs_again));
+    }
 }

@@ -10,11 +10,12 @@ use lightbyte_api::assigned::{
 };
 use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::image::Part;
+use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Span, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::{
-    Action, Agent, Delivery, Facts, Item, News, Reply, Report, Saved, Stamped, Step, VmmState,
+    Action, Agent, Delivery, Facts, Item, Leaving, News, Reply, Report, Saved, Stamped, Step, VmmState,
 };
 use lightbyte_vmm::{DriverError, Drivers, FakeHost, hands};
 
@@ -61,6 +62,7 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         wanted,
         restarts_asked,
         shape: 1,
+        restart: RestartPolicy::default(),
         cpus: 1,
         memory: ByteSize::from_mib(128),
         image: name("demo"),
@@ -89,7 +91,14 @@ pub(crate) fn assigned_volume(sequence: u64, wanted: WantedVolume) -> AssignedVo
 
 /// A saved assignment.
 pub(crate) fn saved(assigned: impl Into<Assigned>) -> Saved {
-    Saved { assigned: assigned.into(), restarts: 0, restarts_done: 0, started_shape: 0, created: false }
+    Saved {
+        assigned: assigned.into(),
+        restarts: 0,
+        restarts_done: 0,
+        started_shape: 0,
+        off: false,
+        created: false,
+    }
 }
 
 /// The time `milliseconds` after the beginning of every test.
@@ -346,6 +355,12 @@ impl Bench {
     }
 
     /// The machine process of [`VM`] ends, and the agent is told.
+    pub(crate) fn guest_leaves(&mut self, leaving: Leaving) {
+        self.agent.guest_leaves(VM, leaving);
+        self.machine_ends();
+    }
+
+    /// The machine process ends by itself.
     pub(crate) fn machine_ends(&mut self) {
         self.host.exit(vm_id());
         self.agent.observed(VM, self.facts(VM), None, self.now);
@@ -431,7 +446,7 @@ enum Effect {
 fn stops(facts: &Facts) -> bool {
     match facts.saved.as_ref().map(|saved| (saved, &saved.assigned)) {
         Some((saved, Assigned::Vm(vm))) => {
-            vm.wanted != WantedVm::Running || saved.restarts_done < vm.restarts_asked
+            saved.off || vm.wanted != WantedVm::Running || saved.restarts_done < vm.restarts_asked
         }
         _ => false,
     }

@@ -251,6 +251,7 @@ fn assignment(
         wanted: wanted(vm.spec),
         restarts_asked: vm.meta.restarts_asked,
         shape: 1,
+        restart: vm.spec.restart,
         cpus: vm.spec.cpus,
         memory: vm.spec.memory,
         image: vm.spec.image.clone(),

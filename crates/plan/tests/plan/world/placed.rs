@@ -8,6 +8,7 @@ use lightbyte_api::assigned::{
 };
 use lightbyte_api::decided::{Decision, Verdict};
 use lightbyte_api::first_boot::FirstBoot;
+use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
@@ -154,6 +155,7 @@ fn assign(
         initrd: None,
         command_line: String::new(),
         shape: line.or("shape", "1"),
+        restart: RestartPolicy::default(),
         disks: placement
             .disks
             .iter()

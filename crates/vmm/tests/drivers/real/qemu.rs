@@ -13,6 +13,7 @@ use lightbyte_api::assigned::{
     AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, Source, WantedVm, WantedVolume,
 };
 use lightbyte_api::first_boot::FirstBoot;
+use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::{ByteSize, Name, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::VmmState;
 use lightbyte_vmm::{Disks, DriverError, Network as _, Qemu, Vmm as _, VmmEvent};
@@ -71,6 +72,7 @@ impl World {
             wanted: WantedVm::Running,
             restarts_asked: 0,
             shape: 1,
+            restart: RestartPolicy::default(),
             cpus: 1,
             memory: ByteSize::from_mib(128),
             image: Name::new("demo").expect("a name"),
