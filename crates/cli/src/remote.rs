@@ -55,7 +55,8 @@ impl Ended {
 }
 
 /// Runs `command` until it ends. `input` is what it hears (the channel's end is its end), `output` what it says; the
-/// channel is closed when the command closes its output, maybe long before its end.
+/// channel is closed when the command closes its output, maybe long before its end. If nobody listens to what it says it
+/// is ended, and counts as done.
 pub(crate) async fn run(
     cluster: &Cluster,
     object: &ObjectRef,
@@ -93,14 +94,12 @@ async fn take_frames(
             drop(buffer.split_to(length));
             match frame {
                 Frame::Stdout(bytes) => {
-                    let is_kept = match &output {
-                        Some(output) if !bytes.is_empty() => output.send(bytes).await.is_ok(),
-                        // The end of its output, or nobody who wants it.
-                        _ => false,
-                    };
-                    if !is_kept {
-                        output = None;
+                    let Some(listener) = output.take().filter(|_| !bytes.is_empty()) else { continue };
+                    if listener.send(bytes).await.is_err() {
+                        // Nobody wants the rest. Whoever stopped listening knows why.
+                        return Ok(Some(Ended { code: 0, errors: String::new() }));
                     }
+                    output = Some(listener);
                 }
                 Frame::Stderr(bytes) => {
                     let room = ERRORS_BYTES_MAX.saturating_sub(errors.len()).min(bytes.len());

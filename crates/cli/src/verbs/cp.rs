@@ -100,7 +100,9 @@ fn take(chunks: mpsc::Receiver<Vec<u8>>, to: End) -> Result<()> {
     };
     let mut done = Unpacked::default();
     unpack(&mut chunks, Path::new(&path), Keep::Permissions, &mut done)
-        .with_context(|| incomplete(&path, done))
+        .with_context(|| incomplete(&path, done))?;
+    // Behind the end there is nothing of interest; but the guest's last words come after it.
+    io::copy(&mut chunks, &mut io::sink()).map(|_| ()).context("read on")
 }
 
 fn incomplete(path: &str, done: Unpacked) -> String {
