@@ -4,8 +4,9 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::ExitCode;
-use std::time::Duration;
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use lightbyte_guest::archive::{Keep, Owners, Unpacked, pack, unpack};
@@ -21,6 +22,10 @@ pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// How long a service of the guest may take to accept a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
+/// How long a system may take to start, and the pause between looks.
+const START_MAX: Duration = Duration::from_secs(90);
+const START_PAUSE: Duration = Duration::from_millis(300);
+
 /// What is carried at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
@@ -32,7 +37,7 @@ const USAGE: &str = "\
 usage: lightbyte-guest pack PATH        writes PATH to standard output, as tar
        lightbyte-guest unpack PATH      makes at PATH what comes on standard input, as tar
        lightbyte-guest connect PORT     joins standard input and output to 127.0.0.1:PORT
-       lightbyte-guest reaches PORT     whether something listens there
+       lightbyte-guest reaches PORT     whether something listens there, when the system has started
        lightbyte-guest leaving HOW      tells the host that the machine ends: poweroff, halt, reboot or kexec";
 
 /// Does what the words say, and tells on standard error what went wrong.
@@ -42,7 +47,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
         ["pack", path] => pack_to_output(Path::new(path)),
         ["unpack", path] => unpack_from_input(Path::new(path)),
         ["connect", port] => connect(port).and_then(|stream| join(&stream)),
-        ["reaches", port] => connect(port).map(drop),
+        ["reaches", port] => reaches(port),
         ["leaving", how] => leaving::leave(how),
         // As systemd-shutdown(8) starts what lies in its directory.
         [how @ ("poweroff" | "halt" | "reboot" | "kexec")] => leaving::leave(how),
@@ -91,6 +96,23 @@ fn connect(port: &str) -> Result<TcpStream> {
     TcpStream::connect_timeout(&address, CONNECT_MAX).with_context(|| format!("connect to port {port}"))
 }
 
+/// Whether something listens there. A system that still starts is waited for: its services come late.
+fn reaches(port: &str) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match connect(port) {
+            Err(_) if began.elapsed() < START_MAX && is_starting() => thread::sleep(START_PAUSE),
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// Whether systemd has not come to its end yet (systemctl(1), `is-system-running`).
+fn is_starting() -> bool {
+    let state = Command::new("systemctl").arg("is-system-running").output();
+    state.is_ok_and(|state| matches!(state.stdout.trim_ascii(), b"initializing" | b"starting"))
+}
+
 /// Carries both ways until both have ended; the end of one is passed on while the other goes on.
 fn join(stream: &TcpStream) -> Result<()> {
     let mut to_service = stream.try_clone().context("duplicate the connection")?;
@@ -99,7 +121,7 @@ fn join(stream: &TcpStream) -> Result<()> {
         let _ = carry(&mut io::stdin().lock(), &mut to_service);
         let _ = to_service.shutdown(Shutdown::Write);
     };
-    let input = std::thread::Builder::new().spawn(input).context("start a thread")?;
+    let input = thread::Builder::new().spawn(input).context("start a thread")?;
     carry(&mut &*stream, &mut io::stdout().lock()).context("read from the service")?;
     close_output().context("end the output")?;
     let _ = input.join();

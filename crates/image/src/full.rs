@@ -51,7 +51,11 @@ const FILES: &[(&str, &str)] = &[
     ("usr/lib/systemd/system/lightbyte-guest.service", AGENT_SERVICE),
     ("etc/systemd/system/ssh.service.d/lightbyte.conf", SSH_SERVICE),
     // Keys of other kinds take an emulated CPU many seconds to make, and no client of this decade needs them.
-    ("etc/ssh/sshd_config.d/lightbyte.conf", "HostKey /etc/ssh/ssh_host_ed25519_key\n"),
+    // And there is no password that one could be asked for.
+    (
+        "etc/ssh/sshd_config.d/lightbyte.conf",
+        "HostKey /etc/ssh/ssh_host_ed25519_key\nPasswordAuthentication no\n",
+    ),
     ("etc/systemd/system/serial-getty@.service.d/lightbyte.conf", CONSOLE_SERVICE),
     (
         "etc/systemd/journald.conf.d/lightbyte.conf",
