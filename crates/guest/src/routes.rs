@@ -40,8 +40,14 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
 
 async fn identity(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {
     let identity: Identity = body(request).await?;
-    becoming::apply(agent, identity)
+    // A task of its own: a host that breaks off must not leave half of it undone.
+    let becoming = {
+        let agent = agent.clone();
+        spawn_local(async move { becoming::apply(&agent, identity).await })
+    };
+    becoming
         .await
+        .map_err(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))?
         .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
     Ok(json(StatusCode::OK, &agent.info()))
 }

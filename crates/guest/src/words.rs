@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use lightbyte_guest::archive::{Keep, Owners, Unpacked, pack, unpack};
+use rustix::event::Timespec;
 
 use crate::leaving;
 
@@ -24,7 +25,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// How long a system may take to start, and the pause between looks.
 const START_MAX: Duration = Duration::from_secs(90);
-const START_PAUSE: Duration = Duration::from_millis(300);
+const START_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 
 /// What is carried at once.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -101,7 +102,9 @@ fn reaches(port: &str) -> Result<()> {
     let began = Instant::now();
     loop {
         match connect(port) {
-            Err(_) if began.elapsed() < START_MAX && is_starting() => thread::sleep(START_PAUSE),
+            Err(_) if began.elapsed() < START_MAX && is_starting() => {
+                let _ = rustix::event::poll(&mut [], Some(&START_PAUSE));
+            }
             result => return result.map(drop),
         }
     }
