@@ -1,6 +1,7 @@
 //! The words of the command line. One grammar: `lightbyte VERB KIND/NAME`.
 
 pub(crate) mod disks;
+mod inside;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -13,6 +14,7 @@ use lightbyte_api::{ByteSize, Name, Span};
 use lightbyte_link::Endpoint;
 
 use self::disks::{Attach, Create, Detach, Grow, RunVolume};
+pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -90,11 +92,24 @@ pub(crate) enum Verb {
         after_help = "Examples:\n  lightbyte exec hello\n  lightbyte exec hello -- ls -l /\n  echo hi | lightbyte exec hello -- cat"
     )]
     Exec(Exec),
+    /// Copies files and directories into a VM, or out of it; `VM:PATH` is a path in a VM
+    #[command(
+        after_help = "Examples:\n  lightbyte cp hello:/etc/hosts .\n  lightbyte cp site/. hello:/srv/www\n  lightbyte cp hello:/var/log - | tar -t"
+    )]
+    Cp(Cp),
+    /// Makes ports of a VM ports of this machine, until Ctrl-C
+    #[command(after_help = "Example: lightbyte forward hello 8080:80")]
+    Forward(Forward),
+    /// Logs in to a VM by ssh, without an address and without questions
+    #[command(after_help = "Examples:\n  lightbyte ssh hello\n  lightbyte ssh hello -- uptime")]
+    Ssh(Ssh),
     /// Opens a VM's serial console; Ctrl-] leaves it
     #[command(after_help = "Example: lightbyte console hello")]
     Console(One),
-    /// Shows what a VM wrote to its console
-    #[command(after_help = "Example: lightbyte logs hello -f --lines 20")]
+    /// Shows what a VM wrote to its console, or one of its services to the journal
+    #[command(
+        after_help = "Examples:\n  lightbyte logs hello -f --lines 20\n  lightbyte logs hello --unit ssh"
+    )]
     Logs(Logs),
     /// Tells what kinds there are, and which fields they have
     #[command(
@@ -291,41 +306,6 @@ pub(crate) struct Events {
     /// Goes on with a line for each change of state
     #[arg(short, long)]
     pub(crate) watch: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Exec {
-    /// The VM
-    #[arg(value_name = "VM")]
-    pub(crate) target: String,
-    /// The command and its words
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
-    /// A setting of its environment; may be given several times
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub(crate) env: Vec<String>,
-    /// Where it starts
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) directory: Option<String>,
-    /// Gives it no terminal, although this is one
-    #[arg(short = 'T', long)]
-    pub(crate) no_terminal: bool,
-    /// Gives it no input: its standard input ends at once
-    #[arg(short, long)]
-    pub(crate) no_stdin: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Logs {
-    /// The VM
-    #[arg(value_name = "VM", required = true)]
-    pub(crate) target: Vec<String>,
-    /// Goes on with what is still to come
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-    /// How many of the last lines to begin with; all that are kept when left out
-    #[arg(short = 'n', long, value_name = "N")]
-    pub(crate) lines: Option<usize>,
 }
 
 #[derive(Debug, Args)]

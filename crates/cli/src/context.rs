@@ -113,15 +113,20 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     written
 }
 
-/// Where the contexts are (XDG Base Directory Specification 0.8: `$XDG_CONFIG_HOME`, else `~/.config`).
 fn path() -> Result<PathBuf> {
+    Ok(directory()?.join("contexts.yaml"))
+}
+
+/// Where the contexts are, and what else is kept for a person (XDG Base Directory Specification 0.8: `$XDG_CONFIG_HOME`,
+/// else `~/.config`).
+pub(crate) fn directory() -> Result<PathBuf> {
     let home = || environment("HOME").map(|home| PathBuf::from(home).join(".config"));
     let directory = environment("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let directory = directory.or_else(home).ok_or_else(|| {
         Failure::new(Code::Error, "neither HOME nor XDG_CONFIG_HOME says where the contexts are")
             .hint(format!("{API_VARIABLE} names the servers without a file"))
     })?;
-    Ok(directory.join("lightbyte").join("contexts.yaml"))
+    Ok(directory.join("lightbyte"))
 }
 
 fn environment(name: &str) -> Option<String> {

@@ -7,8 +7,10 @@ mod arguments;
 mod cluster;
 mod context;
 mod failure;
+mod harmless;
 mod manifests;
 mod processes;
+mod remote;
 mod session;
 mod table;
 mod target;
@@ -82,6 +84,8 @@ fn run(arguments: &Arguments) -> Result<Exit> {
     runtime.block_on(async {
         match &arguments.verb {
             Verb::Exec(words) => verbs::exec::run(&cluster, words).await,
+            Verb::Ssh(words) => verbs::ssh::run(&cluster, words, arguments.context.as_deref()).await,
+            Verb::Forward(words) => Ok(verbs::forward::run(cluster, words).await?.into()),
             verb => Ok(ask(&cluster, verb).await?.into()),
         }
     })
@@ -126,9 +130,12 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Events(words) => verbs::events::run(cluster, words).await,
         Verb::Console(words) => verbs::console::run(cluster, words).await,
         Verb::Logs(words) => verbs::logs::run(cluster, words).await,
+        Verb::Cp(words) => verbs::cp::run(cluster, words).await,
         Verb::Import(Import::Image(words)) => verbs::import::run(cluster, words).await,
         // These were done before.
         Verb::Exec(_)
+        | Verb::Ssh(_)
+        | Verb::Forward(_)
         | Verb::Explain(_)
         | Verb::Completions { .. }
         | Verb::Dev(_)

@@ -1,5 +1,6 @@
 //! A person's terminal while it speaks with a guest: its keys go there as they are typed, and its size is known there.
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _};
 
 use anyhow::{Context as _, Result};
@@ -60,6 +61,12 @@ pub(crate) fn input() -> Result<mpsc::Receiver<Vec<u8>>> {
     };
     std::thread::Builder::new().name("stdin".to_owned()).spawn(read).context("read standard input")?;
     Ok(receiver)
+}
+
+/// Ends standard output, though this program goes on: something else is put in its place.
+pub(crate) fn close_output() -> Result<()> {
+    let nowhere = File::options().write(true).open("/dev/null").context("open /dev/null")?;
+    rustix::stdio::dup2_stdout(&nowhere).context("end standard output")
 }
 
 /// Signals that end a program which has the terminal for itself, so that it sets the terminal right before it goes.

@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use lightbyte_guest::protocol::{Identity, Info, Milestones};
+use lightbyte_guest::protocol::{FirstBootState, Identity, Info, Milestones};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::children::Children;
+use crate::freeze::Frozen;
 
 /// This agent's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -17,6 +18,12 @@ pub(crate) struct Agent {
     pub(crate) identity: RefCell<Option<Identity>>,
     pub(crate) children: Children,
     pub(crate) shutting_down: Cell<bool>,
+    pub(crate) first_boot: RefCell<FirstBootState>,
+    pub(crate) first_boot_begun: Cell<bool>,
+    pub(crate) mount_error: RefCell<String>,
+    pub(crate) frozen: RefCell<Option<Frozen>>,
+    /// Held by whoever makes this guest what the host says.
+    pub(crate) becoming: tokio::sync::Mutex<()>,
 }
 
 impl Agent {
@@ -26,6 +33,11 @@ impl Agent {
             identity: RefCell::default(),
             children: Children::default(),
             shutting_down: Cell::new(false),
+            first_boot: RefCell::default(),
+            first_boot_begun: Cell::new(false),
+            mount_error: RefCell::default(),
+            frozen: RefCell::default(),
+            becoming: tokio::sync::Mutex::default(),
         })
     }
 
@@ -46,6 +58,8 @@ impl Agent {
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
             boot: self.milestones(),
             identity: self.identity.borrow().clone(),
+            first_boot: self.first_boot.borrow().clone(),
+            mount_error: self.mount_error.borrow().clone(),
         }
     }
 }

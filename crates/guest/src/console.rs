@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
 use crate::agent::Agent;
-use crate::terminal;
+use crate::{login, terminal};
 
 /// The serial line that is the console of every VMM of ours.
 const CONSOLE: &str = "/dev/ttyS0";
@@ -51,12 +51,7 @@ async fn run_shell(agent: &Rc<Agent>) -> anyhow::Result<()> {
     let console = open(OFlags::empty())?;
     let copy = || console.try_clone().map(Stdio::from).context("duplicate the console");
     let mut command = Command::new("sh");
-    command
-        .env_clear()
-        .env("PATH", crate::exec::PATH)
-        .env("HOME", "/root")
-        .env("TERM", "linux")
-        .current_dir("/");
+    command.env_clear().envs(login::environment()).env("TERM", "linux").current_dir("/");
     command.stdin(copy()?).stdout(copy()?).stderr(copy()?);
     terminal::lead_session(&mut command);
     let child = command.spawn().context("start sh")?;

@@ -15,13 +15,10 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::oneshot;
 
 use crate::agent::Agent;
-use crate::terminal;
+use crate::{login, terminal, words};
 
 /// Words and settings that one command may have; the body's limit bounds their length.
 const WORDS_MAX: usize = 1024;
-
-/// Where programs are looked for.
-pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Makes the frame that an output's bytes travel in.
 pub(crate) type MakeFrame = fn(Vec<u8>) -> Frame;
@@ -53,9 +50,10 @@ pub(crate) fn start(agent: &Rc<Agent>, wanted: &Exec) -> anyhow::Result<Process>
     if wanted.argv.len() > WORDS_MAX || wanted.env.len() > WORDS_MAX {
         bail!("more than {WORDS_MAX} words or settings");
     }
-    let mut command = Command::new(program);
+    // The name of the agent's own program means that program, wherever it lies.
+    let mut command = Command::new(if program == words::OWN_NAME { words::OWN_PROGRAM } else { program });
     command.args(arguments).env_clear().current_dir(if wanted.cwd.is_empty() { "/" } else { &wanted.cwd });
-    command.env("PATH", PATH).env("HOME", "/root");
+    command.envs(login::environment());
     for setting in &wanted.env {
         let (name, value) = setting.split_once('=').with_context(|| format!("`{setting}` is no setting"))?;
         command.env(name, value);

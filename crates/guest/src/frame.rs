@@ -18,7 +18,7 @@ pub const INPUT_BYTES_MAX: usize = 256 * 1024;
 pub enum Frame {
     /// To the program's input; an empty one is its end.
     Stdin(Vec<u8>),
-    /// From the program, or from its terminal.
+    /// From the program, or from its terminal; an empty one is its end.
     Stdout(Vec<u8>),
     /// From the program.
     Stderr(Vec<u8>),

@@ -1,12 +1,16 @@
-//! Makes the root file system as large as its disk. A VM's disk is a clone of the image's, which may be smaller.
+//! Makes file systems as large as their disks. A VM's disk is a clone of the image's, which may be smaller, and a disk may
+//! become larger while its VM runs.
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
+
+use lightbyte_guest::protocol::Grown;
 
 use crate::boot::read_limited;
+use crate::mounted;
 
-/// Where the kernel says how many sectors of 512 bytes the root disk has (sysfs, `block/<disk>/size`).
-const DISK_SECTORS: &str = "/sys/class/block/vda/size";
+/// A sector of sysfs (`block/<disk>/size`).
 const SECTOR_BYTES: u64 = 512;
 /// A number and its line end.
 const NUMBER_BYTES_MAX: u64 = 32;
@@ -18,29 +22,40 @@ const GAIN_BYTES_MIN: u64 = 8 << 20;
 /// `EXT4_IOC_RESIZE_FS` (linux/ext4.h): `_IOW('f', 16, __u64)`.
 const RESIZE: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<u64>(b'f', 16);
 
-/// Grows the mounted root file system. It goes on while others use it, so nobody has to wait for this.
-pub(crate) fn grow() {
-    match grow_root() {
-        Ok(0) => {}
-        Ok(bytes) => println!("lightbyte-guest: the root file system has {} MiB more", bytes >> 20),
-        // The guest has less room than it could have, which is no reason not to run.
-        Err(error) => println!("lightbyte-guest: grow the root file system: {error}"),
+/// Grows all mounted ext4 file systems. That goes on while others use them, so nobody has to wait for it.
+pub(crate) fn grow() -> Grown {
+    let mut grown = Grown::default();
+    for found in mounted::file_systems().iter().filter(|found| found.kind == "ext4" && !found.is_read_only) {
+        match grow_one(found) {
+            Ok(0) => {}
+            Ok(bytes) => {
+                let name = if found.path == "/" { "the root file system" } else { &found.path };
+                println!("lightbyte-guest: {name} has {} MiB more", bytes >> 20);
+                grown.bytes += bytes;
+            }
+            // The guest has less room than it could have, which is no reason not to run.
+            Err(error) => {
+                println!("lightbyte-guest: grow {}: {error}", found.path);
+                grown.error = format!("{}: {error}", found.path);
+            }
+        }
     }
+    grown
 }
 
 /// How many bytes it has more than before.
-fn grow_root() -> io::Result<u64> {
-    let sectors: u64 = match read_limited(DISK_SECTORS.as_ref(), NUMBER_BYTES_MAX)?.trim().parse() {
-        Ok(sectors) => sectors,
-        Err(_) => return Err(io::Error::other("the disk's size is no number")),
+fn grow_one(found: &mounted::FileSystem) -> io::Result<u64> {
+    let place = format!("/sys/dev/block/{}/size", found.device);
+    let Ok(sectors) = read_limited(Path::new(&place), NUMBER_BYTES_MAX)?.trim().parse::<u64>() else {
+        return Err(io::Error::other("the disk's size is no number"));
     };
-    let root = File::open("/")?;
-    let now = rustix::fs::fstatvfs(&root)?;
+    let directory = File::open(&found.path)?;
+    let now = rustix::fs::fstatvfs(&directory)?;
     let blocks = blocks_of(sectors.saturating_mul(SECTOR_BYTES), now.f_frsize, now.f_blocks);
     match blocks {
         Some(blocks) => {
-            resize(&root, blocks)?;
-            Ok(rustix::fs::fstatvfs(&root)?.f_blocks.saturating_sub(now.f_blocks) * now.f_frsize)
+            resize(&directory, blocks)?;
+            Ok(rustix::fs::fstatvfs(&directory)?.f_blocks.saturating_sub(now.f_blocks) * now.f_frsize)
         }
         None => Ok(0),
     }
@@ -55,12 +70,12 @@ fn blocks_of(disk_bytes: u64, block_bytes: u64, blocks_now: u64) -> Option<u64> 
 }
 
 #[expect(unsafe_code, reason = "EXT4_IOC_RESIZE_FS has no safe form")]
-fn resize(root: &File, blocks: u64) -> io::Result<()> {
+fn resize(directory: &File, blocks: u64) -> io::Result<()> {
     // SAFETY: the call reads one `__u64`, the number of blocks, which is what the setter holds. Another file system
     // than ext4 knows no such call and says so (ENOTTY, ioctl(2)).
     unsafe {
         let setter = rustix::ioctl::Setter::<RESIZE, u64>::new(blocks);
-        Ok(rustix::ioctl::ioctl(root, setter)?)
+        Ok(rustix::ioctl::ioctl(directory, setter)?)
     }
 }
 

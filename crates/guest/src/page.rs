@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,19 +17,18 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 
 use crate::agent::Agent;
-use crate::boot::read_limited;
+use crate::boot::word_of_command_line;
 use crate::serve::{ACCEPT_PAUSE, CONNECTIONS_MAX, builder};
 
 /// The page's port.
 const PAGE_PORT: u16 = 80;
 
-/// Longest command line that Linux takes on x86.
-const COMMAND_LINE_BYTES_MAX: u64 = 4096;
+/// The word of the kernel's command line that asks for it.
+const PAGE_WORD: &str = "lightbyte.page";
 
 /// Serves the page for ever, where it is wanted.
 pub(crate) async fn serve(agent: Rc<Agent>) {
-    let command_line = read_limited(Path::new("/proc/cmdline"), COMMAND_LINE_BYTES_MAX).unwrap_or_default();
-    if !command_line.split_whitespace().any(|word| word == "lightbyte.page") {
+    if word_of_command_line(PAGE_WORD).is_none_or(|rest| !rest.is_empty()) {
         return;
     }
     // Both families by one socket.

@@ -16,7 +16,7 @@ pub const READY_ANSWER: &[u8] = b"ok\n";
 pub const READY_BYTES_MAX: usize = 1024;
 
 /// Largest request body that the agent reads.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
 /// Protocol named in the `Upgrade` header of `POST /v1/exec`.
 pub const EXEC_PROTOCOL: &str = "lightbyte-exec/1";
@@ -33,6 +33,24 @@ pub struct Ready {
     pub agent: String,
     /// Milliseconds since the kernel started.
     pub boot_ms: u64,
+}
+
+/// The line that the agent sends to [`READY_PORT`] when the guest's own init ends the machine; it is answered as
+/// [`Ready`] is. A guest may lie, and one that crashes says nothing: it is a wish, no fact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// What the guest wants.
+    pub leaving: Way,
+}
+
+/// How a guest's init ends its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// It wants to stay off.
+    Poweroff,
+    /// It wants to be started again.
+    Reboot,
 }
 
 /// Who the guest is, said by the host (`PUT /v1/identity`). Saying the same again changes nothing.
@@ -53,6 +71,49 @@ pub struct Identity {
     pub nics: Vec<Nic>,
     /// Name servers, as addresses.
     pub dns: Vec<std::net::IpAddr>,
+    /// What is done once in the life of its root disk.
+    pub first_boot: FirstBoot,
+    /// Where its other disks are mounted.
+    pub mounts: Vec<Mount>,
+}
+
+/// What a guest does once in the life of its root disk: keys, files, then the script. It has been done when the script has
+/// ended, well or not; one that a crash cut short begins again. The agent forgets it when it is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FirstBoot {
+    /// Keys that may log in as root, a line each as in `authorized_keys`.
+    pub ssh_keys: Vec<String>,
+    /// Files that are written, and replace what is there.
+    pub files: Vec<NewFile>,
+    /// A script for `/bin/sh`; what it says goes to the console.
+    pub script: String,
+}
+
+/// A file that belongs to root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewFile {
+    /// From the root; directories on the way are made.
+    pub path: String,
+    /// Permissions, such as 0o644; nought means these.
+    pub mode: u32,
+    /// All of it.
+    pub content: String,
+}
+
+/// A disk beside the root that is to be seen at a path. Always without devices and set-user-id programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mount {
+    /// Which one: 1 is the second disk, /dev/vdb.
+    pub disk: u16,
+    /// From the root; made if it is not there.
+    pub path: String,
+    /// Whether nothing may be written.
+    pub read_only: bool,
+    /// Whether the host made an ext4 on it; without one nothing is mounted.
+    pub filesystem: bool,
 }
 
 /// One network interface, found by its hardware address.
@@ -77,8 +138,58 @@ pub struct Info {
     pub kernel_release: String,
     /// Milestones of this boot.
     pub boot: Milestones,
-    /// What the host said last.
+    /// What the host said last, without what was to be done at the first boot.
     pub identity: Option<Identity>,
+    /// How that went.
+    pub first_boot: FirstBootState,
+    /// Why disks are not mounted; empty if all are.
+    pub mount_error: String,
+}
+
+/// How far the work of the first boot is. Both fields are at their defaults where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FirstBootState {
+    /// Whether it has ended.
+    pub done: bool,
+    /// What went wrong; empty if nothing did.
+    pub error: String,
+}
+
+/// Answer to `POST /v1/grow`: file systems take up the room that their disks have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Grown {
+    /// Bytes that all of them have more than before.
+    pub bytes: u64,
+    /// Why one did not grow; empty if none failed.
+    pub error: String,
+}
+
+/// Longest time that file systems may stay frozen.
+pub const FREEZE_MS_MAX: u64 = 30_000;
+
+/// Body of `POST /v1/freeze`: everything is written, and nothing more until `POST /v1/thaw` or the end of the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Freeze {
+    /// Milliseconds until they thaw by themselves; at most [`FREEZE_MS_MAX`].
+    pub for_ms: u64,
+}
+
+impl Default for Freeze {
+    fn default() -> Self {
+        Self { for_ms: 10_000 }
+    }
+}
+
+/// Answer to `POST /v1/freeze` and `POST /v1/thaw`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Frozen {
+    /// How many file systems were frozen, or thawed. Nought from `thaw`: the time was over, and what was copied meanwhile
+    /// may not be of one moment.
+    pub file_systems: u32,
 }
 
 /// Milliseconds since the kernel started; absent until reached.
@@ -113,7 +224,8 @@ pub struct Metrics {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Exec {
-    /// Program and its arguments.
+    /// Program and its arguments. The program `lightbyte-guest` is the agent's own, with the words `pack PATH`,
+    /// `unpack PATH`, `connect PORT` and `reaches PORT`.
     pub argv: Vec<String>,
     /// `NAME=value`, added to the agent's own few.
     pub env: Vec<String>,

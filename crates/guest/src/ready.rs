@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lightbyte_guest::protocol::{READY_ANSWER, READY_PORT, Ready};
+use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
@@ -22,7 +23,8 @@ const TRY_MAX: Duration = Duration::from_secs(10);
 pub(crate) async fn tell() {
     let mut pause = PAUSE_FIRST;
     loop {
-        if let Ok(Ok(true)) = timeout(TRY_MAX, try_once()).await {
+        let ready = Ready { ready: true, agent: VERSION.to_owned(), boot_ms: boot_ms() };
+        if let Ok(Ok(true)) = timeout(TRY_MAX, say(&ready)).await {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -30,10 +32,13 @@ pub(crate) async fn tell() {
     }
 }
 
-async fn try_once() -> std::io::Result<bool> {
+/// Says one line to the host; whether it was understood.
+///
+/// # Errors
+/// If the host does not listen.
+pub(crate) async fn say(what: &impl Serialize) -> std::io::Result<bool> {
     let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT)).await?;
-    let ready = Ready { ready: true, agent: VERSION.to_owned(), boot_ms: boot_ms() };
-    let mut line = serde_json::to_vec(&ready)?;
+    let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     let mut answer = [0; READY_ANSWER.len()];

@@ -93,7 +93,14 @@ async fn read_output(
             () = silent_after(&mut has_ended) => return,
         };
         // A terminal whose last user has gone gives an error instead of an end.
-        let Ok(bytes @ 1..) = read else { return };
+        let Ok(bytes @ 1..) = read else {
+            // The program may close its output and go on, as one that joins a connection does.
+            let end = frame(Vec::new());
+            if matches!(end, Frame::Stdout(_)) {
+                let _ = frames.send(end).await;
+            }
+            return;
+        };
         if frames.send(frame(buffer[..bytes].to_vec())).await.is_err() {
             return;
         }

@@ -1,19 +1,22 @@
 //! The agent's HTTP API.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
-use lightbyte_guest::protocol::{BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, Identity, Problem, Shutdown};
+use lightbyte_guest::protocol::{
+    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, Problem, Shutdown,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::task::spawn_local;
+use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::agent::Agent;
 use crate::relay::Place;
-use crate::{exec, metrics, network, relay, shutdown};
+use crate::{becoming, exec, freeze, grow, metrics, relay, shutdown};
 
 type Answer = Response<Full<Bytes>>;
 
@@ -27,6 +30,9 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
         (&Method::PUT, "/v1/identity") => identity(agent, request).await,
         (&Method::POST, "/v1/exec") => run(agent, place, request).await,
         (&Method::POST, "/v1/shutdown") => stop(agent, request).await,
+        (&Method::POST, "/v1/grow") => in_thread(grow::grow).await.map(|grown| json(StatusCode::OK, &grown)),
+        (&Method::POST, "/v1/freeze") => freeze(agent, request).await,
+        (&Method::POST, "/v1/thaw") => thaw(agent).await,
         _ => Err(problem(StatusCode::NOT_FOUND, "there is nothing here")),
     };
     result.unwrap_or_else(|problem| problem)
@@ -34,11 +40,15 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
 
 async fn identity(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {
     let identity: Identity = body(request).await?;
-    let before = agent.identity.borrow().clone();
-    network::apply(&identity, before.as_ref())
+    // A task of its own: a host that breaks off must not leave half of it undone.
+    let becoming = {
+        let agent = agent.clone();
+        spawn_local(async move { becoming::apply(&agent, identity).await })
+    };
+    becoming
+        .await
+        .map_err(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))?
         .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
-    agent.identity.replace(Some(identity));
-    agent.reached(|milestones| &mut milestones.network);
     Ok(json(StatusCode::OK, &agent.info()))
 }
 
@@ -67,6 +77,35 @@ async fn stop(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, A
         spawn_local(shutdown::shutdown(agent.clone(), how));
     }
     Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "shutting_down": true })))
+}
+
+async fn freeze(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {
+    let wanted: Freeze = body(request).await?;
+    if agent.frozen.borrow().as_ref().is_some_and(|frozen| !frozen.is_over()) {
+        return Err(problem(StatusCode::CONFLICT, "file systems are frozen already"));
+    }
+    let time = Duration::from_millis(wanted.for_ms.min(FREEZE_MS_MAX));
+    let frozen = in_thread(move || freeze::freeze(time))
+        .await?
+        .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
+    let answer = json(StatusCode::OK, &Frozen { file_systems: frozen.count });
+    // If two asked at once, the kernel has refused one (EBUSY, ioctl_fifreeze).
+    agent.frozen.replace(Some(frozen));
+    Ok(answer)
+}
+
+async fn thaw(agent: &Rc<Agent>) -> Result<Answer, Answer> {
+    let frozen = agent.frozen.take();
+    let file_systems = match frozen {
+        Some(frozen) => in_thread(move || frozen.thaw()).await?,
+        None => 0,
+    };
+    Ok(json(StatusCode::OK, &Frozen { file_systems }))
+}
+
+/// Runs what waits for disks beside what the agent serves.
+async fn in_thread<T: Send + 'static>(deed: impl FnOnce() -> T + Send + 'static) -> Result<T, Answer> {
+    spawn_blocking(deed).await.map_err(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
 }
 
 /// Reads a JSON body; an empty one means the defaults.

@@ -16,7 +16,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::agent::Agent;
 use crate::relay::Place;
-use crate::{children, console, grow, page, ready, routes};
+use crate::{children, console, grow, notify, page, ready, routes, shutdown};
 
 /// Connections served at once on each listener. The host needs a few; each console or command holds one.
 pub(crate) const CONNECTIONS_MAX: usize = 64;
@@ -39,19 +39,23 @@ pub(crate) fn run(agent: &Rc<Agent>) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("make the runtime")?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
-        if std::process::id() == 1 {
-            spawn_local(children::reaper(agent.clone()));
-        }
+        spawn_local(children::reaper(agent.clone()));
         // The page is for whoever is on the network, the vsock server for the host alone.
         spawn_local(page::serve(agent.clone()));
         let address = VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT);
         let listener = VsockListener::bind(address).context("listen on vsock")?;
         agent.reached(|milestones| &mut milestones.ready);
         spawn_local(ready::tell());
+        // After the start, which it would make longer. A thread of its own: it waits for the disk.
+        tokio::task::spawn_blocking(grow::grow);
         if std::process::id() == 1 {
-            // After the start, which it would make longer. A thread of its own: it waits for the disk.
-            tokio::task::spawn_blocking(grow::grow);
             spawn_local(console::serve(agent.clone()));
+            spawn_local(shutdown::on_signals(agent.clone()));
+        } else {
+            spawn_local(async {
+                tokio::time::sleep(notify::HOST_MAX).await;
+                notify::ready();
+            });
         }
         accept(agent, &listener).await
     })

@@ -1,8 +1,9 @@
 //! Makes a root disk with `mke2fs -d`, and then the same bytes from the same files: `mke2fs` copies times (the change time
-//! included, which nobody can set) from the files it reads, so the inodes' times are set to nought afterwards.
+//! included, which nobody can set) and owners from the files it reads, so the inodes are set right afterwards.
 //!
 //! Source: `Documentation/filesystems/ext4` of Linux (super block, group descriptors, inode table).
 
+use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -13,15 +14,41 @@ use anyhow::{Context, bail, ensure};
 /// Fixed, since a clone of the image keeps it anyway; nothing mounts by it.
 const UUID: &str = "6c696768-7462-7974-6500-000000000001";
 
-/// Makes a file system of `bytes` with the files below `tree`, all owned by root.
+/// What a disk is to be.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// Its size; the file has holes.
+    pub bytes: u64,
+    /// Size of its journal.
+    pub journal_mib: u32,
+    /// Whose its files are, and of when.
+    pub inodes: Inodes,
+}
+
+/// Owners and times of files.
+#[derive(Clone, Debug)]
+pub enum Inodes {
+    /// All are root's, and from the beginning of time.
+    Nought,
+    /// Times stay, except that nothing is younger than `youngest` (seconds since 1970). All are root's but `owned`: paths
+    /// from the root with the numbers of user and group.
+    Kept {
+        /// The latest time.
+        youngest: u32,
+        /// Files of others.
+        owned: Vec<(String, u64, u64)>,
+    },
+}
+
+/// Makes a file system with the files below `tree`. Whoever runs this need not be root.
 ///
 /// # Errors
-/// If `mke2fs` is missing or fails, with what it said.
-pub fn make(disk: &Path, tree: &Path, bytes: u64) -> anyhow::Result<()> {
-    let _ = fs::remove_file(disk);
-    fs::File::create(disk).and_then(|file| file.set_len(bytes)).context("create the disk")?;
+/// If `mke2fs` or `debugfs` is missing or fails, with what it said.
+pub fn make(path: &Path, tree: &Path, disk: &Disk) -> anyhow::Result<()> {
+    let _ = fs::remove_file(path);
+    fs::File::create(path).and_then(|file| file.set_len(disk.bytes)).context("create the disk")?;
     // No checksums of metadata and no 64-bit block numbers: both cost an emulated CPU at mount, and neither helps a disk
-    // that is cloned from a checked file. A small journal, since a VM's root disk may be kept.
+    // that is cloned from a checked file.
     let output = Command::new("mke2fs")
         .args([
             "-q",
@@ -31,7 +58,7 @@ pub fn make(disk: &Path, tree: &Path, bytes: u64) -> anyhow::Result<()> {
             "-O",
             "^metadata_csum,^64bit",
             "-J",
-            "size=4",
+            &format!("size={}", disk.journal_mib),
             "-m",
             "0",
             "-U",
@@ -43,7 +70,7 @@ pub fn make(disk: &Path, tree: &Path, bytes: u64) -> anyhow::Result<()> {
             "-d",
         ])
         .arg(tree)
-        .arg(disk)
+        .arg(path)
         .env("E2FSPROGS_FAKE_TIME", "1")
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .output()
@@ -51,13 +78,55 @@ pub fn make(disk: &Path, tree: &Path, bytes: u64) -> anyhow::Result<()> {
     if !output.status.success() {
         bail!("mke2fs: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    own_and_clear(disk).context("clear owners and times")
+    let youngest = match &disk.inodes {
+        Inodes::Nought => 0,
+        Inodes::Kept { youngest, .. } => *youngest,
+    };
+    own_and_clear(path, youngest).context("clear owners and times")?;
+    match &disk.inodes {
+        Inodes::Kept { owned, .. } if !owned.is_empty() => give_away(path, owned).context("set owners"),
+        _ => Ok(()),
+    }
 }
 
-/// Offsets in an inode of owner (low halves, then high halves) and times, with their lengths.
-const CLEARED: &[(usize, usize)] = &[(0x02, 2), (0x08, 12), (0x18, 2), (0x78, 4), (0x84, 20)];
+/// Gives files to others than root.
+fn give_away(disk: &Path, owned: &[(String, u64, u64)]) -> anyhow::Result<()> {
+    let mut orders = String::new();
+    for (path, user, group) in owned {
+        ensure!(!path.contains(['"', '\n']), "a file named {path:?}");
+        let _ = writeln!(orders, "sif \"{path}\" uid {user}\nsif \"{path}\" gid {group}");
+    }
+    let file = disk.with_extension("owners");
+    fs::write(&file, orders).context("write the orders")?;
+    let output = Command::new("debugfs")
+        .args(["-w", "-f"])
+        .arg(&file)
+        .arg(disk)
+        .env("E2FSPROGS_FAKE_TIME", "1")
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .output()
+        .context("start debugfs (package e2fsprogs)")?;
+    fs::remove_file(&file).context("remove the orders")?;
+    // It succeeds whatever happens, and says its name and version on standard error.
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let complaint = said.lines().find(|line| !line.starts_with("debugfs ") && !line.trim().is_empty());
+    match complaint {
+        Some(complaint) => bail!("debugfs: {complaint}"),
+        None if output.status.success() => Ok(()),
+        None => bail!("debugfs failed"),
+    }
+}
 
-fn own_and_clear(disk: &Path) -> anyhow::Result<()> {
+/// Offsets in an inode of owner (low halves, then high halves) and of the finer parts of times, with their lengths.
+const CLEARED: &[(usize, usize)] = &[(0x02, 2), (0x18, 2), (0x78, 4), (0x84, 20)];
+
+/// Offset in an inode of the time of its last change of content.
+const CHANGED_AT: usize = 0x10;
+
+/// Offsets of its other times.
+const OTHER_TIMES: &[usize] = &[0x08, 0x0c, 0x90];
+
+fn own_and_clear(disk: &Path, youngest: u32) -> anyhow::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(disk).context("open the disk")?;
     let mut block = vec![0; 1024];
     file.seek(SeekFrom::Start(1024))?;
@@ -80,6 +149,10 @@ fn own_and_clear(disk: &Path) -> anyhow::Result<()> {
         for inode in inodes.chunks_exact_mut(inode_bytes).filter(|inode| half(inode, 0) != 0) {
             for (at, length) in CLEARED {
                 inode[*at..at + length].fill(0);
+            }
+            let time = word(inode, CHANGED_AT).min(youngest).to_le_bytes();
+            for at in OTHER_TIMES.iter().chain([&CHANGED_AT]) {
+                inode[*at..at + 4].copy_from_slice(&time);
             }
             changed = true;
         }

@@ -1,5 +1,5 @@
-//! `lightbyte-image NAME KERNEL_TREE BUSYBOX AGENT OUT BLOBS`: makes an image in OUT, and its parts by content in BLOBS.
-//! If it was made from the same before, nothing is done. Prints the manifest.
+//! `lightbyte-image NAME KERNEL_TREE ROOT AGENT OUT BLOBS`: makes an image in OUT, and its parts by content in BLOBS.
+//! ROOT is a static busybox, or a file `*.tar` with a whole Debian. If it was made from the same before, nothing is done. Prints the manifest.
 
 use std::fs;
 use std::path::Path;
@@ -7,23 +7,33 @@ use std::path::Path;
 use anyhow::Context;
 use lightbyte_image::blobs;
 use lightbyte_image::manifest::Manifest;
-use lightbyte_image::pack::{Sources, key, pack};
+use lightbyte_image::pack::{Root, Sources, key, pack};
 
 /// Says from what the image beside it was made.
 const KEY: &str = ".key";
 
+/// The agent serves its page.
+const DEMO_COMMAND_LINE: &str = "lightbyte.page";
+
+/// The agent in the initramfs hands over to the root's own init.
+const SYSTEM_COMMAND_LINE: &str = "lightbyte.init=/sbin/init";
+
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [name, kernel_tree, busybox, agent, out, store] = words.as_slice() else {
-        anyhow::bail!("usage: lightbyte-image NAME KERNEL_TREE BUSYBOX AGENT OUT BLOBS");
+    let [name, kernel_tree, root, agent, out, store] = words.as_slice() else {
+        anyhow::bail!("usage: lightbyte-image NAME KERNEL_TREE ROOT AGENT OUT BLOBS");
+    };
+    let (root, command_line) = match Path::new(root).extension() {
+        Some(extension) if extension == "tar" => (Root::System(root.into()), SYSTEM_COMMAND_LINE),
+        _ => (Root::Busybox(root.into()), DEMO_COMMAND_LINE),
     };
     let sources = Sources {
         name: name.clone(),
         kernel_tree: kernel_tree.into(),
-        busybox: busybox.into(),
+        root,
         agent: agent.into(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command_line: "lightbyte.page".to_owned(),
+        command_line: command_line.to_owned(),
     };
     let (out, store) = (Path::new(out), Path::new(store));
     let key = key(&sources)?;

@@ -3,9 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, ensure};
 use sha2::{Digest, Sha256};
@@ -13,25 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::cpio::Archive;
 use crate::manifest::{Manifest, Part};
 use crate::modules::{MODULES, without_signature};
-use crate::{ext4, kernel};
-
-/// Size of the demo's root disk; a VM's clone may be larger.
-const ROOT_DISK_BYTES: u64 = 64 << 20;
-
-/// Directories of the root disk.
-const DIRECTORIES: &[&str] = &[
-    "bin", "dev", "etc", "home", "mnt", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/lib",
-    "usr/sbin", "var/lib", "var/log",
-];
-
-/// Small files of the root disk.
-const FILES: &[(&str, &str)] = &[
-    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),
-    ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
-    ("etc/hosts", "127.0.0.1 localhost\n"),
-    ("etc/resolv.conf", ""),
-    ("etc/hostname", "localhost\n"),
-];
+use crate::{full, kernel, tiny};
 
 /// What an image is made from.
 #[derive(Clone, Debug)]
@@ -40,14 +20,31 @@ pub struct Sources {
     pub name: String,
     /// An unpacked `linux-image-…-cloud-amd64`.
     pub kernel_tree: PathBuf,
-    /// The static busybox.
-    pub busybox: PathBuf,
+    /// What its root disk is made from.
+    pub root: Root,
     /// The static guest agent.
     pub agent: PathBuf,
     /// Its version.
     pub agent_version: String,
     /// The image's own kernel arguments.
     pub command_line: String,
+}
+
+/// What a root disk is made from.
+#[derive(Clone, Debug)]
+pub enum Root {
+    /// A static busybox: a tiny root, in which the agent is process 1.
+    Busybox(PathBuf),
+    /// A tar file with a whole Debian, its kernel's modules included: the agent is a service of its systemd.
+    System(PathBuf),
+}
+
+impl Root {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Busybox(path) | Self::System(path) => path,
+        }
+    }
 }
 
 /// Makes the image in the directory `out`, which is created and may hold an older one.
@@ -62,7 +59,11 @@ pub fn pack(sources: &Sources, out: &Path) -> anyhow::Result<Manifest> {
         kernel::extract(&fs::read(&bzimage).context("read the kernel")?).context("unpack the kernel")?;
     write(out, "vmlinux", &elf)?;
     write(out, "initramfs.cpio", &initramfs(sources).context("make the initramfs")?)?;
-    root_disk(sources, out).context("make the root disk")?;
+    match &sources.root {
+        Root::Busybox(busybox) => tiny::make(busybox, out),
+        Root::System(tar) => full::make(tar, out),
+    }
+    .context("make the root disk")?;
     let part = |file: &str| part(out, file).with_context(|| format!("hash {file}"));
     let (kernel, initrd, root) = (part("vmlinux")?, part("initramfs.cpio")?, part("root.ext4")?);
     let command_line = sources.command_line.clone();
@@ -108,7 +109,7 @@ pub fn key(sources: &Sources) -> anyhow::Result<String> {
     let mut files = vec![
         std::env::current_exe().context("find this program")?,
         kernel_file(&sources.kernel_tree)?,
-        sources.busybox.clone(),
+        sources.root.path().to_owned(),
         sources.agent.clone(),
     ];
     let modules = module_tree(&sources.kernel_tree)?;
@@ -141,29 +142,6 @@ fn initramfs(sources: &Sources) -> anyhow::Result<Vec<u8>> {
     archive.file("modules/list", 0o644, list.as_bytes())?;
     archive.file("init", 0o755, &fs::read(&sources.agent).context("read the agent")?)?;
     archive.finish().context("finish the archive")
-}
-
-fn root_disk(sources: &Sources, out: &Path) -> anyhow::Result<()> {
-    let tree = out.join("root.tree");
-    let _ = fs::remove_dir_all(&tree);
-    for directory in DIRECTORIES {
-        fs::create_dir_all(tree.join(directory))?;
-    }
-    fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    fs::set_permissions(tree.join("root"), fs::Permissions::from_mode(0o700))?;
-    for (name, text) in FILES {
-        fs::write(tree.join(name), text)?;
-    }
-    fs::copy(&sources.busybox, tree.join("bin/busybox")).context("copy busybox")?;
-    fs::set_permissions(tree.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
-    let applets = Command::new(tree.join("bin/busybox")).arg("--list").output().context("ask busybox")?;
-    ensure!(applets.status.success(), "busybox --list failed");
-    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
-        ensure!(!applet.contains('/'), "an applet named {applet}");
-        symlink("busybox", tree.join("bin").join(applet)).with_context(|| format!("link {applet}"))?;
-    }
-    ext4::make(&out.join("root.ext4"), &tree, ROOT_DISK_BYTES)?;
-    fs::remove_dir_all(&tree).context("remove the tree")
 }
 
 /// The entry of a directory whose name begins so; there must be exactly one.

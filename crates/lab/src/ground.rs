@@ -1,5 +1,6 @@
 //! What a lab stands on: the programs and images that it is started with, and the objects that it begins with.
 
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -59,16 +60,35 @@ fn ground(rack: &Rack, places: &Places) -> Result<Vec<Value>> {
         "subnet": lan.subnet(), "gateway": lan.gateway(), "pool_first": lan.first_vm(), "dns": dns,
     });
     let network = json!({ "kind": "network", "name": "default", "spec": spec });
-    let version = match rack.wish.vmm {
-        VmmChoice::Qemu => packed_image(&places.images.join("demo"))?,
+    let images = match rack.wish.vmm {
+        VmmChoice::Qemu => packed_images(&places.images)?,
         VmmChoice::Fake => {
             // No bytes are ever read of it.
             let part = json!({ "sha256": "0".repeat(64), "size": "64MiB" });
-            json!({ "version": "fake", "architecture": std::env::consts::ARCH, "kernel": part, "root": part })
+            let version = json!({ "version": "fake", "architecture": std::env::consts::ARCH, "kernel": part, "root": part });
+            vec![("demo".to_owned(), version)]
         }
     };
-    let spec = json!({ "current": version["version"], "versions": [version] });
-    Ok(vec![network, json!({ "kind": "image", "name": "demo", "spec": spec })])
+    let image = |(name, version): (String, Value)| {
+        let spec = json!({ "current": version["version"], "versions": [version] });
+        json!({ "kind": "image", "name": name, "spec": spec })
+    };
+    Ok(iter::once(network).chain(images.into_iter().map(image)).collect())
+}
+
+/// Names and versions of all images that were made, by their directories.
+fn packed_images(images: &Path) -> Result<Vec<(String, Value)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(images).with_context(|| format!("list {}", images.display()))? {
+        let entry = entry.with_context(|| format!("list {}", images.display()))?;
+        if let Ok(name) = entry.file_name().into_string()
+            && entry.path().join("manifest.json").is_file()
+        {
+            found.push((name, packed_image(&entry.path())?));
+        }
+    }
+    found.sort_by(|one, other| one.0.cmp(&other.0));
+    Ok(found)
 }
 
 /// The version that a packed image's `manifest.json` describes, as an image object lists it.

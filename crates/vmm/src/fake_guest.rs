@@ -248,6 +248,7 @@ impl FakeGuest {
             kernel_release: "fake".to_owned(),
             boot: Milestones::default(),
             identity: Some(self.identity.clone()),
+            ..Info::default()
         }
     }
 

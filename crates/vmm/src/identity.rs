@@ -25,5 +25,6 @@ pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
         image_version: assigned.image_version.clone(),
         nics: assigned.nics.iter().map(nic).collect(),
         dns,
+        ..Identity::default()
     }
 }

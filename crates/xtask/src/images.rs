@@ -1,21 +1,23 @@
-//! `cargo xtask images`: builds the demo image from the downloaded kernel and busybox, with a guest agent of this
-//! checkout.
+//! `cargo xtask images`: builds images with a guest agent of this checkout: the demo from the downloaded kernel and
+//! busybox, and when asked `debian`, a whole one, from Debian's packages.
 //!
 //! What an image is made of is for crates/image to know; here its inputs are brought together. When nothing has changed
-//! this takes a fraction of a second.
+//! this takes a fraction of a second for the demo, and a second for Debian.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::process;
-use crate::setup::{self, Cache, Consent, Scope};
+use crate::setup::{self, Cache, Consent, Scope, mirror};
 use crate::workspace::{PROFILE, Workspace};
 use crate::{WrongWords, flags};
 
-/// The image's name, and its directory's.
-const NAME: &str = "demo";
+/// Images' names, and their directories'.
+const DEMO: &str = "demo";
+const DEBIAN: &str = "debian";
 
 /// Profile of what runs in guests.
 const GUEST_PROFILE: &str = "guest";
@@ -24,21 +26,54 @@ const GUEST_PROFILE: &str = "guest";
 /// not link build scripts statically.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// `cargo xtask images [--yes]`
+/// What is in the Debian beside what every Debian has: what makes it a machine, and what people expect to find. dbus and
+/// sessions because without them `systemctl reboot` complains, though it works.
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,udev,kmod,openssh-server,iproute2,iputils-ping,procps,e2fsprogs,\
+                        ca-certificates,netbase,sudo,less,curl,nano,vim-tiny";
+
+/// Left out of it: translations and manuals, half of its size.
+const LEFT_OUT: &[&str] = &[
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+];
+
+/// Run in the tree, as root of it, before it is packed: `$1` is the tree. What depmod makes lets `modprobe` find the
+/// kernel's modules.
+const FINISH: &str = r#"chown -R 0:0 "$1/usr/lib/modules" && chroot "$1" depmod VERSION"#;
+
+/// `cargo xtask images [demo|debian] [--yes]`
 pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
-    let flags = flags(words, &["--yes"])?;
+    let flags = flags(words, &[DEMO, DEBIAN, "--yes"])?;
     if !cfg!(target_arch = "x86_64") {
         return Err(WrongWords::error("images are made for x86_64 on x86_64 alone so far"));
     }
-    let cache = setup::ensure(Scope::Everything, Consent::from_flags(&flags))?;
-    let image = ensure(workspace, &cache)?;
-    println!("the image is {}", image.display());
+    let consent = Consent::from_flags(&flags);
+    let cache = setup::ensure(Scope::Everything, consent)?;
+    if !flags.contains(&DEBIAN) || flags.contains(&DEMO) {
+        println!("the image is {}", ensure(workspace, &cache)?.display());
+    }
+    if flags.contains(&DEBIAN) {
+        println!("the image is {}", ensure_debian(workspace, &cache, consent)?.display());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Makes the demo image unless it is there, and gives its directory. Its parts by content are in `images/blobs` of the
 /// cache.
 pub(crate) fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
+    pack(workspace, cache, DEMO, &busybox(&cache.directory))
+}
+
+/// Makes the image of a whole Debian unless it is there, and gives its directory.
+pub(crate) fn ensure_debian(workspace: &Workspace, cache: &Cache, consent: Consent) -> Result<PathBuf> {
+    setup::ensure(Scope::BareDebian, consent)?;
+    let tree = ensure_tree(&cache.directory).context("make a Debian")?;
+    pack(workspace, cache, DEBIAN, &tree)
+}
+
+fn pack(workspace: &Workspace, cache: &Cache, name: &str, root: &Path) -> Result<PathBuf> {
     let mut agent = workspace.cargo();
     agent.args(["build", "--quiet", "--package", "lightbyte-guest", "--bin", "lightbyte-guest"]);
     agent.args(["--profile", GUEST_PROFILE, "--target", GUEST_TARGET]);
@@ -49,9 +84,9 @@ pub(crate) fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     process::run(&mut packer).context("build the image packer")?;
 
     let images = cache.directory.join("images");
-    let image = images.join(NAME);
+    let image = images.join(name);
     let mut pack = Command::new(workspace.binary("lightbyte-image"));
-    pack.arg(NAME).arg(cache.directory.join("kernel")).arg(busybox(&cache.directory));
+    pack.arg(name).arg(cache.directory.join("kernel")).arg(root);
     pack.arg(workspace.target.join(GUEST_TARGET).join(GUEST_PROFILE).join("lightbyte-guest"));
     pack.arg(&image).arg(images.join("blobs"));
     process::output(&mut pack).context("make the image")?;
@@ -62,4 +97,57 @@ pub(crate) fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
 fn busybox(cache: &Path) -> PathBuf {
     let places = ["busybox/bin/busybox", "busybox/usr/bin/busybox"].map(|place| cache.join(place));
     places.iter().find(|place| place.is_file()).unwrap_or(&places[0]).clone()
+}
+
+/// Makes a Debian with the modules of the downloaded kernel, as a tar file, unless that was made from the same words
+/// before. As with other downloads a newer Debian comes only after the file was removed: what tests ran with yesterday
+/// they run with today.
+fn ensure_tree(cache: &Path) -> Result<PathBuf> {
+    let directory = cache.join("debian");
+    let (tree, key_file) = (directory.join("root.tar"), directory.join("root.key"));
+    let (modules, version) = modules(cache)?;
+    let finish = FINISH.replace("VERSION", &version);
+    let key = [&[mirror::SUITE, PACKAGES, &finish], LEFT_OUT].concat().join("\n");
+    if tree.is_file() && fs::read_to_string(&key_file).is_ok_and(|found| found == key) {
+        return Ok(tree);
+    }
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    eprintln!(
+        "making a Debian of {} packages and what they need; it takes a minute",
+        PACKAGES.split(',').count()
+    );
+    let growing = directory.join(format!(".new-{}.tar", std::process::id()));
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--variant=minbase", "--quiet", &format!("--include={PACKAGES}")]);
+    command.args(mirror::options()?.into_iter().map(|option| format!("--aptopt={option}")));
+    command.args(["--aptopt=APT::Install-Recommends \"false\""]);
+    command.args(LEFT_OUT.iter().map(|option| format!("--dpkgopt={option}")));
+    command.arg(format!("--customize-hook=copy-in '{}' /usr/lib", modules.display()));
+    command.arg(format!("--customize-hook={finish}"));
+    command.arg(mirror::SUITE).arg(&growing);
+    // Where the machine's lists name another Debian, mmdebstrap's own mirror is as good.
+    command.args(mirror::sources().unwrap_or_default());
+    let made = process::run(&mut command)
+        .and_then(|()| fs::write(&key_file, "").context("empty the key"))
+        .and_then(|()| fs::rename(&growing, &tree).context("rename it"))
+        .and_then(|()| fs::write(&key_file, key).context("write the key"));
+    if made.is_err() {
+        let _nothing_to_remove = fs::remove_file(&growing).is_err();
+    }
+    made.map(|()| tree)
+}
+
+/// The directory with the kernel's modules, and their version.
+fn modules(cache: &Path) -> Result<(PathBuf, String)> {
+    let places = ["kernel/lib/modules", "kernel/usr/lib/modules"].map(|place| cache.join(place));
+    let place = places.iter().find(|place| place.is_dir()).unwrap_or(&places[0]).clone();
+    let mut versions = fs::read_dir(&place)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>())
+        .with_context(|| format!("list {}", place.display()))?;
+    match (versions.pop().and_then(|version| version.into_string().ok()), versions.as_slice()) {
+        (Some(version), []) if !version.contains(|character: char| " '\"$`\\".contains(character)) => {
+            Ok((place, version))
+        }
+        _ => bail!("{} does not hold the modules of one kernel", place.display()),
+    }
 }

@@ -83,8 +83,8 @@ pub(crate) const VERBS: &[Verb] = &[
     },
     Verb {
         name: "images",
-        words: "[--yes]",
-        about: "make the demo image, with the guest agent of this checkout",
+        words: "[demo] [debian] [--yes]",
+        about: "make images with the guest agent of this checkout: the demo, or a whole Debian",
         run: images::run,
     },
     Verb {

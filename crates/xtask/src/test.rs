@@ -32,7 +32,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     stages.run("deny", seconds(20), || deny(workspace));
     stages.run("clippy", seconds(420), || run.clippy());
     let is_built = stages.run("build", seconds(420), || run.build());
-    stages.run("images", seconds(120), || run.images(is_built));
+    stages.run("images", seconds(240), || run.images(is_built, consent));
     stages.run("tests", seconds(480), || run.tests(is_built));
     stages.run("doc tests", seconds(60), || run.doc_tests(is_built));
     let seeds = if is_quick { sim::SEEDS_QUICK } else { sim::SEEDS_FULL };
@@ -95,9 +95,13 @@ impl Run<'_> {
     }
 
     /// What real VMs boot from. Without it their tests say so, and are counted as skipped.
-    fn images(&self, is_built: bool) -> Result<Outcome> {
+    fn images(&self, is_built: bool, consent: Consent) -> Result<Outcome> {
         match &self.cache {
-            Some(cache) if is_built => images::ensure(self.workspace, cache).map(|_| Outcome::Passed),
+            Some(cache) if is_built => {
+                images::ensure(self.workspace, cache)?;
+                images::ensure_debian(self.workspace, cache, consent)?;
+                Ok(Outcome::Passed)
+            }
             _ => Ok(not_built()),
         }
     }

@@ -13,7 +13,7 @@ use crate::arguments::Exec;
 use crate::cluster::Cluster;
 use crate::failure::{Code, Exit, Failure};
 use crate::session::{self, Raw};
-use crate::target;
+use crate::{remote, target};
 
 /// What runs when no command is named.
 const SHELL: &str = "sh";
@@ -146,11 +146,5 @@ fn ended() -> anyhow::Error {
 /// What is typed next, when there is room for it on its way; never, once the input has ended.
 async fn typed(input: &mut Option<mpsc::Receiver<Vec<u8>>>, room: &Semaphore) -> Option<Vec<u8>> {
     let Some(input) = input else { return std::future::pending().await };
-    let chunk = u32::try_from(session::CHUNK_BYTES).unwrap_or(u32::MAX);
-    // The semaphore is never closed; without room nothing is sent.
-    let Ok(place) = room.acquire_many(chunk).await else { return std::future::pending().await };
-    let bytes = input.recv().await?;
-    drop(place);
-    room.forget_permits(bytes.len());
-    Some(bytes)
+    remote::next(input, room).await
 }

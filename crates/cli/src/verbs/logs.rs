@@ -1,100 +1,87 @@
-//! `lightbyte logs`: what a guest wrote to its console.
+//! `lightbyte logs`: what a guest wrote to its console, or one of its services to the journal.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
+use lightbyte_api::object::ObjectRef;
+use lightbyte_link::ClientError;
+use tokio::sync::mpsc;
 
 use crate::arguments::Logs;
 use crate::cluster::Cluster;
-use crate::failure::Code;
+use crate::failure::{Code, Failure};
+use crate::harmless::Harmless;
+use crate::remote::{self, CHUNKS_MAX};
 use crate::target;
+
+/// What knows what services wrote.
+const JOURNAL: &str = "journalctl";
 
 pub(crate) async fn run(cluster: &Cluster, words: &Logs) -> Result<Code> {
     let object = cluster.resolve(target::read_single(&words.target)?).await?;
+    if let Some(unit) = &words.unit {
+        return of_unit(cluster, &object, unit, words).await;
+    }
     let mut query = vec![("follow", words.follow.to_string())];
     query.extend(words.lines.map(|lines| ("lines", lines.to_string())));
     let stream = cluster.bytes(&object, "logs", &query).await;
     let mut stream = stream.with_context(|| format!("read the console of `{object}`"))?;
-    let mut stdout = io::stdout();
-    let for_person = stdout.is_terminal();
-    let mut harmless = Harmless::default();
+    let mut shown = Shown::default();
     while let Some(bytes) = stream.next().await.context("read on")? {
-        let text = if for_person { harmless.show(&bytes).into_bytes() } else { bytes.to_vec() };
-        stdout.write_all(&text).and_then(|()| stdout.flush()).context("write the console")?;
+        shown.write(&bytes)?;
     }
     Ok(Code::Done)
 }
 
-/// What a terminal may be shown of a guest's words: a guest is hostile, and a terminal obeys what it reads (escape
-/// sequences can set its title, or make it type). Files and pipes get everything as it was.
-#[derive(Default)]
-struct Harmless {
-    /// The beginning of a character whose end has not come yet.
-    cut: Vec<u8>,
+/// What systemd has of a service in the guest.
+async fn of_unit(cluster: &Cluster, object: &ObjectRef, unit: &str, words: &Logs) -> Result<Code> {
+    let lines = words.lines.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
+    let unit_option = format!("--unit={unit}");
+    let lines_option = format!("--lines={lines}");
+    let mut command = vec![JOURNAL, "--no-pager", "--quiet", &unit_option, &lines_option];
+    command.extend(words.follow.then_some("--follow"));
+    let (output, mut said) = mpsc::channel::<Vec<u8>>(CHUNKS_MAX);
+    let writing = async move {
+        let mut shown = Shown::default();
+        while let Some(bytes) = said.recv().await {
+            shown.write(&bytes)?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let running = async {
+        let ended = remote::run(cluster, object, &command, None, output).await;
+        ended.map_err(|error| match error.downcast_ref::<ClientError>().and_then(ClientError::status) {
+            Some(422) => Failure::new(Code::Error, format!("`{object}` has no journal"))
+                .hint(format!("`lightbyte logs {object}` shows its console"))
+                .into(),
+            _ => error,
+        })
+    };
+    let (ended, written) = tokio::try_join!(running, writing)?;
+    let () = written;
+    Ok(ended.check(|| format!("read the journal of `{object}`")).map(|()| Code::Done)?)
 }
 
-impl Harmless {
-    fn show(&mut self, bytes: &[u8]) -> String {
-        let mut all = std::mem::take(&mut self.cut);
-        all.extend_from_slice(bytes);
-        self.cut = all.split_off(all.len() - length_of_cut(&all));
-        String::from_utf8_lossy(&all).chars().fold(
-            String::with_capacity(all.len()),
-            |mut shown, character| {
-                match character {
-                    '\n' | '\t' => shown.push(character),
-                    '\r' => {}
-                    // As `cat -v` shows them. Those from 0x80 on are obeyed by terminals as well (ECMA-48, C1).
-                    '\0'..='\x7f' if character.is_control() => {
-                        shown.extend(['^', char::from((character as u8) ^ 0x40)]);
-                    }
-                    '\u{80}'..='\u{9f}' => {
-                        shown.push_str("M-^");
-                        shown.push(char::from((character as u8) ^ 0xc0));
-                    }
-                    _ => shown.push(character),
-                }
-                shown
-            },
-        )
+/// Standard output: for a person without what a terminal would obey, as it is for everybody else.
+struct Shown {
+    stdout: io::Stdout,
+    harmless: Option<Harmless>,
+}
+
+impl Default for Shown {
+    fn default() -> Shown {
+        let stdout = io::stdout();
+        let harmless = stdout.is_terminal().then(Harmless::default);
+        Shown { stdout, harmless }
     }
 }
 
-/// How many bytes at the end begin a character of UTF-8 that goes on after them.
-fn length_of_cut(bytes: &[u8]) -> usize {
-    let is_cut = |length: &usize| {
-        let begin = bytes.len().checked_sub(*length).map(|place| bytes[place]);
-        let needed = match begin {
-            Some(0xc2..=0xdf) => 2,
-            Some(0xe0..=0xef) => 3,
-            Some(0xf0..=0xf4) => 4,
-            _ => 0,
+impl Shown {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = match &mut self.harmless {
+            Some(harmless) => self.stdout.write_all(harmless.show(bytes).as_bytes()),
+            None => self.stdout.write_all(bytes),
         };
-        needed > *length
-    };
-    (1..=3).find(is_cut).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_terminal_is_shown_text_alone_wherever_it_is_cut() {
-        let check = |bytes: &[u8], expect: &str| {
-            for cut in 0..=bytes.len() {
-                let mut harmless = Harmless::default();
-                let shown = harmless.show(&bytes[..cut]) + &harmless.show(&bytes[cut..]);
-                assert_eq!(shown, expect, "cut at {cut}");
-            }
-        };
-        check(
-            b"boot\r\n\tdone \xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80\n",
-            "boot\n\tdone \u{e9} \u{20ac} \u{1f600}\n",
-        );
-        check(b"\x1b]0;owned\x07", "^[]0;owned^G");
-        check(b"\x7f\0", "^?^@");
-        check(b"\xc2\x9b31m \xc2\x9dtitle\xc2\x9c", "M-^[31m M-^]titleM-^\\");
-        check(b"\x9b31m", "\u{fffd}31m");
+        written.and_then(|()| self.stdout.flush()).context("write the log")
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod console;
+pub(crate) mod cp;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod disks;
@@ -9,11 +10,13 @@ pub(crate) mod edit;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod explain;
+pub(crate) mod forward;
 pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod logs;
 pub(crate) mod power;
 pub(crate) mod run;
+pub(crate) mod ssh;
 pub(crate) mod status;
 pub(crate) mod stuck;
 pub(crate) mod wait;

@@ -17,11 +17,24 @@ use crate::waiting::{self, Wish};
 
 /// How many names are made up before giving up: each is free with a chance of nearly 1.
 const NAMES_TRIED_MAX: usize = 5;
+/// An image of ours that is made only when somebody asks for it.
+const MADE_ON_REQUEST: &str = "debian";
 
 pub(crate) async fn run(cluster: &Cluster, words: &Run) -> Result<Code> {
     let image = ObjectRef::new(Kind::Image, words.image.clone());
     // Objects may name what is not there yet; a person who types a name that does not exist wants to know now.
-    cluster.object(&image).await.with_context(|| format!("look for `{image}`"))?;
+    let found = cluster.object(&image).await;
+    if words.image.as_str() == MADE_ON_REQUEST
+        && found.as_ref().is_err_and(|error| error.status() == Some(404))
+    {
+        return Err(Failure::new(Code::NotFound, format!("the cluster has no image `{MADE_ON_REQUEST}`"))
+            .hint(format!(
+                "`cargo xtask images {MADE_ON_REQUEST}` makes it, and the next `lightbyte dev` has it; \
+                 `lightbyte import image DIR` brings it into a cluster that runs"
+            ))
+            .into());
+    }
+    found.with_context(|| format!("look for `{image}`"))?;
     let changed = create(cluster, words).await?;
     if words.patience.no_wait {
         print(&changed.object.to_string())?;

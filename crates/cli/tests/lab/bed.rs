@@ -96,7 +96,8 @@ impl Bed {
         self.directory.join("state")
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    /// A command that has not begun yet.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut line = self.through.iter().map(std::ffi::OsStr::new).chain([self.lightbyte.as_os_str()]);
         let mut command = Command::new(line.next().expect("a program"));
         command

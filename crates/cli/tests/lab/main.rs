@@ -3,6 +3,7 @@
 
 mod bed;
 mod fake;
+mod guest;
 mod outside;
 mod real;
 mod rootless;

@@ -9,14 +9,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::room::Room;
 use crate::process;
+use crate::setup::mirror;
 use crate::workspace::Workspace;
-
-/// Debian 12.
-const SUITE: &str = "bookworm";
 
 /// `cc` with the headers of C, not build-essential: what building needs beyond that, the set-up has to bring.
 const PACKAGES: &str = "ca-certificates,curl,gcc,git,libc6-dev";
@@ -36,10 +34,6 @@ const PASSED_ON_BEGINNINGS: &[&str] = &["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGI
 
 /// The same, by their ends: `http_proxy`, `NO_PROXY`.
 const PASSED_ON_ENDS: &[&str] = &["_proxy", "_PROXY"];
-
-/// Options of apt that say how registries are reached.
-const APT_OPTIONS: &[&str] =
-    &["Acquire::http::", "Acquire::https::", "Acquire::Check-Valid-Until", "Acquire::Check-Date"];
 
 /// Gives the tree what a running machine has. Run within the room, so all of it goes with the room.
 ///
@@ -74,9 +68,8 @@ impl<'a> Tree<'a> {
         let rustup = rustup_home().context("find rustup's directory")?;
         let mut command = room.command("mmdebstrap");
         command.args(["--mode=root", "--variant=apt", "--quiet", &format!("--include={PACKAGES}")]);
-        let dump = process::output(Command::new("apt-config").args(["dump", "Acquire"]))?;
-        command.args(apt_options(&dump).into_iter().map(|option| format!("--aptopt={option}")));
-        command.arg(SUITE).arg(&root).args(sources()?);
+        command.args(mirror::options()?.into_iter().map(|option| format!("--aptopt={option}")));
+        command.arg(mirror::SUITE).arg(&root).args(mirror::sources()?);
         process::run(&mut command).context("make a bare Debian")?;
         let tree = Self { room, root, rustup };
         tree.bring_rust()?;
@@ -177,55 +170,9 @@ fn is_passed_on(name: &str) -> bool {
         || PASSED_ON_ENDS.iter().any(|end| name.ends_with(end))
 }
 
-/// The files in which this machine names Debian's own packages.
-fn sources() -> Result<Vec<PathBuf>> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    let entries = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
-    files.extend(entries.map(|entry| entry.path()));
-    files.retain(|file| fs::read_to_string(file).is_ok_and(|text| names_debian(&text)));
-    files.sort();
-    if files.is_empty() {
-        bail!("no file of /etc/apt names Debian's {SUITE}, so it is not known where to get it");
-    }
-    Ok(files)
-}
-
-/// Whether a list of sources, in either form of apt, is of Debian itself: the suite and the component are its own, and
-/// so is the path on the mirror. Other people's lists name their products there.
-fn names_debian(text: &str) -> bool {
-    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
-    let has = |wanted: &str| words.contains(&wanted);
-    has(SUITE) && has("main") && words.iter().any(|word| word.trim_end_matches('/').ends_with("/debian"))
-}
-
-fn apt_options(dump: &str) -> Vec<String> {
-    let is_wanted = |line: &&str| APT_OPTIONS.iter().any(|option| line.starts_with(option));
-    dump.lines().filter(is_wanted).map(|line| line.trim_end_matches(';').to_owned()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_of_debian_are_told_from_those_of_others() {
-        let table = [
-            ("deb http://mirror.invalid/debian bookworm main\n", true),
-            (
-                "Types: deb\nURIs: http://mirror.invalid/debian/\nSuites: bookworm bookworm-updates\nComponents: main\n",
-                true,
-            ),
-            ("deb https://cloud.invalid/apt cloud-sdk-bookworm main\n", false),
-            ("deb https://product.invalid bookworm main\n", false),
-            ("deb https://product.invalid/linux/debian bookworm stable\n", false),
-            ("# deb http://mirror.invalid/debian bookworm main\n", false),
-            ("deb http://mirror.invalid/debian trixie main\n", false),
-        ];
-        for (text, expected) in table {
-            assert_eq!(names_debian(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn only_what_reaches_registries_gets_in() {
@@ -240,10 +187,5 @@ mod tests {
         for (name, expected) in table {
             assert_eq!(is_passed_on(name), expected, "{name}");
         }
-        let dump = "Acquire::http::Proxy \"http://p.invalid\";\nAcquire::Languages:: \"none\";\nAcquire::Check-Date \"false\";";
-        assert_eq!(
-            apt_options(dump),
-            ["Acquire::http::Proxy \"http://p.invalid\"", "Acquire::Check-Date \"false\""]
-        );
     }
 }

@@ -9,6 +9,7 @@
 
 mod apt;
 mod downloads;
+pub(crate) mod mirror;
 mod packages;
 
 use std::env;
@@ -47,7 +48,7 @@ pub(crate) enum Scope {
     WithoutVms,
     /// To run real VMs as well.
     Everything,
-    /// To make a bare Debian beside this one, and nothing else: what that needs, it brings itself.
+    /// To make a Debian in a directory, and nothing else.
     BareDebian,
 }
 

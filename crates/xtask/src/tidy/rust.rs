@@ -9,6 +9,8 @@ use super::{Finding, Source, line_of, words};
 /// that identity and TLS live in one place; any other entry speaks to something that is not lightbyte.
 const TCP_MODULES: &[(&str, &str)] = &[
     ("crates/link/src/endpoint.rs", "the one place that opens listeners and dials peers"),
+    ("crates/cli/src/verbs/forward.rs", "listens on 127.0.0.1 for its own user; the way on is the cluster's"),
+    ("crates/guest/src/words.rs", "reaches 127.0.0.1 inside a guest, for `lightbyte forward`"),
     ("crates/guest/src/page.rs", "the page of the demo image: inside a guest, and no part of the cluster"),
 ];
 
