@@ -13,9 +13,9 @@ use lightbyte_lab::control::{self, Answer, LabStatus, Request};
 use lightbyte_lab::rack::Wish;
 use lightbyte_lab::{VmmChoice, dev as lab};
 use lightbyte_store::{EtcdOptions, EtcdStore};
-use lightbyte_vmm::qemu::{Qemu, Settings};
+use lightbyte_vmm::qemu::Settings;
 use lightbyte_vmm::taps::Taps;
-use lightbyte_vmm::{Drivers, FakeHost, Files};
+use lightbyte_vmm::{Drivers, FakeHost, Files, Machines};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -139,7 +139,7 @@ fn qemu_drivers(words: &Worker) -> Result<(Drivers, &'static str)> {
         worker: words.name.to_string(),
         files: files.clone(),
     };
-    let qemu = Arc::new(Qemu::new(settings).context("set up QEMU")?);
+    let qemu = Arc::new(Machines::qemu(settings).context("set up QEMU")?);
     let files = Arc::new(files);
     let network = Arc::new(Taps::new().context("set up the rules of taps")?);
     let drivers = Drivers { vmm: qemu.clone(), disks: files.clone(), network, records: files, guest: qemu };

@@ -4,6 +4,8 @@
 //! Drivers are blocking: each call is bounded by a named time-out, the worker runs them on its blocking pool, and the
 //! simulator calls the fake ones directly. Each verb is idempotent, so that a step can be done again after a crash.
 
+mod channel;
+mod console;
 pub mod driver;
 pub mod fake;
 mod fake_guest;
@@ -12,7 +14,12 @@ pub mod hands;
 mod http;
 mod identity;
 pub mod kvm;
+mod machines;
+mod minder;
+mod process;
 pub mod qemu;
+mod room;
+mod spawn;
 pub mod taps;
 
 pub use driver::{
@@ -21,5 +28,5 @@ pub use driver::{
 pub use fake::FakeHost;
 pub use files::Files;
 pub use kvm::KvmVerdict;
-pub use qemu::Qemu;
+pub use machines::Machines;
 pub use taps::Taps;

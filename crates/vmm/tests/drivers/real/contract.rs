@@ -3,22 +3,22 @@
 use std::sync::Arc;
 
 use lightbyte_api::VmId;
-use lightbyte_vmm::{Drivers, Qemu};
+use lightbyte_vmm::{Drivers, Machines};
 
 use super::{Needs, World, in_namespace, kill};
 use crate::contract::{Image, Subject, contract};
 
 struct Real {
     world: World,
-    qemu: Arc<Qemu>,
+    qemu: Arc<Machines>,
     drivers: Drivers,
 }
 
 impl Real {
-    fn new(needs: &Needs) -> Real {
+    fn new(needs: Needs) -> Real {
         let world = World::new(needs);
-        let qemu = Arc::new(Qemu::new(world.settings.clone()).expect("make the driver"));
-        let files = Arc::new(world.settings.files.clone());
+        let qemu = Arc::new(world.machines().expect("make the driver"));
+        let files = Arc::new(world.files.clone());
         let drivers = Drivers {
             vmm: qemu.clone(),
             disks: files.clone(),
@@ -50,7 +50,7 @@ impl Subject for Real {
 #[test]
 fn files_taps_and_qemu_keep_the_contract() {
     in_namespace("real::contract::files_taps_and_qemu_keep_the_contract", Needs::find(), |needs| {
-        let real = Real::new(&needs);
+        let real = Real::new(needs);
         contract(&real);
         real.world.nothing_is_left();
     });

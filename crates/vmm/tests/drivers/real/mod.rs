@@ -2,7 +2,7 @@
 //! demo image (`cargo xtask images`) and the vsock backend too. Without one of them a test says so and is skipped.
 
 mod contract;
-mod qemu;
+mod life;
 mod taps;
 
 use std::fs;
@@ -14,8 +14,7 @@ use std::process::Command;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId};
-use lightbyte_vmm::qemu::Settings;
-use lightbyte_vmm::{Files, KvmVerdict, Qemu, Taps, Vmm as _, kvm};
+use lightbyte_vmm::{DriverError, Files, KvmVerdict, Machines, Taps, Vmm as _, kvm, qemu};
 
 use crate::contract::Image;
 
@@ -23,6 +22,7 @@ use crate::contract::Image;
 const INSIDE: &str = "LIGHTBYTE_TEST_NAMESPACE";
 
 /// What VMs need of this machine.
+#[derive(Clone)]
 struct Needs {
     image: PathBuf,
     vsock: Vec<PathBuf>,
@@ -114,36 +114,44 @@ fn in_namespace<N>(name: &str, needs: Result<N, String>, test: impl FnOnce(N)) {
 /// Where the drivers of one test keep everything.
 struct World {
     place: PathBuf,
-    settings: Settings,
+    needs: Needs,
+    run: PathBuf,
+    files: Files,
     manifest: serde_json::Value,
     taps: Taps,
 }
 
 impl World {
-    fn new(needs: &Needs) -> World {
-        let world = World::at(std::env::temp_dir().join(format!("lbq{}", std::process::id())), needs);
+    fn new(needs: Needs) -> World {
+        let world = World::at(std::env::temp_dir().join(format!("lb{}", std::process::id())), needs);
         for name in ["kernel", "initrd", "root"] {
             let file = world.manifest[name]["file"].as_str().expect("text");
             let target = world.place.join("images").join(world.part(name).sha256);
-            symlink(needs.image.join(file), target).expect("link a part");
+            symlink(world.needs.image.join(file), target).expect("link a part");
         }
         world
     }
 
-    fn at(place: PathBuf, needs: &Needs) -> World {
+    fn at(place: PathBuf, needs: Needs) -> World {
         let images = place.join("images");
         fs::create_dir_all(&images).expect("make a directory");
         let text = fs::read(needs.image.join("manifest.json")).expect("read the manifest");
         let manifest: serde_json::Value = serde_json::from_slice(&text).expect("a manifest");
-        let settings = Settings {
-            run: place.join("run"),
+        let files = Files::new(&place.join("state"), &images).expect("make the state");
+        let taps = Taps::new().expect("make the rules");
+        World { run: place.join("run"), place, needs, files, manifest, taps }
+    }
+
+    /// A driver that finds what another one has left.
+    fn machines(&self) -> Result<Machines, DriverError> {
+        Machines::qemu(qemu::Settings {
+            run: self.run.clone(),
             qemu: "qemu-system-x86_64".into(),
-            vsock: needs.vsock.clone(),
-            kvm: needs.kvm.clone(),
+            vsock: self.needs.vsock.clone(),
+            kvm: self.needs.kvm.clone(),
             worker: "n1".to_owned(),
-            files: Files::new(&place.join("state"), &images).expect("make the state"),
-        };
-        World { place, settings, manifest, taps: Taps::new().expect("make the rules") }
+            files: self.files.clone(),
+        })
     }
 
     fn part(&self, name: &str) -> Part {
@@ -165,13 +173,13 @@ impl World {
 
     fn console(&self, vm: VmId) -> String {
         let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
-        let console = self.settings.files.directory(object).join("console.log");
+        let console = self.files.directory(object).join("console.log");
         fs::read(console).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }
 
     /// Whether nothing of a VM is left, in processes, interfaces or files.
     fn nothing_is_left(&self) {
-        assert_eq!(fs::read_dir(&self.settings.run).expect("a directory").count(), 0);
+        assert_eq!(fs::read_dir(&self.run).expect("a directory").count(), 0);
         let links = Command::new("ip").args(["-o", "link"]).output().expect("start ip").stdout;
         assert_eq!(String::from_utf8_lossy(&links).lines().count(), 2, "more than lo and br0");
         assert_eq!(self.processes(), Vec::<PathBuf>::new());
@@ -191,7 +199,7 @@ impl World {
 impl Drop for World {
     /// Whatever failed, no VM stays behind.
     fn drop(&mut self) {
-        if let Ok(driver) = Qemu::new(self.settings.clone()) {
+        if let Ok(driver) = self.machines() {
             for vm in driver.list().unwrap_or_default() {
                 if std::thread::panicking() {
                     eprintln!("the console of {vm}:\n{}", self.console(vm));
@@ -204,7 +212,7 @@ impl Drop for World {
 }
 
 /// Ends a VM's machine process, as a crash would.
-fn kill(driver: &Qemu, vm: VmId) {
+fn kill(driver: &Machines, vm: VmId) {
     let pid = driver.pid(vm).expect("an answer").expect("a process");
     // The shell's own word: the program of that name is not on every machine.
     let status = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("a shell");

@@ -1,4 +1,4 @@
-//! A VM's life under QEMU, and what a killed starter leaves of it.
+//! A VM's life under each VMM, and what a killed starter leaves of it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use lightbyte_api::address::MacAddress;
 use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, WantedVm, WantedVolume};
 use lightbyte_api::{ByteSize, Name, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::VmmState;
-use lightbyte_vmm::{Disks, DriverError, Network as _, Qemu, Vmm as _, VmmEvent};
+use lightbyte_vmm::{Disks, DriverError, Machines, Network as _, Vmm as _, VmmEvent};
 use rustix::event::Timespec;
 
 use super::{Needs, World, in_namespace, kill, this_test};
@@ -20,7 +20,7 @@ use super::{Needs, World, in_namespace, kill, this_test};
 /// The directory of the world in which a copy of this test is to start a VM and be killed.
 const STARTER: &str = "LIGHTBYTE_TEST_STARTER";
 /// The test that starts itself again.
-const KILLED: &str = "real::qemu::a_killed_starter_leaves_one_vm_or_none";
+const KILLED: &str = "real::life::a_killed_starter_leaves_one_vm_or_none";
 /// How often a starter is killed: from before its first effect to after its last.
 const KILLS: i64 = 12;
 /// How much later each is killed than the one before it.
@@ -36,8 +36,8 @@ const DISK: VolumeId = VolumeId::new(Uid::from_bits(0x61));
 
 #[test]
 fn a_vm_runs_is_adopted_and_leaves_nothing() {
-    let name = "real::qemu::a_vm_runs_is_adopted_and_leaves_nothing";
-    in_namespace(name, Needs::find(), |needs| World::new(&needs).life());
+    let name = "real::life::a_vm_runs_is_adopted_and_leaves_nothing";
+    in_namespace(name, Needs::find(), |needs| World::new(needs).life());
 }
 
 #[test]
@@ -45,14 +45,14 @@ fn a_killed_starter_leaves_one_vm_or_none() {
     if let Some(place) = std::env::var_os(STARTER) {
         return start_and_wait(Path::new(&place));
     }
-    in_namespace(KILLED, Needs::find(), |needs| World::new(&needs).kills());
+    in_namespace(KILLED, Needs::find(), |needs| World::new(needs).kills());
 }
 
 /// What is killed: starts a VM in the world that another has made, and goes on until its input ends.
 fn start_and_wait(place: &Path) {
     let needs = Needs::find().expect("what the test has found");
-    let world = std::mem::ManuallyDrop::new(World::at(place.to_owned(), &needs));
-    let driver = Qemu::new(world.settings.clone()).expect("make the driver");
+    let world = std::mem::ManuallyDrop::new(World::at(place.to_owned(), needs));
+    let driver = world.machines().expect("make the driver");
     eprintln!("{STARTER}");
     driver.ensure(VM, &world.assigned(VM)).expect("start");
     let _ = std::io::stdin().read(&mut [0]);
@@ -96,11 +96,11 @@ impl World {
             size: ByteSize::from_mib(DISK_MIB),
             source: self.part("root"),
         };
-        Disks::ensure(&self.settings.files, DISK, &assigned).expect("make the disk");
+        Disks::ensure(&self.files, DISK, &assigned).expect("make the disk");
     }
 
-    fn driver(&self) -> (Qemu, Receiver<VmmEvent>) {
-        let driver = Qemu::new(self.settings.clone()).expect("make the driver");
+    fn driver(&self) -> (Machines, Receiver<VmmEvent>) {
+        let driver = self.machines().expect("make the driver");
         let events = listen(&driver);
         (driver, events)
     }
@@ -201,7 +201,7 @@ impl World {
         agent_at
     }
 
-    fn what_runs_is_kept(&self, driver: &Qemu) {
+    fn what_runs_is_kept(&self, driver: &Machines) {
         refused(self.taps.remove(VM), "in use");
         assert_eq!(self.taps.count(VM).expect("a count"), 1);
         assert_eq!(self.taps.list().expect("a list"), [VM]);
@@ -213,10 +213,10 @@ impl World {
         self.taps.remove(OTHER).expect("remove the taps");
     }
 
-    fn all_goes(&self, driver: &Qemu) {
+    fn all_goes(&self, driver: &Machines) {
         for _ in 0..2 {
             self.taps.remove(VM).expect("remove the taps");
-            Disks::remove(&self.settings.files, DISK).expect("remove the disk");
+            Disks::remove(&self.files, DISK).expect("remove the disk");
             driver.remove(VM).expect("remove nothing");
         }
         assert!(self.taps.list().expect("a list").is_empty());
@@ -225,7 +225,7 @@ impl World {
     }
 }
 
-fn listen(driver: &Qemu) -> Receiver<VmmEvent> {
+fn listen(driver: &Machines) -> Receiver<VmmEvent> {
     let (sender, events) = mpsc::channel();
     driver.watch(Arc::new(move |event| {
         // A listener whose test is over has nobody to tell.
