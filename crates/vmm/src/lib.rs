@@ -10,6 +10,7 @@ pub mod driver;
 pub mod fake;
 mod fake_guest;
 pub mod files;
+pub mod firecracker;
 pub mod hands;
 mod http;
 mod identity;

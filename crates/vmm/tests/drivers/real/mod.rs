@@ -1,5 +1,6 @@
-//! Real drivers, in a network namespace of their own. They need root and some programs; what starts VMs needs QEMU, the
-//! demo image (`cargo xtask images`) and the vsock backend too. Without one of them a test says so and is skipped.
+//! Real drivers, in a network namespace of their own. They need root and some programs; what starts VMs needs the demo
+//! image (`cargo xtask images`) too, and QEMU with the vsock backend, or Firecracker with a KVM that is usable (`cargo
+//! xtask nested` makes a host that has one). Without one of them a test says so and is skipped.
 
 mod contract;
 mod life;
@@ -14,44 +15,85 @@ use std::process::Command;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId};
-use lightbyte_vmm::{DriverError, Files, KvmVerdict, Machines, Taps, Vmm as _, kvm, qemu};
+use lightbyte_vmm::{DriverError, Files, KvmVerdict, Machines, Taps, Vmm as _, firecracker, kvm, qemu};
 
 use crate::contract::Image;
 
 /// Set in the copy of this test that has a namespace of its own.
 const INSIDE: &str = "LIGHTBYTE_TEST_NAMESPACE";
 
+/// What runs the VMs of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runner {
+    Qemu,
+    /// With the rights of the test.
+    Firecracker,
+    /// Locked in by the jailer.
+    Jailed,
+}
+
 /// What VMs need of this machine.
 #[derive(Clone)]
 struct Needs {
+    runner: Runner,
     image: PathBuf,
+    /// The vsock backend of QEMU.
     vsock: Vec<PathBuf>,
+    firecracker: PathBuf,
+    jailer: PathBuf,
     kvm: KvmVerdict,
 }
 
 impl Needs {
-    fn find() -> Result<Needs, String> {
+    fn find(runner: Runner) -> Result<Needs, String> {
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         let cache =
             std::env::var_os("LIGHTBYTE_CACHE").map_or_else(|| home.join(".cache/lightbyte"), PathBuf::from);
         let image =
             std::env::var_os("LIGHTBYTE_IMAGE").map_or_else(|| cache.join("images/demo"), PathBuf::from);
-        let vsock: Vec<PathBuf> = match std::env::var("LIGHTBYTE_VSOCK") {
-            Ok(words) => words.split_whitespace().map(PathBuf::from).collect(),
-            Err(_) => vec![beside("lightbyte-vsock")],
+        let mut needs = Needs {
+            runner,
+            vsock: match std::env::var("LIGHTBYTE_VSOCK") {
+                Ok(words) => words.split_whitespace().map(PathBuf::from).collect(),
+                Err(_) => vec![beside("lightbyte-vsock")],
+            },
+            firecracker: PathBuf::new(),
+            jailer: PathBuf::new(),
+            kvm: kvm::probe(),
+            image,
         };
         network_is_possible()?;
-        is_installed("qemu-system-x86_64")?;
-        if !image.join("manifest.json").exists() {
+        needs.find_programs()?;
+        if !needs.image.join("manifest.json").exists() {
             return Err(format!(
                 "no image in {}; run cargo xtask images, or set LIGHTBYTE_IMAGE",
-                image.display()
+                needs.image.display()
             ));
         }
-        if !vsock.first().is_some_and(|program| program.exists()) {
-            return Err("no vsock backend; set LIGHTBYTE_VSOCK to `…/lightbyte vsock`".to_owned());
+        Ok(needs)
+    }
+
+    fn find_programs(&mut self) -> Result<(), String> {
+        if self.runner == Runner::Qemu {
+            is_installed("qemu-system-x86_64")?;
+            if !self.vsock.first().is_some_and(|program| program.exists()) {
+                return Err("no vsock backend; set LIGHTBYTE_VSOCK to `…/lightbyte vsock`".to_owned());
+            }
+            return Ok(());
         }
-        Ok(Needs { image, vsock, kvm: kvm::probe() })
+        let nested = "cargo xtask nested --firecracker PATH makes a host for it";
+        if !self.kvm.is_usable() {
+            return Err(format!("Firecracker: {}; {nested}", self.kvm));
+        }
+        let found = |variable: &str| {
+            let path = std::env::var_os(variable).map(PathBuf::from);
+            path.ok_or_else(|| format!("Firecracker: {variable} is not set to its path; {nested}"))
+        };
+        self.firecracker = found("LIGHTBYTE_FIRECRACKER")?;
+        if self.runner == Runner::Jailed {
+            self.jailer = found("LIGHTBYTE_JAILER")?;
+        }
+        Ok(())
     }
 }
 
@@ -144,14 +186,34 @@ impl World {
 
     /// A driver that finds what another one has left.
     fn machines(&self) -> Result<Machines, DriverError> {
-        Machines::qemu(qemu::Settings {
-            run: self.run.clone(),
-            qemu: "qemu-system-x86_64".into(),
-            vsock: self.needs.vsock.clone(),
-            kvm: self.needs.kvm.clone(),
-            worker: "n1".to_owned(),
-            files: self.files.clone(),
-        })
+        let (run, worker, files) = (self.run.clone(), "n1".to_owned(), self.files.clone());
+        let jail = firecracker::JailSettings {
+            jailer: self.needs.jailer.clone(),
+            jails: self.jails(),
+            uids: firecracker::UIDS,
+        };
+        match self.needs.runner {
+            Runner::Qemu => Machines::qemu(qemu::Settings {
+                run,
+                qemu: "qemu-system-x86_64".into(),
+                vsock: self.needs.vsock.clone(),
+                kvm: self.needs.kvm.clone(),
+                worker,
+                files,
+            }),
+            Runner::Firecracker | Runner::Jailed => Machines::firecracker(firecracker::Settings {
+                run,
+                firecracker: self.needs.firecracker.clone(),
+                jail: (self.needs.runner == Runner::Jailed).then_some(jail),
+                worker,
+                files,
+            }),
+        }
+    }
+
+    /// Where the jails of Firecracker are.
+    fn jails(&self) -> PathBuf {
+        self.place.join("jails")
     }
 
     fn part(&self, name: &str) -> Part {
@@ -180,6 +242,11 @@ impl World {
     /// Whether nothing of a VM is left, in processes, interfaces or files.
     fn nothing_is_left(&self) {
         assert_eq!(fs::read_dir(&self.run).expect("a directory").count(), 0);
+        if let Ok(programs) = fs::read_dir(self.jails()) {
+            let jails =
+                programs.flatten().map(|program| fs::read_dir(program.path()).expect("a directory").count());
+            assert_eq!(jails.sum::<usize>(), 0, "a jail is left");
+        }
         let links = Command::new("ip").args(["-o", "link"]).output().expect("start ip").stdout;
         assert_eq!(String::from_utf8_lossy(&links).lines().count(), 2, "more than lo and br0");
         assert_eq!(self.processes(), Vec::<PathBuf>::new());
