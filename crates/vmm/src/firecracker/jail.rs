@@ -74,10 +74,17 @@ impl Jails {
     ///
     /// # Errors
     /// [`DriverError::Refused`] without root, or if the directory is of no use.
-    pub(super) fn new(settings: Settings, firecracker: PathBuf, run: PathBuf) -> Result<Jails, DriverError> {
+    pub(super) fn new(
+        mut settings: Settings,
+        firecracker: PathBuf,
+        run: PathBuf,
+    ) -> Result<Jails, DriverError> {
         if !rustix::process::geteuid().is_root() {
             return refuse("the jailer needs root; start the worker as root, or with --no-jailer");
         }
+        // A link in the VM's room leads there, which is not in our directory.
+        settings.jails = std::path::absolute(&settings.jails)
+            .map_err(system(format!("find {}", settings.jails.display())))?;
         let jails = &settings.jails;
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(jails);
         made.map_err(system(format!("create {}", jails.display())))?;

@@ -36,7 +36,7 @@ const BOOT_MAX: Duration = Duration::from_secs(120);
 /// More than the image's root disk has, so that the guest has something to grow into.
 const DISK_MIB: u64 = 192;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
-const VM: VmId = VmId::new(Uid::from_bits(0x51));
+pub(super) const VM: VmId = VmId::new(Uid::from_bits(0x51));
 const OTHER: VmId = VmId::new(Uid::from_bits(0x52));
 const DISK: VolumeId = VolumeId::new(Uid::from_bits(0x61));
 const DATA: VolumeId = VolumeId::new(Uid::from_bits(0x62));
@@ -88,7 +88,7 @@ fn start_and_wait(place: &Path, runner: Runner) {
 }
 
 impl World {
-    fn assigned(&self, vm: VmId) -> AssignedVm {
+    pub(super) fn assigned(&self, vm: VmId) -> AssignedVm {
         let image = self.image();
         AssignedVm {
             sequence: 1,
@@ -116,7 +116,7 @@ impl World {
         }
     }
 
-    fn make_disks(&self) {
+    pub(super) fn make_disks(&self) {
         let assigned = AssignedVolume {
             sequence: 1,
             generation: 1,
@@ -130,7 +130,7 @@ impl World {
         }
     }
 
-    fn driver(&self) -> (Machines, Receiver<VmmEvent>) {
+    pub(super) fn driver(&self) -> (Machines, Receiver<VmmEvent>) {
         let driver = self.machines().expect("make the driver");
         let events = listen(&driver);
         (driver, events)
@@ -227,7 +227,7 @@ impl World {
     }
 
     /// Waits until the guest is ready, sees its page, and gives when its agent began.
-    fn ready(&self, events: &Receiver<VmmEvent>) -> Timestamp {
+    pub(super) fn ready(&self, events: &Receiver<VmmEvent>) -> Timestamp {
         let VmmEvent::Ready { vm, agent_at } = next(events) else { panic!("not ready") };
         assert_eq!(vm, VM);
         let page = page();
@@ -278,7 +278,7 @@ impl World {
         eprintln!("its control groups: {}", groups(pid));
     }
 
-    fn all_goes(&self, driver: &Machines) {
+    pub(super) fn all_goes(&self, driver: &Machines) {
         for _ in 0..2 {
             self.taps.remove(VM).expect("remove the taps");
             for disk in [DISK, DATA] {
@@ -326,7 +326,7 @@ fn page() -> String {
     text
 }
 
-fn refused(outcome: Result<(), DriverError>, word: &str) {
+pub(super) fn refused(outcome: Result<(), DriverError>, word: &str) {
     match outcome {
         Err(DriverError::Refused(reason)) => assert!(reason.contains(word), "{reason}"),
         other => panic!("{other:?} is no refusal"),

@@ -3,6 +3,7 @@
 //! xtask nested` makes a host that has one). Without one of them a test says so and is skipped.
 
 mod contract;
+mod firecracker;
 mod life;
 mod taps;
 
@@ -15,7 +16,7 @@ use std::process::Command;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId};
-use lightbyte_vmm::{DriverError, Files, KvmVerdict, Machines, Taps, Vmm as _, firecracker, kvm, qemu};
+use lightbyte_vmm::{DriverError, Files, KvmVerdict, Machines, Taps, Vmm as _, firecracker as fc, kvm, qemu};
 
 use crate::contract::Image;
 
@@ -187,11 +188,8 @@ impl World {
     /// A driver that finds what another one has left.
     fn machines(&self) -> Result<Machines, DriverError> {
         let (run, worker, files) = (self.run.clone(), "n1".to_owned(), self.files.clone());
-        let jail = firecracker::JailSettings {
-            jailer: self.needs.jailer.clone(),
-            jails: self.jails(),
-            uids: firecracker::UIDS,
-        };
+        let jail =
+            fc::JailSettings { jailer: self.needs.jailer.clone(), jails: self.jails(), uids: fc::UIDS };
         match self.needs.runner {
             Runner::Qemu => Machines::qemu(qemu::Settings {
                 run,
@@ -201,7 +199,7 @@ impl World {
                 worker,
                 files,
             }),
-            Runner::Firecracker | Runner::Jailed => Machines::firecracker(firecracker::Settings {
+            Runner::Firecracker | Runner::Jailed => Machines::firecracker(fc::Settings {
                 run,
                 firecracker: self.needs.firecracker.clone(),
                 jail: (self.needs.runner == Runner::Jailed).then_some(jail),
