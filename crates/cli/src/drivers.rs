@@ -31,9 +31,7 @@ pub(crate) fn of(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<(Dr
         bail!("`{}` is not there", name.display());
     }
     let (machines, vmm) = match (choice(words.vmm, &kvm, found.is_some()), found) {
-        (WorkerVmm::Firecracker, Some(firecracker)) => {
-            firecracker_machines(words, &files, &kvm, firecracker)?
-        }
+        (WorkerVmm::Firecracker, Some(firecracker)) => firecracker_machines(words, &files, firecracker)?,
         (WorkerVmm::Firecracker, None) => {
             bail!("`firecracker` is not in PATH; name it with --firecracker, or use --vmm qemu")
         }
@@ -93,12 +91,8 @@ fn qemu_machines(words: &Worker, files: &Files, kvm: KvmVerdict) -> Result<(Mach
 fn firecracker_machines(
     words: &Worker,
     files: &Files,
-    kvm: &KvmVerdict,
     firecracker: PathBuf,
 ) -> Result<(Machines, &'static str)> {
-    if !kvm.is_usable() {
-        bail!("Firecracker needs KVM: {kvm}; use --vmm qemu");
-    }
     let jail = match words.no_jailer {
         true => None,
         false => Some(firecracker::JailSettings {

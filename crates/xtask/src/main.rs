@@ -90,7 +90,7 @@ pub(crate) const VERBS: &[Verb] = &[
     },
     Verb {
         name: "nested",
-        words: "--firecracker PATH [--jailer PATH] [--yes]",
+        words: "--firecracker PATH [--jailer PATH] [--only REGEX] [--yes]",
         about: "what needs Firecracker and KVM, in an emulated host",
         run: nested::run,
     },

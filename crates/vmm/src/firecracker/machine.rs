@@ -30,6 +30,13 @@ const ENTROPY_MS: u64 = 100;
 const ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests=1 tsc=reliable no_timer_check \
                          8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on";
 
+/// The kernel as an object of errors, and what to do about it.
+const KERNEL: (&str, &str) =
+    ("the image's kernel", "it takes uncompressed ELF kernels only (vmlinux), so import the image with one");
+/// The machine as a whole, likewise.
+const MACHINE: (&str, &str) =
+    ("the machine", "see whether KVM is usable and the host has the memory, then start the VM again");
+
 /// What one VM is started with. Files are named as Firecracker sees them.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
@@ -58,11 +65,7 @@ impl Machine {
         let machine = MachineConfig { vcpu_count: self.cpus, mem_size_mib: self.memory_mib };
         let size = format!("{} CPUs and {} MiB", self.cpus, self.memory_mib);
         told(api.set_machine(&machine), size, "change the VM's size, or run it with QEMU")?;
-        told(
-            api.set_boot_source(&self.boot_source()),
-            "the image's kernel",
-            "it takes uncompressed ELF kernels only (vmlinux), so import the image with one",
-        )?;
+        told(api.set_boot_source(&self.boot_source()), KERNEL.0, KERNEL.1)?;
         for drive in self.drives() {
             told(
                 api.add_drive(&drive),
@@ -81,11 +84,12 @@ impl Machine {
         )?;
         told(api.set_entropy(&entropy()), "a source of random numbers", "report it")?;
         told(api.set_balloon(&balloon()), "a balloon", "report it")?;
-        told(
-            api.start(),
-            "the machine",
-            "see whether KVM is usable and the host has the memory, then start the VM again",
-        )
+        let started = api.start();
+        let (what, next) = match &started {
+            Err(ApiError::Refused(reason)) => refused_at_start(reason),
+            _ => MACHINE,
+        };
+        told(started, what, next)
     }
 
     fn boot_source(&self) -> BootSource {
@@ -120,6 +124,11 @@ impl Machine {
         };
         self.taps.iter().enumerate().map(interface).collect()
     }
+}
+
+/// What a refused start is about: Firecracker reads the kernel only then.
+fn refused_at_start(reason: &str) -> (&'static str, &'static str) {
+    if reason.contains("Cannot load kernel") || reason.contains("Elf magic") { KERNEL } else { MACHINE }
 }
 
 fn entropy() -> Entropy {
@@ -198,6 +207,19 @@ mod tests {
                 { "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 10 }
             ])
         );
+    }
+
+    #[test]
+    fn a_refused_start_is_about_the_kernel_or_the_machine() {
+        let table = [
+            ("Start microvm error: Cannot load kernel due to invalid memory configuration", KERNEL),
+            ("Kernel Loader: Invalid Elf magic number", KERNEL),
+            ("Cannot create VM: no memory", MACHINE),
+            ("", MACHINE),
+        ];
+        for (reason, expected) in table {
+            assert_eq!(refused_at_start(reason), expected, "{reason}");
+        }
     }
 
     #[test]

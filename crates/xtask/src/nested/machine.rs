@@ -1,9 +1,10 @@
 //! The emulated host as a QEMU process: started cold or from a saved state, heard on its serial port, and ended with this
 //! process however that ends.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -39,14 +40,10 @@ const MACHINE: &[&str] = &[
 const ARGUMENTS: &str =
     "console=ttyS0 panic=-1 quiet mitigations=off cryptomgr.notests=1 tsc=reliable random.trust_cpu=on";
 
-/// How long QEMU may take until its sockets are there.
-const SOCKETS_MAX: Duration = Duration::from_secs(20);
-/// How long a saved state may take to be read.
-const RESTORE_MAX: Duration = Duration::from_secs(60);
-/// How long a state may take to be written.
-const SAVE_MAX: Duration = Duration::from_secs(120);
-/// The pause between two questions.
-const PAUSE: Duration = Duration::from_millis(10);
+/// How long QEMU may take until it connects to our sockets.
+const CONNECT_MAX: Duration = Duration::from_secs(20);
+/// How long a state may take to be read or written.
+const MIGRATION_MAX: Duration = Duration::from_secs(120);
 /// How long QEMU may take for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// Events that may come before an answer.
@@ -58,8 +55,8 @@ pub(super) struct Plan<'a> {
     pub(super) initrd: &'a Path,
     /// A raw disk. It belongs to the run.
     pub(super) disk: &'a Path,
-    /// The saved state to go on from.
-    pub(super) state: Option<&'a Path>,
+    /// Whether a saved state is to be read; else it boots.
+    pub(super) is_saved: bool,
     /// Where its sockets are.
     pub(super) work: &'a Path,
 }
@@ -71,32 +68,31 @@ pub(super) fn fixed_words() -> String {
 
 /// The host. It ends when this is dropped.
 pub(super) struct Machine {
-    qemu: Child,
+    _qemu: Ended,
     lines: Receiver<String>,
-    work: PathBuf,
-    /// Kept open: what was not read yet goes with the connection.
-    control: Option<UnixStream>,
+    qmp: Qmp,
+    control: UnixStream,
 }
 
 impl Machine {
-    /// Starts QEMU. `setpriv` has the kernel end it with this process, by Ctrl-C or by `kill -9`.
+    /// Starts QEMU, which connects to us. `setpriv` has the kernel end it with this process, by Ctrl-C or by `kill -9`.
     pub(super) fn start(plan: &Plan<'_>) -> Result<Machine> {
+        let sockets = Sockets::listen(plan.work)?;
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", QEMU]).args(MACHINE);
         command.arg("-kernel").arg(plan.kernel).arg("-initrd").arg(plan.initrd).args(["-append", ARGUMENTS]);
         command.args(["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
-        command.args(["-serial", "unix:control,server=on,wait=off", "-qmp", "unix:qmp,server=on,wait=off"]);
+        command.args(["-chardev", "socket,id=control,path=control", "-serial", "chardev:control"]);
+        command.args(["-chardev", "socket,id=qmp,path=qmp", "-mon", "chardev=qmp,mode=control"]);
         let disk = plan.disk.display().to_string().replace(',', ",,");
         command.arg("-drive").arg(format!("id=disk,format=raw,if=none,cache=unsafe,file={disk}"));
         command.args(["-device", "virtio-blk-pci,drive=disk"]);
-        if let Some(state) = plan.state {
-            // The shell's word for the file, whatever is in it.
-            let state = state.display().to_string().replace('\'', "'\\''");
-            command.arg("-incoming").arg(format!("exec:cat '{state}'"));
+        if plan.is_saved {
+            command.args(["-incoming", "defer"]);
         }
         command.current_dir(plan.work).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut qemu = command.spawn().context("start `setpriv` with QEMU")?;
-        let output = qemu.stdout.take().context("hear QEMU")?;
+        let mut qemu = Ended(command.spawn().context("start `setpriv` with QEMU")?);
+        let output = qemu.0.stdout.take().context("hear QEMU")?;
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
@@ -104,75 +100,24 @@ impl Machine {
                 let _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_owned());
             }
         });
-        Ok(Machine { qemu, lines, work: plan.work.to_owned(), control: None })
+        let (control, qmp) = sockets.accept()?;
+        Ok(Machine { _qemu: qemu, lines, qmp: Qmp::begin(qmp)?, control })
     }
 
-    /// A socket of QEMU's, by a path that is short whatever the directory's is.
-    fn connect(&mut self, name: &str) -> Result<UnixStream> {
-        let until = Instant::now() + SOCKETS_MAX;
-        let path = format!("/proc/{}/cwd/{name}", self.qemu.id());
-        loop {
-            match UnixStream::connect(&path) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => {
-                    if let Some(status) = self.qemu.try_wait().context("look at QEMU")? {
-                        bail!("QEMU ended ({status})");
-                    }
-                    if Instant::now() > until {
-                        return Err(error).with_context(|| format!("connect to QEMU's {name}"));
-                    }
-                }
-            }
-            thread::sleep(PAUSE);
-        }
-    }
-
-    fn qmp(&mut self) -> Result<Qmp> {
-        let stream = self.connect("qmp")?;
-        stream.set_read_timeout(Some(ANSWER_MAX)).context("set a time-out")?;
-        let mut qmp = Qmp { reader: BufReader::new(stream) };
-        qmp.line()?;
-        qmp.ask("qmp_capabilities", json!({}))?;
-        Ok(qmp)
-    }
-
-    /// Waits until the saved state is read, lets the host go on, and says what time it is.
-    pub(super) fn go_on(&mut self, seconds: u64) -> Result<()> {
-        let mut qmp = self.qmp()?;
-        let until = Instant::now() + RESTORE_MAX;
-        while qmp.ask("query-status", json!({}))?["status"] == "inmigrate" {
-            if Instant::now() > until {
-                bail!("the saved state is not read after {} s", RESTORE_MAX.as_secs());
-            }
-            thread::sleep(PAUSE);
-        }
-        qmp.ask("cont", json!({}))?;
-        let mut control = self.connect("control")?;
-        writeln!(control, "{seconds}").context("tell the host to go on")?;
-        self.control = Some(control);
-        // Nobody needs the names any more, and no run leaves them behind.
-        for name in ["qmp", "control"] {
-            let _ = fs::remove_file(self.work.join(name));
-        }
-        Ok(())
+    /// Reads a saved state, lets the host go on, and says what time it is.
+    pub(super) fn go_on(&mut self, state: &Path, seconds: &str) -> Result<()> {
+        let uri = format!("exec:cat {}", in_shell(state));
+        self.qmp.migrate("migrate-incoming", &uri).context("read the host's state")?;
+        self.qmp.ask("cont", &json!({}))?;
+        // Empty lines first: the first bytes on a port that was just restored may be lost.
+        write!(self.control, "\n\n\n\n\n\n\n\ngo {seconds}\n").context("tell the host to go on")
     }
 
     /// Saves the host's state to a file, and ends it.
     pub(super) fn save(mut self, state: &Path) -> Result<()> {
-        let mut qmp = self.qmp()?;
-        qmp.ask("stop", json!({}))?;
-        let text = state.display().to_string().replace('\'', "'\\''");
-        qmp.ask("migrate", json!({ "uri": format!("exec:cat > '{text}'") }))?;
-        let until = Instant::now() + SAVE_MAX;
-        loop {
-            let status = qmp.ask("query-migrate", json!({}))?["status"].as_str().unwrap_or("none").to_owned();
-            match status.as_str() {
-                "completed" => return Ok(()),
-                "failed" | "cancelled" => bail!("QEMU could not save the host's state"),
-                _ if Instant::now() > until => bail!("the state is not saved after {} s", SAVE_MAX.as_secs()),
-                _ => thread::sleep(PAUSE),
-            }
-        }
+        self.qmp.ask("stop", &json!({}))?;
+        let uri = format!("exec:cat > {}", in_shell(state));
+        self.qmp.migrate("migrate", &uri).context("save the host's state")
     }
 
     /// Shows lines of the host to `read` until it says that it has what it wants, or the host ends. Fails after `limit`.
@@ -191,10 +136,52 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+/// A process that is ended when this is dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A path as the shell reads it, whatever is in it.
+fn in_shell(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
+}
+
+/// Where QEMU connects to. The names are gone as soon as it has.
+struct Sockets {
+    control: UnixListener,
+    qmp: UnixListener,
+    work: PathBuf,
+}
+
+impl Sockets {
+    fn listen(work: &Path) -> Result<Sockets> {
+        let directory = File::open(work).with_context(|| format!("open {}", work.display()))?;
+        // A path that is short enough for a socket, whatever the directory's is.
+        let listen = |name: &str| {
+            let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
+            UnixListener::bind(path).with_context(|| format!("listen for QEMU's {name}"))
+        };
+        Ok(Sockets { control: listen("control")?, qmp: listen("qmp")?, work: work.to_owned() })
+    }
+
+    fn accept(self) -> Result<(UnixStream, UnixStream)> {
+        let (sender, accepted) = mpsc::channel();
+        let Sockets { control, qmp, work } = self;
+        thread::spawn(move || {
+            let both = control.accept().and_then(|(control, _)| Ok((control, qmp.accept()?.0)));
+            // Too late when nobody waits any more.
+            let _ = sender.send(both);
+        });
+        let both = accepted.recv_timeout(CONNECT_MAX).context("wait for QEMU")?;
+        for name in ["qmp", "control"] {
+            fs::remove_file(work.join(name)).context("remove a socket")?;
+        }
+        both.context("hear QEMU")
     }
 }
 
@@ -203,7 +190,17 @@ struct Qmp {
 }
 
 impl Qmp {
-    fn ask(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    fn begin(stream: UnixStream) -> Result<Qmp> {
+        stream.set_read_timeout(Some(ANSWER_MAX)).context("set a time-out")?;
+        let mut qmp = Qmp { reader: BufReader::new(stream) };
+        qmp.line()?;
+        qmp.ask("qmp_capabilities", &json!({}))?;
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        qmp.ask("migrate-set-capabilities", &events)?;
+        Ok(qmp)
+    }
+
+    fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let text = json!({ "execute": command, "arguments": arguments });
         writeln!(self.reader.get_mut(), "{text}").with_context(|| format!("ask QEMU to {command}"))?;
         for _ in 0..EVENTS_MAX {
@@ -218,9 +215,34 @@ impl Qmp {
         bail!("QEMU does not answer `{command}`")
     }
 
+    /// Moves the host's state out or in, and waits until that is done.
+    fn migrate(&mut self, command: &str, uri: &str) -> Result<()> {
+        self.reader.get_ref().set_read_timeout(Some(MIGRATION_MAX)).context("set a time-out")?;
+        self.ask(command, &json!({ "uri": uri }))?;
+        for _ in 0..EVENTS_MAX {
+            let event = self.line()?;
+            match (event["event"].as_str(), event["data"]["status"].as_str()) {
+                (Some("MIGRATION"), Some("completed")) => return Ok(()),
+                (Some("MIGRATION"), Some("failed" | "cancelled")) => bail!("QEMU could not do it"),
+                _ => {}
+            }
+        }
+        bail!("QEMU does not say whether it is done")
+    }
+
     fn line(&mut self) -> Result<Value> {
         let mut line = String::new();
         self.reader.read_line(&mut line).context("read from QEMU")?;
         serde_json::from_str(&line).context("read what QEMU says")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_one_word_to_the_shell() {
+        assert_eq!(in_shell(Path::new("/a b/it's")), r"'/a b/it'\''s'");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! QEMU emulates a host whose CPU has hardware virtualisation; Debian's kernel with KVM runs in it, and there the tests of
 //! the drivers start real VMs under a real Firecracker: the contract, a whole life with its jailer, and starters that
-//! are killed.
+//! are killed. Then a cluster does so: etcd, a server, and a worker that is killed too.
 //!
 //! ```text
 //!   CACHE/nested/KEY/   initrd, state      the host, booted once and saved; KEY is a hash of what it is made from
@@ -21,7 +21,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -45,21 +45,25 @@ const MARK: &str = "nested: ";
 struct Words {
     firecracker: PathBuf,
     jailer: Option<PathBuf>,
+    /// Which tests, as a regular expression; nothing means all that are possible.
+    only: Option<String>,
     is_yes: bool,
 }
 
 impl Words {
     fn parse(words: &[String]) -> Result<Words> {
-        let (mut firecracker, mut jailer, mut is_yes) = (None, None, false);
+        let (mut firecracker, mut jailer, mut only, mut is_yes) = (None, None, None, false);
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            let mut path = || {
-                let path = words.next().filter(|path| !path.starts_with("--"));
-                path.map(PathBuf::from).ok_or_else(|| WrongWords::error(format!("`{word}` wants a path")))
+            let mut value = || {
+                // It goes into a script, between marks that it must not end.
+                let value = words.next().filter(|value| !value.starts_with("--") && !value.contains('\''));
+                value.ok_or_else(|| WrongWords::error(format!("`{word}` wants a word behind it")))
             };
             match word.as_str() {
-                "--firecracker" => firecracker = Some(path()?),
-                "--jailer" => jailer = Some(path()?),
+                "--firecracker" => firecracker = Some(PathBuf::from(value()?)),
+                "--jailer" => jailer = Some(PathBuf::from(value()?)),
+                "--only" => only = Some(value()?.clone()),
                 "--yes" => is_yes = true,
                 _ => return Err(WrongWords::error(format!("unknown word `{word}`"))),
             }
@@ -69,11 +73,11 @@ impl Words {
                 "--firecracker PATH is missing; docs/guide/firecracker.md says how to get one",
             ));
         };
-        Ok(Words { firecracker, jailer, is_yes })
+        Ok(Words { firecracker, jailer, only, is_yes })
     }
 }
 
-/// `cargo xtask nested --firecracker PATH [--jailer PATH] [--yes]`
+/// `cargo xtask nested --firecracker PATH [--jailer PATH] [--only REGEX] [--yes]`
 pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     let words = Words::parse(words)?;
     if !cfg!(target_arch = "x86_64") {
@@ -92,12 +96,18 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     sweep(&place)?;
     let work = Work::new(&place)?;
     let host = Host::ensure(&cache, &place, &work.0)?;
+    let possible = match words.jailer {
+        Some(_) => "firecracker|jailed|cluster",
+        None => "of_firecracker|and_firecracker|cluster",
+    };
     let parts = Parts {
         tests: &tests,
+        lightbyte: &workspace.binary("lightbyte"),
+        etcd: &cache.etcd(),
         firecracker: &words.firecracker,
         jailer: words.jailer.as_deref(),
         image: &image,
-        filter: if words.jailer.is_some() { "firecracker|jailed" } else { "of_firecracker|and_firecracker" },
+        filter: words.only.as_deref().unwrap_or(possible),
     };
     let begin = Instant::now();
     let disk = payload::make(&parts, &work.0)?;
@@ -192,7 +202,7 @@ impl Host {
             .and_then(|file| file.set_len(payload::DISK_BYTES))
             .context("make a blank disk")?;
         let (kernel, initrd) = (self.kernel.as_path(), self.initrd());
-        let machine = Machine::start(&Plan { kernel, initrd: &initrd, disk: &disk, state: None, work })?;
+        let machine = Machine::start(&Plan { kernel, initrd: &initrd, disk: &disk, is_saved: false, work })?;
         let mut said = Vec::new();
         let warm = machine.hear(BOOT_MAX, |line| {
             said.push(line.to_owned());
@@ -217,11 +227,11 @@ impl Host {
 
     fn run(&self, disk: &Path, work: &Path) -> Result<Outcomes> {
         let begin = Instant::now();
-        let (initrd, state) = (self.initrd(), self.state());
-        let plan = Plan { kernel: &self.kernel, initrd: &initrd, disk, state: Some(&state), work };
+        let initrd = self.initrd();
+        let plan = Plan { kernel: &self.kernel, initrd: &initrd, disk, is_saved: true, work };
         let mut machine = Machine::start(&plan)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        machine.go_on(now.as_secs())?;
+        let now = process::output(Command::new("date").arg("+%s"))?;
+        machine.go_on(&self.state(), now.trim())?;
         println!("the saved host goes on: {}", seconds(begin.elapsed()));
         // QEMU has it open; a run that is killed leaves nothing of it.
         fs::remove_file(disk).context("remove the disk's name")?;
@@ -342,10 +352,25 @@ mod tests {
 
     #[test]
     fn words_are_understood_or_refused() {
-        let both = words("--jailer j --yes --firecracker f").expect("words");
-        assert_eq!(both, Words { firecracker: "f".into(), jailer: Some("j".into()), is_yes: true });
+        let both = words("--jailer j --yes --only a|b --firecracker f").expect("words");
+        assert_eq!(
+            both,
+            Words {
+                firecracker: "f".into(),
+                jailer: Some("j".into()),
+                only: Some("a|b".to_owned()),
+                is_yes: true
+            }
+        );
         assert_eq!(words("--firecracker f").expect("words").jailer, None);
-        for wrong in ["", "--jailer j", "--firecracker", "--firecracker --yes", "--firecracker f more"] {
+        for wrong in [
+            "",
+            "--jailer j",
+            "--firecracker",
+            "--firecracker --yes",
+            "--firecracker f more",
+            "--firecracker f --only it's",
+        ] {
             words(wrong).expect_err(wrong);
         }
     }

@@ -1,5 +1,5 @@
-//! The disk of one run: the tests of the drivers with the libraries that they need, Firecracker, the demo image, and the
-//! tools of this machine that the tests call.
+//! The disk of one run: the tests of the drivers and a cluster with the libraries that they need, Firecracker, the demo
+//! image, and the tools of this machine that the tests call.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,6 +21,9 @@ const TOOLS: &[&str] = &["ip", "nft", "unshare"];
 pub(super) struct Parts<'a> {
     /// The program of the drivers' tests.
     pub(super) tests: &'a Path,
+    /// The `lightbyte` program.
+    pub(super) lightbyte: &'a Path,
+    pub(super) etcd: &'a Path,
     pub(super) firecracker: &'a Path,
     pub(super) jailer: Option<&'a Path>,
     /// The demo image's directory.
@@ -34,6 +37,11 @@ pub(super) fn make(parts: &Parts<'_>, work: &Path) -> Result<PathBuf> {
     let tree = work.join("tree");
     let place = |name: &str| tree.join(name);
     put(parts.tests, &place("drivers"))?;
+    let mut programs = vec![parts.tests.to_owned()];
+    for (program, name) in [(parts.lightbyte, "bin/lightbyte"), (parts.etcd, "bin/etcd")] {
+        put(program, &place(name))?;
+        programs.push(program.to_owned());
+    }
     put(parts.firecracker, &place("bin/firecracker"))?;
     if let Some(jailer) = parts.jailer {
         put(jailer, &place("bin/jailer"))?;
@@ -41,7 +49,6 @@ pub(super) fn make(parts: &Parts<'_>, work: &Path) -> Result<PathBuf> {
     for name in ["manifest.json", "vmlinux", "initramfs.cpio", "root.ext4"] {
         put(&parts.image.join(name), &place(&format!("image/{name}")))?;
     }
-    let mut programs = vec![parts.tests.to_owned()];
     for tool in TOOLS {
         let path = find_tool(tool).with_context(|| format!("find `{tool}`; run cargo xtask setup"))?;
         put(&path, &place(&format!("tools/{tool}")))?;
@@ -51,7 +58,9 @@ pub(super) fn make(parts: &Parts<'_>, work: &Path) -> Result<PathBuf> {
         put(&library, &place("root").join(library.strip_prefix("/").unwrap_or(&library)))?;
     }
     let script = format!("FILTER='{}'\n{}", parts.filter, include_str!("run.sh"));
-    fs::write(place("run.sh"), script).context("write what the host is to do")?;
+    for (name, text) in [("run.sh", script.as_str()), ("cluster.sh", include_str!("cluster.sh"))] {
+        fs::write(place(name), text).context("write what the host is to do")?;
+    }
     let disk = work.join("disk");
     fs::File::create(&disk).and_then(|file| file.set_len(DISK_BYTES)).context("make the disk")?;
     let mut command = Command::new("mke2fs");

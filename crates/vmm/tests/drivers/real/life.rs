@@ -28,7 +28,7 @@ const KILLS: i64 = 12;
 const fn kill_step_nanoseconds(runner: Runner) -> i64 {
     match runner {
         Runner::Qemu => 1_000_000,
-        Runner::Firecracker | Runner::Jailed => 120_000_000,
+        Runner::Firecracker | Runner::Jailed => 250_000_000,
     }
 }
 /// How long a boot may take on a loaded machine.
@@ -275,7 +275,7 @@ impl World {
             names.iter().any(|name| name == "disk1") && !names.iter().any(|name| name == "etc"),
             "{names:?}"
         );
-        eprintln!("its control groups: {}", groups(pid));
+        has_limits(pid);
     }
 
     pub(super) fn all_goes(&self, driver: &Machines) {
@@ -296,10 +296,17 @@ fn driver_name(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).expect("a name").trim().to_owned()
 }
 
-/// The control groups of a process, where they hold only VMs of ours.
-fn groups(pid: i32) -> String {
+/// On hosts whose control groups can limit it, a VM has its memory and its CPUs, and a little more for its VMM.
+fn has_limits(pid: i32) {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its groups");
-    groups.lines().filter(|line| line.contains("lightbyte")).collect::<Vec<_>>().join(" ")
+    let place = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let place = Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/'));
+    let Ok(memory) = fs::read_to_string(place.join("memory.max")) else {
+        return eprintln!("its control groups have no version 2: {groups}");
+    };
+    let cpus = fs::read_to_string(place.join("cpu.max")).expect("its CPUs");
+    let expected = ((128 + 64) << 20).to_string();
+    assert_eq!((memory.trim(), cpus.trim()), (expected.as_str(), "150000 100000"), "{}", place.display());
 }
 
 fn listen(driver: &Machines) -> Receiver<VmmEvent> {
