@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! JAILS/                     of root alone; by default in the worker's state directory
+//!   firecracker/<uid>/run    whose it is: the run directory of the worker
 //!   firecracker/<uid>/root/  the jail: the VM's own
 //!     kernel, initrd         links to the image's files, copies elsewhere
 //!     disk0, …               links to the disks, which belong to the VM's uid while it runs
@@ -19,6 +20,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,6 +38,9 @@ use crate::room::{Room, refuse, system, write_whole};
 /// The uids, and gids of the same numbers, that VMs get unless others are set. Neither systemd nor the usual tables for
 /// containers and user namespaces give out any of them (systemd's `docs/UIDS-GIDS.md`), and they fit where 31 bits do.
 pub const UIDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;
+
+/// Name of the file that says whose a jail is.
+const OWNER: &str = "run";
 
 /// How Firecracker is jailed.
 #[derive(Clone, Debug)]
@@ -96,18 +101,31 @@ impl Jails {
     fn sweep(&self) -> Result<(), DriverError> {
         let failed = || format!("list the jails in {}", self.settings.jails.display());
         for program in fs::read_dir(&self.settings.jails).map_err(system(failed()))? {
-            for entry in fs::read_dir(program.map_err(system(failed()))?.path()).map_err(system(failed()))? {
-                let entry = entry.map_err(system(failed()))?;
-                let uid = entry.file_name().to_str().and_then(|name| name.parse::<Uid>().ok());
-                // What is not named by a uid is not ours to judge.
-                if let Some(uid) = uid
-                    && !self.run.join(uid.to_string()).exists()
-                {
-                    remove_all(&entry.path())?;
-                }
+            let program = program.map_err(system(failed()))?.path();
+            if !program.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(program).map_err(system(failed()))? {
+                self.sweep_one(&entry.map_err(system(failed()))?)?;
             }
         }
         Ok(())
+    }
+
+    fn sweep_one(&self, entry: &fs::DirEntry) -> Result<(), DriverError> {
+        let uid = entry.file_name().to_str().and_then(|name| name.parse::<Uid>().ok());
+        // What is not named by a uid is not ours to judge, nor what another worker has made in the same place.
+        let Some(uid) = uid else { return Ok(()) };
+        let is_own = fs::read(entry.path().join(OWNER)).is_ok_and(|owner| owner == self.owner());
+        if is_own && !self.run.join(uid.to_string()).exists() {
+            return remove_all(&entry.path());
+        }
+        Ok(())
+    }
+
+    /// How a jail of this worker is marked.
+    fn owner(&self) -> &[u8] {
+        self.run.as_os_str().as_bytes()
     }
 
     /// Makes the jail of a VM that is about to start, with a way to it from the VM's room.
@@ -310,13 +328,21 @@ mod tests {
         let jails = place.jails(7..=9);
         let (gone, there) = (Uid::from_bits(1).to_string(), Uid::from_bits(2).to_string());
         let program = jails.settings.jails.join("firecracker");
-        for name in [gone.as_str(), there.as_str(), "other"] {
+        let foreign = Uid::from_bits(3).to_string();
+        let owner = jails.run.to_str().expect("text");
+        for (name, owner) in [
+            (gone.as_str(), owner),
+            (there.as_str(), owner),
+            (foreign.as_str(), "/elsewhere"),
+            ("other", owner),
+        ] {
             fs::create_dir_all(program.join(name).join("root")).expect("make a jail");
+            fs::write(program.join(name).join(OWNER), owner).expect("mark it");
         }
         fs::create_dir_all(jails.run.join(&there)).expect("make a room");
         jails.sweep().expect("sweep");
-        let left = [gone.as_str(), there.as_str(), "other"].map(|name| program.join(name).exists());
-        assert_eq!(left, [false, true, true]);
+        let names = [gone.as_str(), there.as_str(), foreign.as_str(), "other"];
+        assert_eq!(names.map(|name| program.join(name).exists()), [false, true, true, true]);
     }
 
     #[test]

@@ -24,6 +24,8 @@ use super::{Needs, Runner, World, in_namespace, kill, this_test};
 const STARTER: &str = "LIGHTBYTE_TEST_STARTER";
 /// How often a starter is killed: from before its first effect to after its last.
 const KILLS: i64 = 12;
+/// In nanoseconds.
+const SECOND: i64 = 1_000_000_000;
 /// How much later each is killed than the one before it. A host that is emulated itself takes its time.
 const fn kill_step_nanoseconds(runner: Runner) -> i64 {
     match runner {
@@ -220,7 +222,7 @@ impl World {
         let lines = BufReader::new(starter.stderr.take().expect("its words")).lines();
         assert!(lines.map_while(Result::ok).any(|line| line == STARTER), "it did not begin");
         // Not to wait for something, but to kill it wherever it is then.
-        let after = Timespec { tv_sec: 0, tv_nsec: after_nanoseconds };
+        let after = Timespec { tv_sec: after_nanoseconds / SECOND, tv_nsec: after_nanoseconds % SECOND };
         let _ = rustix::event::poll(&mut [], Some(&after));
         starter.kill().expect("kill it");
         starter.wait().expect("reap it");
