@@ -371,6 +371,17 @@ pub(crate) enum VmmWord {
     Qemu,
 }
 
+/// How VMs of a worker run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WorkerVmm {
+    /// In memory: everything is real but the machines
+    Fake,
+    /// Firecracker microVMs; they need KVM
+    Firecracker,
+    /// QEMU microVMs
+    Qemu,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum DevCommand {
     /// Shows the hosts of a running cluster
@@ -431,9 +442,21 @@ pub(crate) struct Worker {
     /// Where the servers are
     #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
     pub(crate) server: Vec<Endpoint>,
-    /// How VMs run
-    #[arg(long, value_enum, default_value_t = VmmWord::Qemu)]
-    pub(crate) vmm: VmmWord,
+    /// How VMs run; Firecracker where KVM is usable and it is installed, and QEMU elsewhere, when left out
+    #[arg(long, value_enum)]
+    pub(crate) vmm: Option<WorkerVmm>,
+    /// Firecracker; the one in PATH when left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) firecracker: Option<PathBuf>,
+    /// Firecracker's jailer; the one beside it or in PATH when left out
+    #[arg(long, value_name = "FILE", conflicts_with = "no_jailer")]
+    pub(crate) jailer: Option<PathBuf>,
+    /// Where jails are, on the file system of the state; a directory in the state when left out
+    #[arg(long, value_name = "DIR", conflicts_with = "no_jailer")]
+    pub(crate) jails: Option<PathBuf>,
+    /// Runs Firecracker with the worker's own rights
+    #[arg(long)]
+    pub(crate) no_jailer: bool,
     /// The CPUs that it offers to VMs
     #[arg(long, value_name = "N")]
     pub(crate) cpus: u64,
@@ -444,7 +467,7 @@ pub(crate) struct Worker {
     #[arg(long, value_name = "URL")]
     pub(crate) listen: Option<Endpoint>,
     /// Where the parts of images are, by checksum
-    #[arg(long, value_name = "DIR", required_if_eq("vmm", "qemu"))]
+    #[arg(long, value_name = "DIR", required_if_eq_any([("vmm", "qemu"), ("vmm", "firecracker")]))]
     pub(crate) images: Option<PathBuf>,
     /// Where the sockets of VMs are; on a tmpfs, and short
     #[arg(long, value_name = "DIR", default_value = "/run/lightbyte/vm")]

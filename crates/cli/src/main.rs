@@ -6,6 +6,7 @@
 mod arguments;
 mod cluster;
 mod context;
+mod drivers;
 mod failure;
 mod harmless;
 mod manifests;

@@ -8,20 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use lightbyte_api::{Timestamp, Uid, VmId};
+use lightbyte_api::Uid;
 use lightbyte_lab::control::{self, Answer, LabStatus, Request};
 use lightbyte_lab::rack::Wish;
 use lightbyte_lab::{VmmChoice, dev as lab};
 use lightbyte_store::{EtcdOptions, EtcdStore};
-use lightbyte_vmm::qemu::{Qemu, Settings};
-use lightbyte_vmm::taps::Taps;
-use lightbyte_vmm::{Drivers, FakeHost, Files};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::arguments::{Dev, DevCommand, DevStart, Server, VmmWord, Worker};
 use crate::context;
+use crate::drivers;
 use crate::failure::{Code, Failure};
 use crate::table;
 use crate::terminal::{print, say};
@@ -32,8 +30,6 @@ const LOG_VARIABLE: &str = "LIGHTBYTE_LOG";
 const SERVER_THREADS: usize = 2;
 /// The pause after etcd did not answer while the cluster is set up.
 const SET_UP_PAUSE: Duration = Duration::from_millis(250);
-/// How long a fake guest takes until it says that it is ready: long enough to be seen starting.
-const FAKE_BOOT: Duration = Duration::from_millis(50);
 /// How long a lab may take to stop: all its processes, one after the other, on a machine that does other things.
 const LAB_STOPS_WITHIN: Duration = Duration::from_secs(60);
 /// The pause between two looks at a lab that stops.
@@ -82,7 +78,7 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
     begin_log()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let (drivers, vmm) = drivers(words, runtime.handle())?;
+    let (drivers, vmm) = drivers::of(words, runtime.handle())?;
     let config = lightbyte_worker::Config {
         name: words.name.clone(),
         state: words.state.clone(),
@@ -94,56 +90,6 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
     };
     runtime.block_on(lightbyte_worker::run(config, drivers, ended()))?;
     Ok(Code::Done)
-}
-
-/// The hands of a worker, and what people call the way its VMs run.
-fn drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<(Drivers, &'static str)> {
-    match words.vmm {
-        VmmWord::Fake => Ok((fake_drivers(words, runtime), "fake")),
-        VmmWord::Qemu => qemu_drivers(words),
-    }
-}
-
-/// A host in memory, whose guests become ready after a while, and obey when they are asked to end.
-fn fake_drivers(words: &Worker, runtime: &tokio::runtime::Handle) -> Drivers {
-    let host = FakeHost::new(words.memory, ["br0".to_owned()]);
-    let on_runtime = runtime.clone();
-    host.on_start(move |host: &FakeHost, vm: VmId| {
-        let host = host.clone();
-        on_runtime.spawn(async move {
-            tokio::time::sleep(FAKE_BOOT).await;
-            host.guest_ready(vm, Timestamp::now());
-        });
-    });
-    let guests = host.clone();
-    runtime.spawn(async move {
-        loop {
-            tokio::time::sleep(FAKE_BOOT).await;
-            guests.shutting_down().into_iter().for_each(|vm| guests.exit(vm));
-        }
-    });
-    host.drivers()
-}
-
-fn qemu_drivers(words: &Worker) -> Result<(Drivers, &'static str)> {
-    let images = words.images.clone().context("--images is missing")?;
-    let files = Files::new(&words.state, &images).context("set up the worker's files")?;
-    let kvm = lightbyte_vmm::kvm::probe();
-    tracing::info!("{kvm}");
-    let vmm = if kvm.is_usable() { "qemu (kvm)" } else { "qemu (emulated)" };
-    let settings = Settings {
-        kvm,
-        run: words.run.clone(),
-        qemu: "qemu-system-x86_64".into(),
-        vsock: vec![std::env::current_exe().context("find this program")?, "vsock".into()],
-        worker: words.name.to_string(),
-        files: files.clone(),
-    };
-    let qemu = Arc::new(Qemu::new(settings).context("set up QEMU")?);
-    let files = Arc::new(files);
-    let network = Arc::new(Taps::new().context("set up the rules of taps")?);
-    let drivers = Drivers { vmm: qemu.clone(), disks: files.clone(), network, records: files, guest: qemu };
-    Ok((drivers, vmm))
 }
 
 const fn choice(vmm: VmmWord) -> VmmChoice {

@@ -88,7 +88,7 @@ pub trait Vmm: Send + Sync {
     /// or has it as large, is left as it is.
     ///
     /// # Errors
-    /// When the machine does not take it; then the disk is as large as before.
+    /// When the machine does not take it. Its file may be larger all the same, and then so is the disk from the next start on.
     fn grow_disk(&self, vm: VmId, disk: VolumeId, size: ByteSize) -> Result<(), DriverError>;
 
     /// The state of the machine process.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lightbyte_guest::frame::Frame;
 use lightbyte_guest::protocol::{
-    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, Identity, Info, Metrics, Milestones, Problem,
+    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, Frozen, Grown, Identity, Info, Metrics, Milestones, Problem,
 };
 use serde_json::{Value, json};
 
@@ -115,7 +115,8 @@ impl Call<'_> {
             ("GET", "/v1/health") => self.answer("200 OK", &json!({ "healthy": true })),
             ("GET", "/v1/info") => self.answer("200 OK", &json!(guest.info())),
             ("GET", "/v1/metrics") => self.answer("200 OK", &json!(guest.metrics())),
-            ("POST", "/v1/freeze" | "/v1/thaw" | "/v1/grow") => self.answer("200 OK", &json!({})),
+            ("POST", "/v1/freeze" | "/v1/thaw") => self.answer("200 OK", &json!(Frozen { file_systems: 1 })),
+            ("POST", "/v1/grow") => self.answer("200 OK", &json!(Grown::default())),
             ("POST", "/v1/exec") => self.exec(&head),
             _ => self.fail("404 Not Found", "there is nothing here"),
         }

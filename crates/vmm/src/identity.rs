@@ -1,8 +1,8 @@
 //! Who a guest is, in the words that it takes.
 
 use lightbyte_api::VmId;
-use lightbyte_api::assigned::{AssignedNic, AssignedVm};
-use lightbyte_guest::protocol::{Identity, Nic};
+use lightbyte_api::assigned::{AssignedDisk, AssignedNic, AssignedVm};
+use lightbyte_guest::protocol::{FirstBoot, Identity, Mount, NewFile, Nic};
 
 /// The identity of a VM on `worker`.
 pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
@@ -25,6 +25,29 @@ pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
         image_version: assigned.image_version.clone(),
         nics: assigned.nics.iter().map(nic).collect(),
         dns,
-        ..Identity::default()
+        first_boot: first_boot(&assigned.first_boot),
+        mounts: mounts(assigned),
     }
+}
+
+fn first_boot(wanted: &lightbyte_api::first_boot::FirstBoot) -> FirstBoot {
+    let file = |file: &lightbyte_api::first_boot::NewFile| NewFile {
+        path: file.path.clone(),
+        mode: file.mode_bits(),
+        content: file.content.clone(),
+    };
+    FirstBoot {
+        ssh_keys: wanted.ssh_keys.clone(),
+        files: wanted.files.iter().map(file).collect(),
+        script: wanted.script.clone(),
+    }
+}
+
+/// Where the disks are mounted. What is on one is the guest's to know; it is taken for an ext4.
+fn mounts(assigned: &AssignedVm) -> Vec<Mount> {
+    let mount = |(index, disk): (usize, &AssignedDisk)| {
+        let (disk_index, path) = (u16::try_from(index).ok()?, disk.mount.clone()?);
+        Some(Mount { disk: disk_index, path, read_only: disk.read_only, filesystem: true })
+    };
+    assigned.disks.iter().enumerate().filter_map(mount).collect()
 }

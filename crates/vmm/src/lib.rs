@@ -5,16 +5,24 @@
 //! simulator calls the fake ones directly. Each verb is idempotent, so that a step can be done again after a crash.
 
 mod ask;
+mod channel;
+mod console;
 mod disks;
 pub mod driver;
 pub mod fake;
 mod fake_guest;
 pub mod files;
+pub mod firecracker;
 pub mod hands;
 mod http;
 mod identity;
 pub mod kvm;
+mod machines;
+mod minder;
+mod process;
 pub mod qemu;
+mod room;
+mod spawn;
 pub mod taps;
 
 pub use driver::{
@@ -23,5 +31,5 @@ pub use driver::{
 pub use fake::FakeHost;
 pub use files::Files;
 pub use kvm::KvmVerdict;
-pub use qemu::Qemu;
+pub use machines::Machines;
 pub use taps::Taps;

@@ -30,6 +30,7 @@ const ALIAS_PREFIX: &str = "lightbyte vm ";
 const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
 
 const TUNSETIFF: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 202);
+const TUNSETOWNER: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 204);
 const TUNSETPERSIST: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 203);
 
 /// Taps in the network namespace of this process.
@@ -131,6 +132,14 @@ pub fn open(name: &str) -> Result<OwnedFd, DriverError> {
     }
 }
 
+/// Lets processes of a user open the tap, who may not touch any other. Root still can.
+///
+/// # Errors
+/// If the kernel does not take it.
+pub(crate) fn give(tap: &OwnedFd, uid: u32) -> io::Result<()> {
+    set_number::<TUNSETOWNER>(tap, uid as usize)
+}
+
 fn links() -> Result<Vec<Link>, DriverError> {
     Netlink::open().and_then(|mut netlink| netlink.links()).map_err(system("list network interfaces"))
 }
@@ -208,11 +217,16 @@ fn set_interface(device: &File, request: InterfaceRequest) -> io::Result<()> {
     }
 }
 
-#[expect(unsafe_code, reason = "TUNSETPERSIST has no safe form")]
 fn set_persistent(tap: &OwnedFd, is_persistent: bool) -> io::Result<()> {
-    // SAFETY: TUNSETPERSIST (linux/if_tun.h) takes its argument as a number, not as a pointer.
+    set_number::<TUNSETPERSIST>(tap, usize::from(is_persistent))
+}
+
+/// Sets one of a tap's properties that are numbers: TUNSETPERSIST, TUNSETOWNER.
+#[expect(unsafe_code, reason = "neither has a safe form")]
+fn set_number<const CODE: rustix::ioctl::Opcode>(tap: &OwnedFd, number: usize) -> io::Result<()> {
+    // SAFETY: both (linux/if_tun.h) take their argument as a number, not as a pointer.
     unsafe {
-        let setter = rustix::ioctl::IntegerSetter::<TUNSETPERSIST>::new_usize(usize::from(is_persistent));
+        let setter = rustix::ioctl::IntegerSetter::<CODE>::new_usize(number);
         Ok(rustix::ioctl::ioctl(tap.as_fd(), setter)?)
     }
 }

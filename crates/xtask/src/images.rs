@@ -94,7 +94,7 @@ fn pack(workspace: &Workspace, cache: &Cache, name: &str, root: &Path) -> Result
 }
 
 /// Newer packages have it below `usr`.
-fn busybox(cache: &Path) -> PathBuf {
+pub(crate) fn busybox(cache: &Path) -> PathBuf {
     let places = ["busybox/bin/busybox", "busybox/usr/bin/busybox"].map(|place| cache.join(place));
     places.iter().find(|place| place.is_file()).unwrap_or(&places[0]).clone()
 }

@@ -11,6 +11,7 @@ mod counts;
 mod dev;
 mod fresh;
 mod images;
+mod nested;
 mod planted;
 mod process;
 mod setup;
@@ -86,6 +87,12 @@ pub(crate) const VERBS: &[Verb] = &[
         words: "[demo] [debian] [--yes]",
         about: "make images with the guest agent of this checkout: the demo, or a whole Debian",
         run: images::run,
+    },
+    Verb {
+        name: "nested",
+        words: "--firecracker PATH [--jailer PATH] [--only REGEX] [--yes]",
+        about: "what needs Firecracker and KVM, in an emulated host",
+        run: nested::run,
     },
     Verb {
         name: "setup",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use lightbyte_api::address::MacAddress;
 
 use super::paths::Paths;
-use super::spawn::CHILD_FD_FIRST;
+use crate::spawn::CHILD_FD_FIRST;
 
 /// Size of the translation cache in MiB: at 32 a boot takes 0.7 s longer, and more only costs memory.
 const TRANSLATION_MIB: u32 = 64;
@@ -154,6 +154,7 @@ fn option_path(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::room::Room;
     use lightbyte_api::{Uid, VmId};
 
     #[test]
@@ -178,7 +179,7 @@ mod tests {
             console: "/console.log".into(),
             accelerator,
         };
-        let words = arguments(&machine, &Paths::new(Path::new("/run"), vm));
+        let words = arguments(&machine, &Paths::of(&Room::new(Path::new("/run"), vm, "")));
         words.into_iter().map(|word| word.into_string().expect("text")).collect()
     }
 

@@ -5,7 +5,7 @@
 //! pid.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,17 +16,18 @@ use lightbyte_api::VmId;
 use lightbyte_api::address::tap_name;
 use lightbyte_api::assigned::AssignedVm;
 use rustix::event::{Timespec, poll};
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
+use super::Qemu;
 use super::arguments::{self, Disk, Machine};
 use super::paths::Paths;
-use super::process::{self, Held, Identity, lock_holder};
 use super::qmp::Qmp;
-use super::{Qemu, bind, last_words, refuse, spawn, system, write_whole};
 use crate::driver::DriverError;
 use crate::files::Access;
-use crate::taps;
+use crate::machines::{Found, Shared};
+use crate::process::{self, Held, Identity, lock_holder, wait_for_end};
+use crate::room::{Room, bind, last_words, refuse, system, write_whole};
+use crate::{spawn, taps};
 
 /// How long QEMU may take to set itself up (until it greets on QMP). It takes 0.1 s on a quiet machine.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -34,27 +35,11 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// Pause between looks at a VM whose starter died in the middle of starting a program.
 const SETTLE_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
-/// How long a killed process may take to go. Longer means stuck in the kernel: an error, not a wait.
-const KILL_MAX: Duration = Duration::from_secs(10);
-
 /// How long the vsock backend may take to end by itself after QEMU: it lets readers finish for 5 s.
 pub(super) const BACKEND_END_MAX: Duration = Duration::from_secs(7);
 
 /// Address of every guest on its own vsock (CIDs below are taken, vsock(7)). It need not be unique on a host.
 const GUEST_CID: u32 = 3;
-
-/// What there is of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// No trace.
-    Nothing,
-    /// QEMU lives.
-    Running(Identity),
-    /// QEMU was started and is not set up yet.
-    Starting,
-    /// A directory, and no QEMU.
-    Ended,
-}
 
 /// Parts that are there, with what is handed over to the process.
 pub(super) struct Parts {
@@ -66,8 +51,8 @@ pub(super) struct Parts {
 
 impl Qemu {
     /// Finds everything that the VM is made of.
-    pub(super) fn resolve(&self, vm: VmId, assigned: &AssignedVm) -> Result<Parts, DriverError> {
-        let files = &self.settings.files;
+    pub(super) fn parts(&self, vm: VmId, assigned: &AssignedVm) -> Result<Parts, DriverError> {
+        let files = &self.host.files;
         let held = assigned.disks.iter().map(|disk| files.hold(disk.volume, Access::of(disk)));
         let held = held.collect::<Result<_, _>>()?;
         let mut open = Vec::with_capacity(assigned.nics.len());
@@ -87,7 +72,7 @@ impl Qemu {
             memory_mib: assigned.memory.bytes().div_ceil(1 << 20),
             cpus: assigned.cpus,
             macs: assigned.nics.iter().map(|nic| nic.mac).collect(),
-            console: self.console_file(vm),
+            console: self.host.console_file(vm),
             accelerator: self.accelerator,
         };
         Ok(Parts { machine, taps: open, disks: held })
@@ -97,36 +82,38 @@ impl Qemu {
     pub(super) fn start_all(
         &self,
         parts: Parts,
-        paths: &Paths,
+        room: &Room,
         assigned: &AssignedVm,
+        shared: &Shared,
     ) -> Result<(UnixListener, Held), DriverError> {
-        let Some(lock) = hold(paths)? else { return refuse("somebody else is starting this VM") };
+        let Some(lock) = room.hold()? else { return refuse("somebody else is starting this VM") };
         let spec =
             serde_json::to_vec_pretty(assigned).map_err(|error| system("write the spec")(error.into()))?;
-        write_whole(&paths.spec, &spec)?;
+        write_whole(&room.spec, &spec)?;
         if let Some(directory) = parts.machine.console.parent() {
             fs::create_dir_all(directory).map_err(system(format!("create {}", directory.display())))?;
         }
-        let listener = bind(&paths.ready)?;
-        self.start_backend(paths)?;
-        Ok((listener, self.start_qemu(parts, paths, lock)?))
+        let listener = bind(&room.ready)?;
+        let paths = Paths::of(room);
+        self.start_backend(room, &paths, shared)?;
+        Ok((listener, self.start_qemu(parts, &paths, lock, shared)?))
     }
 
-    fn start_backend(&self, paths: &Paths) -> Result<(), DriverError> {
-        let Some((program, first)) = self.settings.vsock.split_first() else {
+    fn start_backend(&self, room: &Room, paths: &Paths, shared: &Shared) -> Result<(), DriverError> {
+        let Some((program, first)) = self.vsock.split_first() else {
             return refuse("no program of the vsock backend is set");
         };
         // Bound here and handed over: QEMU can connect at once, and a backend whose starter dies cannot bind late, over
         // the sockets of the next one.
-        let (frontend, host) = (bind(&paths.vhost)?, bind(&paths.uds)?);
+        let (frontend, host) = (bind(&paths.vhost)?, bind(&room.uds)?);
         let log = File::create(&paths.backend_log).map_err(system("make the vsock backend's log"))?;
         let mut command = Command::new(program);
         command.args(first).arg("--inherited").arg("--vhost-socket").arg(&paths.vhost);
-        command.arg("--uds").arg(&paths.uds).args(["--guest-cid", &GUEST_CID.to_string()]);
+        command.arg("--uds").arg(&room.uds).args(["--guest-cid", &GUEST_CID.to_string()]);
         command.stdin(OwnedFd::from(frontend)).stdout(OwnedFd::from(host)).stderr(log);
         let child = command.spawn().map_err(system(format!("start {}", program.display())))?;
         let identity = i32::try_from(child.id()).ok().and_then(Identity::of);
-        self.shared.keep(child);
+        shared.keep(child);
         let Some(identity) = identity else {
             return refuse(format!("the vsock backend ended: {}", last_words(&paths.backend_log)));
         };
@@ -135,22 +122,28 @@ impl Qemu {
         write_whole(&paths.backend, &text)
     }
 
-    fn start_qemu(&self, parts: Parts, paths: &Paths, lock: OwnedFd) -> Result<Held, DriverError> {
+    fn start_qemu(
+        &self,
+        parts: Parts,
+        paths: &Paths,
+        lock: OwnedFd,
+        shared: &Shared,
+    ) -> Result<Held, DriverError> {
         // We bind QEMU's socket: a connection can be made at once, and its greeting comes when QEMU is set up.
         let qmp = bind(&paths.qmp)?;
         let log = File::create(&paths.qemu_log).map_err(system("make QEMU's log"))?;
-        let mut command = Command::new(&self.settings.qemu);
+        let mut command = Command::new(&self.qemu);
         command.args(arguments::arguments(&parts.machine, paths));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let inherited = std::iter::once(qmp.into()).chain(parts.taps).chain(parts.disks).chain([lock]);
         spawn::inherit(&mut command, inherited.collect()).map_err(system("hand over descriptors"))?;
-        let mut child = command.spawn().map_err(system(format!("start {}", self.settings.qemu.display())))?;
+        let mut child = command.spawn().map_err(system(format!("start {}", self.qemu.display())))?;
         // Our copies go, so that QEMU alone holds its taps, and its end closes the socket.
         drop(command);
         let greeted = Qmp::connect(&paths.qmp, START_MAX);
         let held = i32::try_from(child.id()).ok().and_then(Identity::of).and_then(|process| process.open());
         if let (Ok(_), Some(held)) = (&greeted, held) {
-            self.shared.keep(child);
+            shared.keep(child);
             return Ok(held);
         }
         // It ended, or is stuck; what it said is of more use than how the socket failed.
@@ -165,14 +158,13 @@ impl Qemu {
 ///
 /// # Errors
 /// If it cannot be found out.
-pub(super) fn look(paths: &Paths) -> Result<Found, DriverError> {
-    let is_there = paths.directory.try_exists();
-    if !is_there.map_err(system(format!("look at {}", paths.directory.display())))? {
+pub(super) fn look(room: &Room) -> Result<Found, DriverError> {
+    if !room.is_there()? {
         return Ok(Found::Nothing);
     }
-    Ok(match lock_holder(&paths.pid_file) {
+    Ok(match lock_holder(&Paths::of(room).pid_file) {
         Some(qemu) => Found::Running(qemu),
-        None if is_held(paths)? => Found::Starting,
+        None if room.is_held()? => Found::Starting,
         None => Found::Ended,
     })
 }
@@ -181,10 +173,10 @@ pub(super) fn look(paths: &Paths) -> Result<Found, DriverError> {
 ///
 /// # Errors
 /// If it is stuck in its start.
-pub(super) fn settled(paths: &Paths) -> Result<Option<Identity>, DriverError> {
+pub(super) fn settled(room: &Room) -> Result<Option<Identity>, DriverError> {
     let until = Instant::now() + START_MAX;
     loop {
-        match look(paths)? {
+        match look(room)? {
             Found::Running(qemu) => return Ok(Some(qemu)),
             Found::Nothing | Found::Ended => return Ok(None),
             Found::Starting if Instant::now() > until => return refuse("a QEMU is stuck in its start"),
@@ -192,7 +184,7 @@ pub(super) fn settled(paths: &Paths) -> Result<Option<Identity>, DriverError> {
         }
         // Started by somebody who died: its greeting comes when it is set up. Where nobody answers, the lock is held by
         // a child between its fork and its exec, which is a matter of milliseconds and tells nobody when it is over.
-        if Qmp::connect(&paths.qmp, START_MAX).is_err() {
+        if Qmp::connect(&Paths::of(room).qmp, START_MAX).is_err() {
             let _ = poll(&mut [], Some(&SETTLE_PAUSE));
         }
     }
@@ -202,11 +194,11 @@ pub(super) fn settled(paths: &Paths) -> Result<Option<Identity>, DriverError> {
 ///
 /// # Errors
 /// If it does not die.
-pub(super) fn end_qemu(paths: &Paths) -> Result<(), DriverError> {
-    match settled(paths)?.and_then(|qemu| qemu.open()) {
+pub(super) fn end_qemu(room: &Room) -> Result<(), DriverError> {
+    match settled(room)?.and_then(|qemu| qemu.open()) {
         Some(qemu) => {
             qemu.signal(Signal::KILL);
-            wait(&qemu, KILL_MAX, "QEMU")
+            wait_for_end(&qemu, "QEMU")
         }
         None => Ok(()),
     }
@@ -225,13 +217,13 @@ pub(super) fn end_backend(paths: &Paths, patience: Duration) -> Result<(), Drive
         return Ok(());
     }
     backend.signal(Signal::KILL);
-    wait(&backend, KILL_MAX, "the vsock backend")
+    wait_for_end(&backend, "the vsock backend")
 }
 
 /// Ends a backend whose starter died before it could note which process it is: it takes us for its QEMU, which leaves.
 /// When nobody listens any more it is about to go.
 fn dismiss_backend(paths: &Paths) -> Result<(), DriverError> {
-    let until = Instant::now() + KILL_MAX;
+    let until = Instant::now() + process::KILL_MAX;
     while let Ok(mut stream) = UnixStream::connect(&paths.vhost) {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -243,40 +235,7 @@ fn dismiss_backend(paths: &Paths) -> Result<(), DriverError> {
         let _ = stream.read(&mut [0]);
     }
     match process::named(paths.vhost.as_os_str()).map_err(system("look for the vsock backend"))? {
-        Some(backend) => wait(&backend, KILL_MAX, "the vsock backend"),
+        Some(backend) => wait_for_end(&backend, "the vsock backend"),
         None => Ok(()),
-    }
-}
-
-fn wait(process: &Held, patience: Duration, what: &str) -> Result<(), DriverError> {
-    match process.wait(patience) {
-        Ok(true) => Ok(()),
-        Ok(false) => refuse(format!("{what} does not die")),
-        Err(error) => Err(system(format!("wait for {what}"))(error)),
-    }
-}
-
-/// Takes the VM's lock; nothing if somebody has it. It passes to QEMU with its descriptor and is free again only when
-/// that process has ended.
-fn hold(paths: &Paths) -> Result<Option<OwnedFd>, DriverError> {
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&paths.lock);
-    let file = file.map_err(system("open the VM's lock"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file.into())),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(system("take the VM's lock")(error.into())),
-    }
-}
-
-/// Whether somebody has the VM's lock. Those who look share a lock, and so do not mistake each other for a QEMU.
-fn is_held(paths: &Paths) -> Result<bool, DriverError> {
-    let file = match File::open(&paths.lock) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        file => file.map_err(system("open the VM's lock"))?,
-    };
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
-        Err(error) => Err(system("look at the VM's lock")(error.into())),
     }
 }

@@ -8,7 +8,7 @@ use lightbyte_api::VmId;
 use lightbyte_guest::frame::Frame;
 use lightbyte_guest::protocol::{AGENT_PORT, EXEC_PROTOCOL, Exec, Info, Metrics, Problem};
 use lightbyte_vmm::driver::CONSOLE_CHUNK_BYTES_MAX;
-use lightbyte_vmm::{ConsoleChunk, ConsoleFrom};
+use lightbyte_vmm::{ConsoleChunk, ConsoleFrom, Guest};
 
 use crate::contract::{Bed, refused};
 
@@ -20,7 +20,8 @@ const DEAF_PORT: u32 = 4711;
 /// Asks the guest of a VM that is ready.
 pub(crate) fn answers(bed: &Bed<'_>, vm: VmId) {
     refused(bed.drivers.guest.connect(vm, DEAF_PORT, ANSWER_MAX).map(drop));
-    let get = |path: &str| ask(&mut connect(bed, vm), &format!("GET {path} HTTP/1.1\r\n"), b"");
+    let get =
+        |path: &str| ask(&mut connect(&*bed.drivers.guest, vm), &format!("GET {path} HTTP/1.1\r\n"), b"");
     let (status, body) = get("/v1/health");
     assert_eq!((status, body.as_slice()), (200, br#"{"healthy":true}"#.as_slice()));
     let (status, body) = get("/v1/info");
@@ -41,7 +42,7 @@ pub(crate) fn runs_programs(bed: &Bed<'_>, vm: VmId) {
         (&["cat"], "what goes in\ncomes out\n", "what goes in\ncomes out\n", 0),
     ];
     for (argv, input, output, code) in table {
-        let mut stream = connect(bed, vm);
+        let mut stream = connect(&*bed.drivers.guest, vm);
         assert_eq!(exec(&mut stream, argv).0, 101, "{argv:?}");
         if !input.is_empty() {
             send(&mut stream, &Frame::Stdin(input.into()));
@@ -49,16 +50,20 @@ pub(crate) fn runs_programs(bed: &Bed<'_>, vm: VmId) {
         }
         assert_eq!(outcome(&mut stream), (output.to_owned(), code), "{argv:?}");
     }
-    let (status, body) = exec(&mut connect(bed, vm), &["no-such-program"]);
+    let (status, body) = exec(&mut connect(&*bed.drivers.guest, vm), &["no-such-program"]);
     let problem: Problem = serde_json::from_slice(&body).expect("a problem");
     assert_eq!(status, 422);
     assert!(problem.error.starts_with("start no-such-program: No such file"), "{problem:?}");
-    assert_eq!(ask(&mut connect(bed, vm), "POST /v1/exec HTTP/1.1\r\n", b"{}").0, 426, "without its upgrade");
+    assert_eq!(
+        ask(&mut connect(&*bed.drivers.guest, vm), "POST /v1/exec HTTP/1.1\r\n", b"{}").0,
+        426,
+        "without its upgrade"
+    );
 }
 
 /// A program that waits for its input, with the stream to it.
 pub(crate) fn waits(bed: &Bed<'_>, vm: VmId) -> UnixStream {
-    let mut stream = connect(bed, vm);
+    let mut stream = connect(&*bed.drivers.guest, vm);
     assert_eq!(exec(&mut stream, &["cat"]).0, 101);
     send(&mut stream, &Frame::Stdin(b"here".to_vec()));
     let said =
@@ -118,8 +123,15 @@ pub(crate) fn is_absent(bed: &Bed<'_>, vm: VmId) {
     assert_eq!(nothing, ConsoleChunk::default());
 }
 
-fn connect(bed: &Bed<'_>, vm: VmId) -> UnixStream {
-    let stream = bed.drivers.guest.connect(vm, AGENT_PORT, ANSWER_MAX).expect("reach the agent");
+/// Runs a program in a guest that is ready, and gives what it said, with its code.
+pub(crate) fn run(guest: &dyn Guest, vm: VmId, argv: &[&str]) -> (String, u32) {
+    let mut stream = connect(guest, vm);
+    assert_eq!(exec(&mut stream, argv).0, 101, "{argv:?}");
+    outcome(&mut stream)
+}
+
+fn connect(guest: &dyn Guest, vm: VmId) -> UnixStream {
+    let stream = guest.connect(vm, AGENT_PORT, ANSWER_MAX).expect("reach the agent");
     assert_eq!(stream.read_timeout().expect("an answer"), None, "it waits for ever");
     stream.set_read_timeout(Some(ANSWER_MAX)).expect("set a time-out");
     stream

@@ -1,32 +1,32 @@
-//! Files, taps and QEMU keep the contract.
+//! Files, taps and each VMM keep the contract.
 
 use std::sync::Arc;
 
 use lightbyte_api::VmId;
-use lightbyte_vmm::{Drivers, Qemu};
+use lightbyte_vmm::{Drivers, Machines};
 
-use super::{Needs, World, in_namespace, kill};
+use super::{Needs, Runner, World, in_namespace, kill};
 use crate::contract::{Image, Subject, contract};
 
 struct Real {
     world: World,
-    qemu: Arc<Qemu>,
+    machines: Arc<Machines>,
     drivers: Drivers,
 }
 
 impl Real {
-    fn new(needs: &Needs) -> Real {
+    fn new(needs: Needs) -> Real {
         let world = World::new(needs);
-        let qemu = Arc::new(Qemu::new(world.settings.clone()).expect("make the driver"));
-        let files = Arc::new(world.settings.files.clone());
+        let machines = Arc::new(world.machines().expect("make the driver"));
+        let files = Arc::new(world.files.clone());
         let drivers = Drivers {
-            vmm: qemu.clone(),
+            vmm: machines.clone(),
             disks: files.clone(),
             network: Arc::new(world.taps),
             records: files,
-            guest: qemu.clone(),
+            guest: machines.clone(),
         };
-        Real { world, qemu, drivers }
+        Real { world, machines, drivers }
     }
 }
 
@@ -42,16 +42,33 @@ impl Subject for Real {
     }
     fn let_guest_become_ready(&self, _vm: VmId) {}
     fn end(&self, vm: VmId) {
-        kill(&self.qemu, vm);
+        kill(&self.machines, vm);
     }
     fn let_guest_shut_down(&self, _vm: VmId) {}
 }
 
-#[test]
-fn files_taps_and_qemu_keep_the_contract() {
-    in_namespace("real::contract::files_taps_and_qemu_keep_the_contract", Needs::find(), |needs| {
-        let real = Real::new(&needs);
+fn keeps_the_contract(name: &str, runner: Runner) {
+    in_namespace(name, Needs::find(runner), |needs| {
+        let real = Real::new(needs);
         contract(&real);
         real.world.nothing_is_left();
     });
+}
+
+#[test]
+fn files_taps_and_qemu_keep_the_contract() {
+    keeps_the_contract("real::contract::files_taps_and_qemu_keep_the_contract", Runner::Qemu);
+}
+
+#[test]
+fn files_taps_and_firecracker_keep_the_contract() {
+    keeps_the_contract("real::contract::files_taps_and_firecracker_keep_the_contract", Runner::Firecracker);
+}
+
+#[test]
+fn files_taps_and_a_jailed_firecracker_keep_the_contract() {
+    keeps_the_contract(
+        "real::contract::files_taps_and_a_jailed_firecracker_keep_the_contract",
+        Runner::Jailed,
+    );
 }

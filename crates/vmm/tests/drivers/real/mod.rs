@@ -1,8 +1,10 @@
-//! Real drivers, in a network namespace of their own. They need root and some programs; what starts VMs needs QEMU, the
-//! demo image (`cargo xtask images`) and the vsock backend too. Without one of them a test says so and is skipped.
+//! Real drivers, in a network namespace of their own. They need root and some programs; what starts VMs needs the demo
+//! image (`cargo xtask images`) too, and QEMU with the vsock backend, or Firecracker with a KVM that is usable (`cargo
+//! xtask nested` makes a host that has one). Without one of them a test says so and is skipped.
 
 mod contract;
-mod qemu;
+mod firecracker;
+mod life;
 mod taps;
 
 use std::fs;
@@ -14,44 +16,85 @@ use std::process::Command;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId};
-use lightbyte_vmm::qemu::Settings;
-use lightbyte_vmm::{Files, KvmVerdict, Qemu, Taps, Vmm as _, kvm};
+use lightbyte_vmm::{DriverError, Files, KvmVerdict, Machines, Taps, Vmm as _, firecracker as fc, kvm, qemu};
 
 use crate::contract::Image;
 
 /// Set in the copy of this test that has a namespace of its own.
 const INSIDE: &str = "LIGHTBYTE_TEST_NAMESPACE";
 
+/// What runs the VMs of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runner {
+    Qemu,
+    /// With the rights of the test.
+    Firecracker,
+    /// Locked in by the jailer.
+    Jailed,
+}
+
 /// What VMs need of this machine.
+#[derive(Clone)]
 struct Needs {
+    runner: Runner,
     image: PathBuf,
+    /// The vsock backend of QEMU.
     vsock: Vec<PathBuf>,
+    firecracker: PathBuf,
+    jailer: PathBuf,
     kvm: KvmVerdict,
 }
 
 impl Needs {
-    fn find() -> Result<Needs, String> {
+    fn find(runner: Runner) -> Result<Needs, String> {
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         let cache =
             std::env::var_os("LIGHTBYTE_CACHE").map_or_else(|| home.join(".cache/lightbyte"), PathBuf::from);
         let image =
             std::env::var_os("LIGHTBYTE_IMAGE").map_or_else(|| cache.join("images/demo"), PathBuf::from);
-        let vsock: Vec<PathBuf> = match std::env::var("LIGHTBYTE_VSOCK") {
-            Ok(words) => words.split_whitespace().map(PathBuf::from).collect(),
-            Err(_) => vec![beside("lightbyte-vsock")],
+        let mut needs = Needs {
+            runner,
+            vsock: match std::env::var("LIGHTBYTE_VSOCK") {
+                Ok(words) => words.split_whitespace().map(PathBuf::from).collect(),
+                Err(_) => vec![beside("lightbyte-vsock")],
+            },
+            firecracker: PathBuf::new(),
+            jailer: PathBuf::new(),
+            kvm: kvm::probe(),
+            image,
         };
         network_is_possible()?;
-        is_installed("qemu-system-x86_64")?;
-        if !image.join("manifest.json").exists() {
+        needs.find_programs()?;
+        if !needs.image.join("manifest.json").exists() {
             return Err(format!(
                 "no image in {}; run cargo xtask images, or set LIGHTBYTE_IMAGE",
-                image.display()
+                needs.image.display()
             ));
         }
-        if !vsock.first().is_some_and(|program| program.exists()) {
-            return Err("no vsock backend; set LIGHTBYTE_VSOCK to `…/lightbyte vsock`".to_owned());
+        Ok(needs)
+    }
+
+    fn find_programs(&mut self) -> Result<(), String> {
+        if self.runner == Runner::Qemu {
+            is_installed("qemu-system-x86_64")?;
+            if !self.vsock.first().is_some_and(|program| program.exists()) {
+                return Err("no vsock backend; set LIGHTBYTE_VSOCK to `…/lightbyte vsock`".to_owned());
+            }
+            return Ok(());
         }
-        Ok(Needs { image, vsock, kvm: kvm::probe() })
+        let nested = "cargo xtask nested --firecracker PATH makes a host for it";
+        if !self.kvm.is_usable() {
+            return Err(format!("Firecracker: {}; {nested}", self.kvm));
+        }
+        let found = |variable: &str| {
+            let path = std::env::var_os(variable).map(PathBuf::from);
+            path.ok_or_else(|| format!("Firecracker: {variable} is not set to its path; {nested}"))
+        };
+        self.firecracker = found("LIGHTBYTE_FIRECRACKER")?;
+        if self.runner == Runner::Jailed {
+            self.jailer = found("LIGHTBYTE_JAILER")?;
+        }
+        Ok(())
     }
 }
 
@@ -114,36 +157,61 @@ fn in_namespace<N>(name: &str, needs: Result<N, String>, test: impl FnOnce(N)) {
 /// Where the drivers of one test keep everything.
 struct World {
     place: PathBuf,
-    settings: Settings,
+    needs: Needs,
+    run: PathBuf,
+    files: Files,
     manifest: serde_json::Value,
     taps: Taps,
 }
 
 impl World {
-    fn new(needs: &Needs) -> World {
-        let world = World::at(std::env::temp_dir().join(format!("lbq{}", std::process::id())), needs);
+    fn new(needs: Needs) -> World {
+        let world = World::at(std::env::temp_dir().join(format!("lb{}", std::process::id())), needs);
         for name in ["kernel", "initrd", "root"] {
             let file = world.manifest[name]["file"].as_str().expect("text");
             let target = world.place.join("images").join(world.part(name).sha256);
-            symlink(needs.image.join(file), target).expect("link a part");
+            symlink(world.needs.image.join(file), target).expect("link a part");
         }
         world
     }
 
-    fn at(place: PathBuf, needs: &Needs) -> World {
+    fn at(place: PathBuf, needs: Needs) -> World {
         let images = place.join("images");
         fs::create_dir_all(&images).expect("make a directory");
         let text = fs::read(needs.image.join("manifest.json")).expect("read the manifest");
         let manifest: serde_json::Value = serde_json::from_slice(&text).expect("a manifest");
-        let settings = Settings {
-            run: place.join("run"),
-            qemu: "qemu-system-x86_64".into(),
-            vsock: needs.vsock.clone(),
-            kvm: needs.kvm.clone(),
-            worker: "n1".to_owned(),
-            files: Files::new(&place.join("state"), &images).expect("make the state"),
-        };
-        World { place, settings, manifest, taps: Taps::new().expect("make the rules") }
+        let files = Files::new(&place.join("state"), &images).expect("make the state");
+        let taps = Taps::new().expect("make the rules");
+        World { run: place.join("run"), place, needs, files, manifest, taps }
+    }
+
+    /// A driver that finds what another one has left.
+    fn machines(&self) -> Result<Machines, DriverError> {
+        let (run, worker, files) = (self.run.clone(), "n1".to_owned(), self.files.clone());
+        let jail =
+            fc::JailSettings { jailer: self.needs.jailer.clone(), jails: self.jails(), uids: fc::UIDS };
+        match self.needs.runner {
+            Runner::Qemu => Machines::qemu(qemu::Settings {
+                run,
+                qemu: "qemu-system-x86_64".into(),
+                vsock: self.needs.vsock.clone(),
+                kvm: self.needs.kvm.clone(),
+                worker,
+                files,
+            }),
+            Runner::Firecracker | Runner::Jailed => Machines::firecracker(fc::Settings {
+                run,
+                firecracker: self.needs.firecracker.clone(),
+                jail: (self.needs.runner == Runner::Jailed).then_some(jail),
+                worker,
+                files,
+            }),
+        }
+    }
+
+    /// Where the jails of Firecracker are.
+    fn jails(&self) -> PathBuf {
+        self.place.join("jails")
     }
 
     fn part(&self, name: &str) -> Part {
@@ -165,13 +233,18 @@ impl World {
 
     fn console(&self, vm: VmId) -> String {
         let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
-        let console = self.settings.files.directory(object).join("console.log");
+        let console = self.files.directory(object).join("console.log");
         fs::read(console).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }
 
     /// Whether nothing of a VM is left, in processes, interfaces or files.
     fn nothing_is_left(&self) {
-        assert_eq!(fs::read_dir(&self.settings.run).expect("a directory").count(), 0);
+        assert_eq!(fs::read_dir(&self.run).expect("a directory").count(), 0);
+        if let Ok(programs) = fs::read_dir(self.jails()) {
+            let jails =
+                programs.flatten().map(|program| fs::read_dir(program.path()).expect("a directory").count());
+            assert_eq!(jails.sum::<usize>(), 0, "a jail is left");
+        }
         let links = Command::new("ip").args(["-o", "link"]).output().expect("start ip").stdout;
         assert_eq!(String::from_utf8_lossy(&links).lines().count(), 2, "more than lo and br0");
         assert_eq!(self.processes(), Vec::<PathBuf>::new());
@@ -191,7 +264,7 @@ impl World {
 impl Drop for World {
     /// Whatever failed, no VM stays behind.
     fn drop(&mut self) {
-        if let Ok(driver) = Qemu::new(self.settings.clone()) {
+        if let Ok(driver) = self.machines() {
             for vm in driver.list().unwrap_or_default() {
                 if std::thread::panicking() {
                     eprintln!("the console of {vm}:\n{}", self.console(vm));
@@ -204,7 +277,7 @@ impl Drop for World {
 }
 
 /// Ends a VM's machine process, as a crash would.
-fn kill(driver: &Qemu, vm: VmId) {
+fn kill(driver: &Machines, vm: VmId) {
     let pid = driver.pid(vm).expect("an answer").expect("a process");
     // The shell's own word: the program of that name is not on every machine.
     let status = Command::new("sh").args(["-c", &format!("kill -9 {pid}")]).status().expect("a shell");

@@ -2,12 +2,16 @@
 //! bounded.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lightbyte_guest::protocol::{AGENT_PORT, READY_ANSWER, READY_BYTES_MAX, Ready};
+use lightbyte_guest::protocol::{AGENT_PORT, Leaving, READY_ANSWER, READY_BYTES_MAX, Ready};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
+use serde::Deserialize;
 
 use crate::http;
 
@@ -24,9 +28,9 @@ const WRITE_MAX: Duration = Duration::from_secs(2);
 const LINE_MAX: Duration = Duration::from_secs(5);
 
 /// Reads until a time, however the other side deals out its bytes.
-struct Timed<'a> {
-    stream: &'a UnixStream,
-    until: Instant,
+pub(crate) struct Timed<'a> {
+    pub(crate) stream: &'a UnixStream,
+    pub(crate) until: Instant,
 }
 
 impl io::Read for Timed<'_> {
@@ -44,7 +48,7 @@ impl io::Read for Timed<'_> {
 ///
 /// # Errors
 /// `ConnectionRefused` if nobody takes it; others if the backend is not there or too slow.
-pub(super) fn dial(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
+pub(crate) fn dial(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
     let stream = connect(uds, port, until)?;
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
@@ -52,14 +56,17 @@ pub(super) fn dial(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStre
 }
 
 /// Connects to a socket without waiting: a process that is stuck accepts nobody, and its queue is full some day
-/// (connect(2), EAGAIN).
+/// (connect(2), EAGAIN). What stands there is a socket itself: a link that a jailed process has put in its place would
+/// lead to another VM's.
 ///
 /// # Errors
 /// If nobody listens there, or takes no more.
-pub(super) fn reach(path: &Path) -> io::Result<UnixStream> {
+pub(crate) fn reach(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let place = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
+    rustix::net::connect(&socket, &address)?;
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
     Ok(stream)
@@ -90,7 +97,7 @@ fn connect(uds: &Path, port: u32, until: Instant) -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// If the agent is not there, too slow, or answers no HTTP.
-pub(super) fn request(
+pub(crate) fn request(
     uds: &Path,
     method: &str,
     path: &str,
@@ -98,14 +105,27 @@ pub(super) fn request(
     wait: Duration,
 ) -> io::Result<(u16, Vec<u8>)> {
     let until = Instant::now() + wait;
-    let mut stream = connect(uds, AGENT_PORT, until)?;
+    exchange(&connect(uds, AGENT_PORT, until)?, method, path, body, until)
+}
+
+/// Sends one request on a connection to the agent and gives status and body. It is over at that time.
+///
+/// # Errors
+/// If the agent is too slow, or answers no HTTP.
+pub(crate) fn exchange(
+    mut stream: &UnixStream,
+    method: &str,
+    path: &str,
+    body: &[u8],
+    until: Instant,
+) -> io::Result<(u16, Vec<u8>)> {
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut answer = Vec::new();
-    Timed { stream: &stream, until }.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+    Timed { stream, until }.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
     let (status, head_bytes) = head_of(&answer).ok_or_else(|| invalid("the agent answers no HTTP"))?;
     Ok((status, answer.split_off(head_bytes)))
 }
@@ -117,16 +137,26 @@ fn head_of(answer: &[u8]) -> Option<(u16, usize)> {
     Some((str::from_utf8(code).ok()?.parse().ok()?, head_bytes))
 }
 
+/// What a guest says when it calls.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Call {
+    /// It is ready.
+    Ready(Ready),
+    /// It ends its machine.
+    Leaving(Leaving),
+}
+
 /// Takes the guest's call on its ready port; nothing if it said something else or broke off, and will call again.
-pub(super) fn take_call(listener: &UnixListener) -> Option<Ready> {
+pub(crate) fn take_call(listener: &UnixListener) -> Option<Call> {
     let (mut stream, _) = listener.accept().ok()?;
     stream.set_write_timeout(Some(WRITE_MAX)).ok()?;
     let timed = Timed { stream: &stream, until: Instant::now() + LINE_MAX };
     let mut line = String::new();
     BufReader::new(timed.take(READY_BYTES_MAX as u64)).read_line(&mut line).ok()?;
-    let ready = serde_json::from_str(&line).ok()?;
+    let call = serde_json::from_str(&line).ok()?;
     stream.write_all(READY_ANSWER).ok()?;
-    Some(ready)
+    Some(call)
 }
 
 fn invalid(text: &'static str) -> io::Error {
@@ -136,6 +166,19 @@ fn invalid(text: &'static str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_to_a_socket_is_not_followed() {
+        let place = std::env::temp_dir().join(format!("lightbyte-channel-{}", std::process::id()));
+        std::fs::create_dir_all(&place).expect("make a directory");
+        let (socket, link) = (place.join("socket"), place.join("link"));
+        let _listener = UnixListener::bind(&socket).expect("listen");
+        std::os::unix::fs::symlink(&socket, &link).expect("link");
+        reach(&socket).expect("a socket");
+        assert_eq!(reach(&link).expect_err("a link").kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(reach(&place.join("none")).expect_err("nothing").kind(), io::ErrorKind::NotFound);
+        std::fs::remove_dir_all(&place).expect("remove it");
+    }
 
     #[test]
     fn heads_are_found_or_are_none() {

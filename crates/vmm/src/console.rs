@@ -1,5 +1,6 @@
-//! A guest's console is a file that QEMU appends to. It is kept within bounds by copying its end and cutting it: QEMU
-//! opened it in append mode and goes on at the new end. What the guest says between the copy and the cut is lost.
+//! A guest's console is a file that the VMM appends to. It is kept within bounds by copying its end and cutting it: it
+//! was opened in append mode, and the VMM goes on at the new end. What the guest says between the copy and the cut is
+//! lost.
 //!
 //! ```text
 //!   console.log.1 (1 MiB at most) | console.log
@@ -8,22 +9,25 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use crate::driver::{ConsoleChunk, ConsoleFrom};
 
 /// The console's file in the VM's directory; the older one has `.1` added.
-pub(super) const CONSOLE: &str = "console.log";
+pub(crate) const CONSOLE: &str = "console.log";
 
 /// How long the file may be when it is looked at, and how much of it is kept as the older file: some ten boots.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 
+/// Unit of what a file takes up (stat(2), `st_blocks`).
+const BLOCK_BYTES: u64 = 512;
+
 /// How often it is looked at. A guest writes at most some MB in that time.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// The position at which the console's file begins, which is where the older one ends.
 struct Begin {
@@ -52,7 +56,7 @@ impl Begin {
 ///
 /// # Errors
 /// If the disk is full; then the console is cut all the same, since it must not fill it further.
-pub(super) fn rotate(console: &Path) -> io::Result<()> {
+pub(crate) fn rotate(console: &Path) -> io::Result<()> {
     let length = match fs::metadata(console) {
         Ok(found) => found.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -72,6 +76,18 @@ pub(super) fn rotate(console: &Path) -> io::Result<()> {
     kept
 }
 
+/// Empties a log that takes up too much of the disk. What is in it is for a person who looks soon. Its writer goes on where
+/// it was, behind a hole, and may be jailed: a link that it has put in the log's place is not followed.
+pub(crate) fn cut(log: &Path) {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // One that cannot be cut now is looked at again.
+    let Ok(file) = rustix::fs::open(log, flags, Mode::empty()).map(File::from) else { return };
+    if file.metadata().is_ok_and(|found| found.is_file() && found.blocks() * BLOCK_BYTES > CONSOLE_BYTES_MAX)
+    {
+        let _ = file.set_len(0);
+    }
+}
+
 fn keep_end(console: &Path, length: u64) -> io::Result<()> {
     let mut source = File::open(console)?;
     source.seek(SeekFrom::Start(length - CONSOLE_BYTES_MAX))?;
@@ -89,7 +105,7 @@ fn older(console: &Path) -> PathBuf {
 ///
 /// # Errors
 /// If a file cannot be read.
-pub(super) fn read(console: &Path, from: ConsoleFrom) -> io::Result<ConsoleChunk> {
+pub(crate) fn read(console: &Path, from: ConsoleFrom) -> io::Result<ConsoleChunk> {
     let Some((newer, _)) = open(console)? else { return Ok(ConsoleChunk::default()) };
     let middle = Begin::hold(console, FlockOperation::LockShared)?;
     let end = middle.position + newer.metadata()?.len();
@@ -143,6 +159,26 @@ mod tests {
             assert_eq!(fs::metadata(&console).unwrap().len(), left as u64, "after {written}");
         }
         assert_eq!(fs::metadata(directory.join("console.log.1")).unwrap().len(), CONSOLE_BYTES_MAX);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_fills_the_disk_is_emptied_and_a_link_is_not_followed() {
+        let directory = place("log");
+        let (log, link) = (directory.join("log"), directory.join("link"));
+        let mut writer = File::create(&log).unwrap();
+        std::os::unix::fs::symlink(&log, &link).unwrap();
+        let most = usize::try_from(CONSOLE_BYTES_MAX).unwrap();
+        writer.write_all(&vec![b'x'; most]).unwrap();
+        let length = || fs::metadata(&log).unwrap().len();
+        for (more, path, left) in
+            [(0, &log, most), (8192, &link, most + 8192), (0, &log, 0), (5, &log, most + 8197)]
+        {
+            writer.write_all(&vec![b'x'; more]).unwrap();
+            cut(path);
+            assert_eq!(length(), left as u64, "after {more} more");
+        }
+        cut(&directory.join("none"));
         fs::remove_dir_all(&directory).unwrap();
     }
 

@@ -5,6 +5,7 @@
 //!  started --> waiting for the call --call--> introducing --identity taken, Ready told--> known --+
 //!  found  --> asking for its health --well------^   ^ (again while it fails)   ^----- call again --+
 //!                |  (again while it fails)          |
+//!  a call that it leaves: told, from any state
 //!                +--call----------------------------+        the process ends, from any state: Exited told, over
 //! ```
 
@@ -17,12 +18,15 @@ use std::time::{Duration, Instant};
 use lightbyte_api::{Timestamp, VmId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::channel;
-use super::console;
-use super::paths::Paths;
-use super::process::Held;
-use super::{Shared, write_whole};
+use lightbyte_guest::protocol::Way;
+use lightbyte_plan::agent::Leaving;
+
+use crate::channel::Call;
 use crate::driver::VmmEvent;
+use crate::machines::Shared;
+use crate::process::Held;
+use crate::room::{Room, write_whole};
+use crate::{channel, console};
 
 /// How long a guest that was found running may take to say that it is well.
 const HEALTH_MAX: Duration = Duration::from_secs(2);
@@ -44,23 +48,25 @@ enum Talk {
     Introduce(Instant),
 }
 
-pub(super) struct Minder {
-    pub(super) vm: VmId,
-    pub(super) paths: Paths,
-    pub(super) console: PathBuf,
+pub(crate) struct Minder {
+    pub(crate) vm: VmId,
+    pub(crate) room: Room,
+    pub(crate) console: PathBuf,
+    /// Other files that the process writes.
+    pub(crate) logs: Vec<PathBuf>,
     /// The identity as the guest takes it.
-    pub(super) identity: Vec<u8>,
+    pub(crate) identity: Vec<u8>,
     /// Where the guest calls; without one it is only asked.
-    pub(super) listener: Option<UnixListener>,
-    pub(super) process: Held,
-    pub(super) shared: Arc<Shared>,
+    pub(crate) listener: Option<UnixListener>,
+    pub(crate) process: Held,
+    pub(crate) shared: Arc<Shared>,
     /// Whether it was found running.
-    pub(super) is_found: bool,
+    pub(crate) is_found: bool,
 }
 
 impl Minder {
     /// Goes on until the process ends, or the driver does.
-    pub(super) fn run(self) {
+    pub(crate) fn run(self) {
         let now = Instant::now();
         let mut talk = if self.is_found { Talk::Ask(now) } else { Talk::Waiting };
         let mut look_at = now + console::LOOK_EVERY;
@@ -78,6 +84,7 @@ impl Minder {
             if Instant::now() >= look_at {
                 // A full disk is told by everything else that needs it; the console is cut in any case.
                 let _ = console::rotate(&self.console);
+                self.logs.iter().for_each(|log| console::cut(log));
                 look_at = Instant::now() + console::LOOK_EVERY;
             }
             talk = self.talk(talk);
@@ -107,11 +114,21 @@ impl Minder {
     }
 
     fn take_call(&self) -> Option<Talk> {
-        let ready = channel::take_call(self.listener.as_ref()?)?;
+        let ready = match channel::take_call(self.listener.as_ref()?)? {
+            Call::Ready(ready) => ready,
+            Call::Leaving(said) => {
+                let leaving = match said.leaving {
+                    Way::Poweroff => Leaving::Poweroff,
+                    Way::Reboot => Leaving::Reboot,
+                };
+                self.shared.tell(VmmEvent::Leaving { vm: self.vm, leaving });
+                return None;
+            }
+        };
         let now = Timestamp::now();
         // Kept for whoever finds this VM running: when the agent began cannot be asked later. Without the note the next
         // driver says a later time, which is no reason to leave the guest without its identity.
-        let _ = ready.ready.then(|| write_whole(&self.paths.agent_at, now.to_string().as_bytes()));
+        let _ = ready.ready.then(|| write_whole(&self.room.agent_at, now.to_string().as_bytes()));
         Some(Talk::Introduce(Instant::now()))
     }
 
@@ -119,7 +136,7 @@ impl Minder {
     fn talk(&self, talk: Talk) -> Talk {
         let now = Instant::now();
         let request = |method, path, body: &[u8], wait| {
-            let answer = channel::request(&self.paths.uds, method, path, body, wait);
+            let answer = channel::request(&self.room.uds, method, path, body, wait);
             answer.is_ok_and(|(status, _)| status == 200)
         };
         match talk {
@@ -139,7 +156,7 @@ impl Minder {
     }
 
     fn agent_at(&self) -> Timestamp {
-        let noted = fs::read_to_string(&self.paths.agent_at).ok().and_then(|text| text.parse().ok());
+        let noted = fs::read_to_string(&self.room.agent_at).ok().and_then(|text| text.parse().ok());
         noted.unwrap_or_else(Timestamp::now)
     }
 }

@@ -14,30 +14,36 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::driver::DriverError;
+use crate::room::{refuse, system};
+
+/// How long a killed process may take to go. Longer means stuck in the kernel: an error, not a wait.
+pub(crate) const KILL_MAX: Duration = Duration::from_secs(10);
+
 /// Names a process for as long as this machine is up: a pid alone is given out again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     /// Its pid in our namespace.
-    pub(super) pid: i32,
+    pub(crate) pid: i32,
     /// When it started, in clock ticks since boot (proc(5), `stat`, field 22).
-    pub(super) start_ticks: u64,
+    pub(crate) start_ticks: u64,
 }
 
 impl Identity {
     /// The identity of a living process; nothing for one that has gone or is a zombie.
-    pub(super) fn of(pid: i32) -> Option<Self> {
+    pub(crate) fn of(pid: i32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (state, start_ticks) = parse_stat(&stat)?;
         (state != 'Z' && state != 'X').then_some(Self { pid, start_ticks })
     }
 
     /// Whether it still runs.
-    pub(super) fn alive(&self) -> bool {
+    pub(crate) fn alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
     }
 
     /// Takes hold of it; nothing if it has gone.
-    pub(super) fn open(&self) -> Option<Held> {
+    pub(crate) fn open(&self) -> Option<Held> {
         let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         // The pid may have changed hands before it was opened, not after.
         self.alive().then_some(Held { pidfd })
@@ -54,13 +60,13 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
 
 /// A process that cannot be mistaken for another.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(crate) struct Held {
     pidfd: OwnedFd,
 }
 
 impl Held {
     /// Sends a signal; one that has ended needs none.
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
@@ -68,7 +74,7 @@ impl Held {
     ///
     /// # Errors
     /// If the kernel refuses to wait.
-    pub(super) fn wait(&self, wait: Duration) -> io::Result<bool> {
+    pub(crate) fn wait(&self, wait: Duration) -> io::Result<bool> {
         let wait = Timespec::try_from(wait).map_err(io::Error::other)?;
         loop {
             match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&wait)) {
@@ -80,13 +86,25 @@ impl Held {
     }
 
     /// The descriptor, which becomes readable when the process ends (pidfd_open(2)).
-    pub(super) fn pidfd(&self) -> &OwnedFd {
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
 }
 
+/// Waits for a process that was killed.
+///
+/// # Errors
+/// If it is still there after [`KILL_MAX`].
+pub(crate) fn wait_for_end(process: &Held, what: &str) -> Result<(), DriverError> {
+    match process.wait(KILL_MAX) {
+        Ok(true) => Ok(()),
+        Ok(false) => refuse(format!("{what} does not die")),
+        Err(error) => Err(system(format!("wait for {what}"))(error)),
+    }
+}
+
 /// Who holds the lock on a pid file: QEMU does so as long as it lives, and the kernel names its pid.
-pub(super) fn lock_holder(pid_file: &Path) -> Option<Identity> {
+pub(crate) fn lock_holder(pid_file: &Path) -> Option<Identity> {
     let file = File::options().read(true).write(true).open(pid_file).ok()?;
     let holder = fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok()??;
     Identity::of(holder.pid?.as_raw_nonzero().get())
@@ -96,7 +114,7 @@ pub(super) fn lock_holder(pid_file: &Path) -> Option<Identity> {
 ///
 /// # Errors
 /// If the list of processes cannot be read.
-pub(super) fn named(word: &OsStr) -> io::Result<Option<Held>> {
+pub(crate) fn named(word: &OsStr) -> io::Result<Option<Held>> {
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
