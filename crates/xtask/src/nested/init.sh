@@ -25,6 +25,8 @@ if [ "$1" != moved ]; then
     done
     exec switch_root /root /init moved
 fi
+# Only what ends the kernel is said between the lines of tests.
+dmesg -n 1
 tries=0
 until [ -b /dev/vda ] || [ $tries -gt 100 ]; do
     tries=$((tries + 1))
