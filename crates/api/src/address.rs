@@ -97,6 +97,18 @@ impl MacAddress {
         let hash = nic_hash(uid, index).to_be_bytes();
         MacAddress([(hash[2] & 0xfc) | 0x02, hash[3], hash[4], hash[5], hash[6], hash[7]])
     }
+
+    /// The address of these bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; 6]) -> MacAddress {
+        MacAddress(bytes)
+    }
+
+    /// Its bytes, the first on the wire first.
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 6] {
+        self.0
+    }
 }
 
 /// The name of the tap of the NIC `index` of the machine `uid`: `lb` and 12 hexadecimal digits, within the 15 bytes

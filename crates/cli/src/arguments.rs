@@ -156,6 +156,12 @@ pub(crate) struct Run {
     /// given several times
     #[arg(long = "volume", value_name = "NAME[:SIZE][:PATH]")]
     pub(crate) volumes: Vec<RunVolume>,
+    /// A file with public keys that may log in as root; may be given several times
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    pub(crate) ssh_keys: Vec<PathBuf>,
+    /// A script that /bin/sh runs at its first boot
+    #[arg(long, value_name = "FILE")]
+    pub(crate) script: Option<PathBuf>,
     /// The network it is on
     #[arg(long, value_name = "NAME")]
     pub(crate) network: Option<Name>,

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use lightbyte_api::address::tap_name;
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
-use lightbyte_api::{Uid, VmId};
+use lightbyte_api::{MacAddress, Uid, VmId};
 
 use self::netlink::{Link, Netlink};
 use self::sources::Source;
@@ -68,8 +68,9 @@ impl Network for Taps {
         let made = wanted.iter().zip(bridges).try_for_each(|(source, bridge)| {
             let (name, alias) = (&source.tap, alias(vm, source));
             let made = match index_of(name) {
-                Some(tap) => Netlink::open().and_then(|mut netlink| netlink.set_up(tap, bridge, &alias)),
-                None => make(name, bridge, &alias),
+                Some(tap) => Netlink::open()
+                    .and_then(|mut netlink| netlink.set_up(tap, bridge, host_side(source.mac), &alias)),
+                None => make(name, bridge, host_side(source.mac), &alias),
             };
             made.map_err(system(format!("make tap {name}")))
         });
@@ -167,8 +168,16 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
     links.iter().filter_map(source).collect()
 }
 
+/// The tap's own hardware address. A bridge takes the lowest of its ports for itself, so the kernel's choice, which is
+/// random, would change the address of the host with each VM that comes or goes, and nobody would reach the host until
+/// they have asked for it anew. This is as high as an address of one interface can be, and never the guest's.
+fn host_side(guest: MacAddress) -> MacAddress {
+    let [_, second, third, fourth, fifth, last] = guest.bytes();
+    MacAddress::new([0xfe, second, third, fourth, fifth, !last])
+}
+
 /// Makes a tap: if this process ends before it is whole, the kernel takes it away.
-fn make(name: &str, bridge: u32, alias: &str) -> io::Result<()> {
+fn make(name: &str, bridge: u32, address: MacAddress, alias: &str) -> io::Result<()> {
     let tap = attach(name)?;
     let mut netlink = Netlink::open()?;
     let index = netlink
@@ -183,7 +192,7 @@ fn make(name: &str, bridge: u32, alias: &str) -> io::Result<()> {
         // A kernel without IPv6 has no such file.
         _ => {}
     }
-    netlink.set_up(index, bridge, alias)?;
+    netlink.set_up(index, bridge, address, alias)?;
     set_persistent(&tap, true)
 }
 

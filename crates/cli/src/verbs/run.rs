@@ -1,8 +1,11 @@
 //! `lightbyte run IMAGE`: a VM, waited for, and its address.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use lightbyte_api::first_boot::FIRST_BOOT_BYTES_MAX;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::wire::{Apply, Changed};
 use lightbyte_api::{Kind, Name};
@@ -35,7 +38,8 @@ pub(crate) async fn run(cluster: &Cluster, words: &Run) -> Result<Code> {
             .into());
     }
     found.with_context(|| format!("look for `{image}`"))?;
-    let changed = create(cluster, words).await?;
+    let first_boot = first_boot(words)?;
+    let changed = create(cluster, words, &first_boot).await?;
     if words.patience.no_wait {
         print(&changed.object.to_string())?;
         return Ok(Code::Done);
@@ -47,10 +51,11 @@ pub(crate) async fn run(cluster: &Cluster, words: &Run) -> Result<Code> {
     Ok(Code::Done)
 }
 
-async fn create(cluster: &Cluster, words: &Run) -> Result<Changed> {
+async fn create(cluster: &Cluster, words: &Run, first_boot: &Value) -> Result<Changed> {
     for tried in 1.. {
         let name = words.name.as_ref().map_or_else(|| made_up_name(&words.image), Name::to_string);
-        let apply = Apply { documents: documents(words, &name), create_only: true, dry_run: false };
+        let apply =
+            Apply { documents: documents(words, first_boot, &name), create_only: true, dry_run: false };
         match cluster.apply(&apply, None).await {
             Ok(applied) => {
                 // The VM stands behind its volumes.
@@ -80,7 +85,7 @@ fn made_up_name(image: &Name) -> String {
 }
 
 /// Only what was said: the server fills in the defaults, and reports what is wrong.
-fn manifest(words: &Run, name: &str) -> Value {
+fn manifest(words: &Run, first_boot: &Value, name: &str) -> Value {
     let mut spec = Map::new();
     spec.insert("image".to_owned(), json!(words.image));
     let fields = [
@@ -88,6 +93,7 @@ fn manifest(words: &Run, name: &str) -> Value {
         ("memory", words.memory.map(|memory| json!(memory))),
         ("disks", disks(words)),
         ("nics", nic(words)),
+        ("first_boot", (!first_boot.is_null()).then(|| first_boot.clone())),
     ];
     for (field, value) in fields {
         if let Some(value) = value {
@@ -99,13 +105,41 @@ fn manifest(words: &Run, name: &str) -> Value {
     json!({"kind": "vm", "name": name, "labels": labels, "spec": spec})
 }
 
+/// What is done at the first boot, from the files that were named; null when there is nothing.
+fn first_boot(words: &Run) -> Result<Value> {
+    let read = |path: &PathBuf| read_text(path).with_context(|| format!("read `{}`", path.display()));
+    let mut keys = Vec::new();
+    for path in &words.ssh_keys {
+        let text = read(path)?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        keys.extend(lines.map(str::to_owned));
+    }
+    let script = words.script.as_ref().map(read).transpose()?;
+    let mut first_boot = Map::new();
+    if !keys.is_empty() {
+        first_boot.insert("ssh_keys".to_owned(), json!(keys));
+    }
+    if let Some(script) = script {
+        first_boot.insert("script".to_owned(), json!(script));
+    }
+    Ok(if first_boot.is_empty() { Value::Null } else { Value::Object(first_boot) })
+}
+
+/// A text of at most as many bytes as a first boot may have, so that a device is no end of it.
+fn read_text(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let most = FIRST_BOOT_BYTES_MAX as u64 + 1;
+    std::fs::File::open(path)?.take(most).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// The volumes that are to be made, and the VM.
-fn documents(words: &Run, name: &str) -> Vec<Value> {
+fn documents(words: &Run, first_boot: &Value, name: &str) -> Vec<Value> {
     let volume = |volume: &RunVolume| {
         let size = volume.size?;
         Some(json!({"kind": "volume", "name": volume.name, "spec": {"size": size}}))
     };
-    words.volumes.iter().filter_map(volume).chain([manifest(words, name)]).collect()
+    words.volumes.iter().filter_map(volume).chain([manifest(words, first_boot, name)]).collect()
 }
 
 fn disks(words: &Run) -> Option<Value> {
@@ -154,7 +188,7 @@ mod tests {
     #[test]
     fn options_become_a_manifest_that_is_good() {
         let check = |text: &str, expect: Value| {
-            let manifest = manifest(&words(text), "a");
+            let manifest = manifest(&words(text), &Value::Null, "a");
             assert_eq!(manifest["spec"], expect, "{text}");
             assert!(lightbyte_api::Manifest::read(&manifest).is_ok(), "{text}");
         };
@@ -173,12 +207,12 @@ mod tests {
                 {"name": "root"}, {"volume": "data", "mount": "/mnt/data"}, {"volume": "logs", "mount": "/var/log"},
             ]}),
         );
-        let made = documents(&words("demo --volume data:1GiB --volume logs"), "a");
+        let made = documents(&words("demo --volume data:1GiB --volume logs"), &Value::Null, "a");
         assert_eq!(made[0], json!({"kind": "volume", "name": "data", "spec": {"size": "1GiB"}}));
         assert_eq!(made.len(), 2);
         check("demo --address 10.0.0.9", json!({"image": "demo", "nics": [{"address": "10.0.0.9"}]}));
         assert_eq!(
-            manifest(&words("demo --label a=b --label c=d"), "a")["labels"],
+            manifest(&words("demo --label a=b --label c=d"), &Value::Null, "a")["labels"],
             json!({"a": "b", "c": "d"})
         );
     }

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use lightbyte_api::MacAddress;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 /// Room for one part of the list: the kernel fills what it is given, up to 32 KiB at once (netlink(7)).
@@ -24,6 +25,7 @@ const GET_LINK: u16 = 18;
 const REQUEST: u16 = 1;
 const ACKNOWLEDGE: u16 = 4;
 const DUMP: u16 = 0x300;
+const ADDRESS: u16 = 1;
 const NAME: u16 = 3;
 const MASTER: u16 = 10;
 const ALIAS: u16 = 20;
@@ -64,9 +66,16 @@ impl Netlink {
         Err(invalid("the list of interfaces has no end"))
     }
 
-    /// Gives an interface its alias, joins it to a bridge and brings it up.
-    pub(super) fn set_up(&mut self, index: u32, bridge: u32, alias: &str) -> io::Result<()> {
+    /// Gives an interface its hardware address and its alias, joins it to a bridge and brings it up.
+    pub(super) fn set_up(
+        &mut self,
+        index: u32,
+        bridge: u32,
+        address: MacAddress,
+        alias: &str,
+    ) -> io::Result<()> {
         let mut attributes = Vec::new();
+        attribute(&mut attributes, ADDRESS, &address.bytes());
         attribute(&mut attributes, MASTER, &bridge.to_ne_bytes());
         attribute(&mut attributes, ALIAS, alias.as_bytes());
         let message = message(NEW_LINK, REQUEST | ACKNOWLEDGE, index, UP, &attributes);

@@ -217,3 +217,35 @@ fn a_tap_that_cannot_be_made_may_not_send() {
         assert_eq!((keys(), driver.count(A).expect("an answer")), (0, 0));
     });
 }
+
+/// The hardware address of an interface of this namespace.
+fn address_of(name: &str) -> String {
+    let output = Command::new("ip").args(["-o", "link", "show", "dev", name]).output().expect("run ip");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let mut words = text.split_whitespace().skip_while(|word| *word != "link/ether");
+    words.nth(1).unwrap_or_else(|| panic!("{name} has no address: {text}")).to_owned()
+}
+
+/// A bridge takes the lowest address of its ports, and a host whose address changes is not reached for a while.
+#[test]
+fn the_host_keeps_its_address_whatever_vms_come_and_go() {
+    let name = "real::taps::the_host_keeps_its_address_whatever_vms_come_and_go";
+    in_namespace(name, network_is_possible(), |()| {
+        let ip = |words: &str| {
+            let status = Command::new("ip").args(words.split(' ')).status().expect("run ip");
+            assert!(status.success(), "ip {words}");
+        };
+        // The highest that an interface of a real machine can have.
+        ip("link add uplink address fc:ff:ff:ff:ff:ff type veth peer name outside");
+        ip("link set uplink master br0 up");
+        let before = address_of("br0");
+        let taps = Taps::new().expect("make the driver");
+        for vm in (1..=32).map(|number| VmId::new(Uid::from_bits(number))) {
+            taps.ensure(vm, &[nic(vm, OWN)]).expect("make a tap");
+            assert_eq!(address_of("br0"), before, "with the tap of {vm}");
+            taps.remove(vm).expect("remove it");
+            assert_eq!(address_of("br0"), before, "without the tap of {vm}");
+        }
+        ip("link del uplink");
+    });
+}
