@@ -7,3 +7,4 @@ mod guest;
 mod outside;
 mod real;
 mod rootless;
+mod volumes;
