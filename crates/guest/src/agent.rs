@@ -22,6 +22,8 @@ pub(crate) struct Agent {
     pub(crate) first_boot_begun: Cell<bool>,
     pub(crate) mount_error: RefCell<String>,
     pub(crate) frozen: RefCell<Option<Frozen>>,
+    /// Whose freeze was given up last, before it came.
+    pub(crate) given_up: RefCell<String>,
     /// Held by whoever makes this guest what the host says.
     pub(crate) becoming: tokio::sync::Mutex<()>,
 }
@@ -37,6 +39,7 @@ impl Agent {
             first_boot_begun: Cell::new(false),
             mount_error: RefCell::default(),
             frozen: RefCell::default(),
+            given_up: RefCell::default(),
             becoming: tokio::sync::Mutex::default(),
         })
     }

@@ -25,6 +25,8 @@ const THAW: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<i32>(b'X
 /// so as well when this is dropped.
 pub(crate) struct Frozen {
     pub(crate) count: u32,
+    /// Whose it is.
+    pub(crate) token: String,
     /// Asks for the end.
     end: Sender<()>,
     /// How many were thawed.
@@ -49,10 +51,16 @@ impl Frozen {
 /// Writes everything and freezes: data first, the root last. Waits for the disks.
 ///
 /// # Errors
-/// If one cannot be frozen; then none is.
-pub(crate) fn freeze(time: Duration) -> Result<Frozen> {
+/// If one cannot be frozen, or a disk that is named has no file system that could be; then none is.
+pub(crate) fn freeze(time: Duration, token: String, disks: &[u16]) -> Result<Frozen> {
     rustix::fs::sync();
     let mut found = mounted::file_systems();
+    for disk in disks {
+        let device = mounted::device_of(*disk).with_context(|| format!("there is no disk {disk}"))?;
+        if !found.iter().any(|found| found.device == device) {
+            bail!("disk {disk} is not mounted as ext4 or xfs, so it cannot be held still");
+        }
+    }
     found.retain(|found| !found.is_read_only);
     found.reverse();
     let (end, asked) = channel();
@@ -75,14 +83,15 @@ pub(crate) fn freeze(time: Duration) -> Result<Frozen> {
             let (Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)) =
                 asked.recv_timeout(time);
         }
+        // From here on nobody is in time.
+        drop(asked);
         // The root first: programs are on it.
         let done = held.iter().rev().filter(|directory| change::<THAW>(directory).is_ok()).count();
-        drop(asked);
         let _ = say.send(u32::try_from(done).unwrap_or(u32::MAX));
     };
     std::thread::Builder::new().name("freeze".to_owned()).spawn(hold).context("start a thread")?;
     match is_frozen.recv() {
-        Ok(Ok(count)) => Ok(Frozen { count, end, thawed }),
+        Ok(Ok(count)) => Ok(Frozen { count, token, end, thawed }),
         Ok(Err(error)) => Err(anyhow::Error::new(error).context("freeze a file system")),
         Err(_) => bail!("the thread that freezes has died"),
     }
@@ -120,7 +129,7 @@ mod tests {
     fn the_end_of_the_time_is_noticed_and_a_thaw_after_it_counts_nothing() {
         let (end, asked) = channel();
         let (say, thawed) = channel();
-        let frozen = Frozen { count: 2, end, thawed };
+        let frozen = Frozen { count: 2, token: String::new(), end, thawed };
         assert!(!frozen.is_over());
         drop(asked);
         say.send(2).unwrap();

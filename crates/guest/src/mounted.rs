@@ -7,6 +7,9 @@ use crate::boot::read_limited;
 /// Longest table that is read; a line has about a hundred bytes.
 const TABLE_BYTES_MAX: u64 = 1 << 20;
 
+/// Longest text of a disk's numbers.
+const NUMBERS_BYTES_MAX: u64 = 64;
+
 /// A file system on a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileSystem {
@@ -16,7 +19,7 @@ pub(crate) struct FileSystem {
     pub(crate) path: String,
     /// `ext4` or `xfs`.
     pub(crate) kind: String,
-    /// Whether it is mounted so that nothing may be written.
+    /// Whether nothing may be written to it, wherever it is mounted.
     pub(crate) is_read_only: bool,
 }
 
@@ -31,7 +34,7 @@ fn parse(table: &str) -> Vec<FileSystem> {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let left: Vec<&str> = left.split(' ').collect();
         let right: Vec<&str> = right.split(' ').collect();
-        let ([_, _, device, _, path, options, ..], [kind, source, ..]) = (left.as_slice(), right.as_slice())
+        let ([_, _, device, _, path, ..], [kind, source, options, ..]) = (left.as_slice(), right.as_slice())
         else {
             continue;
         };
@@ -47,6 +50,14 @@ fn parse(table: &str) -> Vec<FileSystem> {
         });
     }
     found
+}
+
+/// The numbers of a disk by its place, `254:16` for 1; nothing if there is none.
+pub(crate) fn device_of(disk: u16) -> Option<String> {
+    let letter = char::from(b'a'.checked_add(u8::try_from(disk).ok()?).filter(u8::is_ascii_lowercase)?);
+    let numbers =
+        read_limited(Path::new(&format!("/sys/class/block/vd{letter}/dev")), NUMBERS_BYTES_MAX).ok()?;
+    Some(numbers.trim().to_owned())
 }
 
 /// Blanks, tabs, line ends and backslashes are written as three octal digits.
@@ -67,6 +78,7 @@ mod tests {
 30 21 254:16 / /srv/a\\040b rw,nosuid,nodev shared:4 - ext4 /dev/vdb rw
 31 21 254:16 /x /elsewhere ro - ext4 /dev/vdb rw
 32 21 254:32 / /ro ro,nosuid - xfs /dev/vdc ro
+34 21 254:48 / /a ro - ext4 /dev/vdd rw
 33 21 0:40 / /over rw - overlay overlay rw
 nonsense
 ";
@@ -74,6 +86,14 @@ nonsense
             .iter()
             .map(|found| format!("{} {} {} {}", found.device, found.path, found.kind, found.is_read_only))
             .collect();
-        assert_eq!(found, ["254:0 / ext4 false", "254:16 /srv/a b ext4 false", "254:32 /ro xfs true"]);
+        assert_eq!(
+            found,
+            [
+                "254:0 / ext4 false",
+                "254:16 /srv/a b ext4 false",
+                "254:32 /ro xfs true",
+                "254:48 /a ext4 false"
+            ]
+        );
     }
 }

@@ -170,16 +170,29 @@ pub struct Grown {
 pub const FREEZE_MS_MAX: u64 = 30_000;
 
 /// Body of `POST /v1/freeze`: everything is written, and nothing more until `POST /v1/thaw` or the end of the time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Freeze {
     /// Milliseconds until they thaw by themselves; at most [`FREEZE_MS_MAX`].
     pub for_ms: u64,
+    /// Whose freeze it is: only who says the same word thaws it.
+    pub token: String,
+    /// Disks of which nothing may reach the host meanwhile: 0 is the root, 1 the second. Each must be a file system that is
+    /// mounted and can be frozen.
+    pub disks: Vec<u16>,
+}
+
+/// Body of `POST /v1/thaw`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Thaw {
+    /// That of the freeze. One that has not come yet is refused when it comes.
+    pub token: String,
 }
 
 impl Default for Freeze {
     fn default() -> Self {
-        Self { for_ms: 10_000 }
+        Self { for_ms: 10_000, token: String::new(), disks: Vec::new() }
     }
 }
 

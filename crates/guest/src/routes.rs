@@ -8,7 +8,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use lightbyte_guest::protocol::{
-    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, Problem, Shutdown,
+    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, Problem, Shutdown, Thaw,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -32,7 +32,7 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
         (&Method::POST, "/v1/shutdown") => stop(agent, request).await,
         (&Method::POST, "/v1/grow") => in_thread(grow::grow).await.map(|grown| json(StatusCode::OK, &grown)),
         (&Method::POST, "/v1/freeze") => freeze(agent, request).await,
-        (&Method::POST, "/v1/thaw") => thaw(agent).await,
+        (&Method::POST, "/v1/thaw") => thaw(agent, request).await,
         _ => Err(problem(StatusCode::NOT_FOUND, "there is nothing here")),
     };
     result.unwrap_or_else(|problem| problem)
@@ -85,20 +85,31 @@ async fn freeze(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer,
         return Err(problem(StatusCode::CONFLICT, "file systems are frozen already"));
     }
     let time = Duration::from_millis(wanted.for_ms.min(FREEZE_MS_MAX));
-    let frozen = in_thread(move || freeze::freeze(time))
+    let (token, disks) = (wanted.token.clone(), wanted.disks);
+    let frozen = in_thread(move || freeze::freeze(time, token, &disks))
         .await?
         .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
+    if *agent.given_up.borrow() == wanted.token && !wanted.token.is_empty() {
+        // Who asked has not waited for it.
+        let _ = in_thread(move || frozen.thaw()).await?;
+        return Err(problem(StatusCode::CONFLICT, "thawed before it was frozen"));
+    }
     let answer = json(StatusCode::OK, &Frozen { file_systems: frozen.count });
     // If two asked at once, the kernel has refused one (EBUSY, ioctl_fifreeze).
     agent.frozen.replace(Some(frozen));
     Ok(answer)
 }
 
-async fn thaw(agent: &Rc<Agent>) -> Result<Answer, Answer> {
-    let frozen = agent.frozen.take();
+async fn thaw(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {
+    let wanted: Thaw = body(request).await?;
+    let is_theirs = agent.frozen.borrow().as_ref().is_some_and(|frozen| frozen.token == wanted.token);
+    let frozen = if is_theirs { agent.frozen.take() } else { None };
     let file_systems = match frozen {
         Some(frozen) => in_thread(move || frozen.thaw()).await?,
-        None => 0,
+        None => {
+            agent.given_up.replace(wanted.token);
+            0
+        }
     };
     Ok(json(StatusCode::OK, &Frozen { file_systems }))
 }

@@ -272,9 +272,17 @@ pub fn set_running(
             verb: if running { "started" } else { "stopped" },
         });
     };
-    // One that stays off is asked to run already: to start it is to ask once more.
-    if running && spec.running && is_off(view, object, asked) {
-        return restart(view, object, context);
+    // One that stays off is to be started whatever its worker has heard meanwhile: that is to ask once more.
+    if running && is_off(view, object, asked) {
+        not_owned(object, asked)?;
+        let meta = Meta {
+            restarts_asked: asked.meta.restarts_asked + 1,
+            generation: asked.meta.generation + 1,
+            changed_at: context.now,
+            ..asked.meta.clone()
+        };
+        let spec = Spec::Vm(lightbyte_api::kinds::vm::Spec { running, ..spec.clone() });
+        return Ok(write_asked(view, object, Asked { meta, spec }));
     }
     let spec = Spec::Vm(lightbyte_api::kinds::vm::Spec { running, ..spec.clone() });
     change(view, object, asked, asked.meta.labels.clone(), spec, context)

@@ -249,7 +249,7 @@ fn could_be_made(view: &View, object: &ObjectRef, spec: &volume::Spec) -> bool {
     vms.any(|placement| placement.disks.iter().any(|disk| disk.volume == uid))
 }
 
-/// Whether a disk of a living volume or snapshot was reported as made.
+/// Whether the disk of a living volume or snapshot was reported as there.
 fn is_made(view: &View, object: &ObjectRef) -> bool {
     let Some(asked) = view.living(object) else { return false };
     let worker = match view.decided(object).map(|decided| &decided.choice) {
@@ -259,7 +259,7 @@ fn is_made(view: &View, object: &ObjectRef) -> bool {
     };
     let Some(worker) = worker else { return false };
     let observed = view.observed(worker, HostObject { kind: Kind::Volume, uid: asked.meta.uid });
-    matches!(observed.map(AsRef::as_ref), Some(Observed::Volume(observed)) if observed.phase != VolumePhase::Claimed)
+    matches!(observed.map(AsRef::as_ref), Some(Observed::Volume(observed)) if observed.phase == VolumePhase::Present)
 }
 
 /// Who could have the volume has it, and who has it is somebody.

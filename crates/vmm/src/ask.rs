@@ -1,9 +1,10 @@
 //! What the host asks of a guest's agent, over whatever way a driver has into the guest. Blocking and bounded: a guest may
 //! be silent, endless or hostile.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lightbyte_api::VmId;
+use lightbyte_api::{Timestamp, VmId};
 use lightbyte_guest::protocol::{AGENT_PORT, Frozen};
 use serde_json::json;
 
@@ -17,26 +18,32 @@ const FLUSH_MAX: Duration = Duration::from_secs(20);
 /// How long a guest may take for everything else.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Guests that hold their breath: nothing of theirs reaches their disks. They go on when this is dropped.
+/// Guests that hold their breath: nothing of theirs reaches one disk of each. They go on when this is dropped.
 pub(crate) struct Flushed<'a> {
     guest: &'a dyn Guest,
-    /// The VMs, each with how many file systems it froze.
-    vms: Vec<(VmId, u32)>,
+    /// The word that is ours: another copy's end does not end this one's.
+    token: String,
+    vms: Vec<VmId>,
 }
 
 impl<'a> Flushed<'a> {
-    /// Has the guests bring everything to their disks and hold their breath.
+    /// Has the guests bring everything to their disks and hold their breath. With each VM the place of the disk that is
+    /// to be copied.
     ///
     /// # Errors
     /// [`DriverError::Refused`] when one of them does not; then all go on.
-    pub(crate) fn all(guest: &'a dyn Guest, vms: &[VmId]) -> Result<Flushed<'a>, DriverError> {
-        let mut flushed = Flushed { guest, vms: Vec::with_capacity(vms.len()) };
-        let body = json!({ "for_ms": FREEZE_MAX.as_millis() }).to_string();
-        for vm in vms {
+    pub(crate) fn all(guest: &'a dyn Guest, vms: &[(VmId, usize)]) -> Result<Flushed<'a>, DriverError> {
+        let mut flushed = Flushed { guest, token: fresh_token(), vms: Vec::with_capacity(vms.len()) };
+        for (vm, place) in vms {
+            let for_ms = FREEZE_MAX.as_millis();
+            let body = json!({ "for_ms": for_ms, "token": flushed.token, "disks": [place] }).to_string();
+            // One that does not answer in time may hold its breath all the same.
+            flushed.vms.push(*vm);
             let frozen = ask(guest, *vm, "/v1/freeze", &body, FLUSH_MAX);
-            let frozen = frozen.and_then(|answer| file_systems(&answer));
-            // One that did not answer in time may hold its breath all the same.
-            flushed.vms.push((*vm, *frozen.as_ref().unwrap_or(&0)));
+            let frozen = frozen.and_then(|answer| match file_systems(&answer)? {
+                0 => Err(DriverError::Refused("it holds nothing still".to_owned())),
+                _ => Ok(()),
+            });
             frozen.map_err(|why| {
                 let what = "the guest that uses the disk did not bring its data to it";
                 DriverError::Refused(format!("{what} ({}); stop the VM, and it goes on", why.chain()))
@@ -50,10 +57,9 @@ impl<'a> Flushed<'a> {
     /// # Errors
     /// [`DriverError::Refused`] when one of them has gone on before: what was copied since is worth nothing.
     pub(crate) fn release(&self) -> Result<(), DriverError> {
-        for (vm, frozen) in &self.vms {
-            let thawed = ask(self.guest, *vm, "/v1/thaw", "{}", ANSWER_MAX);
-            let thawed = thawed.and_then(|answer| match file_systems(&answer)? {
-                thawed if thawed < *frozen => Err(DriverError::Refused("its time was over".to_owned())),
+        for vm in &self.vms {
+            let thawed = self.thaw(*vm).and_then(|answer| match file_systems(&answer)? {
+                0 => Err(DriverError::Refused("its time was over".to_owned())),
                 _ => Ok(()),
             });
             thawed.map_err(|why| {
@@ -63,15 +69,26 @@ impl<'a> Flushed<'a> {
         }
         Ok(())
     }
+
+    fn thaw(&self, vm: VmId) -> Result<Vec<u8>, DriverError> {
+        ask(self.guest, vm, "/v1/thaw", &json!({ "token": self.token }).to_string(), ANSWER_MAX)
+    }
 }
 
 impl Drop for Flushed<'_> {
     fn drop(&mut self) {
         // Each goes on by itself in the end, and one that was let go says no.
-        for (vm, _) in &self.vms {
-            let _ = ask(self.guest, *vm, "/v1/thaw", "{}", ANSWER_MAX);
+        for vm in &self.vms {
+            let _ = self.thaw(*vm);
         }
     }
+}
+
+/// A word that no other copy on this host has.
+fn fresh_token() -> String {
+    static COPIES: AtomicU64 = AtomicU64::new(0);
+    let now = Timestamp::now().as_nanosecond();
+    format!("{}-{now}-{}", std::process::id(), COPIES.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Tells a guest that a disk has grown, so that its file system follows. One that cannot be told sees it when it starts.

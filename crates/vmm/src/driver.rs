@@ -41,7 +41,7 @@ impl DriverError {
 }
 
 /// What happens to a VM without being asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmmEvent {
     /// Its machine process has ended.
     Exited(VmId),
@@ -51,6 +51,13 @@ pub enum VmmEvent {
         vm: VmId,
         /// What it said.
         leaving: Leaving,
+    },
+    /// Its guest has said what hinders it.
+    Hindered {
+        /// The VM.
+        vm: VmId,
+        /// In the guest's words; bounded, and not to be believed.
+        problem: String,
     },
     /// Its guest has said that it is ready.
     Ready {
@@ -90,6 +97,12 @@ pub trait Vmm: Send + Sync {
     /// # Errors
     /// When the machine does not take it. Its file may be larger all the same, and then so is the disk from the next start on.
     fn grow_disk(&self, vm: VmId, disk: VolumeId, size: ByteSize) -> Result<(), DriverError>;
+
+    /// Which of the machine's disks this is, the root being 0; nothing if it does not run, or does not have it.
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    fn place_of(&self, vm: VmId, disk: VolumeId) -> Result<Option<usize>, DriverError>;
 
     /// The state of the machine process.
     ///

@@ -305,6 +305,12 @@ impl Vmm for FakeHost {
         }
     }
 
+    fn place_of(&self, vm: VmId, disk: VolumeId) -> Result<Option<usize>, DriverError> {
+        let state = self.lock();
+        let found = state.vms.get(&vm).filter(|found| found.running);
+        Ok(found.and_then(|found| found.assigned.disks.iter().position(|used| used.volume == disk)))
+    }
+
     fn state(&self, vm: VmId) -> Result<VmmState, DriverError> {
         Ok(match self.lock().vms.get(&vm) {
             None => VmmState::Absent,

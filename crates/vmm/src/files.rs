@@ -10,6 +10,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use lightbyte_api::assigned::{AssignedDisk, HostObject};
@@ -57,6 +58,9 @@ impl Files {
         for kind in [Kind::Vm, Kind::Volume] {
             let directory = state.join(kind.word());
             fs::create_dir_all(&directory).map_err(system(format!("create {}", directory.display())))?;
+            // Disks, and what is to be done at a first boot, are nobody else's to read.
+            fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))
+                .map_err(system(format!("keep {} from others", directory.display())))?;
         }
         Ok(Files { state: state.to_owned(), images: images.to_owned() })
     }

@@ -1,7 +1,7 @@
 //! Carries out one step of the agent on the drivers, and reads back what the host shows. No choice is made here: a
 //! step names one driver's verb, and facts are what the drivers say.
 
-use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject};
+use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source};
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
 use lightbyte_plan::agent::{Facts, Step, VmmState};
 
@@ -48,10 +48,16 @@ fn create_disk(
     assigned: &AssignedVolume,
     written_by: &[VmId],
 ) -> Result<(), DriverError> {
-    if written_by.is_empty() {
+    let Source::Disk(source) = assigned.source else { return drivers.disks.ensure(volume, assigned, None) };
+    // A machine may have been started with other disks than it is to have now.
+    let mut machines = Vec::with_capacity(written_by.len());
+    for vm in written_by {
+        machines.extend(drivers.vmm.place_of(*vm, source)?.map(|place| (*vm, place)));
+    }
+    if machines.is_empty() {
         return drivers.disks.ensure(volume, assigned, None);
     }
-    let flushed = Flushed::all(drivers.guest.as_ref(), written_by)?;
+    let flushed = Flushed::all(drivers.guest.as_ref(), &machines)?;
     drivers.disks.ensure(volume, assigned, Some(&|| flushed.release()))
 }
 

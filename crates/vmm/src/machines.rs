@@ -357,6 +357,16 @@ impl Vmm for Machines {
         }
     }
 
+    fn place_of(&self, vm: VmId, disk: VolumeId) -> Result<Option<usize>, DriverError> {
+        let room = self.room(vm);
+        match self.program.look(&room)? {
+            Found::Nothing | Found::Ended => Ok(None),
+            Found::Running(_) | Found::Starting => {
+                Ok(started_with(&room)?.disks.iter().position(|started| started.volume == disk))
+            }
+        }
+    }
+
     fn state(&self, vm: VmId) -> Result<VmmState, DriverError> {
         self.state_of(vm)
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use lightbyte_api::{Timestamp, VmId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use lightbyte_guest::protocol::Way;
+use lightbyte_guest::protocol::{Info, Way};
 use lightbyte_plan::agent::Leaving;
 
 use crate::channel::Call;
@@ -36,6 +36,9 @@ const IDENTITY_MAX: Duration = Duration::from_secs(10);
 
 /// Pause before a guest that did not answer is asked again: one question costs little, and a deaf guest stays deaf.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// How often in its life a machine's guest is heard that it leaves: once is enough, and it may change its mind.
+const LEAVINGS_MAX: u32 = 8;
 
 /// What is still to be said to the guest.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,7 @@ impl Minder {
         let now = Instant::now();
         let mut talk = if self.is_found { Talk::Ask(now) } else { Talk::Waiting };
         let mut look_at = now + console::LOOK_EVERY;
+        let mut leavings_left = LEAVINGS_MAX;
         loop {
             let until = match talk {
                 Talk::Waiting => look_at,
@@ -78,7 +82,7 @@ impl Minder {
             match self.wait(until) {
                 Woken::DriverEnded => return,
                 Woken::ProcessEnded => break,
-                Woken::Called => talk = self.take_call().unwrap_or(talk),
+                Woken::Called => talk = self.take_call(&mut leavings_left).unwrap_or(talk),
                 Woken::Time => {}
             }
             if Instant::now() >= look_at {
@@ -88,6 +92,10 @@ impl Minder {
                 look_at = Instant::now() + console::LOOK_EVERY;
             }
             talk = self.talk(talk);
+        }
+        // What it said last may have come in the same moment as its end.
+        if self.has_called() {
+            let _ = self.take_call(&mut leavings_left);
         }
         self.shared.reap();
         let _ = console::rotate(&self.console);
@@ -113,7 +121,13 @@ impl Minder {
         }
     }
 
-    fn take_call(&self) -> Option<Talk> {
+    fn has_called(&self) -> bool {
+        let Some(listener) = &self.listener else { return false };
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&at_once)).is_ok_and(|count| count > 0)
+    }
+
+    fn take_call(&self, leavings_left: &mut u32) -> Option<Talk> {
         let ready = match channel::take_call(self.listener.as_ref()?)? {
             Call::Ready(ready) => ready,
             Call::Leaving(said) => {
@@ -121,7 +135,11 @@ impl Minder {
                     Way::Poweroff => Leaving::Poweroff,
                     Way::Reboot => Leaving::Reboot,
                 };
-                self.shared.tell(VmmEvent::Leaving { vm: self.vm, leaving });
+                // One that says so all the time would keep the agent from hearing of others.
+                if let Some(left) = leavings_left.checked_sub(1) {
+                    *leavings_left = left;
+                    self.shared.tell(VmmEvent::Leaving { vm: self.vm, leaving });
+                }
                 return None;
             }
         };
@@ -137,17 +155,20 @@ impl Minder {
         let now = Instant::now();
         let request = |method, path, body: &[u8], wait| {
             let answer = channel::request(&self.room.uds, method, path, body, wait);
-            answer.is_ok_and(|(status, _)| status == 200)
+            answer.ok().filter(|(status, _)| *status == 200).map(|(_, answer)| answer)
         };
         match talk {
             Talk::Ask(at) if at <= now => {
-                let is_well = request("GET", "/v1/health", b"", HEALTH_MAX);
+                let is_well = request("GET", "/v1/health", b"", HEALTH_MAX).is_some();
                 if is_well { Talk::Introduce(now) } else { Talk::Ask(Instant::now() + ASK_AGAIN) }
             }
             Talk::Introduce(at) if at <= now => {
-                if !request("PUT", "/v1/identity", &self.identity, IDENTITY_MAX) {
+                let Some(answer) = request("PUT", "/v1/identity", &self.identity, IDENTITY_MAX) else {
                     return Talk::Introduce(Instant::now() + ASK_AGAIN);
-                }
+                };
+                // Before it is ready: a VM whose disks are not where they were asked is not as it was asked.
+                let info = serde_json::from_slice::<Info>(&answer).unwrap_or_default();
+                self.shared.tell(VmmEvent::Hindered { vm: self.vm, problem: info.mount_error });
                 self.shared.tell(VmmEvent::Ready { vm: self.vm, agent_at: self.agent_at() });
                 Talk::Waiting
             }

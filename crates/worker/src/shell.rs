@@ -24,6 +24,8 @@ use crate::life::describe;
 const MESSAGES_MAX: usize = 4_096;
 /// How many steps run at once: each holds a thread, and disks do not get faster by more.
 const STEPS_AT_ONCE_MAX: usize = 16;
+/// How many disks are made or grown at once: a copy may take hours, and must not keep machines from being ended.
+const DISKS_AT_ONCE_MAX: usize = 4;
 /// The pause before a stream is opened again, and before a lost report is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The pause before the host is asked again after it could not tell.
@@ -50,6 +52,7 @@ pub(crate) struct Shell {
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     steps: Arc<Semaphore>,
+    disk_steps: Arc<Semaphore>,
     caught_up: watch::Sender<bool>,
 }
 
@@ -74,6 +77,7 @@ impl Shell {
             tracing::info!("found {} objects of an earlier run", found.len());
         }
         let steps = Arc::new(Semaphore::new(STEPS_AT_ONCE_MAX));
+        let disk_steps = Arc::new(Semaphore::new(DISKS_AT_ONCE_MAX));
         Ok(Shell {
             worker,
             client,
@@ -83,6 +87,7 @@ impl Shell {
             sender,
             messages,
             steps,
+            disk_steps,
             caught_up,
         })
     }
@@ -133,7 +138,11 @@ impl Shell {
     }
 
     fn perform(&self, object: HostObject, step: Step) {
-        let (drivers, sender, steps) = (self.drivers.clone(), self.sender.clone(), Arc::clone(&self.steps));
+        let (drivers, sender) = (self.drivers.clone(), self.sender.clone());
+        let steps = match step {
+            Step::CreateDisk { .. } | Step::GrowDisk { .. } => Arc::clone(&self.disk_steps),
+            _ => Arc::clone(&self.steps),
+        };
         let name = self.name_of(object);
         tokio::spawn(async move {
             let _turn = steps.acquire_owned().await;
@@ -178,6 +187,9 @@ impl Shell {
             }
             Message::Machine(VmmEvent::Ready { vm, agent_at }) => {
                 self.agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, agent_at, now());
+            }
+            Message::Machine(VmmEvent::Hindered { vm, problem }) => {
+                self.agent.guest_problem(HostObject { kind: Kind::Vm, uid: vm.uid() }, &problem);
             }
             Message::Machine(VmmEvent::Leaving { vm, leaving }) => {
                 let object = HostObject { kind: Kind::Vm, uid: vm.uid() };

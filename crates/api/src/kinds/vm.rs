@@ -25,6 +25,9 @@ pub const MEMORY_MAX: ByteSize = ByteSize::from_mib(1 << 20);
 pub const DISKS_MAX: usize = 8;
 /// The longest path where a disk is mounted.
 pub const MOUNT_BYTES_MAX: usize = 255;
+/// Where nothing is mounted: the agent keeps there what it has done at the first boot of the root disk, and the kernel its own.
+pub const KEPT_PLACES: [&str; 7] =
+    ["/var", "/var/lib", "/var/lib/lightbyte", "/proc", "/sys", "/dev", "/run"];
 /// How many network cards a VM has at most.
 pub const NICS_MAX: usize = 4;
 /// The name of the first disk, which holds the root file system.
@@ -241,8 +244,11 @@ impl SpecRules for Spec {
         ("cpus", "virtual CPUs, 1 to 32; a change takes effect when the VM starts next"),
         ("memory", "memory of the guest, 64MiB to 1TiB; a change takes effect when the VM starts next"),
         ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
-        ("restart", "when it is started again after it ended by itself: always, on_crash or never; a reboot always does"),
-    ("on_worker_loss", "what happens when its worker is lost: wait"),
+        (
+            "restart",
+            "when it is started again after it ended by itself: always, on_crash or never; a reboot always does",
+        ),
+        ("on_worker_loss", "what happens when its worker is lost: wait"),
         (
             "disks",
             "its disks, at most 8: own ones, deleted with it, and attached volumes, which may come and go",
@@ -366,7 +372,8 @@ fn check_disks(disks: &[Disk], fields: &mut Reader<'_>) {
 fn is_mount(path: &str) -> bool {
     let parts = path.strip_prefix('/').map(|rest| rest.split('/').collect::<Vec<_>>()).unwrap_or_default();
     let plain = |part: &&str| !matches!(*part, "" | "." | "..") && !part.chars().any(char::is_control);
-    path.len() <= MOUNT_BYTES_MAX && !parts.is_empty() && parts.iter().all(plain)
+    let is_free = !KEPT_PLACES.contains(&path);
+    path.len() <= MOUNT_BYTES_MAX && is_free && !parts.is_empty() && parts.iter().all(plain)
 }
 
 fn read_disk(fields: &mut Reader<'_>) -> Option<Disk> {
@@ -392,7 +399,11 @@ fn read_disk(fields: &mut Reader<'_>) -> Option<Disk> {
         fields.problem("size", "is missing", Some("such as 10GiB; or name a volume to attach".to_owned()));
     }
     if mount.as_ref().is_some_and(|mount| !is_mount(mount)) {
-        fields.problem("mount", "must be an absolute path, such as /data", None);
+        fields.problem(
+            "mount",
+            "must be an absolute path, such as /data, and none that the system itself needs, such as /var",
+            None,
+        );
     }
     Some(Disk { name: name?, size, volume, mount, read_only })
 }

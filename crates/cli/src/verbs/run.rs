@@ -62,7 +62,12 @@ async fn create(cluster: &Cluster, words: &Run, first_boot: &Value) -> Result<Ch
                 let changed = applied.changes.into_iter().next_back();
                 return changed.ok_or_else(|| Failure::new(Code::Error, "the server made nothing").into());
             }
-            Err(error) if error.status() == Some(409) && words.name.is_none() && tried < NAMES_TRIED_MAX => {
+            Err(error)
+                if error.status() == Some(409)
+                    && words.name.is_none()
+                    && tried < NAMES_TRIED_MAX
+                    && error.to_string().contains(&format!("vm/{name} ")) =>
+            {
                 say(&format!("the name `{name}` is taken; trying another"));
             }
             Err(error) => return Err(error).with_context(|| format!("create `vm/{name}`")),

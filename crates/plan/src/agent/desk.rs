@@ -1,7 +1,7 @@
 //! One object on one worker: what is assigned, what is saved, what the host shows, what was reported.
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject};
-use lightbyte_api::observed::{BootTimes, Observed, PROBLEM_LENGTH_MAX};
+use lightbyte_api::observed::{BootTimes, Observed, PROBLEM_LENGTH_MAX, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{ByteSize, Kind, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,9 @@ use super::{Stamped, vm, volume};
 pub const RETRY_FIRST: Span = Span::from_secs(1);
 /// The longest pause before a failed step is tried again.
 pub const RETRY_LIMIT: Span = Span::from_secs(30);
+
+/// The most of a guest's own words that is reported.
+const GUEST_PROBLEM_LENGTH_MAX: usize = 200;
 
 /// What the host shows of one object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -195,6 +198,10 @@ pub struct Volatile {
     pub shutdown_asked: bool,
     /// What the guest said that it is about to do, in the life of this machine process.
     pub leaving: Option<Leaving>,
+    /// What hinders the guest, in its own words, in the life of this machine process.
+    pub guest_problem: Option<String>,
+    /// How often in a row the guest rebooted soon after its start.
+    pub quick_reboots: u32,
     /// When the machine process was found to have ended by itself: the beginning of the pause.
     pub crashed_at: Option<Timestamp>,
     /// This end of the machine process is in the saved count.
@@ -440,6 +447,12 @@ impl Desk {
         }
     }
 
+    pub(super) fn guest_problem(&mut self, problem: &str) {
+        let plain = problem.chars().filter(|character| !character.is_control());
+        let plain: String = plain.take(GUEST_PROBLEM_LENGTH_MAX).collect();
+        self.volatile.guest_problem = Some(plain).filter(|plain| !plain.is_empty());
+    }
+
     pub(super) const fn guest_leaves(&mut self, leaving: Leaving) {
         self.volatile.leaving = Some(leaving);
     }
@@ -495,7 +508,10 @@ impl Desk {
             (Some(saved), _) => match &saved.assigned {
                 Assigned::Vm(assigned) => {
                     let lost = self.disk_lost.then(|| "one of its disks is gone from the worker".to_owned());
-                    let problem = self.problem.clone().or(lost);
+                    let runs = self.facts.vmm == VmmState::Running;
+                    let of_guest = self.volatile.guest_problem.as_ref().filter(|_| runs);
+                    let of_guest = of_guest.map(|problem| format!("its guest says: {problem}"));
+                    let problem = self.problem.clone().or(lost).or(of_guest);
                     let (facts, volatile) = (&self.facts, &self.volatile);
                     Some(Observed::Vm(vm::report(saved, assigned, facts, volatile, problem, stored, now)))
                 }
@@ -509,7 +525,9 @@ impl Desk {
             },
             (None, Some(wish)) if !wish.value.is_removal() || self.reported.claim_unsure => {
                 Some(match &wish.value {
-                    Assigned::Vm(assigned) => Observed::Vm(vm::claim(assigned, now)),
+                    Assigned::Vm(assigned) => {
+                        Observed::Vm(vm::claim(assigned, self.next_shape(&wish.value, 0), now))
+                    }
                     Assigned::Volume(assigned) => Observed::Volume(volume::claim(assigned, now)),
                 })
             }
@@ -587,22 +605,28 @@ impl Desk {
                 assigned: wish.value.clone(),
                 restarts: 0,
                 restarts_done: restarts_asked(&wish.value),
-                started_shape: started_shape(&wish.value, 0),
+                started_shape: self.next_shape(&wish.value, 0),
                 off: false,
-                created: false,
+                // What was reported as made was made, whatever has become of the record: it is lost, and not made again.
+                created: was_made(self.reported.stored.as_ref()),
             };
             return (claimed && !wish.value.is_removal()).then_some(fresh);
         };
-        // Where nothing runs, what is started next is what is accepted here.
-        let started_shape = match self.facts.vmm {
-            VmmState::Absent => started_shape(&wish.value, saved.started_shape),
-            VmmState::Running | VmmState::Exited => saved.started_shape,
-        };
+        let started_shape = self.next_shape(&wish.value, saved.started_shape);
         (saved.assigned.sequence() < wish.value.sequence()).then(|| Saved {
             assigned: wish.value.clone(),
             started_shape,
             ..saved.clone()
         })
+    }
+
+    /// The shape that is noted with a new assignment: where nothing runs, what is started next is what is accepted; a machine
+    /// that is there is of an older one.
+    const fn next_shape(&self, wish: &Assigned, noted: u64) -> u64 {
+        match (wish, self.facts.vmm) {
+            (Assigned::Vm(wish), VmmState::Absent) => wish.shape,
+            _ => noted,
+        }
     }
 
     /// Removes what is on the host without being saved, once it is asked to be removed.
@@ -616,12 +640,9 @@ impl Desk {
     }
 }
 
-/// The shape of a machine that is started from `assigned`; `otherwise` for a volume.
-const fn started_shape(assigned: &Assigned, otherwise: u64) -> u64 {
-    match assigned {
-        Assigned::Vm(assigned) => assigned.shape,
-        Assigned::Volume(_) => otherwise,
-    }
+/// Whether a worker's report says that the disk was made.
+fn was_made(stored: Option<&Observed>) -> bool {
+    matches!(stored, Some(Observed::Volume(stored)) if stored.phase != VolumePhase::Claimed)
 }
 
 fn restarts(facts: &Facts) -> u64 {

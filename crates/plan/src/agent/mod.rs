@@ -245,6 +245,13 @@ impl Agent {
         }
     }
 
+    /// The guest of a VM has said what hinders it; nothing if the text is empty.
+    pub fn guest_problem(&mut self, object: HostObject, problem: &str) {
+        if let Some(desk) = self.desks.get_mut(&object) {
+            desk.guest_problem(problem);
+        }
+    }
+
     /// The guest of a VM has said how it is about to end its machine.
     pub fn guest_leaves(&mut self, object: HostObject, leaving: Leaving) {
         if let Some(desk) = self.desks.get_mut(&object) {

@@ -27,6 +27,9 @@ pub const CRASH_PAUSE_LIMIT: Span = Span::from_secs(60);
 /// A VM that ran this long before it ended is not in a crash loop.
 pub const STEADY_AFTER: Span = Span::from_secs(60);
 
+/// How many reboots in a row, each soon after the start, a guest may make before they are held back.
+pub const QUICK_REBOOTS_FREE: u32 = 3;
+
 /// Everything that the next step of a VM depends on.
 #[derive(Clone, Debug)]
 pub struct Situation<'a> {
@@ -161,9 +164,18 @@ pub(super) fn note(
 ) {
     match (after, step) {
         (VmmState::Running, Some(Step::Start)) => {
-            let (delivered_at, quick_crashes) = (volatile.delivered_at, volatile.quick_crashes);
-            *volatile =
-                Volatile { started_at: Some(now), delivered_at, quick_crashes, ..Volatile::default() };
+            // What its guest said before the end of this step is of this machine.
+            let Volatile { delivered_at, quick_crashes, quick_reboots, leaving, .. } = *volatile;
+            let guest_problem = volatile.guest_problem.take();
+            *volatile = Volatile {
+                started_at: Some(now),
+                delivered_at,
+                quick_crashes,
+                quick_reboots,
+                leaving,
+                guest_problem,
+                ..Volatile::default()
+            };
         }
         (VmmState::Exited, _) if counted => {
             let steady = volatile.started_at.is_some_and(|started| later(started, STEADY_AFTER) <= now);
@@ -171,7 +183,12 @@ pub(super) fn note(
             volatile.crashed_at = Some(now);
             volatile.crash_counted = true;
         }
+        (VmmState::Exited, _) if before != VmmState::Exited && volatile.leaving == Some(Leaving::Reboot) => {
+            note_reboot(volatile, now);
+        }
         (VmmState::Absent, _) if before != VmmState::Absent => {
+            volatile.leaving = None;
+            volatile.guest_problem = None;
             volatile.stopping_since = None;
             volatile.shutdown_asked = false;
             volatile.crash_counted = false;
@@ -181,6 +198,16 @@ pub(super) fn note(
     if after != VmmState::Running {
         volatile.ready = false;
         volatile.adopted = false;
+    }
+}
+
+/// A reboot is no crash and comes back at once; one after the other, without pause, they are held back as crashes are.
+fn note_reboot(volatile: &mut Volatile, now: Timestamp) {
+    let steady = volatile.started_at.is_some_and(|started| later(started, STEADY_AFTER) <= now);
+    volatile.quick_reboots = if steady { 0 } else { volatile.quick_reboots.saturating_add(1) };
+    if volatile.quick_reboots > QUICK_REBOOTS_FREE {
+        volatile.quick_crashes = volatile.quick_reboots - QUICK_REBOOTS_FREE;
+        volatile.crashed_at = Some(now);
     }
 }
 
@@ -232,13 +259,13 @@ pub fn phase(saved: &Saved, facts: &Facts, volatile: &Volatile, stored: Option<&
 }
 
 /// The first report: the worker has taken it up, and nothing is on the host yet.
-pub(super) const fn claim(assigned: &AssignedVm, now: Timestamp) -> ObservedVm {
+pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> ObservedVm {
     ObservedVm {
         sequence: assigned.sequence,
         generation: assigned.generation,
         phase: VmPhase::Claimed,
         since: now,
-        shape: assigned.shape,
+        shape,
         restarts: 0,
         restarts_done: assigned.restarts_asked,
         boot: None,

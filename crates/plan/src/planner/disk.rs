@@ -82,18 +82,39 @@ pub(super) fn observed(view: &View, worker: WorkerId, uid: Uid) -> Option<&Obser
     }
 }
 
-/// Whether the disk of that uid was made on `worker`.
+/// Whether the disk of that uid is there on `worker`, so that something can be made from it.
+pub(super) fn is_present(view: &View, worker: Option<WorkerId>, uid: Uid) -> bool {
+    let observed = worker.and_then(|worker| observed(view, worker, uid));
+    observed.is_some_and(|observed| observed.phase == VolumePhase::Present)
+}
+
+/// Whether the disk of that uid was made on `worker`, whatever has become of it.
 pub(super) fn is_made(view: &View, worker: Option<WorkerId>, uid: Uid) -> bool {
     let observed = worker.and_then(|worker| observed(view, worker, uid));
     observed.is_some_and(|observed| observed.phase != VolumePhase::Claimed)
 }
 
-/// An object that is being made from the disk of `object`: the disk must stay until it is there. One that was not placed
-/// yet does not count: it finds that what it is to be made from is being deleted.
-pub(super) fn taker<'a>(view: &'a View, object: &'a ObjectRef) -> Option<&'a ObjectRef> {
-    view.referrers(object).filter(|other| matches!(other.kind, Kind::Volume | Kind::Snapshot)).find(|other| {
+/// Why the disk of `object` must stay although its end is asked for: something is being made from it, or cannot be read and
+/// may be. What was not placed yet does not count: it finds that what it is to be made from is being deleted.
+pub(super) fn made_from(view: &View, object: &ObjectRef) -> Option<WaitingOn> {
+    let unreadable = |key: &Key| WaitingOn::Unreadable { key: key.to_string() };
+    if let Some(key) = view.unreadable_asked().next() {
+        return Some(unreadable(key));
+    }
+    let others =
+        || view.referrers(object).filter(|other| matches!(other.kind, Kind::Volume | Kind::Snapshot));
+    let decided = || others().map(|other| Key::Decided(other.clone()));
+    if let Some(key) = decided().find(|key| view.unreadable(key).is_some()) {
+        return Some(unreadable(&key));
+    }
+    // From a disk that is lost nothing will be made.
+    let is_there = view
+        .asked(object)
+        .is_some_and(|asked| is_present(view, super::worker_of(view, object), asked.meta.uid));
+    let is_being_made = |other: &&ObjectRef| {
         let Some(asked) = view.living(other) else { return false };
         let worker = super::worker_of(view, other);
         worker.is_some() && !is_made(view, worker, asked.meta.uid)
-    })
+    };
+    others().filter(|_| is_there).find(is_being_made).map(|by| WaitingOn::InUse { by: by.clone() })
 }

@@ -5,7 +5,7 @@ use lightbyte_api::kinds::snapshot;
 use lightbyte_api::object::Meta;
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Spec, VolumeId, WaitingOn};
 
-use super::disk::{OnHost, is_made, taker};
+use super::disk::{OnHost, is_present, made_from};
 use super::{Inputs, Plan, worker_of};
 use crate::transaction::Write;
 use crate::view::View;
@@ -18,11 +18,10 @@ pub fn plan(view: &View, object: &ObjectRef, _inputs: &Inputs) -> Plan {
     match (worker_of(view, object), asked.meta.deleting_since) {
         (None, Some(_)) => Plan::end(),
         (None, None) => take(view, object, &asked.meta, spec).unwrap_or_else(Plan::wait),
-        (Some(_), Some(_)) if taker(view, object).is_some() => {
-            let by = taker(view, object).cloned();
-            by.map_or_else(Plan::rest, |by| Plan::wait(WaitingOn::InUse { by }))
-        }
-        (Some(worker), Some(_)) => OnHost::of(view, worker, asked.meta.uid).tear_down(),
+        (Some(worker), Some(_)) => match made_from(view, object) {
+            Some(reason) => Plan::wait(reason),
+            None => OnHost::of(view, worker, asked.meta.uid).tear_down(),
+        },
         (Some(worker), None) => {
             let on_host = OnHost::of(view, worker, asked.meta.uid);
             match on_host.assigned {
@@ -37,7 +36,7 @@ pub fn plan(view: &View, object: &ObjectRef, _inputs: &Inputs) -> Plan {
 fn take(view: &View, object: &ObjectRef, meta: &Meta, spec: &snapshot::Spec) -> Result<Plan, WaitingOn> {
     let volume = ObjectRef::new(Kind::Volume, spec.volume.clone());
     let Some(of) = view.living(&volume) else { return Err(WaitingOn::Missing { object: volume }) };
-    let worker = worker_of(view, &volume).filter(|worker| is_made(view, Some(*worker), of.meta.uid));
+    let worker = worker_of(view, &volume).filter(|worker| is_present(view, Some(*worker), of.meta.uid));
     let made = worker.and_then(|worker| Some((worker, OnHost::of(view, worker, of.meta.uid).assigned?)));
     let Some((worker, made)) = made else { return Err(WaitingOn::Source { object: volume }) };
     let assigned = AssignedVolume {

@@ -146,10 +146,7 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>) -> Plan {
         // Absence never acts: an assignment that vanished is reported, not made up.
         return Plan::wait(unreadable(&on_host.key));
     };
-    let (change, hindrance) = match shape::change(vm, placement, assigned, on_host.observed) {
-        Ok(change) => (change, None),
-        Err(reason) => (shape::Change::default(), Some(reason)),
-    };
+    let (change, hindrance) = shape::change(vm, placement, assigned, on_host.observed);
     let machine = change.machine.unwrap_or_else(|| shape::Machine::of(assigned));
     let next = AssignedVm {
         // What is asked is reached only with the machine that is asked.

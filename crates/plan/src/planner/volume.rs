@@ -13,12 +13,15 @@ use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source, Want
 use lightbyte_api::kinds::vm::{Disk, PlacedDisk};
 use lightbyte_api::kinds::volume::{Choice as VolumeChoice, Holder, Spec as VolumeSpec};
 use lightbyte_api::object::Meta;
-use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, VolumeId, WaitingOn, WorkerId};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId};
 
-use super::disk::{OnHost, is_made, taker};
+use super::disk::{OnHost, is_present, made_from};
 use super::{Inputs, Plan, vm, worker_of};
 use crate::transaction::Write;
 use crate::view::View;
+
+/// How many VMs a volume is newly given to in one plan: each is guarded twice, and a plan has room for `GUARDS_MAX`.
+const NEW_HOLDERS_MAX: usize = 16;
 
 /// Plans a volume.
 #[must_use]
@@ -78,6 +81,9 @@ impl Volume<'_> {
     // ------------------------------------------------------------------------------------------------- holders
 
     /// Who has the volume from now on, and what a change of that rests on. An owned one is its owner's.
+    ///
+    /// Only a VM whose placement has it keeps it. Others have it in one order, by name, for all volumes: so two VMs that
+    /// want two volumes do not each get one and wait for the other's.
     fn give(&self, before: &[Holder]) -> (Vec<Holder>, Vec<Key>) {
         if self.meta.owner.is_some() {
             return (Vec::new(), Vec::new());
@@ -87,41 +93,40 @@ impl Volume<'_> {
         if let ([claimant], [holder]) = (kept.as_slice(), holders.as_mut_slice()) {
             holder.read_only &= !claimant.wants_to_write;
         }
-        let is_new = |vm: &&ObjectRef| before.iter().all(|holder| holder.vm != **vm);
-        let new = self.view.referrers(self.object).filter(|other| other.kind == Kind::Vm).filter(is_new);
-        for vm in new.filter(|_| self.meta.deleting_since.is_none()) {
+        let is_new = |vm: &&ObjectRef| kept.iter().all(|claimant| claimant.holder.vm != **vm);
+        let others = self.view.referrers(self.object).filter(|other| other.kind == Kind::Vm).filter(is_new);
+        let mut new = 0;
+        for vm in others.filter(|_| self.meta.deleting_since.is_none()) {
             let Some((uid, disk)) = names(self.view, vm, self.object) else { continue };
             let is_free =
                 holders.is_empty() || (disk.read_only && holders.iter().all(|holder| holder.read_only));
-            if is_free {
-                holders.push(Holder { vm: vm.clone(), uid, read_only: disk.read_only });
+            let holder = Holder { vm: vm.clone(), uid, read_only: disk.read_only };
+            let is_known = before.contains(&holder);
+            if is_free && (is_known || new < NEW_HOLDERS_MAX) {
+                new += usize::from(!is_known);
+                holders.push(holder);
             }
         }
-        let concerned = before.iter().chain(&holders).map(|holder| &holder.vm);
-        let rests_on = match before == holders {
-            true => Vec::new(),
-            false => concerned.flat_map(|vm| [Key::Asked(vm.clone()), Key::Decided(vm.clone())]).collect(),
-        };
+        let changed = before
+            .iter()
+            .filter(|holder| !holders.contains(holder))
+            .chain(holders.iter().filter(|holder| !before.contains(holder)))
+            .map(|holder| &holder.vm);
+        let rests_on = changed.flat_map(|vm| [Key::Asked(vm.clone()), Key::Decided(vm.clone())]).collect();
         (holders, rests_on)
     }
 
-    /// The holder as it stays; `None` when it neither names the volume nor may use it.
+    /// The holder as it stays, because its machine may use the volume; `None` for one that is like any other.
     fn keeps(&self, holder: &Holder) -> Option<Claimant> {
         if unreadable_key(self.view, &holder.vm).is_some() {
             return Some(Claimant { holder: holder.clone(), wants_to_write: false });
         }
         let is_it = self.view.asked(&holder.vm).is_some_and(|asked| asked.meta.uid == holder.uid);
-        let named = names(self.view, &holder.vm, self.object).filter(|_| is_it).map(|(_, disk)| disk);
         let used = vm::placement(self.view, &holder.vm).filter(|_| is_it);
-        let used = used.and_then(|placement| placement.disks.iter().find(|disk| self.is_on(disk)));
-        if named.is_none() && used.is_none() {
-            return None;
-        }
-        let writes = used.is_some_and(|disk| !disk.read_only);
-        let waits_to_write = used.is_none() && !holder.read_only;
+        let used = used.and_then(|placement| placement.disks.iter().find(|disk| self.is_on(disk)))?;
+        let named = names(self.view, &holder.vm, self.object).map(|(_, disk)| disk);
         let wants_to_write = named.is_some_and(|disk| !disk.read_only);
-        let read_only = !(writes || (waits_to_write && wants_to_write));
-        Some(Claimant { holder: Holder { read_only, ..holder.clone() }, wants_to_write })
+        Some(Claimant { holder: Holder { read_only: used.read_only, ..holder.clone() }, wants_to_write })
     }
 
     fn is_on(&self, disk: &PlacedDisk) -> bool {
@@ -164,7 +169,7 @@ impl Volume<'_> {
     fn find_worker(&self, given: &VolumeChoice) -> Result<Option<(WorkerId, Vec<Key>)>, WaitingOn> {
         if let Some(owner) = &self.meta.owner {
             // Its owner writes it in the transaction that places itself, so without is a moment, or a damaged store.
-            return Ok(self.placed_with(&owner.object));
+            return Ok(placed_with(self.view, self.meta.uid, &owner.object));
         }
         if let Some(name) = &self.spec.worker {
             let worker = ObjectRef::new(Kind::Worker, name.clone());
@@ -177,14 +182,7 @@ impl Volume<'_> {
             let worker = worker_of(self.view, &snapshot);
             return Ok(worker.map(|worker| (worker, vec![Key::Decided(snapshot)])));
         }
-        Ok(given.holders.iter().find_map(|holder| self.placed_with(&holder.vm)))
-    }
-
-    /// The worker of `vm`, if it was placed with this volume.
-    fn placed_with(&self, vm: &ObjectRef) -> Option<(WorkerId, Vec<Key>)> {
-        let placement = vm::placement(self.view, vm)?;
-        let has_it = placement.disks.iter().any(|disk| self.is_on(disk));
-        has_it.then(|| (placement.worker, vec![Key::Decided(vm.clone())]))
+        Ok(given.holders.iter().find_map(|holder| placed_with(self.view, self.meta.uid, &holder.vm)))
     }
 
     /// What the volume is made from on `worker`, how large that is, and what this rests on.
@@ -209,7 +207,9 @@ impl Volume<'_> {
             return Err(WaitingOn::Missing { object: snapshot });
         };
         let size = match self.view.decided(&snapshot).map(|decided| &decided.choice) {
-            Some(Choice::Snapshot(choice)) if is_made(self.view, Some(worker), asked.meta.uid) => choice.size,
+            Some(Choice::Snapshot(choice)) if is_present(self.view, Some(worker), asked.meta.uid) => {
+                choice.size
+            }
             _ => return Err(WaitingOn::Source { object: snapshot }),
         };
         let rests_on = vec![Key::Asked(snapshot.clone()), Key::Decided(snapshot)];
@@ -246,15 +246,32 @@ impl Volume<'_> {
             let (volume, by) = (self.object.name.clone(), holder.vm.clone());
             return Plan::wait(WaitingOn::VolumeHeld { volume, by });
         }
-        if let Some(by) = taker(self.view, self.object) {
-            return Plan::wait(WaitingOn::InUse { by: by.clone() });
+        if let Some(reason) = made_from(self.view, self.object) {
+            return Plan::wait(reason);
         }
         worker.map_or_else(Plan::end, |worker| OnHost::of(self.view, worker, self.meta.uid).tear_down())
     }
 }
 
+/// The worker of `vm`, if it was placed with the volume of that uid, and what this rests on.
+fn placed_with(view: &View, volume: Uid, vm: &ObjectRef) -> Option<(WorkerId, Vec<Key>)> {
+    let placement = vm::placement(view, vm)?;
+    let has_it = placement.disks.iter().any(|disk| disk.volume == VolumeId::new(volume));
+    has_it.then(|| (placement.worker, vec![Key::Decided(vm.clone())]))
+}
+
+/// The worker that a volume is on, or will be because one of its holders is placed there, and what this rests on.
+#[must_use]
+pub fn worker_to_be(view: &View, volume: &ObjectRef) -> Option<(WorkerId, Vec<Key>)> {
+    let (asked, choice) = (view.asked(volume)?, choice(view, volume)?);
+    match choice.worker {
+        Some(worker) => Some((worker, vec![Key::Decided(volume.clone())])),
+        None => choice.holders.iter().find_map(|holder| placed_with(view, asked.meta.uid, &holder.vm)),
+    }
+}
+
 /// How `vm` names `volume`: its uid and the disk.
-fn names<'a>(view: &'a View, vm: &ObjectRef, volume: &ObjectRef) -> Option<(lightbyte_api::Uid, &'a Disk)> {
+fn names<'a>(view: &'a View, vm: &ObjectRef, volume: &ObjectRef) -> Option<(Uid, &'a Disk)> {
     let asked = view.living(vm)?;
     let Spec::Vm(spec) = &asked.spec else { return None };
     let disk = spec.disks.iter().find(|disk| disk.volume.as_ref() == Some(&volume.name))?;

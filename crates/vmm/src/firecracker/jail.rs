@@ -235,7 +235,11 @@ impl Jail {
             linked => linked.map_err(system(format!("link {}", disk.display())))?,
         }
         let mode = if read_only { 0o644 } else { 0o600 };
-        if !read_only {
+        if read_only {
+            // Not its last writer's: uids are given out again, and a reader might get that one.
+            let no_follow = std::os::unix::fs::lchown(&link, Some(0), Some(0));
+            no_follow.map_err(system(format!("take {} back", disk.display())))?;
+        } else {
             self.own(&link)?;
         }
         fs::set_permissions(&link, fs::Permissions::from_mode(mode))

@@ -113,9 +113,10 @@ impl<'a> Bed<'a> {
         loop {
             let event = self.events.recv_timeout(EVENT_WAIT).expect("an event in time");
             let of = match event {
-                VmmEvent::Exited(of) | VmmEvent::Ready { vm: of, .. } | VmmEvent::Leaving { vm: of, .. } => {
-                    of
-                }
+                VmmEvent::Exited(of)
+                | VmmEvent::Ready { vm: of, .. }
+                | VmmEvent::Hindered { vm: of, .. }
+                | VmmEvent::Leaving { vm: of, .. } => of,
             };
             if of == vm && wanted(&event) {
                 return;

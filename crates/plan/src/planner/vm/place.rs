@@ -18,7 +18,7 @@ use lightbyte_api::{
 use super::shape::{assigned_disk, attached, elsewhere};
 use super::{Inputs, Plan, Vm, unreadable, wanted};
 use crate::planner::network::free_address;
-use crate::planner::worker_of;
+use crate::planner::volume::worker_to_be;
 use crate::scheduler::{Need, schedule};
 use crate::transaction::Write;
 use crate::view::View;
@@ -37,7 +37,7 @@ fn pinned(view: &View, spec: &VmSpec) -> Result<Option<WorkerId>, WaitingOn> {
     let mut pinned = None;
     for name in spec.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
         let volume = ObjectRef::new(Kind::Volume, name.clone());
-        let Some(worker) = worker_of(view, &volume) else { continue };
+        let Some((worker, _)) = worker_to_be(view, &volume) else { continue };
         if pinned.is_some_and(|other| other != worker) {
             return Err(elsewhere(view, name, worker));
         }
@@ -176,7 +176,9 @@ fn choose_disks(vm: &Vm<'_>, version: &image::Version, inputs: &Inputs) -> Resul
     for (index, disk) in vm.spec.disks.iter().enumerate() {
         let placed = match &disk.volume {
             Some(volume) => {
-                disks.rests_on.push(Key::Decided(ObjectRef::new(Kind::Volume, volume.clone())));
+                let object = ObjectRef::new(Kind::Volume, volume.clone());
+                disks.rests_on.extend(worker_to_be(vm.view, &object).into_iter().flat_map(|(_, keys)| keys));
+                disks.rests_on.push(Key::Decided(object));
                 attached(vm, disk, volume)?
             }
             None => {

@@ -17,7 +17,7 @@ use lightbyte_api::records::WorkerLedger;
 use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, VolumeId, WaitingOn, WorkerId};
 
 use super::{Vm, unreadable};
-use crate::planner::volume::choice;
+use crate::planner::volume::{choice, worker_to_be};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -46,66 +46,66 @@ pub(super) struct Change {
     pub(super) rests_on: Vec<Key>,
 }
 
-/// What is to change for the machine to become what is asked. The error is the reason to wait.
+/// What is to change for the machine to become what is asked, and why it cannot. What only the machine before held is given
+/// back whatever hinders the next one.
 pub(super) fn change(
     vm: &Vm<'_>,
     placement: &Placement,
     assigned: &AssignedVm,
     observed: Option<&ObservedVm>,
-) -> Result<Change, WaitingOn> {
-    let before = Machine::of(assigned);
-    let (machine, placed, rests_on) = match wanted_machine(vm, placement, assigned) {
-        Ok(wanted) => wanted,
-        // What the old machine held is given back whatever the new one waits for.
-        Err(reason) => return settle(vm, placement, assigned, observed)?.ok_or(reason),
+) -> (Change, Option<WaitingOn>) {
+    let settled = settle(placement, assigned, observed);
+    let wanted = wanted_machine(vm, &settled, assigned).and_then(|wanted| {
+        let held = hold(&settled, &wanted);
+        check_room(vm.view, placement, &held).map(|()| (wanted, held))
+    });
+    let (wanted, held, hindrance) = match wanted {
+        Ok((wanted, held)) => (Some(wanted), held, None),
+        Err(reason) => (None, settled, Some(reason)),
     };
-    let grown = grow_own_disks(vm);
-    if machine == before {
-        let change = settle(vm, placement, assigned, observed)?.unwrap_or_default();
-        return Ok(Change { writes: grown.into_iter().chain(change.writes).collect(), ..change });
-    }
-    let held = Placement {
-        cpus: machine.cpus.max(placement.cpus),
-        memory: machine.memory.max(placement.memory),
-        disks: union(placed, &placement.disks),
-        ..placement.clone()
+    let ledger = match ledger_write(vm.view, placement, &held) {
+        Ok(ledger) => ledger,
+        Err(reason) => return (Change::default(), Some(reason)),
     };
-    check_room(vm.view, placement, &held)?;
-    let ledger = ledger_write(vm.view, placement, &held)?;
-    let worker = HostObject { kind: Kind::Worker, uid: placement.worker.uid() };
-    Ok(Change {
-        machine: Some(machine),
-        writes: grown.into_iter().chain(ledger).collect(),
+    let mut change = Change {
+        writes: grow_own_disks(vm).into_iter().chain(ledger).collect(),
         placement: (held != *placement).then_some(held),
-        rests_on: rests_on.into_iter().chain([Key::Observed(placement.worker, worker)]).collect(),
-    })
+        ..Change::default()
+    };
+    if let Some(wanted) = wanted.filter(|wanted| wanted.machine != Machine::of(assigned)) {
+        let worker = HostObject { kind: Kind::Worker, uid: placement.worker.uid() };
+        change.rests_on = wanted.rests_on;
+        change.rests_on.push(Key::Observed(placement.worker, worker));
+        change.machine = Some(wanted.machine);
+    }
+    (change, hindrance)
 }
 
-/// Gives back what only the machine before held, once its worker says that nothing of it is left.
-fn settle(
-    vm: &Vm<'_>,
-    placement: &Placement,
-    assigned: &AssignedVm,
-    observed: Option<&ObservedVm>,
-) -> Result<Option<Change>, WaitingOn> {
+/// The placement without what only the machine before held, once its worker says that nothing of it is left.
+fn settle(placement: &Placement, assigned: &AssignedVm, observed: Option<&ObservedVm>) -> Placement {
     if observed.is_none_or(|observed| observed.shape < assigned.shape) {
-        return Ok(None);
+        return placement.clone();
     }
     let placed = |disk: &AssignedDisk| {
         let placed = placement.disks.iter().find(|placed| placed.volume == disk.volume)?;
         Some(PlacedDisk { read_only: disk.read_only, ..placed.clone() })
     };
-    let held = Placement {
+    Placement {
         cpus: assigned.cpus,
         memory: assigned.memory,
         disks: assigned.disks.iter().filter_map(placed).collect(),
         ..placement.clone()
-    };
-    if held == *placement {
-        return Ok(None);
     }
-    let ledger = ledger_write(vm.view, placement, &held)?;
-    Ok(Some(Change { placement: Some(held), writes: ledger.into_iter().collect(), ..Change::default() }))
+}
+
+/// What is held while the machine before may still run.
+fn hold(placement: &Placement, wanted: &Wanted) -> Placement {
+    Placement {
+        cpus: wanted.machine.cpus.max(placement.cpus),
+        memory: wanted.machine.memory.max(placement.memory),
+        disks: union(wanted.placed.clone(), &placement.disks),
+        ..placement.clone()
+    }
 }
 
 /// The old disks that are not among the new ones follow them. One that is among both is written to if either may.
@@ -119,12 +119,17 @@ fn union(mut new: Vec<PlacedDisk>, old: &[PlacedDisk]) -> Vec<PlacedDisk> {
     new
 }
 
-/// The machine that is asked for, its disks as they are placed, and the decisions that gave it new ones.
-fn wanted_machine(
-    vm: &Vm<'_>,
-    placement: &Placement,
-    assigned: &AssignedVm,
-) -> Result<(Machine, Vec<PlacedDisk>, Vec<Key>), WaitingOn> {
+/// A machine that may be had.
+struct Wanted {
+    machine: Machine,
+    /// Its disks as they are placed.
+    placed: Vec<PlacedDisk>,
+    /// The decisions that gave it new ones.
+    rests_on: Vec<Key>,
+}
+
+/// The machine that is asked for. The error is the reason to wait.
+fn wanted_machine(vm: &Vm<'_>, placement: &Placement, assigned: &AssignedVm) -> Result<Wanted, WaitingOn> {
     let (mut disks, mut placed_disks, mut rests_on) = (Vec::new(), Vec::new(), Vec::new());
     for disk in &vm.spec.disks {
         let placed = match (placed_already(placement, assigned, disk), &disk.volume) {
@@ -132,12 +137,13 @@ fn wanted_machine(
             (None, Some(volume)) => {
                 let placed = attached(vm, disk, volume)?;
                 let object = ObjectRef::new(Kind::Volume, volume.clone());
-                match choice(vm.view, &object).and_then(|choice| choice.worker) {
-                    Some(worker) if worker != placement.worker => {
+                if let Some((worker, keys)) = worker_to_be(vm.view, &object) {
+                    if worker != placement.worker {
                         return Err(elsewhere(vm.view, volume, worker));
                     }
-                    _ => rests_on.extend([Key::Asked(object.clone()), Key::Decided(object)]),
+                    rests_on.extend(keys);
                 }
+                rests_on.extend([Key::Asked(object.clone()), Key::Decided(object)]);
                 placed
             }
             // An own disk is placed with the VM and stays; without, the store is damaged.
@@ -146,7 +152,8 @@ fn wanted_machine(
         disks.push(assigned_disk(disk, &placed));
         placed_disks.push(placed);
     }
-    Ok((Machine { cpus: vm.spec.cpus, memory: vm.spec.memory, disks }, placed_disks, rests_on))
+    let machine = Machine { cpus: vm.spec.cpus, memory: vm.spec.memory, disks };
+    Ok(Wanted { machine, placed: placed_disks, rests_on })
 }
 
 /// The disk as it is assigned now: nothing has to be decided for it again.
