@@ -30,22 +30,25 @@ pub(super) fn directory(wishes: &Wishes, facts: &Facts) -> Finding {
         why: "disks and records of VMs are kept here, and have to be there after a power cut",
     };
     let state = wishes.state.display();
-    let other = "name another directory with --state";
     let place = match &facts.state {
         Ok(place) => place,
-        Err(why) => return check.bad(format!("{state} cannot be looked at: {why}"), other),
+        Err(why) => return refused(check, facts, format!("{state} cannot be looked at: {why}")),
     };
     let found = format!("{}, on {}", whereabouts(&wishes.state, place), place.mount.kind);
     if let Err(why) = &place.trial {
-        let found = format!("{found}: {why}");
-        return match facts.is_root {
-            true => check.bad(found, other),
-            false => check.warn(found, "sudo lightbyte doctor"),
-        };
+        return refused(check, facts, format!("{found}: {why}"));
     }
     match IN_MEMORY.contains(&place.mount.kind.as_str()) {
-        true => check.bad(format!("{found}, which is in memory and empty after a boot"), other),
+        true => check.bad(format!("{found}, which is in memory and empty after a boot"), OTHER_STATE),
         false => check.ok(found),
+    }
+}
+
+/// What root may not either is bad; what somebody else may not says nothing.
+fn refused(check: Check, facts: &Facts, found: String) -> Finding {
+    match facts.is_root {
+        true => check.bad(found, OTHER_STATE),
+        false => check.warn(found, "sudo lightbyte doctor"),
     }
 }
 
@@ -62,7 +65,6 @@ pub(super) fn space(wishes: &Wishes, facts: &Facts) -> Finding {
         why: "disks of VMs take room as guests write; when none is left they see errors, all at once",
     };
     let Ok(place) = &facts.state else { return not_looked_at(check) };
-    let gib = |bytes: u64| format!("{}.{} GiB", bytes >> 30, (bytes & ((1 << 30) - 1)) * 10 >> 30);
     let found = format!("{} free on {}", gib(place.free_bytes), place.mount.place.display());
     let next = "make room, or name another directory with --state";
     if place.free_bytes < FREE_BYTES_MIN {
@@ -131,11 +133,8 @@ pub(super) fn jails(wishes: &Wishes, facts: &Facts) -> Finding {
     let mount = match mount {
         Ok(mount) => mount,
         Err(why) => {
-            return check.bad_if(
-                runs_firecracker(wishes, facts),
-                format!("not looked at: {why}"),
-                OTHER_JAILS,
-            );
+            let is_bad = facts.is_root && runs_firecracker(wishes, facts);
+            return check.bad_if(is_bad, format!("not looked at: {why}"), OTHER_JAILS);
         }
     };
     let on = format!("{} ({})", mount.place.display(), mount.kind);
@@ -149,11 +148,18 @@ pub(super) fn jails(wishes: &Wishes, facts: &Facts) -> Finding {
     }
 }
 
+const OTHER_STATE: &str = "name another directory with --state";
 const OTHER_JAILS: &str = "name another directory on the state's file system with --jails";
 
 fn forbidden(mount: &Mount) -> Vec<&str> {
     let has = |option: &&str| mount.options.iter().any(|had| had == option);
     ["nodev", "noexec"].into_iter().filter(has).collect()
+}
+
+/// With one decimal, cut off: what is free is never told as more.
+fn gib(bytes: u64) -> String {
+    let tenths = (u128::from(bytes) * 10) >> 30;
+    format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
 fn trial(facts: &Facts) -> Option<&Trial> {

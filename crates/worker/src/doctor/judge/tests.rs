@@ -275,7 +275,7 @@ fn the_state_must_last_and_have_room() {
     check(free(512 << 20), &["bad space: 0.5 GiB free on /var/lib; 1GiB is the least > make room"]);
     check(
         |_, facts| {
-            with_trial(facts, |trial| trial.shares = Tried::Fails("Operation not supported".to_owned()))
+            with_trial(facts, |trial| trial.shares = Tried::Fails("Operation not supported".to_owned()));
         },
         &["warn shared blocks: files cannot share blocks (Operation not supported)"],
     );
