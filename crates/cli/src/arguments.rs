@@ -1,6 +1,7 @@
 //! The words of the command line. One grammar: `lightbyte VERB KIND/NAME`.
 
 pub(crate) mod disks;
+mod doctor;
 mod inside;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use lightbyte_api::{ByteSize, Name, Span};
 use lightbyte_link::Endpoint;
 
 use self::disks::{Attach, Create, Detach, Grow, RunVolume};
+pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
@@ -85,6 +87,9 @@ pub(crate) enum Verb {
     Wait(Wait),
     /// Shows the cluster: servers, etcd, workers, and whether anything is stuck
     Status(Status),
+    /// Tells whether this machine is fit to be a VM host, and what to do where it is not
+    #[command(after_help = "Example: sudo lightbyte doctor --state /var/lib/lightbyte --bridge br0")]
+    Doctor(Doctor),
     /// Lists what happened lately; of one object, or of all
     Events(Events),
     /// Runs a command in a VM, with its input, outputs, terminal and exit code; a shell when none is named

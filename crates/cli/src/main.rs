@@ -96,6 +96,7 @@ fn run(arguments: &Arguments) -> Result<Exit> {
 fn run_here(verb: &Verb) -> Option<Result<Code>> {
     Some(match verb {
         Verb::Explain(words) => verbs::explain::run(words),
+        Verb::Doctor(words) => verbs::doctor::run(words),
         Verb::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut Arguments::command(), "lightbyte", &mut text);
@@ -138,6 +139,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         | Verb::Ssh(_)
         | Verb::Forward(_)
         | Verb::Explain(_)
+        | Verb::Doctor(_)
         | Verb::Completions { .. }
         | Verb::Dev(_)
         | Verb::Server(_)

@@ -23,6 +23,8 @@ use sha2::{Digest as _, Sha256};
 use crate::driver::{DriverError, Records};
 
 const RECORD: &str = "record";
+/// The extension of a record that is not whole yet.
+const UNFINISHED: &str = "new";
 pub(crate) const DISK: &str = "disk";
 
 /// What a disk is taken for.
@@ -50,7 +52,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// Files below `state`, with the parts of images in `images`.
+    /// Files below `state`, with the parts of images in `images`. What an agent has left that was killed in its first
+    /// save of an object, or in its last deed for one, is taken away: nobody else would find it.
     ///
     /// # Errors
     /// When a directory cannot be made.
@@ -61,6 +64,7 @@ impl Files {
             // Disks, and what is to be done at a first boot, are nobody else's to read.
             fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))
                 .map_err(system(format!("keep {} from others", directory.display())))?;
+            sweep(&directory);
         }
         Ok(Files { state: state.to_owned(), images: images.to_owned() })
     }
@@ -173,7 +177,7 @@ impl Records for Files {
 
     fn forget(&self, object: HostObject) -> Result<(), DriverError> {
         let directory = self.directory(object);
-        match fs::remove_dir_all(&directory) {
+        match remove_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(system(format!("remove {}", directory.display()))(error))
             }
@@ -197,6 +201,34 @@ impl Records for Files {
     }
 }
 
+/// Removes directories of objects in which there is no record and nothing else but half of one. All else is left: it may
+/// be somebody's, and what is not empty cannot be removed by accident.
+fn sweep(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let of_objects = entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<Uid>().is_ok()))
+        .map(|entry| entry.path());
+    for object in of_objects.filter(|object| matches!(object.join(RECORD).try_exists(), Ok(false))) {
+        // What cannot be removed now is for the next start.
+        let _ = fs::remove_file(object.join(RECORD).with_extension(UNFINISHED));
+        let _ = fs::remove_dir(object);
+    }
+}
+
+/// Removes a directory with all that is in it, its record last: an agent that is killed meanwhile leaves either a record,
+/// by which the next one finds the rest, or an empty directory, see [`sweep`].
+fn remove_all(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != RECORD {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir_all(directory)
+}
+
 fn checksum(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -214,7 +246,7 @@ fn read_record(text: &str) -> io::Result<Saved> {
 /// After a crash either the old or the new content is there, whole: a temporary name, fsync, rename, fsync of the
 /// directory (rename(2), fsync(2)).
 fn write_durably(path: &Path, text: &str) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    let temporary = path.with_extension(UNFINISHED);
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
@@ -290,5 +322,33 @@ mod tests {
         files.forget(object).unwrap();
         files.forget(object).unwrap();
         assert!(Records::list(&files).unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_what_is_nobodys_is_swept() {
+        let place = Place::new("sweep");
+        let files = place.files();
+        let check = |names: &[&str], expected: &[&str]| {
+            let directory = files.directory(of_volume(VOLUME));
+            fs::create_dir_all(&directory).unwrap();
+            names.iter().for_each(|name| fs::write(directory.join(name), "").unwrap());
+            place.files();
+            let left = fs::read_dir(&directory).into_iter().flatten().flatten();
+            let mut left: Vec<_> =
+                left.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            left.sort_unstable();
+            assert_eq!(left, expected, "{names:?}");
+            assert_eq!(directory.exists(), !expected.is_empty(), "{names:?}");
+            let _ = fs::remove_dir_all(&directory);
+        };
+        check(&[], &[]);
+        check(&["record.new"], &[]);
+        check(&["record", "record.new"], &["record", "record.new"]);
+        check(&["disk", "record.new"], &["disk"]);
+        check(&["something"], &["something"]);
+        let other = place.0.join("vm").join("lost+found");
+        fs::create_dir(&other).unwrap();
+        place.files();
+        assert!(other.exists());
     }
 }

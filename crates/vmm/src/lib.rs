@@ -6,6 +6,7 @@
 
 mod ask;
 mod channel;
+pub mod clock;
 mod console;
 mod disks;
 pub mod driver;

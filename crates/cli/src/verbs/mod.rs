@@ -6,6 +6,7 @@ pub(crate) mod cp;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod disks;
+pub(crate) mod doctor;
 pub(crate) mod edit;
 pub(crate) mod events;
 pub(crate) mod exec;

@@ -1,0 +1,69 @@
+//! Taps, the bridge and the rules between them.
+
+use super::super::facts::{Bridge, Facts, Tried};
+use super::super::{Finding, Wishes};
+use super::Check;
+
+pub(super) fn tun(facts: &Facts) -> Finding {
+    let check = Check { name: "taps", why: "a tap is the network card of a VM on this side" };
+    match facts.network.has_tun {
+        true => check.ok("/dev/net/tun is there"),
+        false => check.bad("there is no /dev/net/tun", "modprobe tun"),
+    }
+}
+
+pub(super) fn bridge(wishes: &Wishes, facts: &Facts) -> Finding {
+    let check = Check {
+        name: "bridge",
+        why: "taps of VMs are joined to it; a VM whose bridge is missing does not start",
+    };
+    let name = &wishes.bridge;
+    match &facts.network.bridge {
+        Bridge::Missing => check.bad(
+            format!("there is no `{name}`"),
+            format!("ip link add {name} type bridge && ip link set {name} up; or name another with --bridge"),
+        ),
+        Bridge::Other => check.bad(
+            format!("`{name}` is there and is no bridge"),
+            "name the bridge with --bridge; `ip link show type bridge` lists them",
+        ),
+        Bridge::There { is_up: false, .. } => {
+            check.bad(format!("`{name}` is off"), format!("ip link set {name} up"))
+        }
+        Bridge::There { is_up: true, ports } if ports.is_empty() => check.warn(
+            format!("`{name}` is on and has no network card: VMs reach each other and this host, and others only if this host routes"),
+            format!("ip link set CARD master {name}, where CARD leads to the other hosts"),
+        ),
+        Bridge::There { is_up: true, ports } => check.ok(format!("`{name}` is on, with {}", ports.join(", "))),
+    }
+}
+
+pub(super) fn rules(facts: &Facts) -> Finding {
+    let check = Check {
+        name: "tap rules",
+        why: "rules of nftables keep a VM from sending under addresses of others; without them no worker starts",
+    };
+    match &facts.network.rules {
+        Tried::Works => check.ok("rules for bridges work, tried in a network of their own"),
+        Tried::Fails(why) => check.bad(
+            format!("rules for bridges do not work: {why}"),
+            "modprobe nf_tables_bridge, or install a kernel that has it",
+        ),
+        Tried::NotTried(why) => check.warn(format!("not tried: {why}"), "sudo lightbyte doctor"),
+    }
+}
+
+pub(super) fn filter(facts: &Facts) -> Finding {
+    let check = Check {
+        name: "bridge filter",
+        why: "where the host's own IP rules apply to bridges, a firewall of the host cuts VMs off from each other and from the network",
+    };
+    match facts.network.filters_bridges {
+        Some(true) => check.warn(
+            "on: the host's own IP rules apply to what crosses bridges; well where they let VMs through",
+            "sysctl -w net.bridge.bridge-nf-call-iptables=0",
+        ),
+        Some(false) => check.ok("off"),
+        None => check.ok("this kernel has none loaded"),
+    }
+}
