@@ -11,6 +11,8 @@ use lightbyte_vmm::{Drivers, FakeHost, Files, KvmVerdict, Machines, firecracker,
 
 use crate::arguments::{Worker, WorkerVmm};
 
+/// What a fake host has on its disks, in the state directory.
+const FAKE_DISKS: &str = "fake-host.json";
 /// How long a fake guest takes until it says that it is ready: long enough to be seen starting.
 const FAKE_BOOT: Duration = Duration::from_millis(50);
 /// Where jails are in the worker's state.
@@ -19,7 +21,7 @@ const JAILS: &str = "jails";
 /// The hands of a worker, and what people call the way its VMs run.
 pub(crate) fn of(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<(Drivers, &'static str)> {
     if words.vmm == Some(WorkerVmm::Fake) {
-        return Ok((fake(words, runtime), "fake"));
+        return Ok((fake(words, runtime)?, "fake"));
     }
     let images = words.images.clone().context("--images is missing")?;
     let files = Files::new(&words.state, &images).context("set up the worker's files")?;
@@ -54,9 +56,12 @@ fn choice(asked: Option<WorkerVmm>, kvm: &KvmVerdict, has_firecracker: bool) -> 
     }
 }
 
-/// A host in memory, whose guests become ready after a while, and obey when they are asked to end.
-fn fake(words: &Worker, runtime: &tokio::runtime::Handle) -> Drivers {
+/// A host in memory, with disks and records in a file. Its guests become ready after a while, and obey when they are asked to end.
+fn fake(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> {
     let host = FakeHost::new(words.memory, ["br0".to_owned()]);
+    std::fs::create_dir_all(&words.state).with_context(|| format!("create {}", words.state.display()))?;
+    let kept = words.state.join(FAKE_DISKS);
+    host.keep_in(&kept).with_context(|| format!("read {}", kept.display()))?;
     let on_runtime = runtime.clone();
     host.on_start(move |host: &FakeHost, vm: VmId| {
         let host = host.clone();
@@ -72,7 +77,7 @@ fn fake(words: &Worker, runtime: &tokio::runtime::Handle) -> Drivers {
             guests.shutting_down().into_iter().for_each(|vm| guests.exit(vm));
         }
     });
-    host.drivers()
+    Ok(host.drivers())
 }
 
 fn qemu_machines(words: &Worker, files: &Files, kvm: KvmVerdict) -> Result<(Machines, &'static str)> {

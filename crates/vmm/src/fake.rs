@@ -2,8 +2,10 @@
 //! order of steps fails here as it would there. It outlives agents, as a host does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObjec
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
 use lightbyte_plan::agent::{Leaving, Saved, VmmState};
+use serde::{Deserialize, Serialize};
 
 use crate::driver::{
     ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Records, StillFlushed,
@@ -28,8 +31,17 @@ pub struct FakeHost {
     state: Arc<Mutex<State>>,
 }
 
+/// What a host has on its disks, as it is kept in a file.
+#[derive(Default, Serialize, Deserialize)]
+struct Kept {
+    disks: Vec<(VolumeId, ByteSize)>,
+    records: Vec<(HostObject, Saved)>,
+}
+
 #[derive(Default)]
 struct State {
+    /// The file that stands for the host's disks.
+    kept_in: Option<PathBuf>,
     memory: Option<ByteSize>,
     bridges: BTreeSet<String>,
     vms: BTreeMap<VmId, FakeVm>,
@@ -67,6 +79,26 @@ impl FakeHost {
         let state =
             State { memory: Some(memory), bridges: bridges.into_iter().collect(), ..State::default() };
         FakeHost { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Keeps disks and records in a file from now on, and begins with those that are there: the host has disks that outlive
+    /// this process, as real ones do. Machines and taps end with it, as with the power.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn keep_in(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        match fs::read(path) {
+            Ok(text) => {
+                let kept: Kept = serde_json::from_slice(&text)?;
+                state.disks = kept.disks.into_iter().collect();
+                state.records = kept.records.into_iter().collect();
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        state.kept_in = Some(path.to_owned());
+        Ok(())
     }
 
     /// The drivers of this host.
@@ -201,6 +233,21 @@ fn refuse<T>(reason: impl Into<String>) -> Result<T, DriverError> {
 }
 
 impl State {
+    /// Brings disks and records to the file that stands for them.
+    fn keep(&self) -> Result<(), DriverError> {
+        let Some(path) = &self.kept_in else { return Ok(()) };
+        let kept = Kept {
+            disks: self.disks.iter().map(|(volume, size)| (*volume, *size)).collect(),
+            records: self.records.iter().map(|(object, saved)| (*object, saved.clone())).collect(),
+        };
+        let write = || {
+            let new = path.with_extension("new");
+            fs::write(&new, serde_json::to_vec(&kept)?)?;
+            fs::rename(&new, path)
+        };
+        write().map_err(|source| DriverError::System { context: format!("write {}", path.display()), source })
+    }
+
     /// Why `vm` cannot be started.
     fn refusal(&self, vm: VmId, assigned: &AssignedVm) -> Option<String> {
         let taps = self.taps.get(&vm).map_or(0, Vec::len);
@@ -230,12 +277,10 @@ impl State {
 
     fn grow(&mut self, disk: VolumeId, size: ByteSize) -> Result<(), DriverError> {
         match self.disks.get_mut(&disk) {
-            Some(found) => {
-                *found = size.max(*found);
-                Ok(())
-            }
-            None => refuse(format!("disk {disk} is not there")),
+            Some(found) => *found = size.max(*found),
+            None => return refuse(format!("disk {disk} is not there")),
         }
+        self.keep()
     }
 
     /// The guest says something on its console.
@@ -347,8 +392,9 @@ impl Disks for FakeHost {
             size = size.max(*found);
         }
         still_flushed.map_or(Ok(()), |still_flushed| still_flushed())?;
-        self.change()?.disks.entry(volume).or_insert(size);
-        Ok(())
+        let mut state = self.change()?;
+        state.disks.entry(volume).or_insert(size);
+        state.keep()
     }
 
     fn grow(&self, volume: VolumeId, size: ByteSize) -> Result<(), DriverError> {
@@ -366,7 +412,7 @@ impl Disks for FakeHost {
             return refuse(format!("the disk is in use by VM {vm}"));
         }
         state.disks.remove(&volume);
-        Ok(())
+        state.keep()
     }
 
     fn size(&self, volume: VolumeId) -> Result<Option<ByteSize>, DriverError> {
@@ -408,8 +454,9 @@ impl Network for FakeHost {
 
 impl Records for FakeHost {
     fn save(&self, object: HostObject, saved: &Saved) -> Result<(), DriverError> {
-        self.change()?.records.insert(object, saved.clone());
-        Ok(())
+        let mut state = self.change()?;
+        state.records.insert(object, saved.clone());
+        state.keep()
     }
 
     fn forget(&self, object: HostObject) -> Result<(), DriverError> {
@@ -419,7 +466,7 @@ impl Records for FakeHost {
         }
         state.records.remove(&object);
         state.consoles.remove(&VmId::new(object.uid));
-        Ok(())
+        state.keep()
     }
 
     fn load(&self, object: HostObject) -> Result<Option<Saved>, DriverError> {

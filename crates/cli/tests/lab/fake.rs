@@ -151,6 +151,12 @@ fn a_leader_that_stops_or_loses_power_is_replaced() {
             _ => bed.dev("kill", &leader),
         }
         until("another leads", || bed.leader().is_some_and(|found| found != leader));
+        if deed == "power-cut" {
+            // Until its life is over a host without power is taken for one that has some, and a VM may be put there.
+            until("its host is away", || {
+                bed.json(&["get", &format!("worker/{leader}")])["status"]["state"] == "away"
+            });
+        }
         bed.ok(&["run", "demo", "--name", &format!("after-{deed}")]);
         match deed {
             "stop" => signal("CONT", process),
