@@ -219,8 +219,12 @@ fn check_disk(
         Spec::Volume(spec) => spec.size,
         _ => None,
     };
-    let is_readers =
-        choice(view, object).is_some_and(|choice| choice.holders.iter().any(|holder| holder.read_only));
+    let mut is_readers = false;
+    if let Some(host) = host {
+        host.host.each_running(|_, assigned| {
+            is_readers |= assigned.disks.iter().any(|disk| disk.volume == volume && disk.read_only);
+        });
+    }
     match size {
         None => violated("rule 10", format!("{object} is not on its worker: {}", told(view, object))),
         // Machines that only read hold its lock, and have nobody who could make it larger.

@@ -5,6 +5,7 @@
 //! VMs outlive this process and are found again in the run directory, see `room`. A VM is there in some form as long as
 //! its directory is. What it says on its console is kept in the state directory, see `console`.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -243,6 +244,7 @@ impl Machines {
             process,
             shared: Arc::clone(&self.shared),
             is_found,
+            is_hindered: Cell::new(false),
         };
         // Names of threads have 15 bytes (pthread_setname_np(3)).
         let thread = std::thread::Builder::new().name("vm".to_owned()).stack_size(MINDER_STACK_BYTES);

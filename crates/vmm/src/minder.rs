@@ -9,6 +9,7 @@
 //!                +--call----------------------------+        the process ends, from any state: Exited told, over
 //! ```
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -65,6 +66,8 @@ pub(crate) struct Minder {
     pub(crate) shared: Arc<Shared>,
     /// Whether it was found running.
     pub(crate) is_found: bool,
+    /// Whether its guest has said what hinders it: the end of that is told as well.
+    pub(crate) is_hindered: Cell<bool>,
 }
 
 impl Minder {
@@ -168,7 +171,10 @@ impl Minder {
                 };
                 // Before it is ready: a VM whose disks are not where they were asked is not as it was asked.
                 let info = serde_json::from_slice::<Info>(&answer).unwrap_or_default();
-                self.shared.tell(VmmEvent::Hindered { vm: self.vm, problem: info.mount_error });
+                let is_hindered = !info.mount_error.is_empty();
+                if self.is_hindered.replace(is_hindered) || is_hindered {
+                    self.shared.tell(VmmEvent::Hindered { vm: self.vm, problem: info.mount_error });
+                }
                 self.shared.tell(VmmEvent::Ready { vm: self.vm, agent_at: self.agent_at() });
                 Talk::Waiting
             }

@@ -169,6 +169,8 @@ pub struct Around {
     pub disk_lost: bool,
     /// The machines that use this volume.
     pub used_by: Vec<VmId>,
+    /// These, and those that may have it although they are to have it no more.
+    pub maybe_used_by: Vec<VmId>,
     /// The disk that this volume is made from is there.
     pub source_present: bool,
     /// The machines that may be writing to the disk that this volume is made from.

@@ -294,27 +294,47 @@ impl Agent {
             disks_present: disks.iter().all(|disk| is(disk.volume, volume::is_present)),
             disk_lost: disks.iter().any(|disk| is(disk.volume, volume::is_lost)),
             used_by: match object.kind {
-                Kind::Volume => self.users(VolumeId::new(object.uid), false),
+                Kind::Volume => self.users(VolumeId::new(object.uid), Machines::AsSaved),
+                _ => Vec::new(),
+            },
+            maybe_used_by: match object.kind {
+                Kind::Volume => self.users(VolumeId::new(object.uid), Machines::OldToo),
                 _ => Vec::new(),
             },
             source_present: source.is_none_or(|source| is(source, volume::is_present)),
-            source_written_by: source.map(|source| self.users(source, true)).unwrap_or_default(),
+            source_written_by: source.map(|source| self.users(source, Machines::Writers)).unwrap_or_default(),
         }
     }
 
-    /// The VMs whose machine may be using the volume, in any form that it may be in: those that write, or all.
-    fn users(&self, volume: VolumeId, only_writers: bool) -> Vec<VmId> {
+    /// The VMs with a machine, in any form, that uses the volume.
+    fn users(&self, volume: VolumeId, machines: Machines) -> Vec<VmId> {
         let uses = |desk: &Desk| {
-            let saved = desk.facts().saved.as_ref();
+            let Some(vm) = desk.saved_vm() else { return false };
             // A machine that was started before its assignment changed may have other disks than are saved.
-            let is_old =
-                desk.saved_vm().is_some_and(|vm| saved.is_some_and(|saved| saved.started_shape < vm.shape));
-            let mut disks = desk.saved_vm().into_iter().flat_map(|vm| &vm.disks);
-            disks.any(|disk| disk.volume == volume && (is_old || !only_writers || !disk.read_only))
+            let is_old = desk.facts().saved.as_ref().is_some_and(|saved| saved.started_shape < vm.shape);
+            let is_named = |only_writers: bool| {
+                vm.disks.iter().any(|disk| disk.volume == volume && !(only_writers && disk.read_only))
+            };
+            match machines {
+                Machines::AsSaved => is_named(false),
+                Machines::OldToo => is_old || is_named(false),
+                Machines::Writers => is_old || is_named(true),
+            }
         };
         let runs = |desk: &Desk| desk.facts().vmm != VmmState::Absent;
-        let users =
+        let vms =
             self.desks.iter().filter(|(object, desk)| object.kind == Kind::Vm && runs(desk) && uses(desk));
-        users.map(|(object, _)| VmId::new(object.uid)).collect()
+        vms.map(|(object, _)| VmId::new(object.uid)).collect()
     }
+}
+
+/// Which machines count as users of a volume.
+#[derive(Clone, Copy)]
+enum Machines {
+    /// Those whose saved assignment names it.
+    AsSaved,
+    /// Those too that were started before it changed, whatever they have: their driver knows.
+    OldToo,
+    /// The same, without those that only read.
+    Writers,
 }

@@ -23,7 +23,7 @@ pub fn next_step(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around
             Next::Do(Step::Save(Saved { created: true, ..saved.clone() }))
         }
         (WantedVolume::Present, Some(size)) if size < assigned.size => {
-            Next::Do(Step::GrowDisk { used_by: around.used_by.clone() })
+            Next::Do(Step::GrowDisk { used_by: around.maybe_used_by.clone() })
         }
         (WantedVolume::Present, Some(_)) => Next::Rest,
         // It was there: never made again.
