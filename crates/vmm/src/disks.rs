@@ -197,28 +197,10 @@ fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>, buffer: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::tests::Place;
     use lightbyte_api::assigned::WantedVolume;
     use lightbyte_api::kinds::image::Part;
     use lightbyte_api::{Name, Uid};
-
-    struct Place(PathBuf);
-
-    impl Place {
-        fn new(name: &str) -> Place {
-            let path = std::env::temp_dir().join(format!("lightbyte-disks-{name}-{}", std::process::id()));
-            fs::create_dir_all(path.join("images")).unwrap();
-            Place(path)
-        }
-        fn files(&self) -> Files {
-            Files::new(&self.0, &self.0.join("images")).unwrap()
-        }
-    }
-
-    impl Drop for Place {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
 
     fn assigned(size: u64, source: Source) -> AssignedVolume {
         AssignedVolume {

@@ -112,6 +112,14 @@ impl Files {
         self.take(volume, access)?.ok_or_else(|| DriverError::Refused(format!("disk {volume} is not there")))
     }
 
+    /// Takes all disks of one machine, each for what the machine may do with it.
+    ///
+    /// # Errors
+    /// See [`Files::hold`]; then none is held.
+    pub fn hold_all(&self, disks: &[AssignedDisk]) -> Result<Vec<OwnedFd>, DriverError> {
+        disks.iter().map(|disk| self.hold(disk.volume, Access::of(disk))).collect()
+    }
+
     /// The disk with its lock; nothing if it is not there.
     pub(crate) fn take(&self, volume: VolumeId, access: Access) -> Result<Option<OwnedFd>, DriverError> {
         let path = self.disk(volume);
@@ -262,21 +270,22 @@ pub(crate) fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use lightbyte_api::assigned::{Assigned, AssignedVolume, Source, WantedVolume};
     use lightbyte_api::kinds::volume::Filesystem;
     use lightbyte_api::{ByteSize, Name};
 
-    struct Place(PathBuf);
+    /// A directory of a test, with files in it.
+    pub(crate) struct Place(pub(crate) PathBuf);
 
     impl Place {
-        fn new(name: &str) -> Place {
+        pub(crate) fn new(name: &str) -> Place {
             let path = std::env::temp_dir().join(format!("lightbyte-files-{name}-{}", std::process::id()));
             fs::create_dir_all(path.join("images")).unwrap();
             Place(path)
         }
-        fn files(&self) -> Files {
+        pub(crate) fn files(&self) -> Files {
             Files::new(&self.0, &self.0.join("images")).unwrap()
         }
     }

@@ -32,7 +32,6 @@ use super::machine::{Disk, Machine, disk_id};
 use super::paths::{API, Paths};
 use super::types::DriveChange;
 use crate::driver::DriverError;
-use crate::files::Access;
 use crate::machines::{Found, Shared};
 use crate::process::{Held, Identity, wait_for_end};
 use crate::room::{Room, bind, refuse, system, write_whole};
@@ -66,8 +65,7 @@ impl Firecracker {
     /// Finds everything that the VM is made of. Firecracker itself would make a tap that is missing.
     pub(super) fn parts(&self, vm: VmId, assigned: &AssignedVm) -> Result<Parts, DriverError> {
         let files = &self.host.files;
-        let locks = assigned.disks.iter().map(|disk| files.hold(disk.volume, Access::of(disk)));
-        let locks = locks.collect::<Result<_, _>>()?;
+        let locks = files.hold_all(&assigned.disks)?;
         let mut open = Vec::with_capacity(assigned.nics.len());
         for index in 0..assigned.nics.len() {
             let name = tap_name(vm.uid(), index);

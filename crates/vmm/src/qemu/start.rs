@@ -23,7 +23,6 @@ use super::arguments::{self, Disk, Machine};
 use super::paths::Paths;
 use super::qmp::Qmp;
 use crate::driver::DriverError;
-use crate::files::Access;
 use crate::machines::{Found, Shared};
 use crate::process::{self, Held, Identity, lock_holder, wait_for_end};
 use crate::room::{Room, bind, last_words, refuse, system, write_whole};
@@ -53,8 +52,7 @@ impl Qemu {
     /// Finds everything that the VM is made of.
     pub(super) fn parts(&self, vm: VmId, assigned: &AssignedVm) -> Result<Parts, DriverError> {
         let files = &self.host.files;
-        let held = assigned.disks.iter().map(|disk| files.hold(disk.volume, Access::of(disk)));
-        let held = held.collect::<Result<_, _>>()?;
+        let held = files.hold_all(&assigned.disks)?;
         let mut open = Vec::with_capacity(assigned.nics.len());
         for index in 0..assigned.nics.len() {
             open.push(taps::open(&tap_name(vm.uid(), index))?);

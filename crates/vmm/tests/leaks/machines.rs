@@ -13,7 +13,6 @@ use lightbyte_api::assigned::{AssignedVm, HostObject};
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
 use lightbyte_plan::agent::VmmState;
 use lightbyte_vmm::driver::Listener;
-use lightbyte_vmm::files::Access;
 use lightbyte_vmm::{Disks as _, DriverError, FakeHost, Files, Vmm, taps};
 
 pub(crate) struct Machines {
@@ -51,10 +50,7 @@ impl Machines {
     /// Takes all that a machine needs; what was taken is let go if a part is missing.
     fn take(&self, vm: VmId, assigned: &AssignedVm) -> Result<Vec<OwnedFd>, DriverError> {
         self.files.part(&assigned.kernel)?;
-        let mut held = Vec::new();
-        for disk in &assigned.disks {
-            held.push(self.files.hold(disk.volume, Access::of(disk))?);
-        }
+        let mut held = self.files.hold_all(&assigned.disks)?;
         for index in 0..assigned.nics.len() {
             held.push(taps::open(&tap_name(vm.uid(), index))?);
         }
