@@ -440,6 +440,10 @@ pub(crate) struct Server {
     /// What stands before every key in etcd
     #[arg(long, value_name = "PREFIX", default_value = lightbyte_api::key::ROOT)]
     pub(crate) root: String,
+    /// Where it keeps the parts of images that are imported, by checksum; without it nobody can import through it.
+    /// A worker on the same host may use the same directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parts: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -477,7 +481,7 @@ pub(crate) struct Worker {
     /// Where it serves consoles and the like
     #[arg(long, value_name = "URL")]
     pub(crate) listen: Option<Endpoint>,
-    /// Where the parts of images are, by checksum
+    /// Where the parts of images are kept, by checksum; what is missing is fetched
     #[arg(long, value_name = "DIR", required_if_eq_any([("vmm", "qemu"), ("vmm", "firecracker")]))]
     pub(crate) images: Option<PathBuf>,
     /// Where the sockets of VMs are; on a tmpfs, and short
@@ -487,7 +491,7 @@ pub(crate) struct Worker {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Import {
-    /// Checks an image directory, stores its files and registers the version
+    /// Checks an image directory, sends its files to the cluster and registers the version
     Image(ImportImage),
 }
 
@@ -496,9 +500,9 @@ pub(crate) struct ImportImage {
     /// The directory; it holds manifest.json
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
-    /// Where the cluster's files are kept, by checksum; $LIGHTBYTE_IMAGES/blobs when left out
-    #[arg(long, value_name = "DIR")]
-    pub(crate) store: Option<PathBuf>,
+    /// Registers the version, and lets new VMs have the one that they have now
+    #[arg(long)]
+    pub(crate) no_current: bool,
 }
 
 fn read_time(text: &str) -> Result<Duration, String> {

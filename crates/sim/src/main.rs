@@ -6,6 +6,7 @@
 mod cluster;
 mod counts;
 mod oracle;
+mod parts;
 mod rng;
 mod server;
 mod user;

@@ -4,7 +4,7 @@
 //! STATE/vm/<uid>/record          what counts for this VM; its console is beside it
 //! STATE/volume/<uid>/record      what counts for this volume
 //! STATE/volume/<uid>/disk        the disk itself, there whole or not at all
-//! IMAGES/<sha256>                parts of images, by content
+//! IMAGES/                        parts of images, see `parts`
 //! ```
 
 use std::fs::{self, File};
@@ -21,6 +21,7 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 
 use crate::driver::{DriverError, Records};
+use crate::parts::Parts;
 
 const RECORD: &str = "record";
 /// The extension of a record that is not whole yet.
@@ -48,7 +49,7 @@ impl Access {
 #[derive(Clone, Debug)]
 pub struct Files {
     state: PathBuf,
-    images: PathBuf,
+    parts: Parts,
 }
 
 impl Files {
@@ -66,7 +67,7 @@ impl Files {
                 .map_err(system(format!("keep {} from others", directory.display())))?;
             sweep(&directory);
         }
-        Ok(Files { state: state.to_owned(), images: images.to_owned() })
+        Ok(Files { state: state.to_owned(), parts: Parts::new(images)? })
     }
 
     /// The directory of one object.
@@ -81,25 +82,18 @@ impl Files {
         self.directory(of_volume(volume)).join(DISK)
     }
 
-    /// The file of one part of an image.
+    /// The parts of images on this host.
+    #[must_use]
+    pub const fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// The file of one part of an image, whose checksum is right.
     ///
     /// # Errors
-    /// [`DriverError::Refused`] when this host does not have it, or not whole.
+    /// [`DriverError::Refused`] when this host does not have it, or had it damaged.
     pub fn part(&self, part: &Part) -> Result<PathBuf, DriverError> {
-        let path = self.images.join(&part.sha256);
-        match fs::metadata(&path) {
-            Ok(found) if found.len() == part.size.bytes() => Ok(path),
-            Ok(found) => Err(DriverError::Refused(format!(
-                "image part {} has {} bytes on this host instead of {}",
-                short(part),
-                found.len(),
-                part.size.bytes()
-            ))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(DriverError::Refused(format!("image part {} is not on this host", short(part))))
-            }
-            Err(error) => Err(system(format!("look at {}", path.display()))(error)),
-        }
+        self.parts.checked(part)
     }
 
     /// Takes the disk for one machine process, whichever program that is: it is held as long as the descriptor is open
@@ -253,7 +247,7 @@ fn read_record(text: &str) -> io::Result<Saved> {
 
 /// After a crash either the old or the new content is there, whole: a temporary name, fsync, rename, fsync of the
 /// directory (rename(2), fsync(2)).
-fn write_durably(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, text: &str) -> io::Result<()> {
     let temporary = path.with_extension(UNFINISHED);
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;

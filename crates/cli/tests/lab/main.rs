@@ -4,6 +4,7 @@
 mod bed;
 mod fake;
 mod guest;
+mod images;
 mod outside;
 mod real;
 mod rootless;

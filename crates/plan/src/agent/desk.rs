@@ -1,6 +1,7 @@
 //! One object on one worker: what is assigned, what is saved, what the host shows, what was reported.
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject};
+use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::{BootTimes, Observed, PROBLEM_LENGTH_MAX, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{ByteSize, Kind, Timestamp, VmId};
@@ -29,6 +30,8 @@ pub struct Facts {
     pub taps_complete: bool,
     /// The size of a volume's file; `None` when there is none.
     pub disk: Option<ByteSize>,
+    /// The parts of images that what is saved is made from, and that are not on this host.
+    pub parts_missing: Vec<Part>,
 }
 
 impl Facts {
@@ -173,6 +176,8 @@ pub struct Around {
     pub maybe_used_by: Vec<VmId>,
     /// The disk that this volume is made from is there.
     pub source_present: bool,
+    /// Why a part of an image that is waited for does not come.
+    pub part_problem: Option<String>,
     /// The machines that may be writing to the disk that this volume is made from.
     pub source_written_by: Vec<VmId>,
 }
@@ -236,6 +241,7 @@ pub struct Desk {
     retry_at: Option<Timestamp>,
     wait_until: Option<Timestamp>,
     disk_lost: bool,
+    part_problem: Option<String>,
 }
 
 /// What the store holds of this worker's reports on the object, as far as it knows.
@@ -274,6 +280,7 @@ impl Desk {
             retry_at: None,
             wait_until: None,
             disk_lost: false,
+            part_problem: None,
         }
     }
 
@@ -455,6 +462,11 @@ impl Desk {
         self.volatile.guest_problem = Some(plain).filter(|plain| !plain.is_empty());
     }
 
+    /// A part of an image has come to this host.
+    pub(super) fn part_came(&mut self, part: &Part) {
+        self.facts.parts_missing.retain(|missing| missing != part);
+    }
+
     pub(super) const fn guest_leaves(&mut self, leaving: Leaving) {
         self.volatile.leaving = Some(leaving);
     }
@@ -472,6 +484,7 @@ impl Desk {
 
     pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
         self.disk_lost = around.disk_lost;
+        self.part_problem.clone_from(&around.part_problem);
         // The step first: when nothing is left to do, the report says so.
         let step = self.step(around, now).map(Action::Step);
         let report = self.report(now).map(Action::Report);
@@ -513,14 +526,14 @@ impl Desk {
                     let runs = self.facts.vmm == VmmState::Running;
                     let of_guest = self.volatile.guest_problem.as_ref().filter(|_| runs);
                     let of_guest = of_guest.map(|problem| format!("its guest says: {problem}"));
-                    let problem = self.problem.clone().or(lost).or(of_guest);
+                    let problem = self.part_problem.clone().or(self.problem.clone()).or(lost).or(of_guest);
                     let (facts, volatile) = (&self.facts, &self.volatile);
                     Some(Observed::Vm(vm::report(saved, assigned, facts, volatile, problem, stored, now)))
                 }
                 Assigned::Volume(assigned) => Some(Observed::Volume(volume::report(
                     assigned,
                     &self.facts,
-                    self.problem.clone(),
+                    self.part_problem.clone().or(self.problem.clone()),
                     stored,
                     now,
                 ))),

@@ -1,7 +1,7 @@
 //! The next step of a volume on its host: made once, from then on it must exist.
 //!
 //! ```text
-//!   saved ──> source there? ──> create (temporary name, then rename) ──> save `created` ──> present <──> grow
+//!   saved ──> source there, image part here? ──> create (temporary name, then rename) ──> save `created` ──> present <──> grow
 //!                                                            │ the file is gone: lost; never made again blank
 //!   wanted removed:  in use? wait ──> remove the file ──> forget
 //! ```
@@ -25,6 +25,7 @@ pub fn next_step(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around
         (WantedVolume::Present, Some(size)) if size < assigned.size => {
             Next::Do(Step::GrowDisk { used_by: around.maybe_used_by.clone() })
         }
+        (WantedVolume::Present, None) if !facts.parts_missing.is_empty() => Next::Rest,
         (WantedVolume::Present, Some(_)) => Next::Rest,
         // It was there: never made again.
         (WantedVolume::Present, None) if saved.created => Next::Rest,
