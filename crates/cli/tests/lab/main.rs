@@ -3,6 +3,7 @@
 
 mod bed;
 mod fake;
+mod foreign;
 mod guest;
 mod images;
 mod outside;

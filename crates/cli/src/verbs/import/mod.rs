@@ -1,6 +1,7 @@
 //! `lightbyte import image`: checked, sent to a server part by part, and registered, in this order: what is registered is
 //! whole and in its place.
 
+mod foreign;
 mod upload;
 
 use std::fs::{self, File};
@@ -70,10 +71,12 @@ impl ImageManifest {
 }
 
 pub(crate) async fn run(cluster: &Cluster, words: &ImportImage) -> Result<Code> {
-    let manifest = read_manifest(&words.directory)?;
-    check_parts(&words.directory, &manifest)?;
+    let made = words.from.as_ref().map(|from| foreign::make(words, from)).transpose()?;
+    let directory = made.as_ref().map_or(words.image.as_path(), foreign::Made::directory);
+    let manifest = read_manifest(directory)?;
+    check_parts(directory, &manifest)?;
     for part in manifest.parts() {
-        upload::send(cluster, &words.directory, part).await?;
+        upload::send(cluster, directory, part).await?;
     }
     let (line, current) = register(cluster, &manifest, !words.no_current).await?;
     print(&format!("{line} (version {current} is current)"))?;
