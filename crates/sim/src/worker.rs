@@ -46,7 +46,26 @@ pub(crate) struct Worker {
     /// VMs whose guest was ever heard to shut them down.
     pub(crate) powered_off: std::collections::BTreeSet<VmId>,
     registered: bool,
-    cut_off: bool,
+    pub(crate) cut_off: bool,
+    /// When its life ends, if that is known.
+    pub(crate) life: Option<Life>,
+}
+
+/// How a life ends before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "the crash matrix, a test, ends lives at a certain effect"))]
+pub(crate) enum Death {
+    /// The agent dies.
+    Agent,
+    /// The host loses its power.
+    Host,
+}
+
+/// A life that ends after so many effects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    pub(crate) effects_left: usize,
+    pub(crate) death: Death,
 }
 
 struct Stream {
@@ -89,6 +108,7 @@ impl Worker {
             powered_off: std::collections::BTreeSet::new(),
             registered: false,
             cut_off: false,
+            life: None,
         }
     }
 
@@ -119,6 +139,32 @@ impl Worker {
         self.steps.clear();
         // Whoever adopts a machine asks its guest again.
         self.told_ready.clear();
+    }
+
+    fn reboot(&mut self, index: usize) {
+        self.kill_agent();
+        self.host.reboot();
+        self.said.boot_id = format!("boot-{index}-{}", self.incarnation);
+        self.registered = false;
+        self.lease = None;
+    }
+
+    /// Whether its life ends with this effect, before the agent learns of it.
+    fn dies(&mut self, index: usize) -> bool {
+        let Some(life) = &mut self.life else { return false };
+        let death = life.death;
+        match life.effects_left.checked_sub(1) {
+            Some(left) => {
+                life.effects_left = left;
+                return false;
+            }
+            None => self.life = None,
+        }
+        match death {
+            Death::Agent => self.kill_agent(),
+            Death::Host => self.reboot(index),
+        }
+        true
     }
 
     /// The guest of `vm` says that it is ready, unless it has said so.
@@ -167,12 +213,7 @@ impl Cluster {
             2 => {
                 self.counts.add("fault: host rebooted");
                 self.tell(|| format!("host n{} reboots", index + 1));
-                let worker = &mut self.workers[index];
-                worker.kill_agent();
-                worker.host.reboot();
-                worker.said.boot_id = format!("boot-{index}-{}", worker.incarnation);
-                worker.registered = false;
-                worker.lease = None;
+                self.workers[index].reboot(index);
             }
             3 => {
                 self.counts.add("fault: stream dropped");
@@ -183,13 +224,18 @@ impl Cluster {
                 let cut_off = !self.workers[index].cut_off;
                 self.tell(|| format!("n{} is {}", index + 1, if cut_off { "cut off" } else { "back" }));
                 self.workers[index].cut_off = cut_off;
+                self.roads.close(self.workers[index].id, cut_off);
             }
-            5 => self.workers[index].cut_off = false,
+            5 => {
+                self.workers[index].cut_off = false;
+                self.roads.close(self.workers[index].id, false);
+            }
             6 => {
                 self.counts.add("fault: host write failed");
                 self.workers[index].host.fail_next(1 + self.rng.below(3) as u32);
             }
             7 if self.rng.once_in(4) => self.disk_vanishes(index),
+            7 if self.rng.once_in(2) => self.guests_write(index),
             7 => self.guest_ends(index),
             // A report of an agent that is no more, or the second of two, arrives before the first.
             _ if self.workers[index].reports.len() > 1 => {
@@ -273,7 +319,7 @@ impl Cluster {
         let Some((object, step)) = self.workers[index].steps.pop_front() else { return Ok(()) };
         self.counts.add(step_name(&step));
         self.tell(|| format!("n{} does {} for {} {}", index + 1, step_name(&step), object.kind, object.uid));
-        self.oracle.allow(object, &step)?;
+        self.oracle.allow(object, &step, index, &self.workers)?;
         let worker = &mut self.workers[index];
         let outcome = hands::perform(&worker.drivers, object, &step);
         let vm = VmId::new(object.uid);
@@ -286,6 +332,9 @@ impl Cluster {
                 self.workers[index].guest_says_ready(vm, now);
             }
             _ => {}
+        }
+        if self.workers[index].dies(index) {
+            return Ok(());
         }
         if self.faults && self.rng.once_in(20) {
             // The agent dies after the effect, and before it knows of it.
@@ -347,7 +396,9 @@ impl Cluster {
         } else {
             reply
         };
-        self.workers[index].replies.push_back((incarnation, report.object, reply));
+        if !self.workers[index].dies(index) {
+            self.workers[index].replies.push_back((incarnation, report.object, reply));
+        }
         Ok(())
     }
 
@@ -514,6 +565,7 @@ impl Cluster {
         for server in &mut self.servers {
             server.paused = false;
         }
+        self.roads.open_all();
         for worker in &mut self.workers {
             worker.cut_off = false;
             worker.host.fail_next(0);
@@ -538,6 +590,10 @@ fn step_name(step: &Step) -> &'static str {
         Step::CreateDisk { .. } => "step: create disk",
         Step::GrowDisk { .. } => "step: grow disk",
         Step::RemoveDisk => "step: remove disk",
+        Step::FetchDisk => "step: fetch disk",
+        Step::TakeDisk => "step: take disk",
+        Step::DropFetched => "step: drop fetched",
+        Step::QuarantineDisk => "step: quarantine disk",
         Step::Forget => "step: forget",
         Step::Look => "step: look",
     }

@@ -4,6 +4,8 @@
 //! STATE/vm/<uid>/record          what counts for this VM; its console is beside it
 //! STATE/volume/<uid>/record      what counts for this volume
 //! STATE/volume/<uid>/disk        the disk itself, there whole or not at all
+//! STATE/volume/<uid>/arriving    what was fetched of a disk that another worker has, see `transfer.rs`
+//! STATE/quarantine/<uid>         a disk that was moved to another worker, for a day
 //! IMAGES/                        parts of images, see `parts`
 //! ```
 
@@ -12,6 +14,7 @@ use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lightbyte_api::assigned::{AssignedDisk, HostObject};
 use lightbyte_api::kinds::image::Part;
@@ -22,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::driver::{DriverError, Records};
 use crate::parts::Parts;
+use crate::peers::{NoPeers, Peers};
 
 const RECORD: &str = "record";
 /// The extension of a record that is not whole yet.
@@ -46,10 +50,17 @@ impl Access {
 }
 
 /// Where a worker keeps what must outlive it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Files {
     state: PathBuf,
     parts: Parts,
+    pub(crate) peers: Arc<dyn Peers>,
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Files").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl Files {
@@ -67,7 +78,19 @@ impl Files {
                 .map_err(system(format!("keep {} from others", directory.display())))?;
             sweep(&directory);
         }
-        Ok(Files { state: state.to_owned(), parts: Parts::new(images)? })
+        let files = Files { state: state.to_owned(), parts: Parts::new(images)?, peers: Arc::new(NoPeers) };
+        files.sweep_quarantine();
+        Ok(files)
+    }
+
+    /// The same files, whose disks may be fetched from other workers.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn Peers>) -> Files {
+        Files { peers, ..self }
+    }
+
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
     }
 
     /// The directory of one object.
@@ -305,6 +328,7 @@ pub(crate) mod tests {
                 wanted: WantedVolume::Present,
                 size: ByteSize::from_mib(1),
                 source: Source::Blank(Filesystem::None),
+                arriving: None,
             }),
             restarts: 0,
             restarts_done: 0,

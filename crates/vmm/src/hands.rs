@@ -24,8 +24,15 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
         Step::Kill => drivers.vmm.remove(vm),
         Step::RemoveTaps => drivers.network.remove(vm),
         Step::RemoveDisk => drivers.disks.remove(volume),
+        Step::TakeDisk => drivers.disks.take_fetched(volume),
+        Step::DropFetched => drivers.disks.drop_fetched(volume),
+        Step::QuarantineDisk => drivers.disks.quarantine(volume),
         Step::Look => Ok(()),
-        Step::EnsureTaps | Step::Start | Step::CreateDisk { .. } | Step::GrowDisk { .. } => {
+        Step::EnsureTaps
+        | Step::Start
+        | Step::CreateDisk { .. }
+        | Step::GrowDisk { .. }
+        | Step::FetchDisk => {
             let saved = drivers.records.load(object)?;
             match (step, saved.map(|saved| saved.assigned)) {
                 (Step::EnsureTaps, Some(Assigned::Vm(assigned))) => {
@@ -35,6 +42,10 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
                 (Step::CreateDisk { written_by }, Some(Assigned::Volume(assigned))) => {
                     create_disk(drivers, volume, &assigned, written_by)
                 }
+                (
+                    Step::FetchDisk,
+                    Some(Assigned::Volume(AssignedVolume { arriving: Some(arriving), .. })),
+                ) => drivers.disks.fetch(volume, &arriving),
                 (Step::GrowDisk { used_by }, Some(Assigned::Volume(assigned))) => {
                     grow_disk(drivers, volume, assigned.size, used_by)
                 }
@@ -92,12 +103,14 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
             };
             let vmm = drivers.vmm.state(vm)?;
             let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
-            Ok(Facts { vmm, taps: taps > 0, taps_complete: taps >= nics, saved, disk: None, parts_missing })
+            let taps_complete = taps >= nics;
+            Ok(Facts { vmm, taps: taps > 0, taps_complete, saved, parts_missing, ..Facts::default() })
         }
         _ => {
-            let disk = drivers.disks.size(VolumeId::new(object.uid))?;
+            let volume = VolumeId::new(object.uid);
+            let (disk, arriving) = (drivers.disks.size(volume)?, drivers.disks.fetched(volume)?);
             let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
-            Ok(Facts { saved, disk, parts_missing, ..Facts::default() })
+            Ok(Facts { saved, disk, arriving, parts_missing, ..Facts::default() })
         }
     }
 }

@@ -21,11 +21,13 @@ pub mod kvm;
 mod machines;
 mod minder;
 pub mod parts;
+pub mod peers;
 mod process;
 pub mod qemu;
 mod room;
 mod spawn;
 pub mod taps;
+mod transfer;
 
 pub use driver::{
     ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, Vmm, VmmEvent,

@@ -51,7 +51,9 @@ pub(super) fn wanted(facts: &Facts) -> &[Part] {
             vm.wanted == WantedVm::Running && facts.vmm == VmmState::Absent && !saved.off
         }
         Some((Assigned::Volume(volume), saved)) => {
-            volume.wanted == WantedVolume::Present && facts.disk.is_none() && !saved.created
+            // A disk that comes from another worker is made from no image.
+            let arrives = volume.arriving.is_some() || facts.arriving.is_some();
+            volume.wanted == WantedVolume::Present && facts.disk.is_none() && !saved.created && !arrives
         }
         None => false,
     };
