@@ -31,12 +31,14 @@ pub fn next_step(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around
 }
 
 fn keep(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around: &Around) -> Next {
+    if facts.disk.is_none() && !facts.parts_missing.is_empty() && !has_arrived(facts) {
+        return Next::Rest;
+    }
     match facts.disk {
         Some(_) if !saved.created => Next::Do(Step::Save(Saved { created: true, ..saved.clone() })),
         Some(size) if size < assigned.size => {
             Next::Do(Step::GrowDisk { used_by: around.maybe_used_by.clone() })
         }
-        None if !facts.parts_missing.is_empty() && !has_arrived(facts) => Next::Rest,
         Some(_) => Next::Rest,
         None if has_arrived(facts) => Next::Do(Step::TakeDisk),
         // It was there: never made again.
