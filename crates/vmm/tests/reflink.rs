@@ -62,7 +62,8 @@ fn missing() -> Option<String> {
         return Some("no /dev/loop-control; load the module loop".to_owned());
     }
     let tools = [("mkfs.xfs", "xfsprogs"), ("mkfs.ext4", "e2fsprogs"), ("unshare", "util-linux")];
-    let is_there = |tool: &str| ["/usr/sbin", "/sbin", "/usr/bin"].iter().any(|at| Path::new(at).join(tool).exists());
+    let is_there =
+        |tool: &str| ["/usr/sbin", "/sbin", "/usr/bin"].iter().any(|at| Path::new(at).join(tool).exists());
     let (tool, package) = tools.into_iter().find(|(tool, _)| !is_there(tool))?;
     Some(format!("no {tool}; `cargo xtask setup` installs {package}"))
 }

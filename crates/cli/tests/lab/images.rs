@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -97,6 +98,57 @@ fn a_part_comes_to_the_host_that_needs_it_and_is_never_used_damaged() {
     assert!(part(&bed, "n2", &root).exists());
 }
 
+/// A tmpfs, until it is dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path, words: &str) {
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", words, "tmpfs"]).arg(at).status();
+        assert!(status.expect("mount runs").success(), "mount {words}");
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l"]).arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_vm_starts_when_there_is_room() {
+    let test = "a_full_disk_is_told_and_the_vm_starts_when_there_is_room";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("full", &["--vmm", "qemu", "--nodes", "2"]) else { return };
+    let parts = bed.state().join("n2/parts");
+    fs::create_dir_all(&parts).expect("a directory");
+    // The initramfs fits beside what is kept free, nothing else does.
+    Tmpfs::mount(&parts, "size=540m");
+    let tmpfs = Tmpfs(parts.clone());
+    bed.start();
+    bed.ok(&["apply", "-f", path(&bed.manifests(CORDONED))]);
+    bed.ok(&["run", "demo", "--name", "late", "--no-wait"]);
+    let demo = manifest("demo");
+    let (kernel, root) = (sha256(&demo, "kernel"), sha256(&demo, "root"));
+    until("the worker says that there is no room", || {
+        let page = bed.ok(&["describe", "vm/late"]);
+        page.contains("fetching:") && page.contains(&format!("no room for image part {}", &root[..12]))
+    });
+    assert!(machines(&bed).is_empty());
+    assert!(
+        !parts.join(&root).exists() && !parts.join("incoming").join(&root).exists(),
+        "nothing half is left"
+    );
+    Tmpfs::mount(&parts, "remount,size=2g");
+    bed.ok(&["wait", "vm/late", "--for", "ready"]);
+    assert!(parts.join(&root).exists());
+    assert!(!bed.ok(&["describe", "vm/late"]).contains("fetching:"));
+    assert!(bed.json(&["get", "vm/late"])["status"]["problem"].is_null());
+    bed.ok(&["dev", "stop", "--state", path(&bed.state())]);
+    drop(tmpfs);
+}
+
 #[test]
 fn an_image_is_imported_through_a_server() {
     let test = "an_image_is_imported_through_a_server";
@@ -112,7 +164,7 @@ fn an_image_is_imported_through_a_server() {
     let root = mine.join(manifest["root"]["file"].as_str().expect("a file"));
     let grown = fs::metadata(&root).expect("a disk").len() + (1 << 20);
     fs::File::options().write(true).open(&root).and_then(|disk| disk.set_len(grown)).expect("a larger disk");
-    let said = std::process::Command::new("sha256sum").arg(&root).output().expect("sha256sum");
+    let said = Command::new("sha256sum").arg(&root).output().expect("sha256sum");
     manifest["root"]["sha256"] = json!(String::from_utf8_lossy(&said.stdout)[..64]);
     manifest["root"]["bytes"] = json!(grown);
     manifest["name"] = json!("mine");

@@ -37,8 +37,10 @@ pub(crate) const fn volume_id() -> VolumeId {
     VolumeId::new(VOLUME.uid)
 }
 
-fn part() -> Part {
-    Part { sha256: "a".repeat(64), size: ByteSize::from_mib(64) }
+/// A part of an image: 64 MiB of zeros, which a test with real files makes of a hole.
+pub(crate) fn part() -> Part {
+    let sha256 = "3b6a07d0d404fab4e23b6d34bc6696a6a312dd92821332385e5af7c01c421351";
+    Part { sha256: sha256.to_owned(), size: ByteSize::from_mib(64) }
 }
 
 fn name(text: &str) -> Name {

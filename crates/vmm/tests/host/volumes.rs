@@ -216,7 +216,8 @@ impl Place {
     fn new() -> Place {
         let place = std::env::temp_dir().join(format!("lightbyte-volumes-{}", std::process::id()));
         std::fs::create_dir_all(place.join("images")).expect("a directory");
-        let image = std::fs::File::create(place.join("images").join("a".repeat(64))).expect("an image");
+        let image =
+            std::fs::File::create(place.join("images").join(crate::bench::part().sha256)).expect("an image");
         image.set_len(64 << 20).expect("an image of its size");
         Place(place)
     }
