@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
+use lightbyte_api::parts::Fetch;
 use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, List};
 use lightbyte_api::{Kind, Name, Timestamp};
 use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
@@ -153,6 +154,11 @@ impl Cluster {
     /// `start`, `stop` or `restart`.
     pub(crate) async fn power(&self, object: &ObjectRef, verb: &str) -> Result<Changed, ClientError> {
         self.change::<(), _>(Method::POST, &format!("{}/{verb}", path_of(object)), None, None).await
+    }
+
+    /// The parts of images that an object's worker fetches now.
+    pub(crate) async fn fetches(&self, object: &ObjectRef) -> Result<Vec<Fetch>, ClientError> {
+        Ok(self.get::<List<Fetch>>(&format!("{}/fetches", path_of(object))).await?.items)
     }
 
     /// Why an object is as it is.

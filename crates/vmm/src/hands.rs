@@ -2,7 +2,9 @@
 //! step names one driver's verb, and facts are what the drivers say.
 
 use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source};
+use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
+use lightbyte_plan::agent::parts::parts_of;
 use lightbyte_plan::agent::{Facts, Step, VmmState};
 
 use crate::ask::{self, Flushed};
@@ -100,14 +102,28 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
                 _ => 0,
             };
             let vmm = drivers.vmm.state(vm)?;
-            Ok(Facts { vmm, taps: taps > 0, taps_complete: taps >= nics, saved, ..Facts::default() })
+            let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
+            let taps_complete = taps >= nics;
+            Ok(Facts { vmm, taps: taps > 0, taps_complete, saved, parts_missing, ..Facts::default() })
         }
         _ => {
             let volume = VolumeId::new(object.uid);
             let (disk, arriving) = (drivers.disks.size(volume)?, drivers.disks.fetched(volume)?);
-            Ok(Facts { saved, disk, arriving, ..Facts::default() })
+            let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
+            Ok(Facts { saved, disk, arriving, parts_missing, ..Facts::default() })
         }
     }
+}
+
+/// The parts of images that an object is made from, and that are not here.
+fn parts_missing(drivers: &Drivers, assigned: Option<&Assigned>) -> Result<Vec<Part>, DriverError> {
+    let mut missing = Vec::new();
+    for part in assigned.into_iter().flat_map(parts_of) {
+        if !drivers.parts.has(part)? {
+            missing.push(part.clone());
+        }
+    }
+    Ok(missing)
 }
 
 /// Everything of ours that the host shows, with its facts: what an agent begins with.

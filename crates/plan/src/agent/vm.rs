@@ -79,7 +79,7 @@ fn run(situation: &Situation<'_>) -> Next {
             match volatile.crashed_at.map(|at| later(at, crash_pause(volatile.quick_crashes))) {
                 Some(at) if now < at => Next::Until(at),
                 _ if !facts.taps_complete => Next::Do(Step::EnsureTaps),
-                _ if !around.disks_present => Next::Rest,
+                _ if !around.disks_present || !facts.parts_missing.is_empty() => Next::Rest,
                 // Noted before the machine can be there, so that what runs is never newer than what is noted.
                 _ if saved.started_shape != assigned.shape => {
                     Next::Do(Step::Save(Saved { started_shape: assigned.shape, ..saved.clone() }))
