@@ -81,6 +81,8 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
     begin_log()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    // Before anything of the host is looked at, let alone swept.
+    let _taken = lightbyte_worker::identity::take(&words.state)?;
     let Hands { drivers, parts, vmm } = drivers::of(words, runtime.handle())?;
     let config = lightbyte_worker::Config {
         name: words.name.clone(),

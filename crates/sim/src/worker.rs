@@ -193,6 +193,7 @@ impl Cluster {
                 10..=11 => self.send_report(index)?,
                 12..=13 => self.take_reply(index),
                 14..=15 => self.part_comes(index)?,
+                _ if self.rng.once_in(3) => self.guests_write(index),
                 _ => self.guests_become_ready(index),
             }
             self.agent_turns(index);
@@ -235,7 +236,6 @@ impl Cluster {
                 self.workers[index].host.fail_next(1 + self.rng.below(3) as u32);
             }
             7 if self.rng.once_in(4) => self.disk_vanishes(index),
-            7 if self.rng.once_in(2) => self.guests_write(index),
             7 => self.guest_ends(index),
             // A report of an agent that is no more, or the second of two, arrives before the first.
             _ if self.workers[index].reports.len() > 1 => {

@@ -1,5 +1,5 @@
-//! What an agent serves: the way into the guests of this host, for servers; its disks (`disks.rs`) and parts of images
-//! (`parts`) for other workers. Bytes go both ways, and nothing of them is kept or looked at.
+//! What an agent serves: the way into the guests of this host, for servers, and parts of images (see `parts`) and disks (see
+//! `disks`) for others. Bytes go both ways, and nothing of them is kept or looked at.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

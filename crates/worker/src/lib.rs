@@ -11,6 +11,7 @@ pub mod identity;
 mod life;
 mod parts;
 mod shell;
+mod systemd;
 
 use std::future::Future;
 use std::path::PathBuf;

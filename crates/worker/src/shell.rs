@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::clock::now;
 use crate::life::describe;
 use crate::parts::{self, Fetches, News as PartNews};
+use crate::systemd::Watchdog;
 
 /// How many messages may wait for the agent. Each task under way sends one, and there are at most two for each object
 /// of a host; machine events come on top. A full queue makes the senders wait.
@@ -99,6 +100,7 @@ impl Shell {
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
         tokio::pin!(shutdown);
         self.open_stream(Duration::ZERO);
+        let mut watchdog = Watchdog::begin();
         let mut tidying =
             tokio::time::interval_at(tokio::time::Instant::now() + parts::TIDY_PERIOD, parts::TIDY_PERIOD);
         loop {
@@ -106,9 +108,12 @@ impl Shell {
             if !*self.caught_up.borrow() && self.agent.is_caught_up() {
                 self.caught_up.send_replace(true);
             }
-            let wake = self.agent.next_wake().map_or(Duration::from_secs(60), until);
+            let wake = self.agent.next_wake().map_or(Duration::from_secs(60), until).min(watchdog.turn());
             tokio::select! {
-                () = &mut shutdown => return Ok(()),
+                () = &mut shutdown => {
+                    watchdog.end();
+                    return Ok(());
+                }
                 Some(message) = self.messages.recv() => self.take(message),
                 line = next_line(self.stream.as_mut()) => self.take_line(line),
                 news = next_part(self.fetches.as_mut()) => self.take_part(news),

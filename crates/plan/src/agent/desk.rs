@@ -30,10 +30,10 @@ pub struct Facts {
     pub taps_complete: bool,
     /// The size of a volume's file; `None` when there is none.
     pub disk: Option<ByteSize>,
-    /// The parts of images that what is saved is made from, and that are not on this host.
-    pub parts_missing: Vec<Part>,
     /// What was fetched of a volume that another worker has.
     pub arriving: Option<Fetched>,
+    /// The parts of images that what is saved is made from, and that are not on this host.
+    pub parts_missing: Vec<Part>,
 }
 
 /// What was fetched of a disk that another worker has.
@@ -265,9 +265,9 @@ pub struct Desk {
     retry_at: Option<Timestamp>,
     wait_until: Option<Timestamp>,
     disk_lost: bool,
-    part_problem: Option<String>,
     /// A machine may use this volume.
     used: bool,
+    part_problem: Option<String>,
 }
 
 /// What the store holds of this worker's reports on the object, as far as it knows.
@@ -306,8 +306,8 @@ impl Desk {
             retry_at: None,
             wait_until: None,
             disk_lost: false,
-            part_problem: None,
             used: false,
+            part_problem: None,
         }
     }
 
@@ -511,8 +511,8 @@ impl Desk {
 
     pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
         self.disk_lost = around.disk_lost;
-        self.part_problem.clone_from(&around.part_problem);
         self.used = !around.used_by.is_empty();
+        self.part_problem.clone_from(&around.part_problem);
         // The step first: when nothing is left to do, the report says so.
         let step = self.step(around, now).map(Action::Step);
         let report = self.report(now).map(Action::Report);

@@ -51,9 +51,9 @@ pub(super) fn wanted(facts: &Facts) -> &[Part] {
             vm.wanted == WantedVm::Running && facts.vmm == VmmState::Absent && !saved.off
         }
         Some((Assigned::Volume(volume), saved)) => {
-            // A disk that comes from another worker is made from no image.
-            let arrives = volume.arriving.is_some() || facts.arriving.is_some();
-            volume.wanted == WantedVolume::Present && facts.disk.is_none() && !saved.created && !arrives
+            // What another worker has is fetched from there.
+            let is_arriving = volume.arriving.is_some() || facts.arriving.is_some();
+            volume.wanted == WantedVolume::Present && facts.disk.is_none() && !saved.created && !is_arriving
         }
         None => false,
     };

@@ -31,9 +31,6 @@ pub fn next_step(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around
 }
 
 fn keep(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around: &Around) -> Next {
-    if facts.disk.is_none() && !facts.parts_missing.is_empty() && !has_arrived(facts) {
-        return Next::Rest;
-    }
     match facts.disk {
         Some(_) if !saved.created => Next::Do(Step::Save(Saved { created: true, ..saved.clone() })),
         Some(size) if size < assigned.size => {
@@ -43,7 +40,7 @@ fn keep(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around: &Around
         None if has_arrived(facts) => Next::Do(Step::TakeDisk),
         // It was there: never made again.
         None if saved.created => Next::Rest,
-        None if !around.source_present => Next::Rest,
+        None if !around.source_present || !facts.parts_missing.is_empty() => Next::Rest,
         None => Next::Do(Step::CreateDisk { written_by: around.source_written_by.clone() }),
     }
 }

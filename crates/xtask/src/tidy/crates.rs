@@ -32,7 +32,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         "cli",
         &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab", "link", "guest", "image", "vsock"],
     ),
-    ("bench", &["api", "plan", "link", "lab"]),
+    ("bench", &["api", "plan", "link", "lab", "vmm"]),
     ("xtask", &[]),
 ];
 
