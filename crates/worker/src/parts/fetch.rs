@@ -24,6 +24,9 @@ use crate::life::describe;
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How many rounds in a row may bring nothing before that is told: a source that checks the part first says so, and has it a
+/// moment later.
+const FRUITLESS_ROUNDS_FREE: u32 = 1;
 /// How long a server may take to say who has a part: without it, the servers themselves are asked.
 const SOURCES_WITHIN: Duration = Duration::from_secs(3);
 /// How long a source may send nothing.
@@ -63,7 +66,7 @@ struct Senders {
 pub(super) async fn fetch(store: &Store, part: &Part, news: &mpsc::Sender<News>) {
     lock(&store.progress).insert(part.clone(), Progress::new(Instant::now()));
     let mut senders = Senders { earlier: store.parts.received(&part.sha256) > 0, ..Senders::default() };
-    let (mut pause, mut told) = (PAUSE_FIRST, None);
+    let (mut pause, mut told, mut fruitless) = (PAUSE_FIRST, None, 0_u32);
     loop {
         let before = store.parts.received(&part.sha256);
         let outcome = {
@@ -84,9 +87,10 @@ pub(super) async fn fetch(store: &Store, part: &Part, news: &mpsc::Sender<News>)
         if let Some(progress) = lock(&store.progress).get_mut(part) {
             progress.is_hindered(&problem, done);
         }
+        fruitless = if done > before { 0 } else { fruitless.saturating_add(1) };
         if done > before {
             pause = PAUSE_FIRST;
-        } else if told.as_ref() != Some(&problem) {
+        } else if fruitless > FRUITLESS_ROUNDS_FREE && told.as_ref() != Some(&problem) {
             tracing::warn!("{problem}");
             let _ = news.send(News::Hindered(part.clone(), problem.clone())).await;
             told = Some(problem);
