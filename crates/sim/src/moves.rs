@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lightbyte_api::assigned::{Assigned, HostObject, WantedVolume};
+use lightbyte_api::assigned::{Assigned, HostObject, Source, WantedVolume};
 use lightbyte_api::kinds::volume;
 use lightbyte_api::observed::{Observed, VolumePhase};
 use lightbyte_api::records::Record;
@@ -131,10 +131,12 @@ pub(crate) fn check_hosts(workers: &[Worker], written: &BTreeMap<VolumeId, u64>)
     Ok(())
 }
 
-/// Whether another worker has the disk with all that this one has.
+/// Whether another worker has the disk with all that this one has, or had it and it vanished there.
 pub(crate) fn is_elsewhere(disk: VolumeId, at: usize, workers: &[Worker]) -> bool {
     let here = workers[at].host.writes(disk);
-    others(at, workers).any(|worker| has(worker, disk) && worker.host.writes(disk) >= here)
+    others(at, workers).any(|worker| {
+        worker.lost.contains(&disk) || (has(worker, disk) && worker.host.writes(disk) >= here)
+    })
 }
 
 /// Whether the disk is there. What cannot be told counts as there.
@@ -182,7 +184,16 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, uid: Uid, workers: &[W
         _ => None,
     };
     let (Some(has), elsewhere) = workers_of(view, object) else { return Ok(()) };
-    let is_lost = workers.iter().any(|worker| worker.lost.contains(&VolumeId::new(uid)));
+    // A disk that is to be made of one that vanished is never there.
+    let source = match view.assigned(has, HostObject { kind: Kind::Volume, uid }).map(AsRef::as_ref) {
+        Some(Assigned::Volume(assigned)) => match assigned.source {
+            Source::Disk(source) => Some(source),
+            Source::Image(_) | Source::Blank(_) => None,
+        },
+        _ => None,
+    };
+    let lost = |disk: VolumeId| workers.iter().any(|worker| worker.lost.contains(&disk));
+    let is_lost = lost(VolumeId::new(uid)) || source.is_some_and(lost);
     let is_held = matches!(view.decided(object).map(|decided| &decided.choice),
         Some(Choice::Volume(choice)) if !choice.holders.is_empty());
     // Something is to be made from it, and cannot be.
