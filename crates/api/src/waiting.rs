@@ -4,10 +4,12 @@
 //! change, and each change would be written to the store.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::address::MacAddress;
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::units::{ByteSize, Span};
@@ -44,6 +46,17 @@ pub enum WaitingOn {
     Address {
         /// The network.
         network: Name,
+    },
+    /// Somebody else on the network has the address, and the VM can have no other.
+    Squatted {
+        /// The network.
+        network: Name,
+        /// The address.
+        address: Ipv4Addr,
+        /// The hardware address that answers for it.
+        mac: MacAddress,
+        /// The worker that found it.
+        worker: Name,
     },
     /// The asked disk is smaller than what it is made from, or than it is.
     DiskTooSmall {
@@ -181,6 +194,7 @@ impl WaitingOn {
             // Nothing in the cluster will end these by itself: a person has to, so they are stuck at once.
             WaitingOn::Missing { .. }
             | WaitingOn::ImageVersion { .. }
+            | WaitingOn::Squatted { .. }
             | WaitingOn::DiskTooSmall { .. }
             | WaitingOn::WorkerProblem { .. }
             | WaitingOn::CrashLoop { .. }
@@ -221,6 +235,9 @@ impl WaitingOn {
                     "`lightbyte describe network/{network}` shows its pool; delete something, or widen the pool"
                 )
             }
+            WaitingOn::Squatted { network, address, .. } => format!(
+                "take the address from that machine, then `lightbyte release address/{address} --network {network}`"
+            ),
             WaitingOn::DiskTooSmall { size_min } => format!("ask for at least {size_min}"),
             WaitingOn::Worker { worker, .. }
             | WaitingOn::CrashLoop { worker }
@@ -278,6 +295,10 @@ impl fmt::Display for WaitingOn {
             WaitingOn::Address { network } => {
                 write!(formatter, "network `{network}` has no free address for it")
             }
+            WaitingOn::Squatted { network, address, mac, worker } => write!(
+                formatter,
+                "{address} of network `{network}` is in use by a machine that is no VM of ours: worker `{worker}` heard {mac} answer for it"
+            ),
             WaitingOn::DiskTooSmall { size_min } => {
                 write!(formatter, "the disk is smaller than the {size_min} that it needs")
             }

@@ -1,5 +1,6 @@
 //! The cluster as verbs see it: typed calls of the HTTP API (`lightbyte_api::wire` is its table).
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -153,6 +154,12 @@ impl Cluster {
     /// `start`, `stop` or `restart`.
     pub(crate) async fn power(&self, object: &ObjectRef, verb: &str) -> Result<Changed, ClientError> {
         self.change::<(), _>(Method::POST, &format!("{}/{verb}", path_of(object)), None, None).await
+    }
+
+    /// Lets a squatted address of a network be given again.
+    pub(crate) async fn release(&self, network: &ObjectRef, address: Ipv4Addr) -> Result<(), ClientError> {
+        let path = format!("{}/release?address={address}", path_of(network));
+        self.change::<(), _>(Method::POST, &path, None, None).await
     }
 
     /// Why an object is as it is.

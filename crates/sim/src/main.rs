@@ -8,6 +8,7 @@ mod counts;
 mod oracle;
 mod rng;
 mod server;
+mod squatters;
 mod user;
 mod volumes;
 mod worker;
@@ -87,6 +88,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Workers { .. } => "wait: workers",
                 WaitingOn::Missing { .. } => "wait: missing",
                 WaitingOn::Address { .. } => "wait: address",
+                WaitingOn::Squatted { .. } => "wait: squatted",
                 WaitingOn::Worker { .. } => "wait: worker",
                 WaitingOn::WorkerAway { .. } => "wait: worker away",
                 WaitingOn::CrashLoop { .. } => "wait: crash loop",

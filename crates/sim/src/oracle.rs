@@ -16,8 +16,8 @@ use lightbyte_store::MemoryCore;
 use lightbyte_store::feed::Feed;
 
 use crate::cluster::{Checked, Violation};
-use crate::volumes;
 use crate::worker::{CPUS, MEMORY, Worker};
+use crate::{squatters, volumes};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -433,7 +433,8 @@ fn check_placed(
             format!("{object} is off, and nobody shut it down: {}", told(view, object)),
         );
     }
-    let expected = running && !no_bridge && !is_off;
+    let is_squatted = squatters::must_wait(view, object, uid)?;
+    let expected = running && !no_bridge && !is_off && !is_squatted;
     if runs != expected {
         return violated(
             "rule 10",
@@ -451,7 +452,7 @@ fn check_placed(
         );
     }
     let ready = status::object(view, object).is_some_and(|object| object.status.ready);
-    if is_settled && ready == (running && (no_bridge || is_off)) {
+    if is_settled && ready == (running && (no_bridge || is_off || is_squatted)) {
         return violated("status", format!("{object} says ready: {ready}: {}", told(view, object)));
     }
     Ok(())
@@ -501,6 +502,10 @@ pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer
 fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
     match (writer, key) {
         (Writer::Person, Key::Asked(_)) => matches!(write, Write::Put(..)),
+        (Writer::Person, Key::Address(network, address)) => {
+            let claim = before.address_claim(network, *address);
+            matches!(write, Write::Delete(_)) && claim.is_some_and(|claim| claim.squatted.is_some())
+        }
         (Writer::Leader(_), Key::Asked(object)) => match write {
             Write::Put(_, Record::Asked(asked)) => asked.meta.owner.is_some(),
             Write::Put(..) => false,

@@ -26,7 +26,7 @@ impl Cluster {
         let view = self.servers[server].feed.view().clone();
         let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
         let vm = ObjectRef::new(Kind::Vm, name(&format!("vm-{}", self.rng.below(VMS))));
-        let (verb, object, outcome) = match self.rng.below(26) {
+        let (verb, object, outcome) = match self.rng.below(27) {
             0..=7 => {
                 let manifest = self.some_vm(vm.name.clone());
                 ("create", vm, request::create(&view, &manifest, &context))
@@ -56,6 +56,10 @@ impl Cluster {
             }
             20 | 21 => match self.some_other_machine(&view, &vm) {
                 Some(manifest) => ("change", vm, request::apply(&view, &manifest, &context)),
+                None => return Ok(()),
+            },
+            26 => match self.some_release(&view, &context) {
+                Some((network, outcome)) => ("change", network, outcome),
                 None => return Ok(()),
             },
             22..=24 => {

@@ -27,7 +27,7 @@ mod spawn;
 pub mod taps;
 
 pub use driver::{
-    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, Vmm, VmmEvent,
+    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, TapState, Vmm, VmmEvent,
 };
 pub use fake::FakeHost;
 pub use files::Files;

@@ -8,6 +8,7 @@
 //! before it goes. That VMs cannot reach the hosts' own ports is done by other rules, not here.
 
 mod netlink;
+mod probe;
 mod sources;
 
 use std::fs::{self, File};
@@ -17,14 +18,18 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use lightbyte_api::address::tap_name;
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
+use lightbyte_api::observed::Squatter;
 use lightbyte_api::{MacAddress, Uid, VmId};
 
 use self::netlink::{Link, Netlink};
+use self::probe::Question;
 use self::sources::Source;
-use crate::driver::{DriverError, Network};
+use crate::driver::{DriverError, Network, TapState};
 
 /// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow.
 const ALIAS_PREFIX: &str = "lightbyte vm ";
+/// What it ends with once nobody answered for the address.
+const PROBED: &str = " probed";
 
 /// linux/if_tun.h: a tap, without the packet information header, with offload headers as virtio-net uses them.
 const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
@@ -60,13 +65,16 @@ impl Network for Taps {
                     .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))
             })
             .collect::<Result<_, _>>()?;
-        let wanted: Vec<Source> =
-            nics.iter().enumerate().map(|(index, nic)| source(vm, index, nic)).collect();
+        let wanted = sources(vm, nics);
         let (old, others): (Vec<Source>, Vec<Source>) =
             sources_of(&links).into_iter().partition(|source| wanted.iter().any(|new| new.tap == source.tap));
         sources::change(&old, &wanted, &others)?;
         let made = wanted.iter().zip(bridges).try_for_each(|(source, bridge)| {
-            let (name, alias) = (&source.tap, alias(vm, source));
+            let name = &source.tap;
+            // What was found out about an address goes on being true of it.
+            let probed = alias(vm, source) + PROBED;
+            let is_probed = links.iter().any(|link| link.name == *name && link.alias == probed);
+            let alias = if is_probed { probed } else { alias(vm, source) };
             let made = match index_of(name) {
                 Some(tap) => Netlink::open()
                     .and_then(|mut netlink| netlink.set_up(tap, bridge, host_side(source.mac), &alias)),
@@ -104,8 +112,50 @@ impl Network for Taps {
         Ok(())
     }
 
-    fn count(&self, vm: VmId) -> Result<usize, DriverError> {
-        Ok(links()?.iter().filter(|link| vm_of(link) == Some(vm)).count())
+    fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError> {
+        let links = links()?;
+        let named = |name: &str| links.iter().find(|link| link.name == name);
+        let question = |nic: &AssignedNic| {
+            let bridge = named(&nic.bridge)
+                .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))?;
+            if !bridge.is_up {
+                return Err(DriverError::Refused(format!("bridge `{}` is down", nic.bridge)));
+            }
+            let from = bridge.mac.unwrap_or(MacAddress::new([0; 6]));
+            Ok(Question { bridge: bridge.index, from, own: nic.mac, address: nic.address })
+        };
+        let questions: Vec<Question> = nics.iter().map(question).collect::<Result<_, _>>()?;
+        let answers = probe::ask(&questions).map_err(system("probe for the VM's addresses"))?;
+        let squatter = |((nic, card), answer): ((u32, &AssignedNic), Option<MacAddress>)| {
+            Some(Squatter { nic, address: card.address, mac: answer? })
+        };
+        let squatters: Vec<Squatter> = (0..).zip(nics).zip(answers).filter_map(squatter).collect();
+        if squatters.is_empty() {
+            let marked = sources(vm, nics).iter().zip(&questions).try_for_each(|(source, question)| {
+                let tap = named(&source.tap).ok_or(io::ErrorKind::NotFound)?;
+                let alias = alias(vm, source) + PROBED;
+                Netlink::open()?.set_up(tap.index, question.bridge, host_side(source.mac), &alias)
+            });
+            marked.map_err(system("note that nobody has the VM's addresses"))?;
+        }
+        Ok(squatters)
+    }
+
+    fn state(&self, vm: VmId, nics: &[AssignedNic]) -> Result<TapState, DriverError> {
+        let links = links()?;
+        let own: Vec<&Link> = links.iter().filter(|link| vm_of(link) == Some(vm)).collect();
+        let wanted = sources(vm, nics);
+        let all_are = |what: &dyn Fn(&str, &str) -> bool| {
+            wanted.iter().all(|source| {
+                let alias = alias(vm, source);
+                own.iter().any(|link| link.name == source.tap && what(&link.alias, &alias))
+            })
+        };
+        Ok(TapState {
+            count: own.len(),
+            as_assigned: all_are(&|found, alias| found.strip_suffix(PROBED).unwrap_or(found) == alias),
+            probed: all_are(&|found, alias| found.strip_suffix(PROBED) == Some(alias)),
+        })
     }
 
     fn list(&self) -> Result<Vec<VmId>, DriverError> {
@@ -150,8 +200,13 @@ fn vm_of(link: &Link) -> Option<VmId> {
     words.next()?.parse::<Uid>().ok().map(VmId::new)
 }
 
-fn source(vm: VmId, index: usize, nic: &AssignedNic) -> Source {
-    Source { tap: tap_name(vm.uid(), index), mac: nic.mac, address: nic.address }
+fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
+    let source = |(index, nic): (usize, &AssignedNic)| Source {
+        tap: tap_name(vm.uid(), index),
+        mac: nic.mac,
+        address: nic.address,
+    };
+    nics.iter().enumerate().map(source).collect()
 }
 
 fn alias(vm: VmId, source: &Source) -> String {

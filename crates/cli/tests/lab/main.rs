@@ -4,6 +4,7 @@
 mod bed;
 mod fake;
 mod guest;
+mod networks;
 mod outside;
 mod real;
 mod rootless;

@@ -16,6 +16,7 @@
 //! What counts is what is saved. Absence never acts: an assignment that is missing changes nothing.
 
 pub mod desk;
+pub mod probe;
 pub mod vm;
 pub mod volume;
 

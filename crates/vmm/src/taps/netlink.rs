@@ -39,6 +39,9 @@ pub(super) struct Link {
     pub(super) name: String,
     /// Text that somebody has given it.
     pub(super) alias: String,
+    /// Its hardware address; none of Ethernet's where it has none.
+    pub(super) mac: Option<MacAddress>,
+    pub(super) is_up: bool,
 }
 
 /// A connection to the kernel, in the network namespace of this thread.
@@ -132,7 +135,8 @@ fn read_links(mut bytes: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
 }
 
 fn read_link(message: &[u8]) -> Option<Link> {
-    let mut link = Link { index: word(message, HEADER_BYTES + 4)?, ..Link::default() };
+    let is_up = word(message, HEADER_BYTES + 8)? & UP != 0;
+    let mut link = Link { index: word(message, HEADER_BYTES + 4)?, is_up, ..Link::default() };
     let mut rest = message.get(HEADER_BYTES + LINK_BYTES..)?;
     while rest.len() >= 4 {
         let length = usize::from(half(rest, 0)?);
@@ -141,6 +145,7 @@ fn read_link(message: &[u8]) -> Option<Link> {
         match half(rest, 2)? {
             NAME => link.name = text(),
             ALIAS => link.alias = text(),
+            ADDRESS => link.mac = value.try_into().ok().map(MacAddress::new),
             _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -181,7 +186,8 @@ mod tests {
         let mut bytes = [link(1, "lo", ""), link(7, "lb0", "an alias")].concat();
         let mut links = Vec::new();
         assert!(!read_links(&bytes, &mut links).unwrap());
-        assert_eq!(links[1], Link { index: 7, name: "lb0".to_owned(), alias: "an alias".to_owned() });
+        let (name, alias) = ("lb0".to_owned(), "an alias".to_owned());
+        assert_eq!(links[1], Link { index: 7, name, alias, ..Link::default() });
         let mut done = end(DONE, 0);
         done[0] = 20;
         bytes.extend(done);

@@ -238,6 +238,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         restarts_done: 2,
         started_shape: 1,
         off: false,
+        squatted: None,
         created: false,
     };
     let second = Saved { restarts: 4, ..first.clone() };
@@ -247,6 +248,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         restarts_done: 0,
         started_shape: 0,
         off: false,
+        squatted: None,
         created: true,
     };
     for (object, saved) in [(of_vm, &first), (of_vm, &second), (of_vm, &second), (of_volume, &other)] {

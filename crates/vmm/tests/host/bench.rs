@@ -97,6 +97,7 @@ pub(crate) fn saved(assigned: impl Into<Assigned>) -> Saved {
         restarts_done: 0,
         started_shape: 0,
         off: false,
+        squatted: None,
         created: false,
     }
 }
@@ -416,7 +417,11 @@ impl Bench {
                 let before = kept.map_or(0, Assigned::sequence);
                 assert!(saved.assigned.sequence() >= before, "an older assignment is saved: {}", context());
             }
-            Step::EnsureTaps | Step::Start | Step::CreateDisk { .. } | Step::GrowDisk { .. } => {
+            Step::EnsureTaps
+            | Step::Probe
+            | Step::Start
+            | Step::CreateDisk { .. }
+            | Step::GrowDisk { .. } => {
                 assert!(slot.observed.is_some(), "an effect before the claim: {}", context());
                 assert!(kept.is_some() && !removal, "made without being wanted: {}", context());
             }
@@ -495,6 +500,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             restarts: 0,
             restarts_done: 0,
             boot: None,
+            squatters: Vec::new(),
             problem: None,
         }),
         _ => Observed::Volume(ObservedVolume {

@@ -1,23 +1,15 @@
 //! Placing: everything that is fixed for a VM's life, in one transaction.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
-
 use lightbyte_api::assigned::{Assigned, AssignedDisk, AssignedNic, AssignedVm, HostObject};
-use lightbyte_api::kinds::vm::{
-    Choice as VmChoice, Disk, Nic, PlacedDisk, PlacedNic, Placement, ROOT_DISK, Spec as VmSpec,
-};
+use lightbyte_api::kinds::vm::{Choice as VmChoice, Disk, PlacedDisk, Placement, ROOT_DISK, Spec as VmSpec};
 use lightbyte_api::kinds::{SpecRules as _, image, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::records::{AddressClaim, WorkerLedger};
+use lightbyte_api::records::WorkerLedger;
 use lightbyte_api::waiting::WorkerTask;
-use lightbyte_api::{
-    ByteSize, Choice, Key, Kind, MacAddress, Name, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId,
-};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId};
 
 use super::shape::{assigned_disk, attached, elsewhere};
-use super::{Inputs, Plan, Vm, unreadable, wanted};
-use crate::planner::network::free_address;
+use super::{Inputs, Plan, Vm, nics, unreadable, wanted};
 use crate::planner::volume::worker_to_be;
 use crate::scheduler::{Need, schedule};
 use crate::transaction::Write;
@@ -64,7 +56,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let version = current_version(vm.view, vm.spec)?;
     let disks = choose_disks(vm, version, inputs)?;
     let need = need(vm.view, vm.spec)?;
-    let nics = choose_nics(vm)?;
+    let nics = nics::choose(vm)?;
     let scheduled = schedule(vm.view, &need);
     let Some((worker, worker_name)) = scheduled.worker else {
         return Err(nowhere(vm.view, need, scheduled.only_room_is_missing));
@@ -85,10 +77,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let nics = nics.into_iter().map(|(_, nic)| nic).collect();
     let assigned = assignment(vm, version, disks.assigned, nics);
     let host_object = HostObject { kind: Kind::Vm, uid: vm.meta.uid };
-    let claims = placement.nics.iter().map(|nic| {
-        let claim = AddressClaim { owner: vm.meta.uid, object: vm.object.clone() };
-        Write::put(Key::Address(nic.network.clone(), nic.address), claim)
-    });
+    let claims = placement.nics.iter().map(|nic| nics::claim(vm, nic));
     let writes = claims
         .chain(disks.writes)
         .chain([
@@ -128,35 +117,6 @@ fn nowhere(view: &View, need: Need, only_room_is_missing: bool) -> WaitingOn {
 
 fn first_task(spec: &VmSpec) -> WorkerTask {
     if spec.running { WorkerTask::Start } else { WorkerTask::Stop }
-}
-
-fn choose_nics(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, WaitingOn> {
-    let mut taken: BTreeSet<(Name, Ipv4Addr)> = BTreeSet::new();
-    let mut nics = Vec::with_capacity(vm.spec.nics.len());
-    let network = |nic: &Nic| {
-        let network = ObjectRef::new(Kind::Network, nic.network.clone());
-        match vm.view.living(&network).map(|asked| &asked.spec) {
-            Some(Spec::Network(spec)) => Ok(spec),
-            _ => Err(WaitingOn::Missing { object: network }),
-        }
-    };
-    let networks: Vec<_> = vm.spec.nics.iter().map(network).collect::<Result<_, _>>()?;
-    for (index, (nic, spec)) in vm.spec.nics.iter().zip(networks).enumerate() {
-        let address = free_address(vm.view, &nic.network, spec, nic.address, &taken)
-            .ok_or_else(|| WaitingOn::Address { network: nic.network.clone() })?;
-        taken.insert((nic.network.clone(), address));
-        let mac = MacAddress::of_nic(vm.meta.uid, index);
-        let assigned = AssignedNic {
-            bridge: spec.bridge.clone(),
-            mac,
-            address,
-            prefix_length: spec.subnet.prefix_length(),
-            gateway: spec.gateway,
-            dns: spec.dns.clone(),
-        };
-        nics.push((PlacedNic { network: nic.network.clone(), mac, address }, assigned));
-    }
-    Ok(nics)
 }
 
 /// The disks of a VM that is being placed.

@@ -4,4 +4,5 @@ mod delete;
 mod keep;
 mod others;
 mod place;
+mod squatters;
 mod volumes;

@@ -7,8 +7,8 @@ use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::observed::{Observed, ObservedWorker};
-use lightbyte_api::records::{Alive, WorkerLedger};
-use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, Name, ObjectRef, Spec, WorkerId};
+use lightbyte_api::records::{AddressClaim, Alive, Squatted, WorkerLedger};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, MacAddress, Manifest, Name, ObjectRef, Spec, WorkerId};
 
 use super::{Store, at, name, placed, uid, with_uids};
 
@@ -57,6 +57,7 @@ pub(super) fn read(store: &mut Store, line: &str) {
         ["network", given, subnet, words @ ..] => {
             network(store, &name(given), subnet, &Line { words: words.to_vec() });
         }
+        ["squatted", network, address] => squatted(store, &name(network), address),
         ["volume", given, words @ ..] => volume(store, &name(given), &Line { words: words.to_vec() }),
         ["snapshot", given, words @ ..] => snapshot(store, &name(given), &Line { words: words.to_vec() }),
         ["vm", given, words @ ..] => vm(store, &name(given), &Line { words: words.to_vec() }),
@@ -163,6 +164,15 @@ fn network(store: &mut Store, given: &Name, subnet: &str, line: &Line<'_>) {
         bridge: "br0".to_owned(),
     };
     ask(store, ObjectRef::new(Kind::Network, given.clone()), Spec::Network(spec), line);
+}
+
+/// An address that a machine which is no VM of ours has.
+fn squatted(store: &mut Store, network: &Name, address: &str) {
+    let object = ObjectRef::new(Kind::Network, network.clone());
+    let mac = MacAddress::new([2, 0, 0, 0, 0, 9]);
+    let squatted = Some(Squatted { mac, worker: name("n1"), since: at(10) });
+    let key = Key::Address(network.clone(), address.parse().expect("an address"));
+    store.put(&key, AddressClaim { owner: uid(&object), object, squatted });
 }
 
 fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {

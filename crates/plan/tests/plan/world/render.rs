@@ -103,7 +103,10 @@ fn line(names: &Names, write: &Write) -> String {
                 claim.object.to_string(),
                 "a claim names its owner twice alike"
             );
-            format!("claim {network} {address} for {}", claim.object)
+            match &claim.squatted {
+                Some(squatted) => format!("claim {network} {address} squatted by {}", squatted.mac),
+                None => format!("claim {network} {address} for {}", claim.object),
+            }
         }
         Write::Put(Key::WorkerLedger(worker), Record::WorkerLedger(ledger)) => format!(
             "ledger {} {} CPUs {} {} VMs",

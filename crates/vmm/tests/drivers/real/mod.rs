@@ -5,6 +5,7 @@
 mod contract;
 mod firecracker;
 mod life;
+mod squatters;
 mod taps;
 
 use std::fs;
