@@ -10,6 +10,7 @@ use crate::assigned::Assigned;
 use crate::decided::Decided;
 use crate::envelope::{self, DecodeError, Envelope};
 use crate::key::Key;
+use crate::kinds::vm::WorkerPort;
 use crate::name::Name;
 use crate::object::{Asked, ObjectRef};
 use crate::observed::Observed;
@@ -26,6 +27,9 @@ pub struct WorkerLedger {
     pub memory: ByteSize,
     /// VMs placed there.
     pub vms: u64,
+    /// Its ports that lead to VMs, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<WorkerPort>,
 }
 
 /// An address that is taken.

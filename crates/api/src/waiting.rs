@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::address::MacAddress;
+use crate::kinds::vm::WorkerPort;
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::units::{ByteSize, Span};
@@ -71,6 +72,16 @@ pub enum WaitingOn {
         cpus: u64,
         /// Memory that the VM is to have.
         memory: ByteSize,
+    },
+    /// No worker that could take it has these ports free.
+    WorkerPorts {
+        /// The ports that it is to have.
+        ports: Vec<WorkerPort>,
+    },
+    /// The labels that its firewall names come to too many addresses.
+    FirewallSources {
+        /// How many there may be.
+        addresses_max: u64,
     },
     /// The worker that its volumes are on takes no VM now: it is away, cordoned or being deleted.
     WorkerClosed {
@@ -195,6 +206,7 @@ impl WaitingOn {
             WaitingOn::Missing { .. }
             | WaitingOn::ImageVersion { .. }
             | WaitingOn::Squatted { .. }
+            | WaitingOn::FirewallSources { .. }
             | WaitingOn::DiskTooSmall { .. }
             | WaitingOn::WorkerProblem { .. }
             | WaitingOn::CrashLoop { .. }
@@ -208,6 +220,7 @@ impl WaitingOn {
             WaitingOn::Capacity { .. }
             | WaitingOn::Workers { .. }
             | WaitingOn::WorkerRoom { .. }
+            | WaitingOn::WorkerPorts { .. }
             | WaitingOn::WorkerClosed { .. }
             | WaitingOn::Address { .. } => Span::from_secs(10),
         })
@@ -250,6 +263,13 @@ impl WaitingOn {
                 format!(
                     "`lightbyte describe worker/{worker}` shows what is free; ask for less, or free something there"
                 )
+            }
+            WaitingOn::WorkerPorts { .. } => {
+                "`lightbyte get vms -o yaml` shows which VMs have `ports`; choose others, or delete one"
+                    .to_owned()
+            }
+            WaitingOn::FirewallSources { .. } => {
+                "name more labels, so that fewer VMs have all of them; or a subnet by `cidr`".to_owned()
             }
             WaitingOn::WorkerClosed { worker } => {
                 format!("`lightbyte describe worker/{worker}` says how it is")
@@ -315,6 +335,15 @@ impl fmt::Display for WaitingOn {
             WaitingOn::WorkerRoom { worker, cpus, memory } => {
                 write!(formatter, "its worker `{worker}` has no room for it to have {cpus} CPU and {memory}")
             }
+            WaitingOn::WorkerPorts { ports } => {
+                let ports = ports.iter().map(|port| format!("{} {}", port.protocol.word(), port.port));
+                let ports = ports.collect::<Vec<_>>().join(", ");
+                write!(formatter, "no worker that could take it has all of its ports free: {ports}")
+            }
+            WaitingOn::FirewallSources { addresses_max } => write!(
+                formatter,
+                "the labels that its firewall names come to more than {addresses_max} addresses"
+            ),
             WaitingOn::WorkerClosed { worker } => {
                 write!(formatter, "its volumes are on worker `{worker}`, which takes no VM now")
             }

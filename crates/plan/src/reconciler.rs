@@ -427,6 +427,7 @@ impl Reconciler {
     fn wake_around(&mut self, view: &View, object: &ObjectRef) {
         self.queue.insert(object.clone());
         self.queue.extend(view.referrers(object).cloned());
+        self.queue.extend(view.named_by_labels(object));
         if let Some(asked) = view.asked(object) {
             self.queue.extend(asked.spec.references());
             self.queue.extend(asked.meta.owner.iter().map(|owner| owner.object.clone()));
@@ -460,6 +461,7 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
         On::Capacity { .. }
             | On::Workers { .. }
             | On::WorkerRoom { .. }
+            | On::WorkerPorts { .. }
             | On::WorkerClosed { .. }
             | On::Address { .. }
             | On::Squatted { .. }

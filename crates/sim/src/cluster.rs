@@ -107,6 +107,10 @@ impl Cluster {
 
     /// Most seeds begin with a cluster at work: faults that meet an empty one say little.
     pub(crate) fn warm_up(&mut self) -> Checked {
+        // Some strangers are there before anybody else.
+        for _ in 0..self.rng.below(3) {
+            self.somebody_squats();
+        }
         if self.rng.once_in(5) {
             return Ok(());
         }

@@ -71,6 +71,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "wait: worker",
     "wait: worker away",
     "wait: worker closed",
+    "wait: worker ports",
     "wait: worker problem",
     "wait: worker room",
     "wait: workers",

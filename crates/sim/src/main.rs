@@ -11,6 +11,7 @@ mod server;
 mod squatters;
 mod user;
 mod volumes;
+mod walls;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -100,6 +101,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::VolumeHeld { .. } => "wait: volume held",
                 WaitingOn::VolumeElsewhere { .. } => "wait: volume elsewhere",
                 WaitingOn::WorkerRoom { .. } => "wait: worker room",
+                WaitingOn::WorkerPorts { .. } => "wait: worker ports",
                 WaitingOn::WorkerClosed { .. } => "wait: worker closed",
                 WaitingOn::Source { .. } => "wait: source",
                 WaitingOn::Quarantined { .. } => "wait: quarantined",

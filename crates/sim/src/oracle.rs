@@ -17,7 +17,7 @@ use lightbyte_store::feed::Feed;
 
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{squatters, volumes};
+use crate::{squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +122,7 @@ impl Oracle {
         }
         check_capacity(view)?;
         check_addresses(view)?;
+        walls::check_ports(view)?;
         volumes::check_holders(view)?;
         self.check_acknowledged(view)
     }
@@ -264,6 +265,7 @@ impl Oracle {
                         format!("{object} is placed and {gone} that it uses is gone"),
                     );
                 }
+                walls::check_goal(view, object, asked.meta.uid, workers)?;
                 check_placed(view, object, asked.meta.uid, spec.running, placement, workers)
             }
         }
@@ -389,6 +391,7 @@ fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
         let fits = places.iter().all(|place| *place == worker)
             && !worker_spec.cordoned
             && view.alive(worker).is_some()
+            && !walls::takes_ports(view, worker, spec)
             && observed.architecture == *architecture
             && cpus + spec.cpus <= observed.cpus
             && memory + spec.memory.bytes() <= observed.memory.bytes();

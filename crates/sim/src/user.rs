@@ -132,7 +132,9 @@ impl Cluster {
         if self.rng.once_in(3) {
             self.attach_some(&mut spec);
         }
-        Manifest { name: vm_name, labels: BTreeMap::new(), spec: Spec::Vm(spec) }
+        spec.firewall = self.some_firewall();
+        spec.ports = self.some_ports();
+        Manifest { name: vm_name, labels: self.some_labels(), spec: Spec::Vm(spec) }
     }
 
     /// An object of a kind that nothing on any host belongs to. Kinds join by themselves; without any it is an image or

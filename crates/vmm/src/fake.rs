@@ -213,6 +213,12 @@ impl FakeHost {
         self.lock().disks.remove(&volume);
     }
 
+    /// The taps of `vm`, as they were made last.
+    #[must_use]
+    pub fn taps(&self, vm: VmId) -> Vec<AssignedNic> {
+        self.lock().taps.get(&vm).map(|taps| taps.nics.clone()).unwrap_or_default()
+    }
+
     /// Machines that are none of ours, by the address that each answers for.
     pub fn set_squatters(&self, squatters: BTreeMap<Ipv4Addr, MacAddress>) {
         self.lock().squatters = squatters;

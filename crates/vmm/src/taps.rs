@@ -5,11 +5,13 @@
 //! may send from, stands in its alias, since its name is a hash, and so that the rules can be made again from it.
 //!
 //! A guest sends from its own addresses only, see `sources`: they are let through before the tap is up, and taken away
-//! before it goes. That VMs cannot reach the hosts' own ports is done by other rules, not here.
+//! before it goes. What may come in to it, and which ports of the host lead there, is in `walls`. That VMs cannot reach the hosts' own ports is done by other rules, not here.
 
 mod netlink;
+mod nft;
 mod probe;
 mod sources;
+mod walls;
 
 use std::fs::{self, File};
 use std::io;
@@ -23,13 +25,20 @@ use lightbyte_api::{MacAddress, Uid, VmId};
 
 use self::netlink::{Link, Netlink};
 use self::probe::Question;
-use self::sources::Source;
+use self::sources::{Source, Walled};
 use crate::driver::{DriverError, Network, TapState};
 
-/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow.
+/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow, and for one with
+/// rules of its own which these are.
 const ALIAS_PREFIX: &str = "lightbyte vm ";
+/// Before the hash of its rules, for one with a wall and for one without.
+const WALL: &str = "wall:";
+const PORTS: &str = "ports:";
 /// What it ends with once nobody answered for the address.
 const PROBED: &str = " probed";
+
+/// The table of the rules that taps have of their own.
+const TABLE: &str = "lightbyte";
 
 /// linux/if_tun.h: a tap, without the packet information header, with offload headers as virtio-net uses them.
 const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
@@ -48,7 +57,34 @@ impl Taps {
     /// # Errors
     /// [`DriverError::Refused`] when the host has no `nft`.
     pub fn new() -> Result<Taps, DriverError> {
-        sources::begin(&sources_of(&links()?))?;
+        let links = links()?;
+        let mut sources = sources_of(&links);
+        let with_rules = |source: &&mut Source| source.rules.is_some();
+        if !sources.iter_mut().any(|source| with_rules(&source)) && nft::list(TABLE)?.is_null() {
+            sources::begin(&sources)?;
+            return Ok(Taps {});
+        }
+        let list = nft::list(TABLE)?;
+        let mut unknown = Vec::new();
+        for source in sources.iter_mut().filter(with_rules) {
+            // An agent looks at its taps when it has begun, and makes again what is not known.
+            if walls::clear(&list, |tap| tap == source.tap).is_empty() {
+                source.rules = Some(0);
+                source.wall = if source.wall == Walled::No { Walled::No } else { Walled::Closed };
+                unknown.push(source.clone());
+            }
+        }
+        sources::begin(&sources)?;
+        let is_left = |tap: &str| !sources.iter().any(|source| source.tap == tap && source.rules.is_some());
+        nft::run(nft::NFT, &walls::clear(&list, is_left))?;
+        for source in &unknown {
+            let link = links.iter().find(|link| link.name == source.tap);
+            let alias_of = |link: &Link| Some((link.index, alias(vm_of(link)?, source)));
+            if let Some((index, alias)) = link.and_then(alias_of) {
+                let noted = Netlink::open().and_then(|mut netlink| netlink.set_alias(index, &alias));
+                noted.map_err(system(format!("note that the rules of {} are gone", source.tap)))?;
+            }
+        }
         Ok(Taps {})
     }
 }
@@ -65,10 +101,14 @@ impl Network for Taps {
                     .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))
             })
             .collect::<Result<_, _>>()?;
+        nics.iter().filter(|nic| walls::has_rules(nic)).try_for_each(walls::check)?;
         let wanted = sources(vm, nics);
         let (old, others): (Vec<Source>, Vec<Source>) =
             sources_of(&links).into_iter().partition(|source| wanted.iter().any(|new| new.tap == source.tap));
-        sources::change(&old, &wanted, &others)?;
+        let rules = wanted.iter().zip(nics).filter(|(_, nic)| walls::has_rules(nic));
+        let rules: Vec<String> = rules.map(|(source, nic)| walls::rules(&source.tap, nic)).collect();
+        let more = clear_rules(&old)? + &rules.concat();
+        sources::change(&old, &wanted, &others, &more)?;
         let made = wanted.iter().zip(bridges).try_for_each(|(source, bridge)| {
             let name = &source.tap;
             // What was found out about an address goes on being true of it.
@@ -84,7 +124,7 @@ impl Network for Taps {
         });
         made.or_else(|error| {
             // What was made of them sends nothing; the next attempt lets it through again.
-            sources::change(&wanted, &[], &others)?;
+            sources::change(&wanted, &[], &others, &clear_rules(&wanted)?)?;
             Err(error)
         })
     }
@@ -105,7 +145,7 @@ impl Network for Taps {
         // Before the taps: whoever dies in between finds them again, and with them what is to be taken away.
         let (own, others): (Vec<Source>, Vec<Source>) =
             sources_of(&links).into_iter().partition(|source| names.contains(&source.tap));
-        sources::change(&own, &[], &others)?;
+        sources::change(&own, &[], &others, &clear_rules(&own)?)?;
         for tap in found {
             set_persistent(&tap, false).map_err(system("let go of a tap"))?;
         }
@@ -205,12 +245,25 @@ fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
         tap: tap_name(vm.uid(), index),
         mac: nic.mac,
         address: nic.address,
+        wall: if nic.firewall.is_some() { Walled::Open } else { Walled::No },
+        rules: walls::has_rules(nic).then(|| walls::hash(nic)),
     };
     nics.iter().enumerate().map(source).collect()
 }
 
 fn alias(vm: VmId, source: &Source) -> String {
-    format!("{ALIAS_PREFIX}{vm} {} {}", source.mac, source.address)
+    let mark = if source.wall == Walled::No { PORTS } else { WALL };
+    let rules = source.rules.map_or_else(String::new, |rules| format!(" {mark}{rules:x}"));
+    format!("{ALIAS_PREFIX}{vm} {} {}{rules}", source.mac, source.address)
+}
+
+/// What takes away the rules that these taps have of their own.
+fn clear_rules(sources: &[Source]) -> Result<String, DriverError> {
+    if sources.iter().all(|source| source.rules.is_none()) {
+        return Ok(String::new());
+    }
+    let is_it = |tap: &str| sources.iter().any(|source| source.tap == tap);
+    Ok(walls::clear(&nft::list(TABLE)?, is_it))
 }
 
 /// What taps of ours may send from, as their aliases tell it.
@@ -218,7 +271,12 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
     let source = |link: &Link| {
         let mut words = link.alias.strip_prefix(ALIAS_PREFIX)?.split(' ').skip(1);
         let mut next = || words.next();
-        Some(Source { tap: link.name.clone(), mac: next()?.parse().ok()?, address: next()?.parse().ok()? })
+        let (mac, address) = (next()?.parse().ok()?, next()?.parse().ok()?);
+        let rules = next().unwrap_or_default();
+        let hash = |mark| rules.strip_prefix(mark).and_then(|hash| u64::from_str_radix(hash, 16).ok());
+        let (walled, ports) = (hash(WALL), hash(PORTS));
+        let wall = if walled.is_some() { Walled::Open } else { Walled::No };
+        Some(Source { tap: link.name.clone(), mac, address, wall, rules: walled.or(ports) })
     };
     links.iter().filter_map(source).collect()
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::bed::{Bed, skip, until};
-use crate::real::{missing, page};
+use crate::real::{missing, page, page_at};
 
 fn ip(words: &str) {
     let status = Command::new("ip").args(words.split(' ')).status().expect("ip runs");
@@ -82,4 +82,78 @@ fn a_machine_that_squats_a_pool_address_is_detected_skipped_and_reported() {
     assert!(page(&first).is_some_and(|text| text.contains("fixed")));
     let boot = bed.json(&["get", "vm/hello"])["status"]["boot"].clone();
     eprintln!("the first boot, probed twice: {boot}");
+}
+
+/// Whether a VM reaches the page of another.
+fn sees(bed: &Bed, vm: &str, address: &str) -> bool {
+    let fetch = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {address} 80");
+    let output = bed.run(&["exec", vm, "--", "sh", "-c", &fetch]);
+    String::from_utf8_lossy(&output.stdout).contains("200 OK")
+}
+
+#[test]
+fn firewalls_follow_labels_and_ports_lead_to_their_vm() {
+    let test = "firewalls_follow_labels_and_ports_lead_to_their_vm";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("wall", &["--vmm", "qemu", "--nodes", "2"]) else { return };
+    bed.start();
+    let file = bed.manifests(
+        "{kind: vm, name: db, spec: {image: demo, ports: [{worker_port: 8080, port: 80}],
+          firewall: {allow: [{protocol: tcp, ports: [80], from: {labels: {app: web}}}]}}}
+---
+{kind: vm, name: web, labels: {app: web}, spec: {image: demo}}
+---
+{kind: vm, name: other, spec: {image: demo}}
+",
+    );
+    bed.ok(&["apply", "-f", crate::bed::path(&file)]);
+    for vm in ["db", "web", "other"] {
+        bed.ok(&["wait", &format!("vm/{vm}"), "--for", "ready"]);
+    }
+    let db = bed.json(&["get", "vm/db"]);
+    let address = db["status"]["addresses"][0].as_str().expect("an address").replace("/16", "");
+    until("the web reaches the database", || sees(&bed, "web", &address));
+    assert!(!sees(&bed, "other", &address), "nobody else does");
+    assert!(page(&address).is_none(), "nor does the machine");
+    // The machine asks the worker, and is nobody whom the firewall knows.
+    let worker = db["status"]["worker"].as_str().expect("a worker").to_owned();
+    let number: u8 = worker.trim_start_matches('n').parse().expect("a number");
+    let prefix = address.split('.').take(2).collect::<Vec<_>>().join(".");
+    let forwarded = format!("{prefix}.0.{}:8080", 10 + number);
+    assert!(page_at(&forwarded).is_none());
+
+    // Without a restart: another has the label, and then nobody but the machine is let in.
+    let boot = |vm: &str| bed.ok(&["exec", vm, "--", "cat", "/proc/sys/kernel/random/boot_id"]);
+    let before = boot("db");
+    let other = bed.manifests("{kind: vm, name: other, labels: {app: web}, spec: {image: demo}}\n");
+    bed.ok(&["apply", "-f", crate::bed::path(&other)]);
+    until("the other reaches it too", || sees(&bed, "other", &address));
+    let machine = format!(
+        "{{kind: vm, name: db, spec: {{image: demo, ports: [{{worker_port: 8080, port: 80}}],
+          firewall: {{allow: [{{protocol: tcp, ports: [80], from: {{cidr: {prefix}.0.1/32}}}}]}}}}}}\n"
+    );
+    let machine = bed.manifests(&machine);
+    bed.ok(&["apply", "-f", crate::bed::path(&machine)]);
+    until("the machine reaches it", || page(&address).is_some());
+    assert!(!sees(&bed, "web", &address));
+    assert!(page_at(&forwarded).is_some_and(|text| text.contains("db")), "by its worker's port too");
+    assert_eq!(boot("db"), before, "it was not started again");
+
+    // A port of a worker is one VM's: the second goes to the other worker, and the third waits.
+    for vm in ["second", "third"] {
+        let text = format!(
+            "{{kind: vm, name: {vm}, spec: {{image: demo, ports: [{{worker_port: 8080, port: 80}}]}}}}\n"
+        );
+        bed.ok(&["apply", "-f", crate::bed::path(&bed.manifests(&text))]);
+    }
+    bed.ok(&["wait", "vm/second", "--for", "ready"]);
+    assert_ne!(bed.json(&["get", "vm/second"])["status"]["worker"], worker.as_str());
+    until("the third says why", || bed.ok(&["why", "vm/third"]).contains("tcp 8080"));
+    bed.ok(&["delete", "vm/db", "--yes"]);
+    bed.ok(&["wait", "vm/third", "--for", "ready"]);
+    until("the port leads to the third now", || {
+        page_at(&forwarded).is_some_and(|text| text.contains("third"))
+    });
 }

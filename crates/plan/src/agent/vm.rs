@@ -64,6 +64,8 @@ pub fn next_step(situation: &Situation<'_>) -> Next {
 fn run(situation: &Situation<'_>) -> Next {
     let Situation { saved, assigned, facts, volatile, ref around, now } = *situation;
     match facts.vmm {
+        // What may come in to it may change while it runs.
+        VmmState::Running if !facts.taps_complete => Next::Do(Step::EnsureTaps),
         VmmState::Running => Next::Rest,
         // It stays off: noted before the traces go, so that no agent that comes later starts it.
         VmmState::Exited if !saved.off && stays_off(assigned.restart, volatile) => {

@@ -153,7 +153,11 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Input
     let (placed_nics, assigned_nics) = network.nics.unzip();
     let next = AssignedVm {
         // What is asked is reached only with the machine that is asked.
-        generation: if hindrance.is_some() { assigned.generation } else { vm.meta.generation },
+        generation: if hindrance.is_some() || !network.hindrances.is_empty() {
+            assigned.generation
+        } else {
+            vm.meta.generation
+        },
         wanted: wanted(vm.spec),
         restarts_asked: vm.meta.restarts_asked,
         restart: vm.spec.restart,
@@ -242,6 +246,7 @@ fn freed(view: &View, placement: &Placement) -> Option<WorkerLedger> {
         cpus: ledger.cpus.saturating_sub(placement.cpus),
         memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_sub(placement.memory.bytes())),
         vms: ledger.vms.saturating_sub(1),
+        ports: ledger.ports.iter().filter(|port| !placement.ports.contains(port)).copied().collect(),
     })
 }
 

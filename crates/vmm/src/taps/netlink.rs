@@ -81,7 +81,18 @@ impl Netlink {
         attribute(&mut attributes, ADDRESS, &address.bytes());
         attribute(&mut attributes, MASTER, &bridge.to_ne_bytes());
         attribute(&mut attributes, ALIAS, alias.as_bytes());
-        let message = message(NEW_LINK, REQUEST | ACKNOWLEDGE, index, UP, &attributes);
+        self.change(index, UP, &attributes)
+    }
+
+    /// Gives an interface an alias.
+    pub(super) fn set_alias(&mut self, index: u32, alias: &str) -> io::Result<()> {
+        let mut attributes = Vec::new();
+        attribute(&mut attributes, ALIAS, alias.as_bytes());
+        self.change(index, 0, &attributes)
+    }
+
+    fn change(&mut self, index: u32, up: u32, attributes: &[u8]) -> io::Result<()> {
+        let message = message(NEW_LINK, REQUEST | ACKNOWLEDGE, index, up, attributes);
         send(&self.socket, &message, SendFlags::empty())?;
         let (length, _) = recv(&self.socket, &mut self.answer, RecvFlags::empty())?;
         read_links(&self.answer[..length], &mut Vec::new()).map(|_| ())

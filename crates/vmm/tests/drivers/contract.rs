@@ -65,6 +65,8 @@ impl<'a> Bed<'a> {
             prefix_length: 24,
             gateway: None,
             dns: Vec::new(),
+            firewall: None,
+            ports: Vec::new(),
         };
         AssignedVm {
             sequence: 1,

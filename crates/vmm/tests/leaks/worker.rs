@@ -292,6 +292,8 @@ fn assigned_vm() -> AssignedVm {
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        firewall: None,
+        ports: Vec::new(),
     };
     AssignedVm {
         sequence: 0,

@@ -1,7 +1,11 @@
 //! Placing: everything that is fixed for a VM's life, in one transaction.
 
+use std::collections::BTreeSet;
+
 use lightbyte_api::assigned::{Assigned, AssignedDisk, AssignedNic, AssignedVm, HostObject};
-use lightbyte_api::kinds::vm::{Choice as VmChoice, Disk, PlacedDisk, Placement, ROOT_DISK, Spec as VmSpec};
+use lightbyte_api::kinds::vm::{
+    Choice as VmChoice, Disk, PlacedDisk, Placement, PortForward, ROOT_DISK, Spec as VmSpec, WorkerPort,
+};
 use lightbyte_api::kinds::{SpecRules as _, image, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::records::WorkerLedger;
@@ -11,7 +15,7 @@ use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, Uid, VolumeId,
 use super::shape::{assigned_disk, attached, elsewhere};
 use super::{Inputs, Plan, Vm, nics, unreadable, wanted};
 use crate::planner::volume::worker_to_be;
-use crate::scheduler::{Need, schedule};
+use crate::scheduler::{Missing, Need, schedule};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -21,7 +25,8 @@ use crate::view::View;
 /// The reason to wait when its image is not known.
 pub fn need(view: &View, spec: &VmSpec) -> Result<Need, WaitingOn> {
     let architecture = current_version(view, spec)?.architecture.clone();
-    Ok(Need { cpus: spec.cpus, memory: spec.memory, architecture, pinned: pinned(view, spec)? })
+    let ports = worker_ports(spec).collect();
+    Ok(Need { cpus: spec.cpus, memory: spec.memory, architecture, pinned: pinned(view, spec)?, ports })
 }
 
 /// The worker that the attached volumes are on, if they are anywhere yet.
@@ -59,7 +64,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let nics = nics::choose(vm)?;
     let scheduled = schedule(vm.view, &need);
     let Some((worker, worker_name)) = scheduled.worker else {
-        return Err(nowhere(vm.view, need, scheduled.only_room_is_missing));
+        return Err(nowhere(vm.view, need, scheduled.missing));
     };
     let worker_object = ObjectRef::new(Kind::Worker, worker_name.clone());
     let ledger_key = Key::WorkerLedger(worker);
@@ -72,6 +77,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
         memory: vm.spec.memory,
         disks: disks.placed,
         nics: nics.iter().map(|(placed, _)| placed.clone()).collect(),
+        ports: need.ports,
         decision: scheduled.decision,
     };
     let nics = nics.into_iter().map(|(_, nic)| nic).collect();
@@ -104,14 +110,15 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
 }
 
 /// Why no worker can take it.
-fn nowhere(view: &View, need: Need, only_room_is_missing: bool) -> WaitingOn {
-    let Need { cpus, memory, architecture, pinned } = need;
+fn nowhere(view: &View, need: Need, missing: Missing) -> WaitingOn {
+    let Need { cpus, memory, architecture, pinned, ports } = need;
     let pinned = pinned.and_then(|worker| Some((worker, view.object_of(worker.uid())?.name.clone())));
-    match (pinned, only_room_is_missing) {
-        (None, true) => WaitingOn::Capacity { cpus, memory },
-        (Some((_, worker)), true) => WaitingOn::WorkerRoom { worker, cpus, memory },
-        (Some((_, worker)), false) => WaitingOn::WorkerClosed { worker },
-        (None, false) => WaitingOn::Workers { architecture },
+    match (pinned, missing) {
+        (_, Missing::Ports) => WaitingOn::WorkerPorts { ports },
+        (None, Missing::Room) => WaitingOn::Capacity { cpus, memory },
+        (Some((_, worker)), Missing::Room) => WaitingOn::WorkerRoom { worker, cpus, memory },
+        (Some((_, worker)), Missing::Worker) => WaitingOn::WorkerClosed { worker },
+        (None, Missing::Worker) => WaitingOn::Workers { architecture },
     }
 }
 
@@ -228,6 +235,11 @@ fn assignment(
     }
 }
 
+/// The ports of a worker that a VM is to have.
+fn worker_ports(spec: &VmSpec) -> impl Iterator<Item = WorkerPort> {
+    spec.ports.iter().map(PortForward::worker_side)
+}
+
 /// The worker's ledger with the VM in it; `None` when there is no readable ledger to add to.
 fn taken(view: &View, worker: WorkerId, spec: &VmSpec) -> Option<WorkerLedger> {
     let ledger = view.worker_ledger(worker)?;
@@ -235,5 +247,10 @@ fn taken(view: &View, worker: WorkerId, spec: &VmSpec) -> Option<WorkerLedger> {
         cpus: ledger.cpus.saturating_add(spec.cpus),
         memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_add(spec.memory.bytes())),
         vms: ledger.vms + 1,
+        ports: {
+            let ports: BTreeSet<WorkerPort> =
+                ledger.ports.iter().copied().chain(worker_ports(spec)).collect();
+            ports.into_iter().collect()
+        },
     })
 }

@@ -6,3 +6,4 @@ mod others;
 mod place;
 mod squatters;
 mod volumes;
+mod walls;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::HostObject;
+use lightbyte_api::firewall::{Firewall, From, Protocol, Rule};
 use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::observed::{Observed, ObservedWorker};
@@ -123,6 +124,7 @@ fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
         cpus: line.or("used_cpus", "0"),
         memory: line.or("used_memory", "0"),
         vms: line.or("vms", "0"),
+        ports: Vec::new(),
     };
     store.put(&Key::WorkerLedger(worker), ledger);
     if !line.has("away") {
@@ -187,6 +189,11 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
     if line.has("nonic") || !nics.is_empty() {
         spec.nics = nics.into_iter().map(nic).collect();
     }
+    let opens = line.all("opens");
+    if line.has("walled") || !opens.is_empty() {
+        spec.firewall = Some(Firewall { allow: opens.into_iter().map(opens_to).collect() });
+    }
+    spec.ports = line.all("port").into_iter().map(port).collect();
     let object = ObjectRef::new(Kind::Vm, given.clone());
     let attached = |field: &str| line.all(field).into_iter().map(attached).collect::<Vec<_>>();
     spec.disks.extend(attached("attach"));
@@ -202,6 +209,22 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
         spec.disks[0].size = Some(disk.parse().expect("a size"));
     }
     ask(store, object, Spec::Vm(spec), line);
+}
+
+/// `app:web`: TCP from VMs with this label; `10.0.0.0/8`: from there.
+fn opens_to(text: &str) -> Rule {
+    let from = match text.split_once(':') {
+        Some((key, value)) => From::Labels([(key.to_owned(), value.to_owned())].into()),
+        None => From::Cidr(text.parse().expect("a subnet")),
+    };
+    Rule { from: Some(from), protocol: Protocol::Tcp, ports: Vec::new() }
+}
+
+/// `8080:80`.
+fn port(text: &str) -> vm::PortForward {
+    let (worker_port, port) = text.split_once(':').expect("port=worker's:its");
+    let number = |text: &str| text.parse().expect("a port");
+    vm::PortForward { worker_port: number(worker_port), port: number(port), protocol: Protocol::Tcp }
 }
 
 /// `data`, or `data:ro`.

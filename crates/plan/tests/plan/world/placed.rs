@@ -88,6 +88,7 @@ pub(super) fn vm(
             })
             .collect(),
         nics,
+        ports: spec.ports.iter().map(vm::PortForward::worker_side).collect(),
         decision: Decision {
             revision: 5,
             workers: 3,
@@ -110,6 +111,12 @@ fn charge(store: &mut Store, worker: WorkerId, spec: &vm::Spec) {
             cpus: before.cpus + spec.cpus,
             memory: ByteSize::from_bytes(before.memory.bytes() + spec.memory.bytes()),
             vms: before.vms + 1,
+            ports: before
+                .ports
+                .iter()
+                .copied()
+                .chain(spec.ports.iter().map(vm::PortForward::worker_side))
+                .collect(),
         };
         store.put(&Key::WorkerLedger(worker), ledger);
     }
@@ -140,6 +147,8 @@ fn assign(
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        firewall: None,
+        ports: Vec::new(),
     });
     let assigned = AssignedVm {
         sequence: line.or("sequence", "1"),

@@ -119,6 +119,8 @@ impl World {
                 prefix_length: 24,
                 gateway: Some(Ipv4Addr::new(10, 77, 0, 1)),
                 dns: vec![Ipv4Addr::new(10, 77, 0, 1)],
+                firewall: None,
+                ports: Vec::new(),
             }],
             first_boot: FirstBoot::default(),
             asked_at: Timestamp::UNIX_EPOCH,

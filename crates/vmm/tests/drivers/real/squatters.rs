@@ -1,14 +1,14 @@
 //! A machine that has an address which a VM is about to have is heard on the wire, and nobody else is taken for one.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lightbyte_api::observed::Squatter;
 use lightbyte_api::{MacAddress, Uid, VmId};
 use lightbyte_vmm::{Network as _, TapState, Taps};
 
+use super::machine::Machine;
 use super::taps::{address_of, nic};
 use super::{in_namespace, network_is_possible};
 
@@ -19,45 +19,6 @@ const MAC: &str = "02:00:00:00:00:99";
 /// How long a probe may take on a loaded machine.
 const PROBE_MAX: Duration = Duration::from_millis(600);
 
-/// A machine on the wire of the bridge, in a network namespace of its own. It ends with its input.
-struct Machine(Child);
-
-impl Machine {
-    fn new() -> Machine {
-        let mut command = Command::new("unshare");
-        command.args(["-n", "sh", "-c", "echo; while read -r words; do ip $words; echo; done"]);
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start a machine");
-        let mut machine = Machine(child);
-        machine.heard();
-        let namespace = machine.0.id();
-        let wire = format!("link add wire type veth peer name eth0 address {MAC} netns {namespace}");
-        for words in [wire.as_str(), "link set wire master br0 up"] {
-            let status = Command::new("ip").args(words.split(' ')).status().expect("run ip");
-            assert!(status.success(), "ip {words}");
-        }
-        machine.ip("link set eth0 up");
-        machine
-    }
-
-    fn heard(&mut self) {
-        let mut output = BufReader::with_capacity(1, self.0.stdout.as_mut().expect("its output"));
-        output.read_line(&mut String::new()).expect("an answer");
-    }
-
-    /// `ip` in its namespace.
-    fn ip(&mut self, words: &str) {
-        writeln!(self.0.stdin.as_mut().expect("its input"), "{words}").expect("tell it");
-        self.heard();
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
-}
-
 fn mac(text: &str) -> MacAddress {
     text.parse().expect("a hardware address")
 }
@@ -67,7 +28,7 @@ fn a_squatter_is_heard_and_nobody_else_is_taken_for_one() {
     let name = "real::squatters::a_squatter_is_heard_and_nobody_else_is_taken_for_one";
     in_namespace(name, network_is_possible(), |()| {
         let taps = Taps::new().expect("make the rules");
-        let mut machine = Machine::new();
+        let mut machine = Machine::new("wire", MAC);
         let probe = |address: Ipv4Addr| {
             let nics = [nic(VM, address)];
             taps.ensure(VM, &nics).expect("make a tap");

@@ -35,6 +35,8 @@ pub(super) fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        firewall: None,
+        ports: Vec::new(),
     }
 }
 
