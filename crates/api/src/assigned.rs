@@ -13,7 +13,7 @@ use crate::kinds::image::Part;
 use crate::kinds::vm::{PortForward, RestartPolicy};
 use crate::kinds::volume::Filesystem;
 use crate::name::Name;
-use crate::uid::{Uid, VolumeId};
+use crate::uid::{Uid, VolumeId, WorkerId};
 use crate::units::ByteSize;
 
 /// Written under `assigned/<worker>/<kind>/<uid>` by a controller.
@@ -139,6 +139,24 @@ pub struct AssignedVolume {
     pub size: ByteSize,
     /// What it is made from.
     pub source: Source,
+    /// It comes from another worker, and is not this one's yet: nothing may use it. When this is gone, it has arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arriving: Option<Arriving>,
+}
+
+/// A disk that another worker still has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arriving {
+    /// The worker that has it.
+    pub from: WorkerId,
+    /// Where that worker's agent listens, as `host:port`.
+    pub address: String,
+    /// Nobody writes to it any more: what is fetched from now on is what will count.
+    #[serde(default)]
+    pub held: bool,
+    /// A disk of this worker that may be much like it: only what differs need be fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<VolumeId>,
 }
 
 /// What a disk is made from, once.
@@ -159,8 +177,23 @@ pub enum Source {
 pub enum WantedVolume {
     /// It is there.
     Present,
+    /// It is there, and no machine may use it: it is being moved away. It may become present again.
+    Held,
+    /// It is given up in favour of the worker that has its copy: from the moment at which this is saved, no machine of this
+    /// worker uses it again. There is no way back.
+    Released,
+    /// It is not there, and nothing of it is left but a file in quarantine: another worker has it.
+    Quarantined,
     /// It is not there, and nothing of it is left.
     Removed,
+}
+
+impl WantedVolume {
+    /// Whether nothing of it is to be left that anything could use.
+    #[must_use]
+    pub const fn is_removal(self) -> bool {
+        matches!(self, WantedVolume::Quarantined | WantedVolume::Removed)
+    }
 }
 
 impl Assigned {
@@ -187,7 +220,7 @@ impl Assigned {
     pub const fn is_removal(&self) -> bool {
         match self {
             Assigned::Vm(vm) => matches!(vm.wanted, WantedVm::Removed),
-            Assigned::Volume(volume) => matches!(volume.wanted, WantedVolume::Removed),
+            Assigned::Volume(volume) => volume.wanted.is_removal(),
         }
     }
 }

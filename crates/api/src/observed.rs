@@ -152,6 +152,14 @@ pub enum VolumePhase {
     Present,
     /// It was there, and its file is gone. It is never made again blank.
     Lost,
+    /// It is another worker's still, and all of it was fetched once; somebody may be writing to it.
+    Copied,
+    /// It is another worker's still, and all of it was fetched and verified since nobody writes to it any more.
+    Complete,
+    /// It is there, and no machine uses it, or can.
+    Held,
+    /// It is given up: no machine of this worker will ever use it again.
+    Released,
 }
 
 impl Observed {

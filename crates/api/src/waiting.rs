@@ -173,6 +173,10 @@ pub enum WorkerTask {
     Create,
     /// Make the disk larger.
     Grow,
+    /// Fetch the disk from the worker that has it.
+    Fetch,
+    /// Let go of the disk, so that another worker may have it.
+    Release,
     /// Start the machine.
     Start,
     /// Stop the machine.
@@ -200,6 +204,8 @@ impl WaitingOn {
             WaitingOn::Off => return None,
             // A guest under software emulation on a loaded machine takes up to 120 s to boot.
             WaitingOn::Worker { to: WorkerTask::Start, .. } => Span::from_secs(180),
+            // How long that takes is a matter of size; what hinders it is told.
+            WaitingOn::Worker { to: WorkerTask::Fetch, .. } => return None,
             WaitingOn::Worker { .. } | WaitingOn::Child { .. } => Span::from_secs(60),
             WaitingOn::WorkerAway { .. } => Span::from_secs(30),
             // Nothing in the cluster will end these by itself: a person has to, so they are stuck at once.
@@ -326,6 +332,8 @@ impl fmt::Display for WaitingOn {
                 let task = match to {
                     WorkerTask::Create => "make the disk",
                     WorkerTask::Grow => "make the disk larger",
+                    WorkerTask::Fetch => "fetch the disk",
+                    WorkerTask::Release => "let go of the disk",
                     WorkerTask::Start => "start it",
                     WorkerTask::Stop => "stop it",
                     WorkerTask::Remove => "remove it",

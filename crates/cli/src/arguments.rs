@@ -15,7 +15,7 @@ use clap_complete::Shell;
 use lightbyte_api::{ByteSize, Name, Span};
 use lightbyte_link::Endpoint;
 
-use self::disks::{Attach, Create, Detach, Grow, RunVolume};
+use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
@@ -74,6 +74,9 @@ pub(crate) enum Verb {
     /// Makes a volume, or a VM's root disk, larger while it is used
     #[command(after_help = "Examples:\n  lightbyte grow volume/data 20GiB\n  lightbyte grow vm/hello +1GiB")]
     Grow(Grow),
+    /// Moves a volume that no VM has, or a snapshot, to another worker
+    #[command(after_help = "Example: lightbyte move volume/data n2")]
+    Move(Move),
     /// Starts a stopped VM
     Start(Power),
     /// Stops a VM; it keeps its worker, disks and addresses

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use lightbyte_api::{Timestamp, VmId};
 use lightbyte_vmm::taps::Taps;
 use lightbyte_vmm::{Drivers, FakeHost, Files, KvmVerdict, Machines, firecracker, qemu};
+use lightbyte_worker::disks::HttpPeers;
 
 use crate::arguments::{Worker, WorkerVmm};
 
@@ -25,6 +26,7 @@ pub(crate) fn of(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<(Dr
     }
     let images = words.images.clone().context("--images is missing")?;
     let files = Files::new(&words.state, &images).context("set up the worker's files")?;
+    let files = files.with_peers(Arc::new(HttpPeers::new(runtime.clone())));
     let kvm = lightbyte_vmm::kvm::probe();
     tracing::info!("{kvm}");
     let name = words.firecracker.clone().unwrap_or_else(|| "firecracker".into());
@@ -62,6 +64,7 @@ fn fake(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> {
     std::fs::create_dir_all(&words.state).with_context(|| format!("create {}", words.state.display()))?;
     let kept = words.state.join(FAKE_DISKS);
     host.keep_in(&kept).with_context(|| format!("read {}", kept.display()))?;
+    host.set_peers(Arc::new(HttpPeers::new(runtime.clone())));
     let on_runtime = runtime.clone();
     host.on_start(move |host: &FakeHost, vm: VmId| {
         let host = host.clone();

@@ -404,6 +404,8 @@ impl Reconciler {
                     self.queue.extend(view.referrers(object).cloned());
                 }
                 if host_object.uid == worker.uid() {
+                    // Where its agent listens stands in the assignments of those that fetch from it.
+                    self.wake_worker(view, *worker);
                     self.wake_bystanders();
                 }
             }

@@ -72,6 +72,12 @@ pub enum Refusal {
         /// The object.
         object: ObjectRef,
     },
+    /// Its copies would go with it.
+    #[error("{object} has copies, which would go with it")]
+    HasCopies {
+        /// The object.
+        object: ObjectRef,
+    },
     /// Objects of this kind are not made by people.
     #[error("{object} cannot be created: {reason}")]
     NotByPeople {
@@ -174,6 +180,9 @@ impl Refusal {
             Refusal::Protected { object } => {
                 format!("set `protected: false` by `lightbyte edit {object}` first")
             }
+            Refusal::HasCopies { object } => format!(
+                "make a volume of the one that you want to keep; then `copies: {{keep: 0}}` by `lightbyte edit {object}` lets them go"
+            ),
             Refusal::Owned { owner, .. } => format!("change or delete {owner}"),
             Refusal::WorkerName { name, .. } => {
                 format!("choose another name, or `lightbyte delete worker/{name}`")
@@ -253,7 +262,7 @@ pub fn apply(view: &View, manifest: &Manifest, context: &Context) -> Result<Outc
 /// Asks for the end of `object`. Accepted in every state; a second time it changes nothing.
 ///
 /// # Errors
-/// [`Refusal::NotFound`], [`Refusal::Owned`], [`Refusal::Changed`], [`Refusal::Protected`].
+/// [`Refusal::NotFound`], [`Refusal::Owned`], [`Refusal::Changed`], [`Refusal::Protected`], [`Refusal::HasCopies`].
 pub fn delete(view: &View, object: &ObjectRef, context: &Context) -> Result<Outcome, Refusal> {
     let asked = match living(view, object, context) {
         Err(Refusal::Deleting { .. }) => return Ok(Outcome::Nothing),
@@ -262,6 +271,10 @@ pub fn delete(view: &View, object: &ObjectRef, context: &Context) -> Result<Outc
     not_owned(object, asked)?;
     if is_protected(&asked.spec) {
         return Err(Refusal::Protected { object: object.clone() });
+    }
+    let mut copies = view.children(asked.meta.uid).filter(|child| child.kind == Kind::Snapshot);
+    if object.kind == Kind::Volume && copies.any(|copy| view.living(copy).is_some()) {
+        return Err(Refusal::HasCopies { object: object.clone() });
     }
     let meta = Meta { deleting_since: Some(context.now), ..asked.meta.clone() };
     Ok(write_asked(view, object, Asked { meta, spec: asked.spec.clone() }))

@@ -10,7 +10,8 @@ use lightbyte_api::waiting::Waiting;
 use lightbyte_api::{Key, Kind, Name, Spec, WorkerId};
 use serde_json::{Map, Value, json};
 
-use crate::planner::{vm, volume, worker_of};
+use crate::planner::moves::is_leaving;
+use crate::planner::{elsewhere_of, vm, volume, worker_of};
 use crate::view::View;
 
 /// How many squatted addresses a network's status lists.
@@ -194,11 +195,23 @@ fn of_disk(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
         _ => false,
     };
     let is_away = worker.is_some_and(|worker| view.alive(worker).is_none());
+    let goes_to = elsewhere_of(view, object).filter(|_| is_leaving(view, object));
+    let asked_worker = match &asked.spec {
+        Spec::Volume(spec) => spec.worker.as_ref(),
+        Spec::Snapshot(spec) => spec.worker.as_ref(),
+        _ => None,
+    };
+    let is_at = worker.and_then(|worker| worker_name(view, worker));
+    let is_astray = asked_worker.is_some_and(|asked| is_at.is_some_and(|is_at| is_at != asked));
     let (state, ready) = match observed.map(|observed| observed.phase) {
         Some(_) if is_away => ("unknown", false),
+        Some(VolumePhase::Lost) => ("lost", false),
+        Some(_) if goes_to.is_some() || is_astray => ("moving", false),
         Some(VolumePhase::Present) if is_small => ("growing", false),
         Some(VolumePhase::Present) => ("ready", true),
-        Some(VolumePhase::Lost) => ("lost", false),
+        Some(VolumePhase::Copied | VolumePhase::Complete | VolumePhase::Held | VolumePhase::Released) => {
+            ("moving", false)
+        }
         Some(VolumePhase::Claimed) => ("creating", false),
         None if worker.is_some() => ("creating", false),
         // Made beside the first VM that it is attached to: until then it is as asked.
@@ -213,7 +226,8 @@ fn of_disk(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
         _ => None,
     };
     let mut more = json!({
-        "worker": worker.and_then(|worker| worker_name(view, worker)),
+        "worker": is_at,
+        "moving_to": goes_to.and_then(|worker| worker_name(view, worker)),
         "size": observed.map(|observed| observed.size).or(asked_size),
         "problem": observed.and_then(|observed| observed.problem.as_ref()),
     });

@@ -92,6 +92,7 @@ fn status_of(refusal: &Refusal) -> StatusCode {
         | Refusal::Owned { .. }
         | Refusal::Frozen { .. }
         | Refusal::Protected { .. }
+        | Refusal::HasCopies { .. }
         | Refusal::WorkerName { .. }
         | Refusal::SecondInstance { .. }
         | Refusal::Unreadable { .. } => StatusCode::CONFLICT,

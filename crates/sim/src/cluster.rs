@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::envelope::Envelope;
@@ -15,6 +16,7 @@ use lightbyte_store::feed::{encode, met};
 use lightbyte_store::{CommitFault, LeaseId, MemoryCore, Outcome, StoreError};
 
 use crate::counts::Counts;
+use crate::moves::Roads;
 use crate::oracle::{self, Oracle, Writer};
 use crate::rng::Rng;
 use crate::server::Server;
@@ -65,6 +67,8 @@ pub(crate) struct Cluster {
     pub(crate) servers: Vec<Server>,
     /// The workers.
     pub(crate) workers: Vec<Worker>,
+    /// The network between the hosts.
+    pub(crate) roads: Arc<Roads>,
     /// What is known independently of the deciders.
     pub(crate) oracle: Oracle,
     /// What happened.
@@ -89,6 +93,7 @@ impl Cluster {
             core: MemoryCore::new(),
             servers: Vec::new(),
             workers: (0..WORKERS).map(|index| Worker::new(index, &mut rng)).collect(),
+            roads: Arc::default(),
             oracle: Oracle::default(),
             counts: Counts::default(),
             damaged: BTreeMap::new(),
@@ -97,6 +102,10 @@ impl Cluster {
             faults: true,
             rng,
         };
+        for worker in &cluster.workers {
+            cluster.roads.lead_to(worker.id, &worker.host);
+            worker.host.set_peers(cluster.roads.clone());
+        }
         let begin = Decision::on(&View::default(), [], [Write::put(Key::Epoch, epoch)]);
         let _ = cluster.core.commit(&encode(&begin, &View::default(), &cluster.envelope("init"), |_| None));
         cluster.oracle.follow(&cluster.core);
@@ -295,6 +304,7 @@ impl Cluster {
         self.heal();
         self.work_around_damage()?;
         self.repair_values()?;
+        self.rest_copies()?;
         self.tell(|| "------ calm ------".to_owned());
         let mut quiet_rounds = 0;
         for _ in 0..CALM_ROUNDS_MAX {
@@ -348,7 +358,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn calm_round(&mut self) -> Checked {
+    pub(crate) fn calm_round(&mut self) -> Checked {
         self.now_millis += 1_000;
         self.renew_all();
         self.expire();

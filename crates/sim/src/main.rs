@@ -5,6 +5,9 @@
 
 mod cluster;
 mod counts;
+#[cfg(test)]
+mod matrix;
+mod moves;
 mod oracle;
 mod rng;
 mod server;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::vm::{self, Placement};
 use lightbyte_api::records::Record;
-use lightbyte_api::{Choice, Key, Kind, ObjectRef, Spec, Uid, WorkerId};
+use lightbyte_api::{Choice, Key, Kind, ObjectRef, Spec, Uid, VolumeId, WorkerId};
 use lightbyte_plan::agent::Step;
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write, status};
@@ -17,7 +17,7 @@ use lightbyte_store::feed::Feed;
 
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{squatters, volumes, walls};
+use crate::{moves, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,8 @@ pub(crate) struct Oracle {
     /// Everything whose end was acknowledged.
     ends_acknowledged: BTreeSet<Uid>,
     owners: BTreeMap<Uid, Uid>,
+    /// How often each disk was written to by a guest.
+    pub(crate) written: BTreeMap<VolumeId, u64>,
 }
 
 pub(crate) fn violated<T>(rule: &str, what: impl std::fmt::Display) -> Result<T, Violation> {
@@ -92,13 +94,27 @@ impl Oracle {
 
     fn end_was_asked(&self, uid: Uid) -> bool {
         self.ends_asked.contains(&uid)
+            || moves::is_old_copy(self.truth(), uid)
             || self.owners.get(&uid).is_some_and(|owner| self.ends_asked.contains(owner))
     }
 
     /// Rule 13: nothing is removed from a host unless somebody asked for its end.
-    pub(crate) fn allow(&self, object: HostObject, step: &Step) -> Checked {
+    pub(crate) fn allow(&self, object: HostObject, step: &Step, at: usize, workers: &[Worker]) -> Checked {
+        let disk = VolumeId::new(object.uid);
         match step {
-            Step::RemoveDisk | Step::Forget if !self.end_was_asked(object.uid) => violated(
+            Step::RemoveDisk | Step::Forget | Step::QuarantineDisk if self.end_was_asked(object.uid) => {
+                Ok(())
+            }
+            Step::RemoveDisk | Step::QuarantineDisk if moves::is_elsewhere(disk, at, workers) => Ok(()),
+            // A worker may forget a disk that it has no more.
+            Step::Forget
+                if object.kind == Kind::Volume
+                    && !moves::has(&workers[at], disk)
+                    && moves::is_known_elsewhere(disk, at, workers) =>
+            {
+                Ok(())
+            }
+            Step::RemoveDisk | Step::Forget | Step::QuarantineDisk => violated(
                 "rule 13",
                 format!("{step:?} of {} {}, whose end nobody asked for", object.kind, object.uid),
             ),
@@ -115,7 +131,7 @@ impl Oracle {
         }
         self.checked = core.revision();
         let view = self.truth.view();
-        for object in view.objects_of(Kind::Volume) {
+        for object in view.objects_of(Kind::Volume).chain(view.objects_of(Kind::Snapshot)) {
             if let Some(asked) = view.asked(object) {
                 self.owners.extend(asked.meta.owner.as_ref().map(|owner| (asked.meta.uid, owner.uid)));
             }
@@ -175,7 +191,8 @@ impl Oracle {
             checked?;
             self.check_host(worker)?;
         }
-        volumes::check_machines(workers)
+        volumes::check_machines(workers)?;
+        moves::check_hosts(workers, &self.written)
     }
 
     /// What is on a host was claimed first, and is not withdrawn; and what runs holds its addresses.
@@ -286,6 +303,7 @@ impl Oracle {
                 return violated("rule 10", format!("{key} belongs to nothing"));
             }
         }
+        moves::check_leftovers(view)?;
         for worker in workers {
             for uid in worker.host.everything() {
                 if view.object_of(uid).is_none() {
@@ -497,6 +515,7 @@ pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer
             return violated("rule 13", format!("{writer:?} wrote over {key}, which it cannot read"));
         }
         check_order(key, write, before)?;
+        moves::check_copies(key, write, before)?;
         check_choice(key, write, before)?;
     }
     Ok(())

@@ -6,10 +6,11 @@ use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::{snapshot, vm, volume};
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::{Observed, VolumePhase};
-use lightbyte_api::{ByteSize, Choice, Kind, Manifest, ObjectRef, Spec, Uid, VmId, VolumeId, WorkerId};
+use lightbyte_api::{ByteSize, Choice, Kind, Manifest, ObjectRef, Span, Spec, Uid, VmId, VolumeId, WorkerId};
 use lightbyte_plan::view::View;
 
 use crate::cluster::{Checked, Cluster};
+use crate::moves;
 use crate::oracle::{placement, told, violated};
 use crate::user::name;
 use crate::worker::Worker;
@@ -23,7 +24,8 @@ impl Cluster {
     /// A volume or a snapshot. Asked for twice, the volume may have to grow.
     pub(crate) fn some_volume(&mut self) -> Manifest {
         if self.rng.once_in(4) {
-            let spec = snapshot::Spec { volume: self.some_volume_name(), protected: false };
+            let worker = self.rng.once_in(3).then(|| name("n2"));
+            let spec = snapshot::Spec { volume: self.some_volume_name(), worker, protected: false };
             let name = name(&format!("snap-{}", self.rng.below(SNAPSHOTS)));
             return Manifest { name, labels: BTreeMap::new(), spec: Spec::Snapshot(spec) };
         }
@@ -35,8 +37,16 @@ impl Cluster {
         // What is fixed for life is a matter of the name, so that a second request changes the size alone.
         match index {
             0 => spec.snapshot = Some(name("snap-0")),
-            1 => spec.worker = Some(name("n1")),
+            1 => spec.worker = Some(name(["n1", "n2", "n3"][self.rng.below(3)])),
+            2 if self.rng.once_in(3) => spec.worker = Some(name("n2")),
             _ => {}
+        }
+        if index == 3 {
+            spec.copies = Some(volume::Copies {
+                to: name(["n1", "n2", "n3"][self.rng.below(3)]),
+                every: Span::from_secs(60),
+                keep: self.rng.below(3) as u64,
+            });
         }
         Manifest { name: name(&format!("vol-{index}")), labels: BTreeMap::new(), spec: Spec::Volume(spec) }
     }
@@ -172,6 +182,7 @@ pub(crate) fn places(view: &View, uid: Uid, spec: &vm::Spec) -> Option<BTreeSet<
 
 /// A volume or a snapshot that is to be there is there, as large as asked, if it can be.
 pub(crate) fn check_goal(view: &View, object: &ObjectRef, asked: &Asked, workers: &[Worker]) -> Checked {
+    moves::check_goal(view, object, asked.meta.uid, workers)?;
     let worker = match &asked.spec {
         Spec::Volume(spec) => {
             check_given(view, object, asked)?;
@@ -277,6 +288,10 @@ fn check_given(view: &View, object: &ObjectRef, asked: &Asked) -> Checked {
     let holders = choice(view, object).map(|choice| choice.holders.as_slice()).unwrap_or_default();
     if let Some(gone) = holders.iter().find(|holder| view.object_of(holder.uid).is_none()) {
         return violated("rule 10", format!("{object} is held by {}, which is gone", gone.vm));
+    }
+    if choice(view, object).is_some_and(|choice| choice.elsewhere.is_some()) {
+        // Whatever keeps it from arriving keeps it from being given.
+        return Ok(());
     }
     for vm in view.objects_of(Kind::Vm) {
         let Some(vm_asked) = view.living(vm) else { continue };

@@ -49,7 +49,26 @@ pub(crate) struct Worker {
     /// What was heard of addresses.
     pub(crate) heard: Heard,
     registered: bool,
-    cut_off: bool,
+    pub(crate) cut_off: bool,
+    /// When its life ends, if that is known.
+    pub(crate) life: Option<Life>,
+}
+
+/// How a life ends before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "the crash matrix, a test, ends lives at a certain effect"))]
+pub(crate) enum Death {
+    /// The agent dies.
+    Agent,
+    /// The host loses its power.
+    Host,
+}
+
+/// A life that ends after so many effects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    pub(crate) effects_left: usize,
+    pub(crate) death: Death,
 }
 
 struct Stream {
@@ -91,6 +110,7 @@ impl Worker {
             heard: Heard::new(),
             registered: false,
             cut_off: false,
+            life: None,
         }
     }
 
@@ -113,6 +133,33 @@ impl Worker {
         self.steps.clear();
         // Whoever adopts a machine asks its guest again.
         self.told_ready.clear();
+    }
+
+    fn reboot(&mut self, index: usize) {
+        self.kill_agent();
+        self.host.reboot();
+        self.heard.clear();
+        self.said.boot_id = format!("boot-{index}-{}", self.incarnation);
+        self.registered = false;
+        self.lease = None;
+    }
+
+    /// Whether its life ends with this effect, before the agent learns of it.
+    fn dies(&mut self, index: usize) -> bool {
+        let Some(life) = &mut self.life else { return false };
+        let death = life.death;
+        match life.effects_left.checked_sub(1) {
+            Some(left) => {
+                life.effects_left = left;
+                return false;
+            }
+            None => self.life = None,
+        }
+        match death {
+            Death::Agent => self.kill_agent(),
+            Death::Host => self.reboot(index),
+        }
+        true
     }
 
     /// The guest of `vm` says that it is ready, unless it has said so.
@@ -159,13 +206,7 @@ impl Cluster {
             2 => {
                 self.counts.add("fault: host rebooted");
                 self.tell(|| format!("host n{} reboots", index + 1));
-                let worker = &mut self.workers[index];
-                worker.kill_agent();
-                worker.host.reboot();
-                worker.heard.clear();
-                worker.said.boot_id = format!("boot-{index}-{}", worker.incarnation);
-                worker.registered = false;
-                worker.lease = None;
+                self.workers[index].reboot(index);
             }
             3 => {
                 self.counts.add("fault: stream dropped");
@@ -176,13 +217,18 @@ impl Cluster {
                 let cut_off = !self.workers[index].cut_off;
                 self.tell(|| format!("n{} is {}", index + 1, if cut_off { "cut off" } else { "back" }));
                 self.workers[index].cut_off = cut_off;
+                self.roads.close(self.workers[index].id, cut_off);
             }
-            5 => self.workers[index].cut_off = false,
+            5 => {
+                self.workers[index].cut_off = false;
+                self.roads.close(self.workers[index].id, false);
+            }
             6 => {
                 self.counts.add("fault: host write failed");
                 self.workers[index].host.fail_next(1 + self.rng.below(3) as u32);
             }
             7 if self.rng.once_in(4) => self.disk_vanishes(index),
+            7 if self.rng.once_in(2) => self.guests_write(index),
             7 => self.guest_ends(index),
             8 => self.somebody_squats(),
             // A report of an agent that is no more, or the second of two, arrives before the first.
@@ -267,7 +313,7 @@ impl Cluster {
         let Some((object, step)) = self.workers[index].steps.pop_front() else { return Ok(()) };
         self.counts.add(step_name(&step));
         self.tell(|| format!("n{} does {} for {} {}", index + 1, step_name(&step), object.kind, object.uid));
-        self.oracle.allow(object, &step)?;
+        self.oracle.allow(object, &step, index, &self.workers)?;
         let worker = &mut self.workers[index];
         let outcome = hands::perform(&worker.drivers, object, &step);
         let vm = VmId::new(object.uid);
@@ -283,6 +329,9 @@ impl Cluster {
                 self.workers[index].guest_says_ready(vm, now);
             }
             _ => {}
+        }
+        if self.workers[index].dies(index) {
+            return Ok(());
         }
         if self.faults && self.rng.once_in(20) {
             // The agent dies after the effect, and before it knows of it.
@@ -344,7 +393,9 @@ impl Cluster {
         } else {
             reply
         };
-        self.workers[index].replies.push_back((incarnation, report.object, reply));
+        if !self.workers[index].dies(index) {
+            self.workers[index].replies.push_back((incarnation, report.object, reply));
+        }
         Ok(())
     }
 
@@ -509,6 +560,7 @@ impl Cluster {
         for server in &mut self.servers {
             server.paused = false;
         }
+        self.roads.open_all();
         for worker in &mut self.workers {
             worker.cut_off = false;
             worker.host.fail_next(0);
@@ -534,6 +586,10 @@ fn step_name(step: &Step) -> &'static str {
         Step::CreateDisk { .. } => "step: create disk",
         Step::GrowDisk { .. } => "step: grow disk",
         Step::RemoveDisk => "step: remove disk",
+        Step::FetchDisk => "step: fetch disk",
+        Step::TakeDisk => "step: take disk",
+        Step::DropFetched => "step: drop fetched",
+        Step::QuarantineDisk => "step: quarantine disk",
         Step::Forget => "step: forget",
         Step::Look => "step: look",
     }

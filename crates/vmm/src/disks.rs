@@ -2,17 +2,21 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lightbyte_api::assigned::{AssignedVolume, Source};
+use lightbyte_api::assigned::{Arriving, AssignedVolume, Source};
 use lightbyte_api::kinds::volume::Filesystem;
 use lightbyte_api::{ByteSize, Kind, VolumeId};
+use lightbyte_plan::agent::Fetched;
 use rustix::fs::{SeekFrom, seek};
 
 use crate::driver::{Disks, DriverError, StillFlushed};
 use crate::files::{Access, DISK, Files, of_volume, rename_durably, short, system};
+use crate::peers::{CHUNK_BYTES, READ_BYTES_MAX, SUMS_MAX, Sum};
+use crate::transfer::{ARRIVING, sum_at};
 
 /// How much of a disk is copied at once where the file system cannot share blocks.
 const COPY_BYTES: usize = 1 << 20;
@@ -69,11 +73,62 @@ impl Disks for Files {
     }
 
     fn list(&self) -> Result<Vec<VolumeId>, DriverError> {
-        Ok(self.objects(Kind::Volume, DISK)?.into_iter().map(|object| VolumeId::new(object.uid)).collect())
+        let mut found = self.objects(Kind::Volume, DISK)?;
+        found.extend(self.objects(Kind::Volume, ARRIVING)?);
+        Ok(found.into_iter().map(|object| VolumeId::new(object.uid)).collect())
+    }
+
+    fn fetch(&self, volume: VolumeId, arriving: &Arriving) -> Result<(), DriverError> {
+        self.fetch_slice(volume, arriving)
+    }
+
+    fn fetched(&self, volume: VolumeId) -> Result<Option<Fetched>, DriverError> {
+        self.what_was_fetched(volume)
+    }
+
+    fn take_fetched(&self, volume: VolumeId) -> Result<(), DriverError> {
+        Files::take_fetched(self, volume)
+    }
+
+    fn drop_fetched(&self, volume: VolumeId) -> Result<(), DriverError> {
+        Files::drop_fetched(self, volume)
+    }
+
+    fn quarantine(&self, volume: VolumeId) -> Result<(), DriverError> {
+        self.put_aside(volume)
+    }
+
+    fn sums(&self, volume: VolumeId, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
+        let file = self.open_to_read(volume)?;
+        let failed = || system(format!("read disk {volume}"));
+        let size = file.metadata().map_err(failed())?.len();
+        let chunks = chunks.start..chunks.end.min(chunks.start.saturating_add(SUMS_MAX));
+        let chunks = chunks.start..chunks.end.min(size.div_ceil(CHUNK_BYTES));
+        let sum = |chunk: u64| sum_at(&file, chunk * CHUNK_BYTES, size.min((chunk + 1) * CHUNK_BYTES));
+        chunks.map(sum).collect::<io::Result<_>>().map_err(failed())
+    }
+
+    fn read(&self, volume: VolumeId, bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
+        let file = self.open_to_read(volume)?;
+        let failed = || system(format!("read disk {volume}"));
+        let size = file.metadata().map_err(failed())?.len();
+        let end = bytes.end.min(size).min(bytes.start.saturating_add(READ_BYTES_MAX));
+        let mut read = vec![0; usize::try_from(end.saturating_sub(bytes.start)).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut read, bytes.start).map_err(failed())?;
+        Ok(read)
     }
 }
 
 impl Files {
+    /// A disk to read from for another worker, whoever has it.
+    fn open_to_read(&self, volume: VolumeId) -> Result<File, DriverError> {
+        let path = self.disk(volume);
+        File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => DriverError::Refused(format!("disk {volume} is not there")),
+            _ => system(format!("open {}", path.display()))(error),
+        })
+    }
+
     /// Makes the whole disk at `path`, durably.
     fn make(
         &self,
@@ -152,7 +207,7 @@ fn join_paths(first: PathBuf, more: &str) -> std::ffi::OsString {
 
 /// Copies a file: shares its blocks where the file system can (XFS, btrfs; ioctl_ficlone(2)), and copies only what is
 /// not a hole elsewhere.
-fn clone(source: &Path, target: &Path) -> io::Result<()> {
+pub(crate) fn clone(source: &Path, target: &Path) -> io::Result<()> {
     let from = File::open(source)?;
     let to = File::create(target)?;
     if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
@@ -180,7 +235,7 @@ fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn copy_range(from: &File, to: &File, range: std::ops::Range<u64>, buffer: &mut [u8]) -> io::Result<()> {
+fn copy_range(from: &File, to: &File, range: Range<u64>, buffer: &mut [u8]) -> io::Result<()> {
     let mut position = range.start;
     while position < range.end {
         let wanted = usize::try_from(range.end - position).unwrap_or(usize::MAX).min(buffer.len());
@@ -210,6 +265,7 @@ mod tests {
             wanted: WantedVolume::Present,
             size: ByteSize::from_bytes(size),
             source,
+            arriving: None,
         }
     }
 

@@ -5,10 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject};
+use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::observed::Squatter;
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
-use lightbyte_plan::agent::{Leaving, Saved, VmmState};
+use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
+
+use crate::peers::Sum;
 
 /// Why a driver could not do it, in words for people: it ends up in the status of the object.
 #[derive(Debug, thiserror::Error)]
@@ -165,11 +167,56 @@ pub trait Disks: Send + Sync {
         Ok(self.size(volume)?.is_some())
     }
 
-    /// Every disk that is there.
+    /// Every disk that is there, or of which something was fetched.
     ///
     /// # Errors
     /// When the list cannot be made whole.
     fn list(&self) -> Result<Vec<VolumeId>, DriverError>;
+
+    /// Fetches some more of a disk that another worker has, for a few seconds at the most. Where it was broken off it goes
+    /// on, and when nobody writes to the source any more it begins again with what differs.
+    ///
+    /// # Errors
+    /// When the worker cannot be reached, does not have the disk, or what came is not what was sent; what was fetched stays.
+    fn fetch(&self, volume: VolumeId, arriving: &Arriving) -> Result<(), DriverError>;
+
+    /// What was fetched of a disk that another worker has.
+    ///
+    /// # Errors
+    /// When it cannot be found out; that is never taken for absence.
+    fn fetched(&self, volume: VolumeId) -> Result<Option<Fetched>, DriverError>;
+
+    /// Makes what was fetched the disk, durably. When it is already, nothing happens.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when not all was fetched since nobody writes to the source.
+    fn take_fetched(&self, volume: VolumeId) -> Result<(), DriverError>;
+
+    /// Removes what was fetched. Without any nothing happens.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    fn drop_fetched(&self, volume: VolumeId) -> Result<(), DriverError>;
+
+    /// Puts the disk where nothing finds it but a person, who has a day for that. Without one nothing happens.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] while a VM uses it.
+    fn quarantine(&self, volume: VolumeId) -> Result<(), DriverError>;
+
+    /// The sums of these chunks of a disk, for a worker that fetches it; see [`crate::peers`]. At most
+    /// [`SUMS_MAX`](crate::peers::SUMS_MAX), and none beyond the end.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when it is not there.
+    fn sums(&self, volume: VolumeId, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError>;
+
+    /// These bytes of a disk, for a worker that fetches it. At most
+    /// [`READ_BYTES_MAX`](crate::peers::READ_BYTES_MAX), and none beyond the end.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when it is not there.
+    fn read(&self, volume: VolumeId, bytes: Range<u64>) -> Result<Vec<u8>, DriverError>;
 }
 
 /// What there is of a VM's taps.

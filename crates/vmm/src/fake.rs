@@ -5,16 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lightbyte_api::assigned::{AssignedNic, AssignedVm, AssignedVolume, HostObject, Source};
+use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source};
 use lightbyte_api::observed::Squatter;
 use lightbyte_api::{ByteSize, MacAddress, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
-use lightbyte_plan::agent::{Leaving, Saved, VmmState};
+use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{
@@ -23,6 +24,7 @@ use crate::driver::{
 };
 use crate::fake_guest::{Calls, FakeGuest};
 use crate::identity;
+use crate::peers::{PeerDisk, Peers, SUM_OF_ZEROS, Sum};
 
 /// How much of a console is kept.
 const CONSOLE_BYTES_MAX: usize = 1 << 20;
@@ -36,8 +38,24 @@ pub struct FakeHost {
 /// What a host has on its disks, as it is kept in a file.
 #[derive(Default, Serialize, Deserialize)]
 struct Kept {
-    disks: Vec<(VolumeId, ByteSize)>,
+    disks: Vec<(VolumeId, FakeDisk)>,
+    arriving: Vec<(VolumeId, FakeFetched)>,
     records: Vec<(HostObject, Saved)>,
+}
+
+/// What a disk holds: how often it was written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct FakeDisk {
+    size: ByteSize,
+    writes: u64,
+}
+
+/// What was fetched of a disk: nothing in the first slice, all in the second.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct FakeFetched {
+    disk: FakeDisk,
+    held: bool,
+    complete: bool,
 }
 
 #[derive(Default)]
@@ -50,7 +68,9 @@ struct State {
     taps: BTreeMap<VmId, FakeTaps>,
     /// Who else is on the host's networks, whatever the bridge.
     squatters: BTreeMap<Ipv4Addr, MacAddress>,
-    disks: BTreeMap<VolumeId, ByteSize>,
+    disks: BTreeMap<VolumeId, FakeDisk>,
+    arriving: BTreeMap<VolumeId, FakeFetched>,
+    peers: Option<Arc<dyn Peers>>,
     records: BTreeMap<HostObject, Saved>,
     consoles: BTreeMap<VmId, ConsoleChunk>,
     listener: Option<Listener>,
@@ -101,6 +121,7 @@ impl FakeHost {
             Ok(text) => {
                 let kept: Kept = serde_json::from_slice(&text)?;
                 state.disks = kept.disks.into_iter().collect();
+                state.arriving = kept.arriving.into_iter().collect();
                 state.records = kept.records.into_iter().collect();
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -121,6 +142,11 @@ impl FakeHost {
             records: host.clone(),
             guest: host,
         }
+    }
+
+    /// The way to the hosts that disks are fetched from.
+    pub fn set_peers(&self, peers: Arc<dyn Peers>) {
+        self.lock().peers = Some(peers);
     }
 
     /// What to do when a VM was started, such as letting its guest become ready after a while.
@@ -191,7 +217,7 @@ impl FakeHost {
     pub fn everything(&self) -> BTreeSet<lightbyte_api::Uid> {
         let state = self.lock();
         let vms = state.vms.keys().chain(state.taps.keys()).map(|vm| vm.uid());
-        let disks = state.disks.keys().map(|volume| volume.uid());
+        let disks = state.disks.keys().chain(state.arriving.keys()).map(|volume| volume.uid());
         vms.chain(disks).chain(state.records.keys().map(|object| object.uid)).collect()
     }
 
@@ -206,6 +232,30 @@ impl FakeHost {
     #[must_use]
     pub fn disks(&self) -> Vec<VolumeId> {
         self.lock().disks.keys().copied().collect()
+    }
+
+    /// Every VM that runs writes once to each disk that it may write to. Gives how often each was written to.
+    pub fn guests_write(&self) -> Vec<(VolumeId, u64)> {
+        let mut state = self.lock();
+        let written: Vec<VolumeId> = state
+            .running()
+            .flat_map(|(_, vm)| vm.assigned.disks.iter().filter(|disk| !disk.read_only))
+            .map(|disk| disk.volume)
+            .collect();
+        let mut counts = Vec::new();
+        for volume in written {
+            if let Some(disk) = state.disks.get_mut(&volume) {
+                disk.writes += 1;
+                counts.push((volume, disk.writes));
+            }
+        }
+        counts
+    }
+
+    /// How often a disk was written to, before it came here too; nothing when it is not there.
+    #[must_use]
+    pub fn writes(&self, volume: VolumeId) -> Option<u64> {
+        Some(self.lock().disks.get(&volume)?.writes)
     }
 
     /// A disk vanishes, as by a broken file system.
@@ -257,7 +307,8 @@ impl State {
     fn keep(&self) -> Result<(), DriverError> {
         let Some(path) = &self.kept_in else { return Ok(()) };
         let kept = Kept {
-            disks: self.disks.iter().map(|(volume, size)| (*volume, *size)).collect(),
+            disks: self.disks.iter().map(|(volume, disk)| (*volume, *disk)).collect(),
+            arriving: self.arriving.iter().map(|(volume, fetched)| (*volume, *fetched)).collect(),
             records: self.records.iter().map(|(object, saved)| (*object, saved.clone())).collect(),
         };
         let write = || {
@@ -297,7 +348,7 @@ impl State {
 
     fn grow(&mut self, disk: VolumeId, size: ByteSize) -> Result<(), DriverError> {
         match self.disks.get_mut(&disk) {
-            Some(found) => *found = size.max(*found),
+            Some(found) => found.size = size.max(found.size),
             None => return refuse(format!("disk {disk} is not there")),
         }
         self.keep()
@@ -400,7 +451,7 @@ impl Disks for FakeHost {
         assigned: &AssignedVolume,
         still_flushed: Option<StillFlushed<'_>>,
     ) -> Result<(), DriverError> {
-        let mut size = assigned.size;
+        let mut made = FakeDisk { size: assigned.size, writes: 0 };
         if let Source::Disk(source) = assigned.source {
             let state = self.change()?;
             let Some(found) = state.disks.get(&source) else {
@@ -409,18 +460,18 @@ impl Disks for FakeHost {
             if still_flushed.is_none() && state.user(source, true).is_some() {
                 return refuse(format!("disk {source} is in use"));
             }
-            size = size.max(*found);
+            made = FakeDisk { size: made.size.max(found.size), ..*found };
         }
         still_flushed.map_or(Ok(()), |still_flushed| still_flushed())?;
         let mut state = self.change()?;
-        state.disks.entry(volume).or_insert(size);
+        state.disks.entry(volume).or_insert(made);
         state.keep()
     }
 
     fn grow(&self, volume: VolumeId, size: ByteSize) -> Result<(), DriverError> {
         let mut state = self.change()?;
         match (state.disks.get(&volume), state.user(volume, false)) {
-            (Some(found), _) if *found >= size => Ok(()),
+            (Some(found), _) if found.size >= size => Ok(()),
             (_, Some(vm)) => refuse(format!("the disk is in use by VM {vm}")),
             (_, None) => state.grow(volume, size),
         }
@@ -436,11 +487,71 @@ impl Disks for FakeHost {
     }
 
     fn size(&self, volume: VolumeId) -> Result<Option<ByteSize>, DriverError> {
-        Ok(self.lock().disks.get(&volume).copied())
+        Ok(self.lock().disks.get(&volume).map(|disk| disk.size))
     }
 
     fn list(&self) -> Result<Vec<VolumeId>, DriverError> {
-        Ok(self.disks())
+        let state = self.lock();
+        Ok(state.disks.keys().chain(state.arriving.keys()).copied().collect())
+    }
+
+    fn fetch(&self, volume: VolumeId, arriving: &Arriving) -> Result<(), DriverError> {
+        let Some(peers) = self.change()?.peers.clone() else { return refuse("this host knows no other") };
+        let disk = PeerDisk { worker: arriving.from, address: arriving.address.clone(), disk: volume };
+        let size = peers.size(&disk)?;
+        let sums = peers.sums(&disk, 0..1)?;
+        let writes =
+            sums.first().and_then(|sum| sum.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let mut state = self.change()?;
+        let fetched = FakeFetched { disk: FakeDisk { size, writes }, held: arriving.held, complete: false };
+        match state.arriving.get_mut(&volume) {
+            Some(found) if found.held == arriving.held => *found = FakeFetched { complete: true, ..fetched },
+            _ => drop(state.arriving.insert(volume, fetched)),
+        }
+        state.keep()
+    }
+
+    fn fetched(&self, volume: VolumeId) -> Result<Option<Fetched>, DriverError> {
+        let state = self.lock();
+        let fetched = state.arriving.get(&volume);
+        Ok(fetched.map(|fetched| Fetched { complete: fetched.complete, held: fetched.held }))
+    }
+
+    fn take_fetched(&self, volume: VolumeId) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        if state.disks.contains_key(&volume) {
+            return Ok(());
+        }
+        match state.arriving.get(&volume).copied() {
+            Some(FakeFetched { disk, held: true, complete: true }) => {
+                state.arriving.remove(&volume);
+                state.disks.insert(volume, disk);
+                state.keep()
+            }
+            _ => refuse(format!("disk {volume} has not been fetched whole")),
+        }
+    }
+
+    fn drop_fetched(&self, volume: VolumeId) -> Result<(), DriverError> {
+        let mut state = self.change()?;
+        state.arriving.remove(&volume);
+        state.keep()
+    }
+
+    fn quarantine(&self, volume: VolumeId) -> Result<(), DriverError> {
+        Disks::remove(self, volume)
+    }
+
+    fn sums(&self, volume: VolumeId, _chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
+        let Some(writes) = self.writes(volume) else { return refuse(format!("disk {volume} is not there")) };
+        let mut sum = SUM_OF_ZEROS;
+        sum[..8].copy_from_slice(&writes.to_le_bytes());
+        Ok(vec![sum])
+    }
+
+    /// There is nothing in it but what its sum says.
+    fn read(&self, volume: VolumeId, _bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
+        self.sums(volume, 0..1).map(|_| Vec::new())
     }
 }
 

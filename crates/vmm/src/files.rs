@@ -4,6 +4,8 @@
 //! STATE/vm/<uid>/record          what counts for this VM; its console is beside it
 //! STATE/volume/<uid>/record      what counts for this volume
 //! STATE/volume/<uid>/disk        the disk itself, there whole or not at all
+//! STATE/volume/<uid>/arriving    what was fetched of a disk that another worker has, see `transfer.rs`
+//! STATE/quarantine/<uid>         a disk that was moved to another worker, for a day
 //! IMAGES/<sha256>                parts of images, by content
 //! ```
 
@@ -12,6 +14,7 @@ use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lightbyte_api::assigned::{AssignedDisk, HostObject};
 use lightbyte_api::kinds::image::Part;
@@ -21,6 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 
 use crate::driver::{DriverError, Records};
+use crate::peers::{NoPeers, Peers};
 
 const RECORD: &str = "record";
 /// The extension of a record that is not whole yet.
@@ -45,10 +49,17 @@ impl Access {
 }
 
 /// Where a worker keeps what must outlive it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Files {
     state: PathBuf,
     images: PathBuf,
+    pub(crate) peers: Arc<dyn Peers>,
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Files").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl Files {
@@ -66,7 +77,19 @@ impl Files {
                 .map_err(system(format!("keep {} from others", directory.display())))?;
             sweep(&directory);
         }
-        Ok(Files { state: state.to_owned(), images: images.to_owned() })
+        let files = Files { state: state.to_owned(), images: images.to_owned(), peers: Arc::new(NoPeers) };
+        files.sweep_quarantine();
+        Ok(files)
+    }
+
+    /// The same files, whose disks may be fetched from other workers.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn Peers>) -> Files {
+        Files { peers, ..self }
+    }
+
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
     }
 
     /// The directory of one object.
@@ -253,7 +276,7 @@ fn read_record(text: &str) -> io::Result<Saved> {
 
 /// After a crash either the old or the new content is there, whole: a temporary name, fsync, rename, fsync of the
 /// directory (rename(2), fsync(2)).
-fn write_durably(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, text: &str) -> io::Result<()> {
     let temporary = path.with_extension(UNFINISHED);
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
@@ -311,6 +334,7 @@ pub(crate) mod tests {
                 wanted: WantedVolume::Present,
                 size: ByteSize::from_mib(1),
                 source: Source::Blank(Filesystem::None),
+                arriving: None,
             }),
             restarts: 0,
             restarts_done: 0,

@@ -23,12 +23,19 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
         Step::Kill => drivers.vmm.remove(vm),
         Step::RemoveTaps => drivers.network.remove(vm),
         Step::RemoveDisk => drivers.disks.remove(volume),
+        Step::TakeDisk => drivers.disks.take_fetched(volume),
+        Step::DropFetched => drivers.disks.drop_fetched(volume),
+        Step::QuarantineDisk => drivers.disks.quarantine(volume),
         Step::Look => Ok(()),
         Step::Probe => match drivers.records.load(object)? {
             Some(saved) => probe(drivers, object, saved),
             None => nothing_saved(),
         },
-        Step::EnsureTaps | Step::Start | Step::CreateDisk { .. } | Step::GrowDisk { .. } => {
+        Step::EnsureTaps
+        | Step::Start
+        | Step::CreateDisk { .. }
+        | Step::GrowDisk { .. }
+        | Step::FetchDisk => {
             let saved = drivers.records.load(object)?;
             match (step, saved.map(|saved| saved.assigned)) {
                 (Step::EnsureTaps, Some(Assigned::Vm(assigned))) => {
@@ -38,6 +45,10 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
                 (Step::CreateDisk { written_by }, Some(Assigned::Volume(assigned))) => {
                     create_disk(drivers, volume, &assigned, written_by)
                 }
+                (
+                    Step::FetchDisk,
+                    Some(Assigned::Volume(AssignedVolume { arriving: Some(arriving), .. })),
+                ) => drivers.disks.fetch(volume, &arriving),
                 (Step::GrowDisk { used_by }, Some(Assigned::Volume(assigned))) => {
                     grow_disk(drivers, volume, assigned.size, used_by)
                 }
@@ -110,11 +121,13 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
             };
             let TapState { count, as_assigned, probed } = drivers.network.state(vm, nics)?;
             let vmm = drivers.vmm.state(vm)?;
-            Ok(Facts { vmm, taps: count > 0, taps_complete: as_assigned, probed, saved, disk: None })
+            let taps = count > 0;
+            Ok(Facts { vmm, taps, taps_complete: as_assigned, probed, saved, ..Facts::default() })
         }
         _ => {
-            let disk = drivers.disks.size(VolumeId::new(object.uid))?;
-            Ok(Facts { saved, disk, ..Facts::default() })
+            let volume = VolumeId::new(object.uid);
+            let (disk, arriving) = (drivers.disks.size(volume)?, drivers.disks.fetched(volume)?);
+            Ok(Facts { saved, disk, arriving, ..Facts::default() })
         }
     }
 }

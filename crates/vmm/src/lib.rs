@@ -20,11 +20,13 @@ mod identity;
 pub mod kvm;
 mod machines;
 mod minder;
+pub mod peers;
 mod process;
 pub mod qemu;
 mod room;
 mod spawn;
 pub mod taps;
+mod transfer;
 
 pub use driver::{
     ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, TapState, Vmm, VmmEvent,

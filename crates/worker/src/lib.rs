@@ -4,6 +4,7 @@
 //! VMs outlive the agent. It may be killed at any moment: what it was doing is found on the host by the next one.
 
 pub mod clock;
+pub mod disks;
 pub mod doctor;
 mod guests;
 pub mod identity;

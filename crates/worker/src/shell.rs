@@ -140,7 +140,7 @@ impl Shell {
     fn perform(&self, object: HostObject, step: Step) {
         let (drivers, sender) = (self.drivers.clone(), self.sender.clone());
         let steps = match step {
-            Step::CreateDisk { .. } | Step::GrowDisk { .. } => Arc::clone(&self.disk_steps),
+            Step::CreateDisk { .. } | Step::GrowDisk { .. } | Step::FetchDisk => Arc::clone(&self.disk_steps),
             _ => Arc::clone(&self.steps),
         };
         let name = self.name_of(object);
@@ -156,7 +156,7 @@ impl Shell {
             };
             match &problem {
                 Some(problem) => tracing::warn!("{name}: {problem}"),
-                None if !matches!(step, Step::Save(_) | Step::Look) => {
+                None if !matches!(step, Step::Save(_) | Step::Look | Step::FetchDisk) => {
                     tracing::info!("{name}: {}", step_name(&step));
                 }
                 None => {}
@@ -280,6 +280,10 @@ fn step_name(step: &Step) -> &'static str {
         Step::CreateDisk { .. } => "make disk",
         Step::GrowDisk { .. } => "grow disk",
         Step::RemoveDisk => "remove disk",
+        Step::FetchDisk => "fetch disk",
+        Step::TakeDisk => "take what was fetched as the disk",
+        Step::DropFetched => "remove what was fetched",
+        Step::QuarantineDisk => "put the disk into quarantine",
         Step::Forget => "forget",
         Step::Look => "look",
     }

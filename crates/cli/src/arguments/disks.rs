@@ -18,7 +18,8 @@ pub(crate) struct Create {
     /// The size of a volume, such as 10GiB; that of its source when left out
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Option<ByteSize>,
-    /// The worker that a volume is made on; that of the first VM it is attached to when left out
+    /// The worker that it is on: of a volume, that of the first VM it is attached to when left out; of a snapshot, the
+    /// volume's
     #[arg(long, value_name = "NAME")]
     pub(crate) worker: Option<Name>,
     /// What is on a blank volume at first
@@ -84,6 +85,18 @@ pub(crate) struct Grow {
     /// Its new size, such as 20GiB, or how much more, such as +5GiB
     #[arg(value_name = "SIZE")]
     pub(crate) size: Growth,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Move {
+    /// The volume or snapshot
+    #[arg(value_name = "KIND/NAME")]
+    pub(crate) target: String,
+    /// The worker that it is to be on
+    #[arg(value_name = "WORKER")]
+    pub(crate) worker: Name,
     #[command(flatten)]
     pub(crate) patience: Patience,
 }

@@ -1,4 +1,4 @@
-//! `lightbyte create`, `attach`, `detach`, `grow`: volumes and snapshots.
+//! `lightbyte create`, `attach`, `detach`, `grow`, `move`: volumes and snapshots.
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::kinds::vm::ROOT_DISK;
@@ -7,7 +7,7 @@ use lightbyte_api::wire::Apply;
 use lightbyte_api::{ByteSize, Kind};
 use serde_json::{Map, Value, json};
 
-use crate::arguments::disks::{Attach, Create, Detach, Filesystem, Grow, Growth};
+use crate::arguments::disks::{Attach, Create, Detach, Filesystem, Grow, Growth, Move};
 use crate::arguments::{Goal, Patience};
 use crate::cluster::{Cluster, manifest_of};
 use crate::failure::{Code, Failure};
@@ -110,6 +110,23 @@ pub(crate) async fn detach(cluster: &Cluster, words: &Detach) -> Result<Code> {
         Ok(())
     };
     change_machine(cluster, &vm, change, words.restart, words.patience).await
+}
+
+pub(crate) async fn r#move(cluster: &Cluster, words: &Move) -> Result<Code> {
+    let object = cluster.resolve(target::read_single(std::slice::from_ref(&words.target))?).await?;
+    if !matches!(object.kind, Kind::Volume | Kind::Snapshot) {
+        let failure = Failure::usage(format!("a {} does not move", object.kind));
+        return Err(failure.hint("name a volume or a snapshot").into());
+    }
+    let change = |spec: &mut Value| {
+        spec["worker"] = json!(words.worker);
+        Ok(())
+    };
+    let changed = change_spec(cluster, &object, change).await?;
+    if !words.patience.no_wait {
+        waiting::until(cluster, &Wish::of(&changed, Goal::Ready), words.patience.timeout).await?;
+    }
+    Ok(Code::Done)
 }
 
 pub(crate) async fn grow(cluster: &Cluster, words: &Grow) -> Result<Code> {

@@ -52,6 +52,76 @@ fn a_volume_outlives_its_vm_grows_and_is_snapshotted() {
 }
 
 #[test]
+fn a_volume_moves_to_another_worker_and_is_copied_there() {
+    let test = "a_volume_moves_to_another_worker_and_is_copied_there";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("moves", &["--vmm", "qemu", "--nodes", "2"]) else { return };
+    bed.start();
+    let inside = |vm: &str, words: &str| bed.ok(&["exec", vm, "--", "sh", "-c", words]);
+    let worker = |object: &str| {
+        let text = bed.ok(&["get", object, "-o", "json"]);
+        let found: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        found["status"]["worker"].as_str().expect("it is on a worker").to_owned()
+    };
+    bed.ok(&["create", "volume/data", "--size", "200MiB", "--worker", "n1"]);
+    bed.ok(&["run", "demo", "--name", "a", "--volume", "data:/data"]);
+    inside("a", "dd if=/dev/urandom of=/data/file bs=1M count=70 2>/dev/null; sync");
+    let sum = inside("a", "sha256sum < /data/file");
+
+    // It is fetched while it is used, and goes when nobody has it.
+    bed.ok(&["move", "volume/data", "n2", "--no-wait"]);
+    until("its VM is waited for", || {
+        bed.ok(&["why", "volume/data"]).contains("volume/data is attached to vm/a")
+    });
+    inside("a", "echo later > /data/later; sync");
+    assert_eq!(worker("volume/data"), "n1");
+    bed.ok(&["delete", "vm/a", "--yes"]);
+    bed.ok(&["wait", "volume/data", "--for", "ready"]);
+    assert_eq!(worker("volume/data"), "n2");
+    let disk = |node: &str| {
+        let disks = std::fs::read_dir(bed.state().join(node).join("worker/volume")).expect("volumes");
+        disks.flatten().filter(|entry| entry.path().join("disk").exists()).count()
+    };
+    until("the old worker has put it aside", || (disk("n1"), disk("n2")) == (0, 1));
+    bed.ok(&["run", "demo", "--name", "b", "--volume", "data:/data"]);
+    assert_eq!(worker("vm/b"), "n2");
+    assert_eq!(inside("b", "sha256sum < /data/file; cat /data/later"), format!("{sum}later\n"));
+
+    // A copy of it is taken on the other worker, while it is used, and a volume is made of that.
+    let manifest = bed.state().join("volume.yaml");
+    let text = |keep: u64| {
+        format!(
+            "kind: volume\nname: data\nspec:\n  size: 200MiB\n  worker: n2\n  copies: {{to: n1, every: 1h, keep: {keep}}}\n"
+        )
+    };
+    std::fs::write(&manifest, text(2)).expect("write the manifest");
+    bed.ok(&["apply", "-f", crate::bed::path(&manifest)]);
+    until("there is a copy", || bed.run(&["get", "snapshot/data-copy-1"]).status.success());
+    bed.ok(&["wait", "snapshot/data-copy-1", "--for", "ready"]);
+    assert_eq!(worker("snapshot/data-copy-1"), "n1");
+    inside("b", "echo much later > /data/later; sync");
+    bed.ok(&["create", "volume/restored", "--from", "snapshot/data-copy-1"]);
+    bed.ok(&["run", "demo", "--name", "c", "--volume", "restored:/data"]);
+    assert_eq!(worker("vm/c"), "n1");
+    assert_eq!(inside("c", "sha256sum < /data/file; cat /data/later"), format!("{sum}later\n"));
+
+    // Copies are not lost by accident.
+    for vm in ["vm/b", "vm/c"] {
+        bed.ok(&["delete", vm, "--yes"]);
+    }
+    assert!(bed.fails(&["delete", "volume/data", "--yes"]).1.contains("has copies"));
+    std::fs::write(&manifest, text(0)).expect("write the manifest");
+    bed.ok(&["apply", "-f", crate::bed::path(&manifest)]);
+    bed.ok(&["wait", "snapshot/data-copy-1", "--for", "deleted"]);
+    for object in ["volume/data", "volume/restored"] {
+        bed.ok(&["delete", object, "--yes"]);
+    }
+    until("nothing is left", || (disk("n1"), disk("n2")) == (0, 0));
+}
+
+#[test]
 fn what_a_first_boot_is_to_do_is_done_once() {
     let test = "what_a_first_boot_is_to_do_is_done_once";
     if let Some(why) = missing() {

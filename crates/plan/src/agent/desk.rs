@@ -1,6 +1,6 @@
 //! One object on one worker: what is assigned, what is saved, what the host shows, what was reported.
 
-use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject};
+use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject, WantedVolume};
 use lightbyte_api::observed::{BootTimes, Observed, PROBLEM_LENGTH_MAX, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{ByteSize, Kind, Timestamp, VmId};
@@ -32,13 +32,28 @@ pub struct Facts {
     pub probed: bool,
     /// The size of a volume's file; `None` when there is none.
     pub disk: Option<ByteSize>,
+    /// What was fetched of a volume that another worker has.
+    pub arriving: Option<Fetched>,
+}
+
+/// What was fetched of a disk that another worker has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// All of it, durably.
+    pub complete: bool,
+    /// Every part of it was fetched or compared when nobody wrote to it any more.
+    pub held: bool,
 }
 
 impl Facts {
     /// Whether nothing of the object is on the host.
     #[must_use]
     pub fn is_bare(&self) -> bool {
-        self.saved.is_none() && self.vmm == VmmState::Absent && !self.taps && self.disk.is_none()
+        self.saved.is_none()
+            && self.vmm == VmmState::Absent
+            && !self.taps
+            && self.disk.is_none()
+            && self.arriving.is_none()
     }
 }
 
@@ -149,6 +164,15 @@ pub enum Step {
         /// The machines that use it.
         used_by: Vec<VmId>,
     },
+    /// Fetch some of what differs from the disk that another worker has. It is done again until all was fetched, so that
+    /// whatever else is to be done with the volume never waits long.
+    FetchDisk,
+    /// What was fetched is the volume's file from now on.
+    TakeDisk,
+    /// Remove what was fetched.
+    DropFetched,
+    /// Put the volume's file into quarantine: another worker has it.
+    QuarantineDisk,
     /// Remove the volume's file.
     RemoveDisk,
     /// Remove what was saved, and the object's directory.
@@ -244,6 +268,8 @@ pub struct Desk {
     retry_at: Option<Timestamp>,
     wait_until: Option<Timestamp>,
     disk_lost: bool,
+    /// A machine may use this volume.
+    used: bool,
 }
 
 /// What the store holds of this worker's reports on the object, as far as it knows.
@@ -282,6 +308,7 @@ impl Desk {
             retry_at: None,
             wait_until: None,
             disk_lost: false,
+            used: false,
         }
     }
 
@@ -480,6 +507,7 @@ impl Desk {
 
     pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
         self.disk_lost = around.disk_lost;
+        self.used = !around.used_by.is_empty();
         // The step first: when nothing is left to do, the report says so.
         let step = self.step(around, now).map(Action::Step);
         let report = self.report(now).map(Action::Report);
@@ -528,6 +556,7 @@ impl Desk {
                 Assigned::Volume(assigned) => Some(Observed::Volume(volume::report(
                     assigned,
                     &self.facts,
+                    self.used,
                     self.problem.clone(),
                     stored,
                     now,
@@ -627,6 +656,8 @@ impl Desk {
         (saved.assigned.sequence() < wish.value.sequence()).then(|| Saved {
             assigned: wish.value.clone(),
             started_shape,
+            // What has arrived is there; it is never made again from what it was made from elsewhere.
+            created: saved.created || volume::is_arriving(&saved.assigned),
             ..saved.clone()
         })
     }
@@ -640,12 +671,23 @@ impl Desk {
         }
     }
 
+    fn wanted_volume(&self) -> Option<WantedVolume> {
+        match &self.wish.as_ref()?.value {
+            Assigned::Volume(assigned) => Some(assigned.wanted),
+            Assigned::Vm(_) => None,
+        }
+    }
+
     /// Removes what is on the host without being saved, once it is asked to be removed.
     fn clean_up(&self) -> Next {
         let asked = self.wish.as_ref().is_some_and(|wish| wish.value.is_removal());
         match (asked, self.object.kind) {
             (true, Kind::Vm) => vm::remove(&self.facts),
-            (true, Kind::Volume) if self.facts.disk.is_some() => Next::Do(Step::RemoveDisk),
+            (true, Kind::Volume) if self.facts.arriving.is_some() => Next::Do(Step::DropFetched),
+            (true, Kind::Volume) if self.facts.disk.is_some() => match self.wanted_volume() {
+                Some(WantedVolume::Quarantined) => Next::Do(Step::QuarantineDisk),
+                _ => Next::Do(Step::RemoveDisk),
+            },
             _ => Next::Rest,
         }
     }
@@ -653,7 +695,8 @@ impl Desk {
 
 /// Whether a worker's report says that the disk was made.
 fn was_made(stored: Option<&Observed>) -> bool {
-    matches!(stored, Some(Observed::Volume(stored)) if stored.phase != VolumePhase::Claimed)
+    let not_made = [VolumePhase::Claimed, VolumePhase::Copied];
+    matches!(stored, Some(Observed::Volume(stored)) if !not_made.contains(&stored.phase))
 }
 
 fn restarts(facts: &Facts) -> u64 {

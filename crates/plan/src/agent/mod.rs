@@ -28,7 +28,7 @@ use lightbyte_api::records::Epoch;
 use lightbyte_api::{Kind, Timestamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 
-pub use desk::{Action, Desk, Facts, Leaving, Reply, Report, Saved, Step, VmmState};
+pub use desk::{Action, Desk, Facts, Fetched, Leaving, Reply, Report, Saved, Step, VmmState};
 
 /// What a server delivers to a worker. Everything carries the epoch and the revision that it is true at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -302,7 +302,7 @@ impl Agent {
                 Kind::Volume => self.users(VolumeId::new(object.uid), Machines::OldToo),
                 _ => Vec::new(),
             },
-            source_present: source.is_none_or(|source| is(source, volume::is_present)),
+            source_present: source.is_none_or(|source| is(source, volume::is_readable)),
             source_written_by: source.map(|source| self.users(source, Machines::Writers)).unwrap_or_default(),
         }
     }

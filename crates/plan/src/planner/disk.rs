@@ -33,7 +33,27 @@ impl<'a> OnHost<'a> {
         }
     }
 
-    fn wait_for(&self, to: WorkerTask) -> Vec<WaitingOn> {
+    /// Whether the worker says that the disk is so far, and has seen what is assigned now.
+    pub(super) fn is(&self, phase: VolumePhase, assigned: &AssignedVolume) -> bool {
+        self.observed
+            .is_some_and(|observed| observed.phase == phase && observed.sequence >= assigned.sequence)
+    }
+
+    /// Whether the worker has a report of it.
+    pub(super) const fn is_reported(&self) -> bool {
+        self.observed.is_some()
+    }
+
+    /// What hinders the worker, or that it has not said that it is done.
+    pub(super) fn hindrance(&self, to: WorkerTask) -> Vec<WaitingOn> {
+        let problem = self.observed.and_then(|observed| observed.problem.clone());
+        match problem.zip(self.worker_name.clone()).filter(|_| self.alive) {
+            Some((problem, worker)) => vec![WaitingOn::WorkerProblem { worker, problem }],
+            None => self.wait_for(to),
+        }
+    }
+
+    pub(super) fn wait_for(&self, to: WorkerTask) -> Vec<WaitingOn> {
         let Some(worker) = self.worker_name.clone() else { return Vec::new() };
         vec![if self.alive { WaitingOn::Worker { worker, to } } else { WaitingOn::WorkerAway { worker } }]
     }
@@ -41,6 +61,8 @@ impl<'a> OnHost<'a> {
     /// What is missing until the worker has done what `assigned` says.
     pub(super) fn wait(&self, assigned: &AssignedVolume) -> Vec<WaitingOn> {
         match (self.observed, &self.worker_name) {
+            // It is on its way to another worker, and what that waits for is told there.
+            _ if assigned.wanted != WantedVolume::Present => Vec::new(),
             (Some(ObservedVolume { problem: Some(problem), .. }), Some(worker)) => {
                 vec![WaitingOn::WorkerProblem { worker: worker.clone(), problem: problem.clone() }]
             }
@@ -48,6 +70,9 @@ impl<'a> OnHost<'a> {
                 self.wait_for(WorkerTask::Grow)
             }
             (Some(ObservedVolume { phase: VolumePhase::Present, .. }), _) => Vec::new(),
+            (Some(ObservedVolume { phase: VolumePhase::Complete, .. }), _) => {
+                self.wait_for(WorkerTask::Fetch)
+            }
             _ => self.wait_for(WorkerTask::Create),
         }
     }
@@ -55,7 +80,7 @@ impl<'a> OnHost<'a> {
     /// Takes the disk away, and then the object whose it is.
     pub(super) fn tear_down(&self) -> Plan {
         match (self.assigned, self.observed) {
-            (Some(assigned), _) if assigned.wanted != WantedVolume::Removed => {
+            (Some(assigned), _) if !assigned.wanted.is_removal() => {
                 let removal = AssignedVolume {
                     sequence: assigned.sequence + 1,
                     wanted: WantedVolume::Removed,
@@ -107,10 +132,12 @@ pub(super) fn made_from(view: &View, object: &ObjectRef) -> Option<WaitingOn> {
     if let Some(key) = decided().find(|key| view.unreadable(key).is_some()) {
         return Some(unreadable(&key));
     }
-    // From a disk that is lost nothing will be made.
-    let is_there = view
-        .asked(object)
-        .is_some_and(|asked| is_present(view, super::worker_of(view, object), asked.meta.uid));
+    // From a disk that is lost nothing will be made; one that is held is still read from.
+    let phase = view.asked(object).and_then(|asked| {
+        let worker = super::worker_of(view, object)?;
+        Some(observed(view, worker, asked.meta.uid)?.phase)
+    });
+    let is_there = matches!(phase, Some(VolumePhase::Present | VolumePhase::Held));
     let is_being_made = |other: &&ObjectRef| {
         let Some(asked) = view.living(other) else { return false };
         let worker = super::worker_of(view, other);

@@ -28,7 +28,9 @@ macro_rules! define_planners {
 }
 lightbyte_api::for_each_kind!(define_planners);
 
+mod copies;
 mod disk;
+pub(crate) mod moves;
 
 /// What a planner may use besides the view.
 #[derive(Clone, Copy, Debug)]
@@ -91,8 +93,10 @@ fn own_keys(view: &View, object: &ObjectRef) -> Vec<Key> {
     let mut keys = vec![Key::Asked(object.clone()), Key::Decided(object.clone())];
     if let (Some(asked), Some(worker)) = (view.asked(object), worker_of(view, object)) {
         let host_object = HostObject::of(object.kind, asked.meta.uid);
-        keys.push(Key::Assigned(worker, host_object));
-        keys.push(Key::Observed(worker, host_object));
+        for worker in std::iter::once(worker).chain(elsewhere_of(view, object)) {
+            keys.push(Key::Assigned(worker, host_object));
+            keys.push(Key::Observed(worker, host_object));
+        }
     }
     keys
 }
@@ -105,6 +109,16 @@ pub fn worker_of(view: &View, object: &ObjectRef) -> Option<WorkerId> {
         Choice::Volume(choice) => choice.worker,
         Choice::Snapshot(choice) => choice.worker,
         // Most kinds are nowhere.
+        _ => None,
+    }
+}
+
+/// The one other worker that has something of an object.
+#[must_use]
+pub fn elsewhere_of(view: &View, object: &ObjectRef) -> Option<WorkerId> {
+    match &view.decided(object)?.choice {
+        Choice::Volume(choice) => choice.elsewhere,
+        Choice::Snapshot(choice) => choice.elsewhere,
         _ => None,
     }
 }

@@ -6,7 +6,7 @@
 //!     └──(end asked)── unplaced: end └──(end asked, nobody holds it)──> assigned: removed ──> gone: end └> grows
 //! ```
 //!
-//! Who holds a volume is decided here alone. A VM asks for one by naming it, gets it when it stands in the choice, and has
+//! How it changes its worker is in `moves.rs`. Who holds a volume is decided here alone. A VM asks for one by naming it, gets it when it stands in the choice, and has
 //! it until it neither names it nor has a machine that may use it. So no two VMs write to one, whatever they ask.
 
 use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source, WantedVolume};
@@ -16,7 +16,8 @@ use lightbyte_api::object::Meta;
 use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId};
 
 use super::disk::{OnHost, is_present, made_from};
-use super::{Inputs, Plan, vm, worker_of};
+use super::moves::Moving;
+use super::{Inputs, Plan, copies, moves, vm, worker_of};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -25,17 +26,17 @@ const NEW_HOLDERS_MAX: usize = 16;
 
 /// Plans a volume.
 #[must_use]
-pub fn plan(view: &View, object: &ObjectRef, _inputs: &Inputs) -> Plan {
+pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     let Some(asked) = view.asked(object) else { return Plan::rest() };
     let Spec::Volume(spec) = &asked.spec else { return Plan::rest() };
-    let volume = Volume { view, object, meta: &asked.meta, spec };
+    let volume = Volume { view, object, meta: &asked.meta, spec, inputs };
     let before = choice(view, object).cloned().unwrap_or_default();
     let (holders, rests_on) = volume.give(&before.holders);
     let given = VolumeChoice { holders, ..before.clone() };
     let mut plan = match (given.worker, asked.meta.deleting_since) {
-        (worker, Some(_)) => volume.tear_down(worker, &given.holders),
+        (_, Some(_)) => volume.tear_down(&given),
         (None, None) => volume.place(&given).unwrap_or_else(Plan::wait),
-        (Some(worker), None) => volume.keep(worker),
+        (Some(worker), None) => volume.keep(worker, &given),
     };
     if !plan.ends && plan.choice.is_none() && given != before {
         plan.choice = Some(Choice::Volume(given));
@@ -68,6 +69,7 @@ struct Volume<'a> {
     object: &'a ObjectRef,
     meta: &'a Meta,
     spec: &'a VolumeSpec,
+    inputs: &'a Inputs,
 }
 
 /// A VM that may be given a volume.
@@ -96,7 +98,8 @@ impl Volume<'_> {
         let is_new = |vm: &&ObjectRef| kept.iter().all(|claimant| claimant.holder.vm != **vm);
         let others = self.view.referrers(self.object).filter(|other| other.kind == Kind::Vm).filter(is_new);
         let mut new = 0;
-        for vm in others.filter(|_| self.meta.deleting_since.is_none()) {
+        let is_given = self.meta.deleting_since.is_none() && !moves::is_leaving(self.view, self.object);
+        for vm in others.filter(|_| is_given) {
             let Some((uid, disk)) = names(self.view, vm, self.object) else { continue };
             let is_free =
                 holders.is_empty() || (disk.read_only && holders.iter().all(|holder| holder.read_only));
@@ -150,6 +153,7 @@ impl Volume<'_> {
             wanted: WantedVolume::Present,
             size,
             source,
+            arriving: None,
         };
         let host_object = HostObject { kind: Kind::Volume, uid: self.meta.uid };
         Ok(Plan {
@@ -212,14 +216,15 @@ impl Volume<'_> {
             }
             _ => return Err(WaitingOn::Source { object: snapshot }),
         };
-        let rests_on = vec![Key::Asked(snapshot.clone()), Key::Decided(snapshot)];
+        let there = Key::Observed(worker, HostObject { kind: Kind::Volume, uid: asked.meta.uid });
+        let rests_on = vec![Key::Asked(snapshot.clone()), Key::Decided(snapshot), there];
         Ok((Source::Disk(VolumeId::new(asked.meta.uid)), size, rests_on))
     }
 
     // ------------------------------------------------------------------------------------------------- keeping
 
-    /// Lets the assignment follow what is asked: its size.
-    fn keep(&self, worker: WorkerId) -> Plan {
+    /// Lets the assignment follow what is asked: its size, and where it is.
+    fn keep(&self, worker: WorkerId, given: &VolumeChoice) -> Plan {
         let on_host = OnHost::of(self.view, worker, self.meta.uid);
         let Some(assigned) = on_host.assigned else {
             // Absence never acts: an assignment that vanished is reported, not made up.
@@ -230,8 +235,9 @@ impl Volume<'_> {
             return Plan::wait(WaitingOn::DiskTooSmall { size_min: assigned.size });
         }
         let next = AssignedVolume { generation: self.meta.generation, size, ..assigned.clone() };
-        if next == *assigned {
-            return Plan { waiting_on: on_host.wait(assigned), ..Plan::rest() };
+        // A disk that is held grows when it has arrived.
+        if next == *assigned || assigned.wanted != WantedVolume::Present {
+            return self.carry(worker, given, on_host.wait(assigned));
         }
         let next = AssignedVolume { sequence: assigned.sequence + 1, ..next };
         Plan {
@@ -241,15 +247,60 @@ impl Volume<'_> {
         }
     }
 
-    fn tear_down(&self, worker: Option<WorkerId>, holders: &[Holder]) -> Plan {
-        if let Some(holder) = holders.first() {
+    /// The next step of its move, if it is to be elsewhere; and of its copies.
+    fn carry(&self, worker: WorkerId, given: &VolumeChoice, waiting_on: Vec<WaitingOn>) -> Plan {
+        if self.meta.owner.is_some() {
+            return Plan { waiting_on, ..Plan::rest() };
+        }
+        let turn = match &self.spec.copies {
+            Some(copies) if is_present(self.view, Some(worker), self.meta.uid) => {
+                copies::take_turn(self.view, self.object, self.meta, copies, given, self.inputs)
+            }
+            _ => copies::Turn::default(),
+        };
+        let held = given
+            .holders
+            .first()
+            .map(|holder| WaitingOn::VolumeHeld { volume: self.object.name.clone(), by: holder.vm.clone() });
+        let step = Moving {
+            view: self.view,
+            uid: self.meta.uid,
+            worker,
+            elsewhere: given.elsewhere,
+            asked: self.spec.worker.as_ref(),
+            used: held.or_else(|| made_from(self.view, self.object)),
+            base: None,
+            quarantine: true,
+        }
+        .next();
+        let (worker, elsewhere) = step.workers.unwrap_or((worker, given.elsewhere));
+        let copied = turn.copied.or(given.copied);
+        let next = VolumeChoice { worker: Some(worker), elsewhere, copied, ..given.clone() };
+        Plan {
+            waiting_on: waiting_on.into_iter().chain(step.waiting_on).collect(),
+            writes: step.writes.into_iter().chain(turn.writes).collect(),
+            rests_on: step.rests_on,
+            choice: (next != *given).then_some(Choice::Volume(next)),
+            again: turn.again,
+            ..Plan::rest()
+        }
+    }
+
+    fn tear_down(&self, given: &VolumeChoice) -> Plan {
+        if let Some(holder) = given.holders.first() {
             let (volume, by) = (self.object.name.clone(), holder.vm.clone());
             return Plan::wait(WaitingOn::VolumeHeld { volume, by });
+        }
+        if let Some(child) = self.view.children(self.meta.uid).next() {
+            let writes = copies::end_all(self.view, self.meta.uid, self.inputs);
+            return Plan { writes, ..Plan::wait(WaitingOn::Child { child: child.clone() }) };
         }
         if let Some(reason) = made_from(self.view, self.object) {
             return Plan::wait(reason);
         }
-        worker.map_or_else(Plan::end, |worker| OnHost::of(self.view, worker, self.meta.uid).tear_down())
+        given.worker.map_or_else(Plan::end, |worker| {
+            moves::tear_down(self.view, self.meta.uid, worker, given.elsewhere)
+        })
     }
 }
 

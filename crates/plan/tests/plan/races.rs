@@ -17,6 +17,7 @@ fn assigned(sequence: u64, wanted: WantedVolume) -> Stamped<Assigned> {
         wanted,
         size: part.size,
         source: Source::Image(part),
+        arriving: None,
     };
     Stamped { mod_revision: 10 * sequence, value: Assigned::Volume(value) }
 }

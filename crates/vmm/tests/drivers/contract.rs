@@ -99,6 +99,7 @@ impl<'a> Bed<'a> {
             wanted: WantedVolume::Present,
             size: root.size,
             source: Source::Image(root),
+            arriving: None,
         }
     }
 

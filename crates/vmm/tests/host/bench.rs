@@ -88,6 +88,7 @@ pub(crate) fn assigned_volume(sequence: u64, wanted: WantedVolume) -> AssignedVo
         wanted,
         size: ByteSize::from_mib(64),
         source: Source::Image(part()),
+        arriving: None,
     }
 }
 
@@ -428,7 +429,13 @@ impl Bench {
                 assert!(kept.is_some() && !removal, "made without being wanted: {}", context());
             }
             Step::Look => {}
-            Step::RemoveDisk | Step::Forget => assert!(removal, "destroyed unasked: {}", context()),
+            Step::FetchDisk | Step::TakeDisk => {
+                assert!(slot.observed.is_some(), "an effect before the claim: {}", context());
+                assert!(kept.is_some() && !removal, "made without being wanted: {}", context());
+            }
+            Step::RemoveDisk | Step::Forget | Step::DropFetched | Step::QuarantineDisk => {
+                assert!(removal, "destroyed unasked: {}", context());
+            }
             Step::RemoveTaps | Step::Shutdown => {
                 assert!(removal || stops(&facts), "taken away: {}", context());
             }
@@ -440,6 +447,8 @@ impl Bench {
         if matches!(step, Step::CreateDisk { .. }) {
             let created = facts.saved.as_ref().is_some_and(|saved| saved.created);
             assert!(!created, "a lost disk is made again: {}", context());
+            let arriving = matches!(kept, Some(Assigned::Volume(volume)) if volume.arriving.is_some());
+            assert!(!arriving, "what another worker has is made: {}", context());
         }
     }
 }

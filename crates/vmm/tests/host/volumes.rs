@@ -1,15 +1,89 @@
 //! Every small state of a volume on its host, with every wish, alone or used by a machine, and an agent that is
 //! killed after any effect.
 
-use lightbyte_api::ByteSize;
-use lightbyte_api::assigned::{Assigned, WantedVm, WantedVolume};
+use std::sync::Arc;
+
+use lightbyte_api::assigned::{Arriving, Assigned, AssignedVolume, Source, WantedVm, WantedVolume};
+use lightbyte_api::kinds::volume::Filesystem;
 use lightbyte_api::observed::VolumePhase;
-use lightbyte_plan::agent::{Saved, VmmState};
+use lightbyte_api::{ByteSize, Uid, WorkerId};
+use lightbyte_plan::agent::{Fetched, Saved, VmmState};
+use lightbyte_vmm::driver::Disks;
+use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
+use lightbyte_vmm::{DriverError, FakeHost, Files};
 
 use crate::bench::{Bench, Ended, VM, VOLUME, assigned_vm, assigned_volume, claim, saved, vm_id, volume_id};
 
 /// The sequence of what is saved.
 const SAVED_AT: u64 = 5;
+
+/// What is wanted of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Is(WantedVolume),
+    /// Another worker has it still, and may have stopped to write to it.
+    Arriving {
+        held: bool,
+    },
+}
+
+const PRESENT: Want = Want::Is(WantedVolume::Present);
+const HELD: Want = Want::Is(WantedVolume::Held);
+const RELEASED: Want = Want::Is(WantedVolume::Released);
+const QUARANTINED: Want = Want::Is(WantedVolume::Quarantined);
+const REMOVED: Want = Want::Is(WantedVolume::Removed);
+const COMES: Want = Want::Arriving { held: false };
+const COMES_HELD: Want = Want::Arriving { held: true };
+
+impl Want {
+    fn assigned(self, sequence: u64) -> AssignedVolume {
+        match self {
+            Want::Is(wanted) => assigned_volume(sequence, wanted),
+            Want::Arriving { held } => AssignedVolume {
+                arriving: Some(Arriving {
+                    from: WorkerId::new(Uid::from_bits(0xF)),
+                    address: String::new(),
+                    held,
+                    base: None,
+                }),
+                ..assigned_volume(sequence, WantedVolume::Present)
+            },
+        }
+    }
+
+    /// What the controllers may want after it.
+    const fn next(self) -> &'static [Want] {
+        match self {
+            Want::Is(WantedVolume::Present) => &[PRESENT, HELD, REMOVED],
+            Want::Is(WantedVolume::Held) => &[PRESENT, HELD, RELEASED, REMOVED],
+            Want::Is(WantedVolume::Released) => &[RELEASED, QUARANTINED, REMOVED],
+            Want::Is(WantedVolume::Quarantined | WantedVolume::Removed) => &[REMOVED],
+            Want::Arriving { held: false } => &[COMES, COMES_HELD, REMOVED],
+            Want::Arriving { held: true } => &[COMES_HELD, PRESENT, REMOVED],
+        }
+    }
+
+    fn is_removal(self) -> bool {
+        matches!(self, Want::Is(wanted) if wanted.is_removal())
+    }
+}
+
+/// The other worker, which has the disk.
+struct Other(Arc<dyn Disks>);
+
+impl Peers for Other {
+    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
+        self.0.size(disk.disk)?.ok_or_else(|| DriverError::Refused("it has no such disk".to_owned()))
+    }
+
+    fn sums(&self, disk: &PeerDisk, chunks: std::ops::Range<u64>) -> Result<Vec<Sum>, DriverError> {
+        self.0.sums(disk.disk, chunks)
+    }
+
+    fn read(&self, disk: &PeerDisk, bytes: std::ops::Range<u64>) -> Result<Vec<u8>, DriverError> {
+        self.0.read(disk.disk, bytes)
+    }
+}
 
 /// Whether a machine uses the disk.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,60 +94,165 @@ enum User {
     Goes,
 }
 
+/// What is there of the disk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum File {
+    None,
+    /// Smaller than is wished.
+    Small,
+    Whole,
+    /// Some of another worker's.
+    Fetched(Fetched),
+}
+
+impl File {
+    const fn is_disk(self) -> bool {
+        matches!(self, File::Small | File::Whole)
+    }
+}
+
+const ALL_FETCHED: File = File::Fetched(Fetched { complete: true, held: true });
+
 #[derive(Clone, Copy, Debug)]
 struct Situation {
     /// What is saved, and whether the file was made.
-    saved: Option<(WantedVolume, bool)>,
-    wish: Option<(WantedVolume, u64)>,
-    file: bool,
-    /// The file is smaller than is wished.
-    small: bool,
+    saved: Option<(Want, bool)>,
+    wish: Option<(Want, u64)>,
+    file: File,
     user: User,
     claimed: bool,
+}
+
+impl Situation {
+    fn is_possible(&self) -> bool {
+        let Situation { saved, wish, file, user, claimed } = *self;
+        let made = saved.is_some_and(|(_, created)| created);
+        let kept = saved.map(|(want, _)| want);
+        let wanted = wish.map(|(want, _)| want);
+        // A machine runs only with a disk that is there, and what is saved was claimed before.
+        let is_used = user == User::None || (file.is_disk() && made && matches!(kept, Some(PRESENT | HELD)));
+        let is_arriving = |want: Option<Want>| matches!(want, Some(Want::Arriving { .. }));
+        let fetched = match file {
+            // Something was fetched of what was arriving, or of what is to be removed since.
+            File::Fetched(_) => {
+                is_arriving(kept) || (kept.is_none() && is_arriving(wanted)) || kept == Some(REMOVED)
+            }
+            File::None => true,
+            File::Small | File::Whole => !is_arriving(kept.or(wanted)),
+        };
+        // Only what was reported as there is held.
+        let is_held = wanted != Some(HELD) || made;
+        is_used && fetched && is_held && (claimed || saved.is_none())
+    }
 }
 
 fn situations() -> Vec<Situation> {
     let kept = [
         None,
-        Some((WantedVolume::Present, false)),
-        Some((WantedVolume::Present, true)),
-        Some((WantedVolume::Removed, true)),
+        Some((PRESENT, false)),
+        Some((PRESENT, true)),
+        Some((HELD, true)),
+        Some((RELEASED, true)),
+        Some((QUARANTINED, true)),
+        Some((COMES, false)),
+        Some((COMES_HELD, false)),
+        Some((REMOVED, true)),
+    ];
+    let fetched = |complete, held| File::Fetched(Fetched { complete, held });
+    let files = [
+        File::None,
+        File::Small,
+        File::Whole,
+        fetched(false, false),
+        fetched(true, false),
+        fetched(false, true),
+        ALL_FETCHED,
     ];
     let mut situations = Vec::new();
     for saved in kept {
-        let newer = [WantedVolume::Present, WantedVolume::Removed].map(|wanted| Some((wanted, SAVED_AT + 1)));
-        let same = saved.map(|(wanted, _)| (wanted, SAVED_AT));
-        for wish in newer.into_iter().chain([None, same]) {
-            for (file, small) in [(true, false), (true, true), (false, false)] {
+        let next = saved.map_or(&[PRESENT, REMOVED, COMES][..], |(want, _)| want.next());
+        let newer = next.iter().map(|want| Some((*want, SAVED_AT + 1)));
+        let same = saved.map(|(want, _)| (want, SAVED_AT));
+        for wish in newer.chain([None, same]) {
+            for file in files {
                 for user in [User::None, User::Stays, User::Goes] {
                     for claimed in [true, false] {
-                        // A machine runs only with a disk that is there, and what is saved was claimed before.
-                        let made = saved.is_some_and(|(_, created)| created);
-                        let possible = (user == User::None || (file && made)) && (claimed || saved.is_none());
-                        // Delete wins: nobody asks for what is being removed.
-                        let back = saved.is_some_and(|(wanted, _)| wanted == WantedVolume::Removed)
-                            && wish.is_some_and(|(wanted, _)| wanted == WantedVolume::Present);
-                        if possible && !back {
-                            situations.push(Situation { saved, wish, file, small, user, claimed });
-                        }
+                        situations.push(Situation { saved, wish, file, user, claimed });
                     }
                 }
             }
         }
     }
+    situations.retain(Situation::is_possible);
     situations
 }
 
-fn bench_of(situation: &Situation) -> Bench {
+/// Two hosts in memory.
+fn in_memory(situation: &Situation) -> Bench {
+    let bench = Bench::new();
+    let other = FakeHost::new(ByteSize::from_mib(1_024), []);
+    other.ensure(volume_id(), &assigned_volume(1, WantedVolume::Present), None).expect("a disk");
+    bench.host.set_peers(Arc::new(Other(Arc::new(other))));
+    prepare(situation, bench)
+}
+
+/// Two hosts whose records and disks are real files. There is no machine.
+fn on_files(place: &Place, situation: &Situation) -> Bench {
     let mut bench = Bench::new();
+    place.empty();
+    let [here, other] = ["here", "other"]
+        .map(|host| Files::new(&place.0.join(host), &place.0.join("images")).expect("a state directory"));
+    other.ensure(volume_id(), &assigned_volume(1, WantedVolume::Present), None).expect("a disk");
+    let here = Arc::new(here.with_peers(Arc::new(Other(Arc::new(other)))));
+    bench.drivers.disks = here.clone();
+    bench.drivers.records = here;
+    prepare(situation, bench)
+}
+
+/// A directory of this test.
+struct Place(std::path::PathBuf);
+
+impl Place {
+    fn new() -> Place {
+        let place = std::env::temp_dir().join(format!("lightbyte-volumes-{}", std::process::id()));
+        std::fs::create_dir_all(place.join("images")).expect("a directory");
+        let image = std::fs::File::create(place.join("images").join("a".repeat(64))).expect("an image");
+        image.set_len(64 << 20).expect("an image of its size");
+        Place(place)
+    }
+
+    fn empty(&self) {
+        for host in ["here", "other"] {
+            let _ = std::fs::remove_dir_all(self.0.join(host));
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn prepare(situation: &Situation, mut bench: Bench) -> Bench {
     let drivers = bench.drivers.clone();
     let vm = assigned_vm(1, WantedVm::Running, 0);
-    if situation.file {
-        let mut volume = assigned_volume(1, WantedVolume::Present);
-        if situation.small {
-            volume.size = ByteSize::from_mib(32);
+    match situation.file {
+        File::None => {}
+        File::Small | File::Whole => {
+            let mut volume = assigned_volume(1, WantedVolume::Present);
+            if situation.file == File::Small {
+                volume.size = ByteSize::from_mib(32);
+                volume.source = Source::Blank(Filesystem::None);
+            }
+            drivers.disks.ensure(volume_id(), &volume, None).expect("a disk");
         }
-        drivers.disks.ensure(volume_id(), &volume, None).expect("a disk");
+        File::Fetched(Fetched { complete, held }) => {
+            let arriving = Want::Arriving { held }.assigned(1).arriving.expect("it arrives");
+            for _ in 0..if complete { 2 } else { 1 } {
+                drivers.disks.fetch(volume_id(), &arriving).expect("a slice");
+            }
+        }
     }
     if situation.user != User::None {
         drivers.network.ensure(vm_id(), &vm.nics).expect("taps");
@@ -84,15 +263,15 @@ fn bench_of(situation: &Situation) -> Bench {
         let wanted = if goes { assigned_vm(2, WantedVm::Removed, 0) } else { vm };
         bench.assign(VM, Some(Assigned::Vm(wanted)));
     }
-    if let Some((wanted, created)) = situation.saved {
-        let kept = Saved { created, ..saved(Assigned::Volume(assigned_volume(SAVED_AT, wanted))) };
+    if let Some((want, created)) = situation.saved {
+        let kept = Saved { created, ..saved(Assigned::Volume(want.assigned(SAVED_AT))) };
         drivers.records.save(VOLUME, &kept).expect("a record");
     }
     if situation.claimed {
         bench.slot(VOLUME).observed = Some(claim(VOLUME, SAVED_AT));
     }
-    if let Some((wanted, sequence)) = situation.wish {
-        bench.assign(VOLUME, Some(Assigned::Volume(assigned_volume(sequence, wanted))));
+    if let Some((want, sequence)) = situation.wish {
+        bench.assign(VOLUME, Some(Assigned::Volume(want.assigned(sequence))));
     }
     bench
 }
@@ -102,26 +281,46 @@ fn check_goal(situation: &Situation, bench: &Bench) {
     let phase = bench.observed_volume().map(|observed| observed.phase);
     let context = || format!("{situation:?}\n{facts:?}\n{:?}\n{}", bench.store, bench.trace.join("\n"));
     let wanted = situation.wish.map(|(wanted, _)| wanted).or(situation.saved.map(|(wanted, _)| wanted));
-    let made = situation.saved.is_some_and(|(_, created)| created);
+    let (made, arrived) = match situation.saved {
+        // What was on its way has arrived, or is lost; nothing is made.
+        Some((Want::Arriving { .. }, _)) => (true, situation.file == ALL_FETCHED),
+        Some((_, created)) => (created, false),
+        None => (false, false),
+    };
+    let is_there = situation.file.is_disk() || arrived;
     let in_use = bench.facts(VM).vmm == VmmState::Running;
     assert_eq!(in_use, situation.user == User::Stays, "{}", context());
     match wanted {
         None => {
-            assert_eq!(facts.disk.is_some(), situation.file, "absence acts: {}", context());
-            assert_eq!(phase.is_some(), situation.claimed && situation.file, "{}", context());
+            assert_eq!(facts.disk.is_some(), situation.file.is_disk(), "absence acts: {}", context());
+            let is_left = situation.file != File::None;
+            assert_eq!(phase.is_some(), situation.claimed && is_left, "{}", context());
         }
-        Some(WantedVolume::Present) if made && !situation.file => {
+        Some(Want::Arriving { held }) => {
+            assert_eq!(facts.disk, None, "it is not ours yet: {}", context());
+            let fetched = facts.arriving.expect("something was fetched");
+            assert!(fetched.complete && (fetched.held || !held), "{}", context());
+            let expected = if fetched.held { VolumePhase::Complete } else { VolumePhase::Copied };
+            assert_eq!(phase, Some(expected), "{}", context());
+        }
+        Some(RELEASED) if !in_use => assert_eq!(phase, Some(VolumePhase::Released), "{}", context()),
+        Some(want) if made && !is_there && !want.is_removal() => {
             assert!(facts.disk.is_none(), "a lost disk is made again: {}", context());
             assert_eq!(phase, Some(VolumePhase::Lost), "{}", context());
         }
-        Some(WantedVolume::Present) => {
+        Some(PRESENT) => {
             assert_eq!(facts.disk, Some(ByteSize::from_mib(64)), "{}", context());
             assert_eq!(phase, Some(VolumePhase::Present), "{}", context());
         }
-        Some(WantedVolume::Removed) if in_use => {
+        Some(HELD | RELEASED) => {
+            assert!(facts.disk.is_some(), "{}", context());
+            let expected = if in_use { VolumePhase::Present } else { VolumePhase::Held };
+            assert_eq!(phase, Some(expected), "{}", context());
+        }
+        Some(_) if in_use => {
             assert!(facts.disk.is_some(), "taken from a machine: {}", context());
         }
-        Some(WantedVolume::Removed) => {
+        Some(_) => {
             assert!(facts.is_bare(), "{}", context());
             assert_eq!(phase, None, "{}", context());
         }
@@ -131,34 +330,52 @@ fn check_goal(situation: &Situation, bench: &Bench) {
 #[test]
 fn a_volume_comes_to_what_is_asked_from_every_state() {
     for situation in situations() {
-        let mut bench = bench_of(&situation);
-        bench.begin();
-        bench.rest();
-        check_goal(&situation, &bench);
-        let effects = bench.trace.len();
-        bench.begin();
-        bench.rest();
-        assert_eq!(bench.trace.len(), effects, "{situation:?}\n{}", bench.trace.join("\n"));
-        for kill_after in 1..=effects {
-            let mut bench = bench_of(&situation);
-            bench.life = kill_after;
-            bench.begin();
-            assert_eq!(bench.run(), Ended::Killed);
-            bench.begin();
-            bench.rest();
-            check_goal(&situation, &bench);
-        }
-        // Agents that live for one effect only.
-        let mut bench = bench_of(&situation);
-        for _ in 0..=2 * effects {
-            bench.life = 1;
-            bench.begin();
-            if bench.run() == Ended::AtRest {
-                break;
-            }
-        }
-        check_goal(&situation, &bench);
+        check_every_death(&situation, || in_memory(&situation));
     }
+}
+
+#[test]
+fn a_volume_of_real_files_comes_to_what_is_asked_from_every_state() {
+    let place = Place::new();
+    let mut count = 0;
+    for situation in situations().iter().filter(|situation| situation.user == User::None) {
+        // In real files a fetch that has begun is at its end at once.
+        if !matches!(situation.file, File::Fetched(Fetched { complete: false, .. })) {
+            check_every_death(situation, || on_files(&place, situation));
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count} situations");
+}
+
+fn check_every_death(situation: &Situation, bench_of: impl Fn() -> Bench) {
+    let mut bench = bench_of();
+    bench.begin();
+    bench.rest();
+    check_goal(situation, &bench);
+    let effects = bench.trace.len();
+    bench.begin();
+    bench.rest();
+    assert_eq!(bench.trace.len(), effects, "{situation:?}\n{}", bench.trace.join("\n"));
+    for kill_after in 1..=effects {
+        let mut bench = bench_of();
+        bench.life = kill_after;
+        bench.begin();
+        assert_eq!(bench.run(), Ended::Killed);
+        bench.begin();
+        bench.rest();
+        check_goal(situation, &bench);
+    }
+    // Agents that live for one effect only.
+    let mut bench = bench_of();
+    for _ in 0..=2 * effects {
+        bench.life = 1;
+        bench.begin();
+        if bench.run() == Ended::AtRest {
+            break;
+        }
+    }
+    check_goal(situation, &bench);
 }
 
 #[test]

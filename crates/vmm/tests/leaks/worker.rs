@@ -325,5 +325,6 @@ fn assigned_volume() -> AssignedVolume {
         wanted: WantedVolume::Present,
         size: ByteSize::from_bytes(PART_BYTES as u64),
         source: Source::Image(part("b")),
+        arriving: None,
     }
 }

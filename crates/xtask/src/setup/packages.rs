@@ -80,6 +80,12 @@ const PACKAGES: &[Package] = &[
         scope: Scope::Everything,
     },
     Package {
+        name: "xfsprogs",
+        needed: &[Needed::Tool("mkfs.xfs")],
+        about: "mkfs.xfs: tests of disks on a file system that shares blocks",
+        scope: Scope::Everything,
+    },
+    Package {
         name: "mmdebstrap",
         needed: &[Needed::Tool("mmdebstrap")],
         about: "mmdebstrap: makes a bare Debian in a directory",

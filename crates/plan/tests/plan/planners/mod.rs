@@ -2,6 +2,7 @@
 
 mod delete;
 mod keep;
+mod moves;
 mod others;
 mod place;
 mod squatters;

@@ -217,6 +217,7 @@ fn snapshots_are_taken_where_the_volume_is_and_make_volumes() {
     rests on asked volume/copy
     rests on decided snapshot/s
     rests on no observed n2 volume/copy
+    rests on observed n2 snapshot/s
     ");
     assert_snapshot!(plans("rack
         snapshot s on=n2 observed=claimed

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::firewall::{Firewall, From, Protocol, Rule};
 use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
-use lightbyte_api::object::{Asked, Meta};
+use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{AddressClaim, Alive, Squatted, WorkerLedger};
 use lightbyte_api::{ByteSize, Choice, Key, Kind, MacAddress, Manifest, Name, ObjectRef, Spec, WorkerId};
@@ -93,7 +93,10 @@ fn ask(store: &mut Store, object: ObjectRef, spec: Spec, line: &Line<'_>) {
         uid: uid(&object),
         generation: line.or("generation", "1"),
         labels,
-        owner: None,
+        owner: line.get("owner").map(|owner| {
+            let object: ObjectRef = owner.parse().expect("an object");
+            Owner { uid: uid(&object), object }
+        }),
         changed_at: at(0),
         deleting_since: line.has("deleting").then(|| at(30)),
         restarts_asked: line.or("restarts", "0"),
@@ -240,6 +243,11 @@ fn volume(store: &mut Store, given: &Name, line: &Line<'_>) {
         snapshot: line.get("snapshot").map(name),
         image: line.get("image").map(name),
         worker: line.get("worker").map(name),
+        copies: line.get("copies").map(|to| volume::Copies {
+            to: name(to),
+            every: line.or("every", "2h"),
+            keep: line.or("keep", "2"),
+        }),
         ..volume::Spec::default()
     };
     let object = ObjectRef::new(Kind::Volume, given.clone());
@@ -250,7 +258,12 @@ fn volume(store: &mut Store, given: &Name, line: &Line<'_>) {
     });
     let holders: Vec<volume::Holder> = holders.collect();
     let worker = line.get("on").map(|worker| WorkerId::new(uid(&ObjectRef::new(Kind::Worker, name(worker)))));
-    let choice = volume::Choice { worker, holders };
+    let elsewhere = line.get("elsewhere").map(placed::worker_named);
+    let copied = line.get("copied").map(|number| volume::Copied {
+        number: number.parse().expect("a number"),
+        at: at(line.or("copied_at", "0")),
+    });
+    let choice = volume::Choice { worker, elsewhere, holders, copied };
     if choice != volume::Choice::default() {
         placed::decide(store, &object, Choice::Volume(choice));
     }
@@ -264,11 +277,16 @@ fn snapshot(store: &mut Store, given: &Name, line: &Line<'_>) {
     let object = ObjectRef::new(Kind::Snapshot, given.clone());
     if let Some(worker) = line.get("on") {
         let worker = WorkerId::new(uid(&ObjectRef::new(Kind::Worker, name(worker))));
-        let choice = snapshot::Choice { worker: Some(worker), size: line.or("had_size", "1GiB") };
+        let elsewhere = line.get("elsewhere").map(placed::worker_named);
+        let choice = snapshot::Choice { worker: Some(worker), elsewhere, size: line.or("had_size", "1GiB") };
         placed::decide(store, &object, Choice::Snapshot(choice));
         placed::disk(store, &object, worker, line);
     }
-    let spec = snapshot::Spec { volume: line.or("of", "data"), protected: false };
+    let spec = snapshot::Spec {
+        volume: line.or("of", "data"),
+        worker: line.get("worker").map(name),
+        protected: false,
+    };
     ask(store, object, Spec::Snapshot(spec), line);
 }
 

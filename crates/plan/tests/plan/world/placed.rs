@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{
-    Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, WantedVm,
+    Arriving, Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, WantedVm,
     WantedVolume,
 };
 use lightbyte_api::decided::{Decision, Verdict};
@@ -253,7 +253,7 @@ fn root_volume(
     };
     store.put(&Key::Asked(volume.clone()), Asked { meta, spec: Spec::Volume(asked) });
     if state >= VolumeState::Assigned {
-        let choice = Choice::Volume(volume::Choice { worker: Some(worker), holders: Vec::new() });
+        let choice = Choice::Volume(volume::Choice { worker: Some(worker), ..volume::Choice::default() });
         let decided = Decided { uid: host_object.uid, waiting_on: Vec::new(), choice };
         store.put(&Key::Decided(volume.clone()), decided);
         let assigned = AssignedVolume {
@@ -263,6 +263,7 @@ fn root_volume(
             wanted: if removing { WantedVolume::Removed } else { WantedVolume::Present },
             size,
             source: Source::Image(part("b")),
+            arriving: None,
         };
         store.put(&Key::Assigned(worker, host_object), Assigned::Volume(assigned));
     }
@@ -282,26 +283,66 @@ pub(super) fn decide(store: &mut Store, object: &ObjectRef, choice: Choice) {
     store.put(&Key::Decided(object.clone()), Decided { uid: uid(object), waiting_on: Vec::new(), choice });
 }
 
-/// The disk of a volume or a snapshot on its worker: assigned, and reported as `observed` says.
+/// The disk of a volume or a snapshot on its worker, assigned and reported as the line says; and what another worker has of it.
 pub(super) fn disk(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'_>) {
+    let wanted = if line.has("removing") { "removed" } else { line.get("assigned").unwrap_or("present") };
+    let seen = line.get("observed").unwrap_or("present");
+    disk_on(store, object, worker, line, (wanted, seen, None));
+    let Some(elsewhere) = line.get("elsewhere") else { return };
+    let elsewhere = worker_named(elsewhere);
+    let arriving = line.get("arriving").map(|held| Arriving {
+        from: worker,
+        address: String::new(),
+        held: held == "held",
+        base: None,
+    });
+    let wanted = if arriving.is_some() { "present" } else { line.get("left").unwrap_or("quarantined") };
+    disk_on(store, object, elsewhere, line, (wanted, line.get("fetched").unwrap_or("nothing"), arriving));
+}
+
+pub(super) fn worker_named(worker: &str) -> WorkerId {
+    WorkerId::new(uid(&ObjectRef::new(Kind::Worker, Name::new(worker).expect("a name"))))
+}
+
+fn disk_on(
+    store: &mut Store,
+    object: &ObjectRef,
+    worker: WorkerId,
+    line: &Line<'_>,
+    (wanted, seen, arriving): (&str, &str, Option<Arriving>),
+) {
     let host_object = HostObject::of(object.kind, uid(object));
     let size = line.or("had_size", line.get("size").unwrap_or("1GiB"));
+    let sequence = line.or("sequence", "1");
     let assigned = AssignedVolume {
-        sequence: line.or("sequence", "1"),
+        sequence,
         generation: line.or("at_generation", "1"),
         name: object.name.clone(),
-        wanted: if line.has("removing") { WantedVolume::Removed } else { WantedVolume::Present },
+        wanted: match wanted {
+            "present" => WantedVolume::Present,
+            "held" => WantedVolume::Held,
+            "released" => WantedVolume::Released,
+            "quarantined" => WantedVolume::Quarantined,
+            "removed" => WantedVolume::Removed,
+            other => panic!("`{other}` is nothing that is wanted of a disk"),
+        },
         size,
         source: Source::Blank(volume::Filesystem::Ext4),
+        arriving,
     };
     store.put(&Key::Assigned(worker, host_object), Assigned::Volume(assigned));
-    let phase = match line.get("observed").unwrap_or("present") {
+    let phase = match seen {
         "present" => VolumePhase::Present,
         "claimed" => VolumePhase::Claimed,
         "lost" => VolumePhase::Lost,
+        "copied" => VolumePhase::Copied,
+        "complete" => VolumePhase::Complete,
+        "held" => VolumePhase::Held,
+        "released" => VolumePhase::Released,
         "nothing" => return,
         other => panic!("`{other}` is no phase of a disk"),
     };
-    let observed = ObservedVolume { sequence: 1, generation: 1, phase, size, since: at(20), problem: None };
+    let sequence = line.or("seen", "1");
+    let observed = ObservedVolume { sequence, generation: 1, phase, size, since: at(20), problem: None };
     store.put(&Key::Observed(worker, host_object), Observed::Volume(observed));
 }

@@ -200,18 +200,25 @@ impl Show for Decided {
                 let held = choice.holders.iter().map(|holder| {
                     format!("held by {}{}", holder.vm, if holder.read_only { ":ro" } else { "" })
                 });
-                let parts: Vec<String> = on.into_iter().chain(held).collect();
+                let other = elsewhere(names, choice.elsewhere);
+                let copied = choice.copied.map(|copied| format!("copied {}", copied.number));
+                let parts: Vec<String> = on.into_iter().chain(other).chain(held).chain(copied).collect();
                 (!parts.is_empty()).then(|| parts.join(" "))
             }
-            Choice::Snapshot(choice) => {
-                choice.worker.map(|worker| format!("on {} {}", names.worker(worker.uid()), choice.size))
-            }
+            Choice::Snapshot(choice) => choice.worker.map(|worker| {
+                let other = elsewhere(names, choice.elsewhere).map(|other| format!(" {other}"));
+                format!("on {} {}{}", names.worker(worker.uid()), choice.size, other.unwrap_or_default())
+            }),
             _ => None,
         };
         let waits = self.waiting_on.iter().map(|waiting| waiting.show(names));
         let parts: Vec<String> = choice.into_iter().chain(waits).collect();
         if parts.is_empty() { "content".to_owned() } else { parts.join(", ") }
     }
+}
+
+fn elsewhere(names: &Names, elsewhere: Option<lightbyte_api::WorkerId>) -> Option<String> {
+    elsewhere.map(|worker| format!("and {}", names.worker(worker.uid())))
 }
 
 impl Show for Waiting {
@@ -273,7 +280,15 @@ impl Show for AssignedVolume {
             Source::Blank(filesystem) => format!(" blank {filesystem:?}").to_lowercase(),
             Source::Disk(disk) => format!(" of {}", names.show(disk.uid())),
         };
-        format!("{wanted} sequence {} generation {}, {}{source}", self.sequence, self.generation, self.size)
+        let arriving = match &self.arriving {
+            Some(arriving) if arriving.held => {
+                format!(" arriving from {}, held", names.show(arriving.from.uid()))
+            }
+            Some(arriving) => format!(" arriving from {}", names.show(arriving.from.uid())),
+            None => String::new(),
+        };
+        let (sequence, generation, size) = (self.sequence, self.generation, self.size);
+        format!("{wanted} sequence {sequence} generation {generation}, {size}{source}{arriving}")
     }
 }
 

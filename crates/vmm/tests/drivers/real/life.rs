@@ -135,6 +135,7 @@ impl World {
             wanted: WantedVolume::Present,
             size: ByteSize::from_mib(DISK_MIB),
             source: Source::Image(self.part("root")),
+            arriving: None,
         };
         for disk in [DISK, DATA] {
             Disks::ensure(&self.files, disk, &assigned, None).expect("make a disk");

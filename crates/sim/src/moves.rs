@@ -1,0 +1,242 @@
+//! Disks that change their worker: the roads between hosts, and what must hold on both ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lightbyte_api::assigned::{Assigned, HostObject, WantedVolume};
+use lightbyte_api::kinds::volume;
+use lightbyte_api::observed::{Observed, VolumePhase};
+use lightbyte_api::records::Record;
+use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Spec, Uid, VolumeId, WorkerId};
+use lightbyte_plan::Write;
+use lightbyte_plan::request::{self, Context, Outcome};
+use lightbyte_plan::view::View;
+use lightbyte_vmm::driver::Disks as _;
+use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
+use lightbyte_vmm::{DriverError, FakeHost};
+
+use crate::cluster::{Checked, Cluster};
+use crate::oracle::{Writer, told, violated};
+use crate::worker::Worker;
+
+/// The network between the hosts.
+#[derive(Default)]
+pub(crate) struct Roads {
+    hosts: Mutex<BTreeMap<WorkerId, FakeHost>>,
+    closed: Mutex<BTreeSet<WorkerId>>,
+}
+
+impl Roads {
+    pub(crate) fn lead_to(&self, worker: WorkerId, host: &FakeHost) {
+        lock(&self.hosts).insert(worker, host.clone());
+    }
+
+    /// Nobody reaches the worker, or everybody does again.
+    pub(crate) fn close(&self, worker: WorkerId, closed: bool) {
+        match closed {
+            true => lock(&self.closed).insert(worker),
+            false => lock(&self.closed).remove(&worker),
+        };
+    }
+
+    pub(crate) fn open_all(&self) {
+        lock(&self.closed).clear();
+    }
+
+    fn host(&self, disk: &PeerDisk) -> Result<FakeHost, DriverError> {
+        let host = lock(&self.hosts).get(&disk.worker).cloned();
+        let is_open = !lock(&self.closed).contains(&disk.worker);
+        host.filter(|_| is_open).ok_or_else(|| DriverError::Refused("it cannot be reached".to_owned()))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peers for Roads {
+    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
+        let size = self.host(disk)?.size(disk.disk)?;
+        size.ok_or_else(|| DriverError::Refused("it has no such disk".to_owned()))
+    }
+
+    fn sums(&self, disk: &PeerDisk, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
+        self.host(disk)?.sums(disk.disk, chunks)
+    }
+
+    fn read(&self, disk: &PeerDisk, bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
+        self.host(disk)?.read(disk.disk, bytes)
+    }
+}
+
+impl Cluster {
+    /// Somebody asks for no more copies in the time that is left: else something would always be written.
+    pub(crate) fn rest_copies(&mut self) -> Checked {
+        let view = self.oracle.truth().clone();
+        for object in view.objects_of(Kind::Volume) {
+            let Some(asked) = view.living(object) else { continue };
+            let Spec::Volume(spec @ volume::Spec { copies: Some(copies), .. }) = &asked.spec else {
+                continue;
+            };
+            let copies = volume::Copies { every: volume::COPIES_EVERY_MAX, ..copies.clone() };
+            let spec = Spec::Volume(volume::Spec { copies: Some(copies), ..spec.clone() });
+            let manifest = Manifest { name: object.name.clone(), labels: asked.meta.labels.clone(), spec };
+            let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
+            let decision = request::apply(&view, &manifest, &context).ok().and_then(Outcome::transaction);
+            if let Some(decision) = decision {
+                self.commit(&decision, &view, Writer::Person, |_| None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every guest on a host writes to its disks.
+    pub(crate) fn guests_write(&mut self, index: usize) {
+        let written = self.workers[index].host.guests_write();
+        if !written.is_empty() {
+            self.counts.add("guests wrote");
+        }
+        self.oracle.written.extend(written);
+    }
+}
+
+/// Whether machines of this worker may use the disk, as far as its agent knows.
+fn is_usable(worker: &Worker, disk: VolumeId) -> bool {
+    let object = HostObject { kind: Kind::Volume, uid: disk.uid() };
+    let Ok(Some(saved)) = worker.drivers.records.load(object) else { return false };
+    matches!(&saved.assigned, Assigned::Volume(assigned)
+        if saved.created && assigned.wanted == WantedVolume::Present && assigned.arriving.is_none())
+}
+
+/// A disk can be used on one worker only, and what was written to it is there.
+pub(crate) fn check_hosts(workers: &[Worker], written: &BTreeMap<VolumeId, u64>) -> Checked {
+    let mut usable: BTreeMap<VolumeId, &Worker> = BTreeMap::new();
+    for worker in workers {
+        for disk in worker.host.disks().into_iter().filter(|disk| is_usable(worker, *disk)) {
+            if let Some(other) = usable.insert(disk, worker) {
+                let (one, other) = (&other.said.name, &worker.said.name);
+                return violated("one worker", format!("volume {disk} can be used on {one} and on {other}"));
+            }
+            let (found, expected) = (worker.host.writes(disk), written.get(&disk).copied());
+            if expected.is_some_and(|expected| found < Some(expected)) {
+                let name = &worker.said.name;
+                return violated(
+                    "no write is lost",
+                    format!("volume {disk} on {name} was written to {expected:?} times and shows {found:?}"),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether another worker has the disk with all that this one has.
+pub(crate) fn is_elsewhere(disk: VolumeId, at: usize, workers: &[Worker]) -> bool {
+    let here = workers[at].host.writes(disk);
+    others(at, workers).any(|worker| has(worker, disk) && worker.host.writes(disk) >= here)
+}
+
+/// Whether the disk is there. What cannot be told counts as there.
+pub(crate) fn has(worker: &Worker, disk: VolumeId) -> bool {
+    worker.drivers.disks.exists(disk).unwrap_or(true)
+}
+
+/// Whether another worker knows the disk, whatever has become of it there.
+pub(crate) fn is_known_elsewhere(disk: VolumeId, at: usize, workers: &[Worker]) -> bool {
+    let object = HostObject { kind: Kind::Volume, uid: disk.uid() };
+    others(at, workers).any(|worker| matches!(worker.drivers.records.load(object), Ok(Some(_))))
+}
+
+fn others(at: usize, workers: &[Worker]) -> impl Iterator<Item = &Worker> {
+    workers.iter().enumerate().filter(move |(index, _)| *index != at).map(|(_, worker)| worker)
+}
+
+/// Nothing of a disk is anywhere but on the workers that its controller knows of.
+pub(crate) fn check_leftovers(view: &View) -> Checked {
+    for (key, _) in view.keys() {
+        let Key::Assigned(worker, HostObject { kind: Kind::Volume, uid }) = key else { continue };
+        let Some(object) = view.object_of(*uid) else { continue };
+        let (has, elsewhere) = workers_of(view, object);
+        if Some(*worker) != has && Some(*worker) != elsewhere {
+            return violated("rule 10", format!("{key} of {object} is on a worker that nobody thinks of"));
+        }
+    }
+    Ok(())
+}
+
+fn workers_of(view: &View, object: &ObjectRef) -> (Option<WorkerId>, Option<WorkerId>) {
+    match view.decided(object).map(|decided| &decided.choice) {
+        Some(Choice::Volume(volume::Choice { worker, elsewhere, .. })) => (*worker, *elsewhere),
+        Some(Choice::Snapshot(choice)) => (choice.worker, choice.elsewhere),
+        _ => (None, None),
+    }
+}
+
+/// A disk is where it is asked to be, unless somebody uses it or it is lost.
+pub(crate) fn check_goal(view: &View, object: &ObjectRef, uid: Uid, workers: &[Worker]) -> Checked {
+    let Some(asked) = view.asked(object) else { return Ok(()) };
+    let name = match &asked.spec {
+        Spec::Volume(spec) => spec.worker.as_ref(),
+        Spec::Snapshot(spec) => spec.worker.as_ref(),
+        _ => None,
+    };
+    let (Some(has), elsewhere) = workers_of(view, object) else { return Ok(()) };
+    let is_lost = workers.iter().any(|worker| worker.lost.contains(&VolumeId::new(uid)));
+    let is_held = matches!(view.decided(object).map(|decided| &decided.choice),
+        Some(Choice::Volume(choice)) if !choice.holders.is_empty());
+    // Something is to be made from it, and cannot be.
+    let is_source = view.referrers(object).any(|other| matches!(other.kind, Kind::Volume | Kind::Snapshot));
+    if is_lost || is_held || is_source {
+        return Ok(());
+    }
+    if elsewhere.is_some() {
+        return violated("rule 10", format!("{object} is still moving: {}", told(view, object)));
+    }
+    let Some(name) = name else { return Ok(()) };
+    let wanted = ObjectRef::new(Kind::Worker, name.clone());
+    let is_there = view.living(&wanted).is_none_or(|asked| asked.meta.uid == has.uid());
+    if !is_there {
+        return violated("rule 10", format!("{object} is not on {name}: {}", told(view, object)));
+    }
+    Ok(())
+}
+
+/// Whether the uid is that of a copy whose volume lets it go.
+pub(crate) fn is_old_copy(view: &View, uid: Uid) -> bool {
+    let Some(asked) = view.object_of(uid).and_then(|object| view.asked(object)) else { return false };
+    matches!(asked.spec, Spec::Snapshot(_))
+        && asked.meta.owner.is_some()
+        && asked.meta.deleting_since.is_some()
+}
+
+/// A copy is let go only when as many newer ones as are kept are where they are to be.
+pub(crate) fn check_copies(key: &Key, write: &Write, before: &View) -> Checked {
+    let (Key::Asked(object), Write::Put(_, Record::Asked(after))) = (key, write) else { return Ok(()) };
+    let (Some(owner), Some(_)) = (&after.meta.owner, after.meta.deleting_since) else { return Ok(()) };
+    let Some(volume) = before.living(&owner.object).filter(|asked| asked.meta.uid == owner.uid) else {
+        return Ok(());
+    };
+    let Spec::Volume(volume::Spec { copies: Some(copies), .. }) = &volume.spec else { return Ok(()) };
+    let is_new = before.living(object).is_some();
+    let newer = before.children(owner.uid).filter(|copy| {
+        let Some(asked) = before.living(copy) else { return false };
+        let (has, _) = workers_of(before, copy);
+        let Spec::Snapshot(spec) = &asked.spec else { return false };
+        let named = spec.worker.clone().map(|name| ObjectRef::new(Kind::Worker, name));
+        let to = named.and_then(|worker| before.worker_id(&worker));
+        let host_object = HostObject { kind: Kind::Volume, uid: asked.meta.uid };
+        let seen = has.and_then(|has| before.observed(has, host_object));
+        let is_there = matches!(seen.map(AsRef::as_ref),
+            Some(Observed::Volume(seen)) if seen.phase == VolumePhase::Present);
+        asked.meta.changed_at > after.meta.changed_at && has == to && is_there
+    });
+    let newer = newer.count() as u64;
+    if is_new && newer < copies.keep {
+        return violated(
+            "copies",
+            format!("{object} goes, and {newer} newer ones of {} are there", copies.keep),
+        );
+    }
+    Ok(())
+}
