@@ -116,6 +116,9 @@ pub struct AssignedNic {
     /// The name servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
+    /// The largest packets; those of Ethernet without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// What may come in; everything without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firewall: Option<Wall>,

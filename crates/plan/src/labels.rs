@@ -41,13 +41,13 @@ impl Labels {
     /// The VMs that have the first of `labels`, in order of name.
     pub(crate) fn candidates(&self, labels: &BTreeMap<String, String>) -> impl Iterator<Item = ObjectRef> {
         let first = labels.iter().next().map(|(key, value)| (key.clone(), value.clone()));
-        first.into_iter().flat_map(|label| named(&self.having, label)).map(vm)
+        first.into_iter().flat_map(|label| named(&self.having, &label)).map(vm)
     }
 
     /// The VMs whose firewall may name a VM with `labels`.
     pub(crate) fn watchers(&self, labels: &BTreeMap<String, String>) -> impl Iterator<Item = ObjectRef> {
         let labels = labels.iter().map(|(key, value)| (key.clone(), value.clone()));
-        labels.flat_map(|label| named(&self.naming, label)).map(vm)
+        labels.flat_map(|label| named(&self.naming, &label)).map(vm)
     }
 }
 
@@ -63,9 +63,9 @@ fn naming(asked: &Asked) -> Vec<Label> {
     first.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn named(index: &OrdSet<(Label, Name)>, label: Label) -> Vec<Name> {
+fn named(index: &OrdSet<(Label, Name)>, label: &Label) -> Vec<Name> {
     let from = (label.clone(), crate::view::first_name());
-    index.range(from..).take_while(|(found, _)| *found == label).map(|(_, name)| name.clone()).collect()
+    index.range(from..).take_while(|(found, _)| found == label).map(|(_, name)| name.clone()).collect()
 }
 
 fn vm(name: Name) -> ObjectRef {

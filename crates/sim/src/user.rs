@@ -181,6 +181,7 @@ impl Cluster {
                 pool_first: at(1),
                 pool_last: at(if index == 0 { 7 } else { 3 }),
                 bridge: if index == 1 && self.rng.once_in(6) { "br9" } else { "br0" }.to_owned(),
+                mtu: None,
             };
             Manifest { name: name(NETWORKS[index]), labels: BTreeMap::new(), spec: Spec::Network(spec) }
         }

@@ -40,6 +40,9 @@ const PROBED: &str = " probed";
 /// The table of the rules that taps have of their own.
 const TABLE: &str = "lightbyte";
 
+/// What Ethernet takes (`ETH_DATA_LEN`, linux/if_ether.h).
+const ETHERNET_MTU: u32 = 1_500;
+
 /// linux/if_tun.h: a tap, without the packet information header, with offload headers as virtio-net uses them.
 const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
 
@@ -109,16 +112,19 @@ impl Network for Taps {
         let rules: Vec<String> = rules.map(|(source, nic)| walls::rules(&source.tap, nic)).collect();
         let more = clear_rules(&old)? + &rules.concat();
         sources::change(&old, &wanted, &others, &more)?;
-        let made = wanted.iter().zip(bridges).try_for_each(|(source, bridge)| {
+        let cards = wanted.iter().zip(bridges).zip(nics);
+        let made = cards.into_iter().try_for_each(|((source, bridge), nic)| {
             let name = &source.tap;
             // What was found out about an address goes on being true of it.
             let probed = alias(vm, source) + PROBED;
             let is_probed = links.iter().any(|link| link.name == *name && link.alias == probed);
             let alias = if is_probed { probed } else { alias(vm, source) };
+            let (address, mtu) = (host_side(source.mac), mtu(nic));
             let made = match index_of(name) {
-                Some(tap) => Netlink::open()
-                    .and_then(|mut netlink| netlink.set_up(tap, bridge, host_side(source.mac), &alias)),
-                None => make(name, bridge, host_side(source.mac), &alias),
+                Some(tap) => {
+                    Netlink::open().and_then(|mut netlink| netlink.set_up(tap, bridge, address, &alias, mtu))
+                }
+                None => make(name, bridge, address, &alias, mtu),
             };
             made.map_err(system(format!("make tap {name}")))
         });
@@ -171,10 +177,9 @@ impl Network for Taps {
         };
         let squatters: Vec<Squatter> = (0..).zip(nics).zip(answers).filter_map(squatter).collect();
         if squatters.is_empty() {
-            let marked = sources(vm, nics).iter().zip(&questions).try_for_each(|(source, question)| {
+            let marked = sources(vm, nics).iter().try_for_each(|source| {
                 let tap = named(&source.tap).ok_or(io::ErrorKind::NotFound)?;
-                let alias = alias(vm, source) + PROBED;
-                Netlink::open()?.set_up(tap.index, question.bridge, host_side(source.mac), &alias)
+                Netlink::open()?.set_alias(tap.index, &(alias(vm, source) + PROBED))
             });
             marked.map_err(system("note that nobody has the VM's addresses"))?;
         }
@@ -281,6 +286,12 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
     links.iter().filter_map(source).collect()
 }
 
+/// The largest packets that a tap takes. A bridge takes the least of its ports for itself, so a tap of less than Ethernet's
+/// would change the host's own; there the guest alone keeps to it.
+fn mtu(nic: &AssignedNic) -> u32 {
+    nic.mtu.unwrap_or(ETHERNET_MTU).max(ETHERNET_MTU)
+}
+
 /// The tap's own hardware address. A bridge takes the lowest of its ports for itself, so the kernel's choice, which is
 /// random, would change the address of the host with each VM that comes or goes, and nobody would reach the host until
 /// they have asked for it anew. This is as high as an address of one interface can be, and never the guest's.
@@ -290,7 +301,7 @@ fn host_side(guest: MacAddress) -> MacAddress {
 }
 
 /// Makes a tap: if this process ends before it is whole, the kernel takes it away.
-fn make(name: &str, bridge: u32, address: MacAddress, alias: &str) -> io::Result<()> {
+fn make(name: &str, bridge: u32, address: MacAddress, alias: &str, mtu: u32) -> io::Result<()> {
     let tap = attach(name)?;
     let mut netlink = Netlink::open()?;
     let index = netlink
@@ -305,7 +316,7 @@ fn make(name: &str, bridge: u32, address: MacAddress, alias: &str) -> io::Result
         // A kernel without IPv6 has no such file.
         _ => {}
     }
-    netlink.set_up(index, bridge, address, alias)?;
+    netlink.set_up(index, bridge, address, alias, mtu)?;
     set_persistent(&tap, true)
 }
 

@@ -16,6 +16,11 @@ pub const DNS_SERVERS_MAX: usize = 3;
 /// The longest name of a Linux interface (netdevice(7), `IFNAMSIZ` less the final zero).
 pub const INTERFACE_NAME_LENGTH_MAX: usize = 15;
 
+/// The least MTU: what IPv6 needs (RFC 8200, 5).
+pub const MTU_MIN: u32 = 1_280;
+/// The largest MTU: jumbo frames as switches commonly take them.
+pub const MTU_MAX: u32 = 9_216;
+
 /// What is asked of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -33,6 +38,9 @@ pub struct Spec {
     pub pool_last: Ipv4Addr,
     /// The bridge on every worker.
     pub bridge: String,
+    /// The largest packets of VMs; those of Ethernet without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// Nothing is chosen for a network.
@@ -69,6 +77,7 @@ impl SpecRules for Spec {
         ("pool_first", "the first address that VMs may get; the subnet's second when left out"),
         ("pool_last", "the last address that VMs may get; the one before broadcast when left out"),
         ("bridge", "the Linux bridge that every worker has, at most 15 characters"),
+        ("mtu", "the largest packets of VMs that are made from then on, 1280 to 9216; 1500 when left out"),
     ];
 
     fn shortest() -> Option<Value> {
@@ -90,6 +99,10 @@ impl SpecRules for Spec {
             let rule = format!("must be 1 to {INTERFACE_NAME_LENGTH_MAX} letters, digits, - or _");
             fields.problem("bridge", rule, None);
         }
+        let mtu: Option<u32> = fields.optional("mtu");
+        if mtu.is_some_and(|mtu| !(MTU_MIN..=MTU_MAX).contains(&mtu)) {
+            fields.problem("mtu", format!("must be between {MTU_MIN} and {MTU_MAX}"), None);
+        }
         let subnet = subnet?;
         let host = |offset: i64| {
             Ipv4Addr::from((i64::from(u32::from(subnet.base())) + offset).clamp(0, u32::MAX.into()) as u32)
@@ -97,7 +110,7 @@ impl SpecRules for Spec {
         let before_broadcast = Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1));
         let pool_first = first.unwrap_or_else(|| host(2));
         let pool_last = last.unwrap_or(before_broadcast);
-        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge };
+        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge, mtu };
         check_ranges(&spec, fields);
         Some(spec)
     }

@@ -157,3 +157,40 @@ fn firewalls_follow_labels_and_ports_lead_to_their_vm() {
         page_at(&forwarded).is_some_and(|text| text.contains("third"))
     });
 }
+
+#[test]
+fn a_vm_on_two_networks_answers_on_both_and_leaves_by_the_first() {
+    let test = "a_vm_on_two_networks_answers_on_both_and_leaves_by_the_first";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("two", &["--vmm", "qemu", "--nodes", "1"]) else { return };
+    bed.start();
+    // A range for tests of networks (RFC 2544), whose gateway nobody is.
+    let file = bed.manifests(
+        "{kind: network, name: lan, spec: {subnet: 198.18.77.0/24, gateway: 198.18.77.1, mtu: 1400}}
+---
+{kind: vm, name: both, spec: {image: demo, nics: [{network: default}, {network: lan}]}}
+",
+    );
+    bed.ok(&["apply", "-f", crate::bed::path(&file)]);
+    bed.ok(&["wait", "vm/both", "--for", "ready"]);
+    // The machine is on the second network as well.
+    ip(&format!("addr add 198.18.77.254/24 dev lb{}", bed.hash()));
+    let addresses = bed.json(&["get", "vm/both"])["status"]["addresses"].clone();
+    let addresses: Vec<&str> = addresses
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|text| text.as_str()?.split('/').next())
+        .collect();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    for address in addresses {
+        assert!(page(address).is_some_and(|text| text.contains("both")), "{address} answers");
+    }
+    let inside = |command: &str| bed.ok(&["exec", "both", "--", "sh", "-c", command]);
+    let routes = inside("ip route");
+    let out: Vec<&str> = routes.lines().filter(|route| route.starts_with("default")).collect();
+    assert!(matches!(out.as_slice(), [route] if route.contains(".0.1 dev eth0")), "{routes}");
+    assert_eq!(inside("cat /sys/class/net/eth0/mtu /sys/class/net/eth1/mtu"), "1500\n1400\n");
+}

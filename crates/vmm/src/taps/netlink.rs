@@ -27,6 +27,7 @@ const ACKNOWLEDGE: u16 = 4;
 const DUMP: u16 = 0x300;
 const ADDRESS: u16 = 1;
 const NAME: u16 = 3;
+const MTU: u16 = 4;
 const MASTER: u16 = 10;
 const ALIAS: u16 = 20;
 /// `IFF_UP` (netdevice(7)).
@@ -69,15 +70,18 @@ impl Netlink {
         Err(invalid("the list of interfaces has no end"))
     }
 
-    /// Gives an interface its hardware address and its alias, joins it to a bridge and brings it up.
+    /// Gives an interface its hardware address, its alias and the largest packets it takes, joins it to a bridge and brings
+    /// it up.
     pub(super) fn set_up(
         &mut self,
         index: u32,
         bridge: u32,
         address: MacAddress,
         alias: &str,
+        mtu: u32,
     ) -> io::Result<()> {
         let mut attributes = Vec::new();
+        attribute(&mut attributes, MTU, &mtu.to_ne_bytes());
         attribute(&mut attributes, ADDRESS, &address.bytes());
         attribute(&mut attributes, MASTER, &bridge.to_ne_bytes());
         attribute(&mut attributes, ALIAS, alias.as_bytes());

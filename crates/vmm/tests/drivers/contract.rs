@@ -65,6 +65,7 @@ impl<'a> Bed<'a> {
             prefix_length: 24,
             gateway: None,
             dns: Vec::new(),
+            mtu: None,
             firewall: None,
             ports: Vec::new(),
         };

@@ -54,6 +54,7 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
         firewall: None,
         ports: Vec::new(),
     };

@@ -292,6 +292,7 @@ fn assigned_vm() -> AssignedVm {
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
         firewall: None,
         ports: Vec::new(),
     };

@@ -64,6 +64,7 @@ fn assigned_nic(spec: &network::Spec, placed: &PlacedNic) -> AssignedNic {
         prefix_length: spec.subnet.prefix_length(),
         gateway: spec.gateway,
         dns: spec.dns.clone(),
+        mtu: spec.mtu,
         firewall: None,
         ports: Vec::new(),
     }

@@ -167,6 +167,7 @@ fn network(store: &mut Store, given: &Name, subnet: &str, line: &Line<'_>) {
         pool_first: host(first),
         pool_last: host(last),
         bridge: "br0".to_owned(),
+        mtu: None,
     };
     ask(store, ObjectRef::new(Kind::Network, given.clone()), Spec::Network(spec), line);
 }

@@ -147,6 +147,7 @@ fn assign(
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
         firewall: None,
         ports: Vec::new(),
     });

@@ -119,6 +119,7 @@ impl World {
                 prefix_length: 24,
                 gateway: Some(Ipv4Addr::new(10, 77, 0, 1)),
                 dns: vec![Ipv4Addr::new(10, 77, 0, 1)],
+                mtu: None,
                 firewall: None,
                 ports: Vec::new(),
             }],

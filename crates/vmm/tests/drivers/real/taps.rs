@@ -35,6 +35,7 @@ pub(super) fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
         firewall: None,
         ports: Vec::new(),
     }
