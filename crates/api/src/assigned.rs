@@ -6,10 +6,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::address::MacAddress;
+use crate::firewall::Wall;
 use crate::first_boot::FirstBoot;
 use crate::kinds::Kind;
 use crate::kinds::image::Part;
-use crate::kinds::vm::RestartPolicy;
+use crate::kinds::vm::{PortForward, RestartPolicy};
 use crate::kinds::volume::Filesystem;
 use crate::name::Name;
 use crate::uid::{Uid, VolumeId, WorkerId};
@@ -115,6 +116,15 @@ pub struct AssignedNic {
     /// The name servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
+    /// The largest packets; those of Ethernet without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// What may come in; everything without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firewall: Option<Wall>,
+    /// Which ports of the worker lead here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortForward>,
 }
 
 /// A disk on its worker: a volume's, or a snapshot's, which is the same there.

@@ -131,7 +131,11 @@ mod tests {
     fn unknown_fields_survive_a_read_modify_write() {
         let newer = stored(r#"{"cpus":1,"memory":"1GiB","vms":1,"gpus":2,"cores":{"shared":3}}"#);
         let (record, unknown) = Record::decode(&key(), &newer).unwrap();
-        assert_eq!(record, WorkerLedger { cpus: 1, memory: crate::ByteSize::from_mib(1024), vms: 1 }.into());
+        assert_eq!(
+            record,
+            WorkerLedger { cpus: 1, memory: crate::ByteSize::from_mib(1024), vms: 1, ports: Vec::new() }
+                .into()
+        );
         let changed = Record::from(WorkerLedger { cpus: 5, ..WorkerLedger::default() });
         let text = String::from_utf8(changed.encode(&WRITER, &unknown)).unwrap();
         for part in [r#""cpus":5"#, r#""gpus":2"#, r#""cores":{"shared":3}"#, r#""writer":"test""#] {

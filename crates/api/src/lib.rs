@@ -11,6 +11,7 @@ pub mod address;
 pub mod assigned;
 pub mod decided;
 pub mod envelope;
+pub mod firewall;
 pub mod first_boot;
 pub mod key;
 pub mod kinds;

@@ -1,8 +1,11 @@
 //! Reports: what a worker says is true. First a claim, then the facts.
 
+use std::net::Ipv4Addr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::address::MacAddress;
 use crate::kinds::Kind;
 use crate::name::Name;
 use crate::units::ByteSize;
@@ -78,9 +81,23 @@ pub struct ObservedVm {
     /// How long its last boot took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootTimes>,
+    /// Addresses of this assignment that somebody else on the network has. Under it the machine is never started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub squatters: Vec<Squatter>,
     /// What hinders it, in words for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// Somebody who answered for an address that a VM was about to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Squatter {
+    /// Which of the VM's network cards, the first being 0.
+    pub nic: u32,
+    /// The address of that card.
+    pub address: Ipv4Addr,
+    /// The hardware address that answered.
+    pub mac: MacAddress,
 }
 
 /// How far a VM is on its worker.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::address::MacAddress;
 use crate::assigned::Assigned;
 use crate::decided::Decided;
 use crate::envelope::{self, DecodeError, Envelope};
 use crate::key::Key;
+use crate::kinds::vm::WorkerPort;
 use crate::name::Name;
 use crate::object::{Asked, ObjectRef};
 use crate::observed::Observed;
@@ -25,15 +27,32 @@ pub struct WorkerLedger {
     pub memory: ByteSize,
     /// VMs placed there.
     pub vms: u64,
+    /// Its ports that lead to VMs, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<WorkerPort>,
 }
 
 /// An address that is taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressClaim {
-    /// Who holds it.
+    /// Who holds it: a VM, or its network when it is squatted.
     pub owner: Uid,
     /// Who that was, for people.
     pub object: ObjectRef,
+    /// Set when a machine that is none of ours answers for it: nobody is given it until a person releases it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squatted: Option<Squatted>,
+}
+
+/// What is known of somebody who has an address that is not theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Squatted {
+    /// The hardware address that answered.
+    pub mac: MacAddress,
+    /// The worker that found it.
+    pub worker: Name,
+    /// When that became known, on the leader's clock.
+    pub since: Timestamp,
 }
 
 /// A worker's liveness. Leased: it goes by itself when nobody renews it.

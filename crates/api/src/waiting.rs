@@ -4,10 +4,13 @@
 //! change, and each change would be written to the store.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::address::MacAddress;
+use crate::kinds::vm::WorkerPort;
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::units::{ByteSize, Span};
@@ -45,6 +48,17 @@ pub enum WaitingOn {
         /// The network.
         network: Name,
     },
+    /// Somebody else on the network has the address, and the VM can have no other.
+    Squatted {
+        /// The network.
+        network: Name,
+        /// The address.
+        address: Ipv4Addr,
+        /// The hardware address that answers for it.
+        mac: MacAddress,
+        /// The worker that found it.
+        worker: Name,
+    },
     /// The asked disk is smaller than what it is made from, or than it is.
     DiskTooSmall {
         /// The least size.
@@ -58,6 +72,16 @@ pub enum WaitingOn {
         cpus: u64,
         /// Memory that the VM is to have.
         memory: ByteSize,
+    },
+    /// No worker that could take it has these ports free.
+    WorkerPorts {
+        /// The ports that it is to have.
+        ports: Vec<WorkerPort>,
+    },
+    /// The labels that its firewall names come to too many addresses.
+    FirewallSources {
+        /// How many there may be.
+        addresses_max: u64,
     },
     /// The worker that its volumes are on takes no VM now: it is away, cordoned or being deleted.
     WorkerClosed {
@@ -187,6 +211,8 @@ impl WaitingOn {
             // Nothing in the cluster will end these by itself: a person has to, so they are stuck at once.
             WaitingOn::Missing { .. }
             | WaitingOn::ImageVersion { .. }
+            | WaitingOn::Squatted { .. }
+            | WaitingOn::FirewallSources { .. }
             | WaitingOn::DiskTooSmall { .. }
             | WaitingOn::WorkerProblem { .. }
             | WaitingOn::CrashLoop { .. }
@@ -200,6 +226,7 @@ impl WaitingOn {
             WaitingOn::Capacity { .. }
             | WaitingOn::Workers { .. }
             | WaitingOn::WorkerRoom { .. }
+            | WaitingOn::WorkerPorts { .. }
             | WaitingOn::WorkerClosed { .. }
             | WaitingOn::Address { .. } => Span::from_secs(10),
         })
@@ -227,6 +254,9 @@ impl WaitingOn {
                     "`lightbyte describe network/{network}` shows its pool; delete something, or widen the pool"
                 )
             }
+            WaitingOn::Squatted { network, address, .. } => format!(
+                "take the address from that machine, then `lightbyte release address/{address} --network {network}`"
+            ),
             WaitingOn::DiskTooSmall { size_min } => format!("ask for at least {size_min}"),
             WaitingOn::Worker { worker, .. }
             | WaitingOn::CrashLoop { worker }
@@ -239,6 +269,13 @@ impl WaitingOn {
                 format!(
                     "`lightbyte describe worker/{worker}` shows what is free; ask for less, or free something there"
                 )
+            }
+            WaitingOn::WorkerPorts { .. } => {
+                "`lightbyte get vms -o yaml` shows which VMs have `ports`; choose others, or delete one"
+                    .to_owned()
+            }
+            WaitingOn::FirewallSources { .. } => {
+                "name more labels, so that fewer VMs have all of them; or a subnet by `cidr`".to_owned()
             }
             WaitingOn::WorkerClosed { worker } => {
                 format!("`lightbyte describe worker/{worker}` says how it is")
@@ -284,6 +321,10 @@ impl fmt::Display for WaitingOn {
             WaitingOn::Address { network } => {
                 write!(formatter, "network `{network}` has no free address for it")
             }
+            WaitingOn::Squatted { network, address, mac, worker } => write!(
+                formatter,
+                "{address} of network `{network}` is in use by a machine that is no VM of ours: worker `{worker}` heard {mac} answer for it"
+            ),
             WaitingOn::DiskTooSmall { size_min } => {
                 write!(formatter, "the disk is smaller than the {size_min} that it needs")
             }
@@ -302,6 +343,15 @@ impl fmt::Display for WaitingOn {
             WaitingOn::WorkerRoom { worker, cpus, memory } => {
                 write!(formatter, "its worker `{worker}` has no room for it to have {cpus} CPU and {memory}")
             }
+            WaitingOn::WorkerPorts { ports } => {
+                let ports = ports.iter().map(|port| format!("{} {}", port.protocol.word(), port.port));
+                let ports = ports.collect::<Vec<_>>().join(", ");
+                write!(formatter, "no worker that could take it has all of its ports free: {ports}")
+            }
+            WaitingOn::FirewallSources { addresses_max } => write!(
+                formatter,
+                "the labels that its firewall names come to more than {addresses_max} addresses"
+            ),
             WaitingOn::WorkerClosed { worker } => {
                 write!(formatter, "its volumes are on worker `{worker}`, which takes no VM now")
             }

@@ -208,6 +208,7 @@ impl Found {
                     restarts_done: 0,
                     started_shape: 1,
                     off: false,
+                    squatted: None,
                     created: true,
                 };
                 files.save(object, &saved).context("save a record")?;

@@ -208,6 +208,7 @@ fn ground(workers: usize) -> Result<Vec<Write>> {
         pool_first: Ipv4Addr::new(10, 77, 0, 2),
         pool_last: Ipv4Addr::new(10, 77, 255, 254),
         bridge: "br0".to_owned(),
+        mtu: None,
     };
     writes.push(asked(
         ObjectRef::new(Kind::Network, name("default")?),

@@ -3,6 +3,7 @@
 pub(crate) mod disks;
 mod doctor;
 mod inside;
+mod network;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -17,6 +18,7 @@ use lightbyte_link::Endpoint;
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
+pub(crate) use self::network::Release;
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -81,6 +83,9 @@ pub(crate) enum Verb {
     Stop(Power),
     /// Stops a VM and starts it again
     Restart(Power),
+    /// Lets an address be given again that a machine which is no VM of ours had
+    #[command(after_help = "Example: lightbyte release address/10.77.0.9")]
+    Release(Release),
     /// Explains an object: what was decided, why, and what it waits for
     Why(One),
     /// Lists what waits longer than is normal

@@ -1,5 +1,6 @@
 //! The cluster as verbs see it: typed calls of the HTTP API (`lightbyte_api::wire` is its table).
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -159,6 +160,12 @@ impl Cluster {
     /// The parts of images that an object's worker fetches now.
     pub(crate) async fn fetches(&self, object: &ObjectRef) -> Result<Vec<Fetch>, ClientError> {
         Ok(self.get::<List<Fetch>>(&format!("{}/fetches", path_of(object))).await?.items)
+    }
+
+    /// Lets a squatted address of a network be given again.
+    pub(crate) async fn release(&self, network: &ObjectRef, address: Ipv4Addr) -> Result<(), ClientError> {
+        let path = format!("{}/release?address={address}", path_of(network));
+        self.change::<(), _>(Method::POST, &path, None, None).await
     }
 
     /// Why an object is as it is.

@@ -122,6 +122,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Attach(words) => verbs::disks::attach(cluster, words).await,
         Verb::Detach(words) => verbs::disks::detach(cluster, words).await,
         Verb::Grow(words) => verbs::disks::grow(cluster, words).await,
+        Verb::Release(words) => verbs::release::run(cluster, words).await,
         Verb::Move(words) => verbs::disks::r#move(cluster, words).await,
         Verb::Start(words) => verbs::power::run(cluster, words, "start").await,
         Verb::Stop(words) => verbs::power::run(cluster, words, "stop").await,

@@ -1,6 +1,6 @@
-//! The few rtnetlink requests that a guest needs: link up, address, default route. Blocking: the kernel answers at once.
+//! The few rtnetlink requests that a guest needs: link up, MTU, address, default route. Blocking: the kernel answers at once.
 //!
-//! Written out by hand because these are four messages; a netlink library would double the agent's size.
+//! Written out by hand because these are five messages; a netlink library would double the agent's size.
 //! Source: rtnetlink(7), netlink(7).
 
 use std::io;
@@ -19,6 +19,7 @@ const FLAG_ACK: u16 = 4;
 const FLAG_REPLACE: u16 = 0x100;
 const FLAG_CREATE: u16 = 0x400;
 const LINK_UP: u32 = 1;
+const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_OIF: u16 = 4;
@@ -51,6 +52,16 @@ impl Netlink {
         body.extend_from_slice(&index.to_ne_bytes());
         body.extend_from_slice(&LINK_UP.to_ne_bytes());
         body.extend_from_slice(&LINK_UP.to_ne_bytes());
+        self.request(RTM_NEWLINK, 0, &body)
+    }
+
+    /// Sets the largest packets of a link.
+    pub(crate) fn set_mtu(&mut self, index: u32, mtu: u32) -> io::Result<()> {
+        let mut body = vec![0, 0, 0, 0];
+        body.extend_from_slice(&index.to_ne_bytes());
+        // Neither flags nor a mask of them: it stays up or down.
+        body.extend_from_slice(&[0; 8]);
+        attribute(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
         self.request(RTM_NEWLINK, 0, &body)
     }
 

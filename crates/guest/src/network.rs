@@ -70,6 +70,9 @@ fn check(identity: &Identity) -> anyhow::Result<()> {
 fn add(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
     let index = interface(&nic.mac).context("there is no such interface")?;
     let (address, length) = parse(&nic.address).context("read the address")?;
+    if let Some(mtu) = nic.mtu {
+        netlink.set_mtu(index, mtu).context("set its MTU")?;
+    }
     // The address first: an interface that comes up announces those that it has.
     netlink.add_address(index, address, length).context("set its address")?;
     netlink.link_up(index).context("bring it up")?;
@@ -137,8 +140,12 @@ mod tests {
 
     #[test]
     fn a_bad_identity_is_refused_before_anything_changes() {
-        let nic =
-            |address: &str| Nic { mac: "02:00:00:00:00:01".into(), address: address.into(), gateway: None };
+        let nic = |address: &str| Nic {
+            mac: "02:00:00:00:00:01".into(),
+            address: address.into(),
+            gateway: None,
+            mtu: None,
+        };
         let good = Identity { name: "a-1".into(), nics: vec![nic("10.0.0.1/8")], ..Identity::default() };
         assert!(check(&good).is_ok());
         for name in ["a b", "a\n127.0.0.1 evil", "ä", &"x".repeat(64)] {

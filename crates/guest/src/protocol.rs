@@ -126,6 +126,9 @@ pub struct Nic {
     /// The default route, where there is one.
     #[serde(default)]
     pub gateway: Option<std::net::IpAddr>,
+    /// The largest packets; what the interface has by itself where nothing is said.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 /// `GET /v1/info`.

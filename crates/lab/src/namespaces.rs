@@ -75,6 +75,9 @@ fn host_up(rack: &Rack, lan: &Lan, host: &Host) -> Result<()> {
         format!("route add default via {}", lan.gateway()),
     ];
     ip(Some(&namespace), &commands).with_context(|| format!("set up host {}", host.name))?;
+    // What ports of VMs need of their worker.
+    let forward = "echo 1 > /proc/sys/net/ipv4/conf/br0/forwarding";
+    run(&["ip", "netns", "exec", &namespace, "sh", "-c", forward], "").context("let the hosts forward")?;
     let rule = format!("iifname \"{TAP_PREFIX}*\" ip daddr {}-{} drop", lan.first_host(), lan.last_host());
     let rules = format!(
         "table bridge lightbyte {{\n\

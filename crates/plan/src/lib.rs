@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod delivery;
 pub mod guest;
+mod labels;
 pub mod planner;
 pub mod reconciler;
 pub mod request;

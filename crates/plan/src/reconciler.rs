@@ -22,7 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use lightbyte_api::{Key, ObjectRef, Span, Timestamp, WaitingOn, WorkerId};
+use lightbyte_api::{Key, Kind, ObjectRef, Span, Timestamp, WaitingOn, WorkerId};
 
 use crate::planner::{self, Inputs, Plan};
 use crate::transaction::{GUARDS_MAX, Transaction, WRITES_MAX, Write};
@@ -413,7 +413,15 @@ impl Reconciler {
                 self.wake_worker(view, *worker);
                 self.wake_bystanders();
             }
-            Key::WorkerLedger(_) | Key::Address(..) => self.wake_bystanders(),
+            Key::Address(network, _) => {
+                // One that ends waits for the last claim of an address of it.
+                let network = ObjectRef::new(Kind::Network, network.clone());
+                if view.asked(&network).is_some_and(|asked| asked.meta.deleting_since.is_some()) {
+                    self.queue.insert(network);
+                }
+                self.wake_bystanders();
+            }
+            Key::WorkerLedger(_) => self.wake_bystanders(),
             Key::Epoch | Key::Leader => {}
         }
     }
@@ -421,6 +429,7 @@ impl Reconciler {
     fn wake_around(&mut self, view: &View, object: &ObjectRef) {
         self.queue.insert(object.clone());
         self.queue.extend(view.referrers(object).cloned());
+        self.queue.extend(view.named_by_labels(object));
         if let Some(asked) = view.asked(object) {
             self.queue.extend(asked.spec.references());
             self.queue.extend(asked.meta.owner.iter().map(|owner| owner.object.clone()));
@@ -454,8 +463,10 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
         On::Capacity { .. }
             | On::Workers { .. }
             | On::WorkerRoom { .. }
+            | On::WorkerPorts { .. }
             | On::WorkerClosed { .. }
             | On::Address { .. }
+            | On::Squatted { .. }
             | On::InUse { .. }
             | On::Unreadable { .. }
     )

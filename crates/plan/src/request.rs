@@ -10,6 +10,7 @@ use lightbyte_api::observed::{Observed, ObservedWorker, VmPhase};
 use lightbyte_api::records::{Alive, WorkerLedger};
 use lightbyte_api::{Key, Kind, Manifest, Name, ObjectRef, Spec, Timestamp, Uid, WorkerId};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use crate::agent::Report;
 use crate::planner;
@@ -93,6 +94,14 @@ pub enum Refusal {
         /// The verb, as a participle.
         verb: &'static str,
     },
+    /// Nobody was found to squat the address.
+    #[error("{address} of {network} is not squatted")]
+    NotSquatted {
+        /// The network.
+        network: ObjectRef,
+        /// The address.
+        address: Ipv4Addr,
+    },
     /// It should not run, so it cannot be started again.
     #[error("{object} is stopped, so there is nothing to restart")]
     Stopped {
@@ -161,6 +170,9 @@ impl Refusal {
             }
             Refusal::Changed { object, .. } => {
                 format!("`lightbyte get {object} -o yaml` shows it as it is now")
+            }
+            Refusal::NotSquatted { network, .. } => {
+                format!("`lightbyte describe {network}` lists the addresses that are")
             }
             Refusal::Stopped { object } => format!("`lightbyte start {object}` starts it"),
             Refusal::NotPlaced { object } => format!("`lightbyte why {object}` says what it waits for"),
@@ -330,6 +342,49 @@ pub fn restart(view: &View, object: &ObjectRef, context: &Context) -> Result<Out
         ..asked.meta.clone()
     };
     Ok(write_asked(view, object, Asked { meta, spec: asked.spec.clone() }))
+}
+
+/// Lets `address` of `network` be tried again: a person says that whoever squatted it does no more. One that a VM waits
+/// for is probed again at once.
+///
+/// # Errors
+/// [`Refusal::NotSquatted`], or that there is no such network.
+pub fn release_address(
+    view: &View,
+    network: &ObjectRef,
+    address: Ipv4Addr,
+    context: &Context,
+) -> Result<Outcome, Refusal> {
+    if network.kind != Kind::Network || view.asked(network).is_none() {
+        return Err(Refusal::NotFound { object: network.clone() });
+    }
+    let key = Key::Address(network.name.clone(), address);
+    if view.unreadable(&key).is_some() {
+        return Err(Refusal::Unreadable { key: key.to_string() });
+    }
+    let not_squatted = || Refusal::NotSquatted { network: network.clone(), address };
+    let claim = view.address_claim(&network.name, address).ok_or_else(not_squatted)?;
+    if claim.squatted.is_some() {
+        return Ok(Outcome::Change(Transaction::on(view, [Key::Epoch], [Write::Delete(key)])));
+    }
+    // Held by a VM that cannot start with it: asked to start anew, its worker probes anew.
+    let asked = view.asked(&claim.object).filter(|asked| asked.meta.uid == claim.owner);
+    let asked = asked.ok_or_else(not_squatted)?;
+    let host_object = HostObject { kind: Kind::Vm, uid: claim.owner };
+    let worker = planner::worker_of(view, &claim.object);
+    let observed = worker.and_then(|worker| planner::vm::observed_vm(view, worker, host_object));
+    let waits =
+        observed.is_some_and(|observed| observed.squatters.iter().any(|found| found.address == address));
+    if !waits {
+        return Err(not_squatted());
+    }
+    let meta = Meta {
+        restarts_asked: asked.meta.restarts_asked + 1,
+        generation: asked.meta.generation + 1,
+        changed_at: context.now,
+        ..asked.meta.clone()
+    };
+    Ok(write_asked(view, &claim.object, Asked { meta, spec: asked.spec.clone() }))
 }
 
 fn living<'a>(view: &'a View, object: &ObjectRef, context: &Context) -> Result<&'a Asked, Refusal> {

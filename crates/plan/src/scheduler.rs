@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lightbyte_api::decided::{Decision, VERDICTS_KEPT, Verdict};
+use lightbyte_api::kinds::vm::WorkerPort;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::records::WorkerLedger;
 use lightbyte_api::{ByteSize, Kind, Name, ObjectRef, Spec, WorkerId};
@@ -20,6 +21,8 @@ pub struct Need {
     pub architecture: String,
     /// The worker that its volumes are on.
     pub pinned: Option<WorkerId>,
+    /// The ports of its worker that lead to it.
+    pub ports: Vec<WorkerPort>,
 }
 
 /// A worker as the scheduler sees it.
@@ -41,8 +44,19 @@ pub struct Scheduled {
     pub worker: Option<(WorkerId, Name)>,
     /// Why.
     pub decision: Decision,
-    /// Whether some worker would take it if it had more room: then it waits for capacity, not for workers.
-    pub only_room_is_missing: bool,
+    /// What it waits for if there is none.
+    pub missing: Missing,
+}
+
+/// What is missing for a VM to be placed: the least of it, as some worker has all the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Ports of a worker that no other VM has.
+    Ports,
+    /// Room.
+    Room,
+    /// A worker that may take it at all.
+    Worker,
 }
 
 /// How many workers that could take a VM are scored before the best of them is chosen. They are visited by room, so
@@ -84,14 +98,18 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
         }
     }
     let worker = best.first().map(|(_, chosen)| (chosen.id, chosen.object.name.clone()));
-    let only_room_is_missing = worker.is_none() && refused.contains_key(NO_ROOM);
+    let missing = match (refused.contains_key(PORT_TAKEN), refused.contains_key(NO_ROOM)) {
+        (true, _) => Missing::Ports,
+        (false, true) => Missing::Room,
+        (false, false) => Missing::Worker,
+    };
     let decision = Decision {
         revision: view.revision(),
         workers,
         best: best.iter().map(|(_, candidate)| verdict(candidate, need)).collect(),
         refused: refused.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
     };
-    Scheduled { worker, decision, only_room_is_missing }
+    Scheduled { worker, decision, missing }
 }
 
 /// What the scheduler thinks of every worker, in order of name: recomputed when somebody asks.
@@ -145,6 +163,7 @@ fn verdict(candidate: &Candidate<'_>, need: &Need) -> Verdict {
 
 const NO_ROOM: &str = "too little room";
 const VOLUMES_ELSEWHERE: &str = "its volumes are on another worker";
+const PORT_TAKEN: &str = "a port of it is another VM's";
 const NO_LEDGER: &str = "no readable ledger";
 
 /// Why `candidate` cannot take it: the class of the reason, which is what histograms count.
@@ -162,6 +181,8 @@ fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static str> {
         Some("other architecture")
     } else if free_cpus(observed, ledger) < need.cpus || free_memory(observed, ledger) < need.memory.bytes() {
         Some(NO_ROOM)
+    } else if need.ports.iter().any(|port| ledger.ports.contains(port)) {
+        Some(PORT_TAKEN)
     } else {
         None
     }

@@ -5,6 +5,7 @@ use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
+use lightbyte_api::records::Squatted;
 use lightbyte_api::waiting::Waiting;
 use lightbyte_api::{Key, Kind, Name, Spec, WorkerId};
 use serde_json::{Map, Value, json};
@@ -12,6 +13,9 @@ use serde_json::{Map, Value, json};
 use crate::planner::moves::is_leaving;
 use crate::planner::{elsewhere_of, vm, volume, worker_of};
 use crate::view::View;
+
+/// How many squatted addresses a network's status lists.
+pub const SQUATTED_SHOWN_MAX: usize = 100;
 
 /// The object as people see it; `None` when there is none.
 #[must_use]
@@ -270,6 +274,11 @@ fn of_worker(view: &View, asked: &Asked, cordoned: bool) -> Found {
 
 fn of_network(view: &View, name: &Name, pool_size: u64) -> Found {
     let used = view.claimed_addresses(name).count() as u64;
-    let more = fields(json!({ "addresses_used": used, "addresses": pool_size }));
+    let squatted = view.claimed_addresses(name).filter_map(|address| {
+        let Squatted { mac, worker, since } = view.address_claim(name, address)?.squatted.clone()?;
+        Some(json!({ "address": address, "mac": mac, "worker": worker, "since": since }))
+    });
+    let squatted: Vec<Value> = squatted.take(SQUATTED_SHOWN_MAX).collect();
+    let more = fields(json!({ "addresses_used": used, "addresses": pool_size, "squatted": squatted }));
     Found { state: "ready", ready: true, since: None, more }
 }

@@ -9,6 +9,7 @@
 //!   on it is frozen by the reconciler.
 //! - The indexes say the same as the entries (`View::check`, which the simulator runs).
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{AddressClaim, Alive, Record, WorkerLedger};
 use lightbyte_api::{Decided, Key, Kind, Name, Spec, Uid, WorkerId};
 
+use crate::labels::Labels;
 use crate::runs::Runs;
 use crate::transaction::Write;
 
@@ -43,6 +45,8 @@ pub struct View {
     room_of: OrdMap<WorkerId, (u64, Name)>,
     /// Addresses that are claimed.
     claimed: Runs,
+    /// Labels of VMs, and whose firewall names them.
+    labels: Labels,
     /// Keys of a layout that this version does not know. They are counted, and nothing else.
     foreign: OrdMap<Arc<str>, u64>,
 }
@@ -191,6 +195,7 @@ impl View {
         for referenced in asked.spec.references() {
             self.references.insert((referenced, object.clone()));
         }
+        self.labels.add(&object, asked);
         if let Some(owner) = &asked.meta.owner {
             self.children.insert((owner.uid, object.clone()));
         }
@@ -201,6 +206,7 @@ impl View {
         for referenced in asked.spec.references() {
             self.references.remove(&(referenced, object.clone()));
         }
+        self.labels.remove(object, asked);
         if let Some(owner) = &asked.meta.owner {
             self.children.remove(&(owner.uid, object.clone()));
         }
@@ -390,6 +396,26 @@ impl View {
             .map(|(_, referrer)| referrer)
     }
 
+    /// The living VMs that have all of `labels`, in order of name.
+    pub fn vms_with<'a>(
+        &'a self,
+        labels: &'a BTreeMap<String, String>,
+    ) -> impl Iterator<Item = (ObjectRef, &'a Asked)> {
+        let has_all =
+            |asked: &Asked| labels.iter().all(|(key, value)| asked.meta.labels.get(key) == Some(value));
+        let candidates = self.labels.candidates(labels);
+        candidates.filter_map(move |vm| {
+            let asked = self.living(&vm).filter(|asked| has_all(asked))?;
+            Some((vm, asked.as_ref()))
+        })
+    }
+
+    /// The VMs whose firewall may name `object` by its labels.
+    pub fn named_by_labels(&self, object: &ObjectRef) -> impl Iterator<Item = ObjectRef> {
+        let labels = self.asked(object).filter(|_| object.kind == Kind::Vm).map(|asked| &asked.meta.labels);
+        labels.into_iter().flat_map(|labels| self.labels.watchers(labels))
+    }
+
     /// The objects that `owner` made.
     pub fn children(&self, owner: Uid) -> impl Iterator<Item = &ObjectRef> {
         let from = (owner, ObjectRef::new(Kind::ALL[0], first_name()));
@@ -451,6 +477,7 @@ impl View {
             (self.children == fresh.children, "children"),
             (self.by_room == fresh.by_room, "workers by room"),
             (self.claimed == fresh.claimed, "claimed addresses"),
+            (self.labels == fresh.labels, "labels"),
         ];
         same.into_iter().find(|(same, _)| !same).map_or(Ok(()), |(_, index)| Err(index))
     }
@@ -464,7 +491,7 @@ fn fullness(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
 }
 
 /// A name that sorts before every name.
-fn first_name() -> Name {
+pub(crate) fn first_name() -> Name {
     static FIRST: std::sync::OnceLock<Name> = std::sync::OnceLock::new();
     // `a` is the least name: names begin with a letter, and a prefix sorts first.
     FIRST.get_or_init(|| Name::new("a").unwrap_or_else(|_| unreachable!("`a` is a name"))).clone()

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lightbyte_api::{Kind, ObjectRef, Timestamp, WaitingOn};
+use lightbyte_api::{Kind, Name, ObjectRef, Timestamp, WaitingOn};
 use lightbyte_plan::{View, status};
 use serde::Serialize;
+use serde_json::Value;
 use tokio::time::{Duration, sleep};
 
 use crate::follower::Subscription;
@@ -30,7 +31,7 @@ pub(crate) struct Event {
     pub(crate) revision: u64,
     /// To which object.
     pub(crate) object: ObjectRef,
-    /// What: `created`, `state`, `waiting`, `resolved` or `gone`.
+    /// What: `created`, `state`, `waiting`, `resolved`, `address`, `squatted`, `released` or `gone`.
     pub(crate) what: &'static str,
     /// The same in words.
     pub(crate) message: String,
@@ -53,6 +54,10 @@ struct Rings {
 struct Look {
     state: String,
     waiting_on: BTreeSet<WaitingOn>,
+    /// A VM's addresses.
+    addresses: Vec<String>,
+    /// A network's addresses that others have, in words.
+    squatted: BTreeSet<String>,
 }
 
 impl Events {
@@ -141,6 +146,16 @@ fn told(before: Option<&Look>, after: Option<&Look>) -> Vec<(&'static str, Strin
     let waited = before.map_or(&nothing, |look| &look.waiting_on);
     let waits = after.map_or(&nothing, |look| &look.waiting_on);
     told.extend(waits.difference(waited).map(|on| ("waiting", format!("it waits: {on}"))));
+    if let (Some(before), Some(after)) = (before, after) {
+        if !before.addresses.is_empty() && before.addresses != after.addresses {
+            let (old, new) = (before.addresses.join(", "), after.addresses.join(", "));
+            told.push(("address", format!("it had {old} and has {new}")));
+        }
+        let news = after.squatted.difference(&before.squatted);
+        told.extend(news.map(|squatted| ("squatted", squatted.clone())));
+        let gone = before.squatted.difference(&after.squatted);
+        told.extend(gone.map(|squatted| ("released", format!("not so any more: {squatted}"))));
+    }
     if after.is_some() {
         told.extend(waited.difference(waits).map(|on| ("resolved", format!("it waits no more: {on}"))));
     }
@@ -152,9 +167,28 @@ fn look(view: &View, object: &ObjectRef) -> Option<Look> {
     // Room and addresses in use are no events of the worker or the network.
     let waiting_on = match object.kind {
         Kind::Image => BTreeSet::new(),
-        _ => status.waiting_on.into_iter().map(|waiting| waiting.on).collect(),
+        _ => status.waiting_on.iter().cloned().map(|waiting| waiting.on).collect(),
     };
-    Some(Look { state: status.state, waiting_on })
+    let listed = |field: &str| status.more.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
+    Some(Look {
+        addresses: listed("addresses").iter().filter_map(text).collect(),
+        squatted: listed("squatted").iter().filter_map(|found| squatted(&object.name, found)).collect(),
+        state: status.state,
+        waiting_on,
+    })
+}
+
+/// Who has an address, in the words of whoever waits for it.
+fn squatted(network: &Name, found: &Value) -> Option<String> {
+    let text = |field: &str| found.get(field)?.as_str();
+    let on = WaitingOn::Squatted {
+        network: network.clone(),
+        address: text("address")?.parse().ok()?,
+        mac: text("mac")?.parse().ok()?,
+        worker: text("worker")?.parse().ok()?,
+    };
+    Some(on.to_string())
 }
 
 /// Writes down what happens, until it is dropped.

@@ -86,6 +86,7 @@ fn status_of(refusal: &Refusal) -> StatusCode {
         Refusal::WorkerAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::Exists { .. }
         | Refusal::NotPlaced { .. }
+        | Refusal::NotSquatted { .. }
         | Refusal::Stopped { .. }
         | Refusal::Deleting { .. }
         | Refusal::Owned { .. }

@@ -2,12 +2,13 @@
 //! agents, and people. It owns the clock, the network and chance; everything that decides is the shipped code.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::records::{Epoch, Record};
-use lightbyte_api::{Key, Timestamp, Uid};
+use lightbyte_api::{Key, MacAddress, Timestamp, Uid};
 use lightbyte_plan::transaction::Transaction as Decision;
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write};
@@ -74,6 +75,8 @@ pub(crate) struct Cluster {
     pub(crate) counts: Counts,
     /// Values made unreadable, to be restored when it becomes calm.
     pub(crate) damaged: BTreeMap<Key, Record>,
+    /// Who else is on the LAN that all hosts are on.
+    pub(crate) squatters: BTreeMap<Ipv4Addr, MacAddress>,
     /// Whether every step is told.
     pub(crate) trace: bool,
     /// Whether faults happen.
@@ -94,6 +97,7 @@ impl Cluster {
             oracle: Oracle::default(),
             counts: Counts::default(),
             damaged: BTreeMap::new(),
+            squatters: BTreeMap::new(),
             trace,
             faults: true,
             rng,
@@ -112,6 +116,10 @@ impl Cluster {
 
     /// Most seeds begin with a cluster at work: faults that meet an empty one say little.
     pub(crate) fn warm_up(&mut self) -> Checked {
+        // Some strangers are there before anybody else.
+        for _ in 0..self.rng.below(3) {
+            self.somebody_squats();
+        }
         if self.rng.once_in(5) {
             return Ok(());
         }

@@ -12,8 +12,10 @@ mod oracle;
 mod parts;
 mod rng;
 mod server;
+mod squatters;
 mod user;
 mod volumes;
+mod walls;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -91,6 +93,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Workers { .. } => "wait: workers",
                 WaitingOn::Missing { .. } => "wait: missing",
                 WaitingOn::Address { .. } => "wait: address",
+                WaitingOn::Squatted { .. } => "wait: squatted",
                 WaitingOn::Worker { .. } => "wait: worker",
                 WaitingOn::WorkerAway { .. } => "wait: worker away",
                 WaitingOn::CrashLoop { .. } => "wait: crash loop",
@@ -102,6 +105,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::VolumeHeld { .. } => "wait: volume held",
                 WaitingOn::VolumeElsewhere { .. } => "wait: volume elsewhere",
                 WaitingOn::WorkerRoom { .. } => "wait: worker room",
+                WaitingOn::WorkerPorts { .. } => "wait: worker ports",
                 WaitingOn::WorkerClosed { .. } => "wait: worker closed",
                 WaitingOn::Source { .. } => "wait: source",
                 WaitingOn::Quarantined { .. } => "wait: quarantined",

@@ -17,7 +17,7 @@ use lightbyte_store::feed::Feed;
 
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{moves, volumes};
+use crate::{moves, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +138,7 @@ impl Oracle {
         }
         check_capacity(view)?;
         check_addresses(view)?;
+        walls::check_ports(view)?;
         volumes::check_holders(view)?;
         self.check_acknowledged(view)
     }
@@ -281,6 +282,7 @@ impl Oracle {
                         format!("{object} is placed and {gone} that it uses is gone"),
                     );
                 }
+                walls::check_goal(view, object, asked.meta.uid, workers)?;
                 check_placed(view, object, asked.meta.uid, spec.running, placement, workers)
             }
         }
@@ -407,6 +409,7 @@ fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
         let fits = places.iter().all(|place| *place == worker)
             && !worker_spec.cordoned
             && view.alive(worker).is_some()
+            && !walls::takes_ports(view, worker, spec)
             && observed.architecture == *architecture
             && cpus + spec.cpus <= observed.cpus
             && memory + spec.memory.bytes() <= observed.memory.bytes();
@@ -451,7 +454,8 @@ fn check_placed(
             format!("{object} is off, and nobody shut it down: {}", told(view, object)),
         );
     }
-    let expected = running && !no_bridge && !is_off;
+    let is_squatted = squatters::must_wait(view, object, uid)?;
+    let expected = running && !no_bridge && !is_off && !is_squatted;
     if runs != expected {
         return violated(
             "rule 10",
@@ -469,7 +473,7 @@ fn check_placed(
         );
     }
     let ready = status::object(view, object).is_some_and(|object| object.status.ready);
-    if is_settled && ready == (running && (no_bridge || is_off)) {
+    if is_settled && ready == (running && (no_bridge || is_off || is_squatted)) {
         return violated("status", format!("{object} says ready: {ready}: {}", told(view, object)));
     }
     Ok(())
@@ -520,6 +524,10 @@ pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer
 fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
     match (writer, key) {
         (Writer::Person, Key::Asked(_)) => matches!(write, Write::Put(..)),
+        (Writer::Person, Key::Address(network, address)) => {
+            let claim = before.address_claim(network, *address);
+            matches!(write, Write::Delete(_)) && claim.is_some_and(|claim| claim.squatted.is_some())
+        }
         (Writer::Leader(_), Key::Asked(object)) => match write {
             Write::Put(_, Record::Asked(asked)) => asked.meta.owner.is_some(),
             Write::Put(..) => false,

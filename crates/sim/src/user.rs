@@ -26,7 +26,7 @@ impl Cluster {
         let view = self.servers[server].feed.view().clone();
         let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
         let vm = ObjectRef::new(Kind::Vm, name(&format!("vm-{}", self.rng.below(VMS))));
-        let (verb, object, outcome) = match self.rng.below(26) {
+        let (verb, object, outcome) = match self.rng.below(27) {
             0..=7 => {
                 let manifest = self.some_vm(vm.name.clone());
                 ("create", vm, request::create(&view, &manifest, &context))
@@ -56,6 +56,10 @@ impl Cluster {
             }
             20 | 21 => match self.some_other_machine(&view, &vm) {
                 Some(manifest) => ("change", vm, request::apply(&view, &manifest, &context)),
+                None => return Ok(()),
+            },
+            26 => match self.some_release(&view, &context) {
+                Some((network, outcome)) => ("change", network, outcome),
                 None => return Ok(()),
             },
             22..=24 => {
@@ -128,7 +132,9 @@ impl Cluster {
         if self.rng.once_in(3) {
             self.attach_some(&mut spec);
         }
-        Manifest { name: vm_name, labels: BTreeMap::new(), spec: Spec::Vm(spec) }
+        spec.firewall = self.some_firewall();
+        spec.ports = self.some_ports();
+        Manifest { name: vm_name, labels: self.some_labels(), spec: Spec::Vm(spec) }
     }
 
     /// An object of a kind that nothing on any host belongs to. Kinds join by themselves; without any it is an image or
@@ -176,6 +182,7 @@ impl Cluster {
                 pool_first: at(1),
                 pool_last: at(if index == 0 { 7 } else { 3 }),
                 bridge: if index == 1 && self.rng.once_in(6) { "br9" } else { "br0" }.to_owned(),
+                mtu: None,
             };
             Manifest { name: name(NETWORKS[index]), labels: BTreeMap::new(), spec: Spec::Network(spec) }
         }

@@ -71,7 +71,10 @@ impl Cluster {
     pub(crate) fn some_other_machine(&mut self, view: &View, vm: &ObjectRef) -> Option<Manifest> {
         let Spec::Vm(spec) = &view.asked(vm)?.spec else { return None };
         let mut spec = spec.clone();
-        match self.rng.below(4) {
+        let mut labels = view.asked(vm)?.meta.labels.clone();
+        match self.rng.below(6) {
+            3 => spec.firewall = self.some_firewall(),
+            4 => labels = self.some_labels(),
             0 => spec.cpus = 1 + self.rng.below(3) as u64,
             1 => spec.memory = ByteSize::from_mib(128 << self.rng.below(3)),
             2 => spec.disks[0].size = Some(ByteSize::from_mib(64 << self.rng.below(3))),
@@ -82,7 +85,7 @@ impl Cluster {
                 }
             }
         }
-        Some(Manifest { name: vm.name.clone(), labels: BTreeMap::new(), spec: Spec::Vm(spec) })
+        Some(Manifest { name: vm.name.clone(), labels, spec: Spec::Vm(spec) })
     }
 }
 

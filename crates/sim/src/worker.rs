@@ -14,6 +14,7 @@ use lightbyte_vmm::{Drivers, FakeHost, hands};
 use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
 use crate::oracle::Writer;
 use crate::rng::Rng;
+use crate::squatters::Heard;
 
 /// What every worker offers: room for four of the smaller VMs.
 pub(crate) const CPUS: u64 = 4;
@@ -45,6 +46,8 @@ pub(crate) struct Worker {
     pub(crate) lost: std::collections::BTreeSet<VolumeId>,
     /// VMs whose guest was ever heard to shut them down.
     pub(crate) powered_off: std::collections::BTreeSet<VmId>,
+    /// What was heard of addresses.
+    pub(crate) heard: Heard,
     registered: bool,
     pub(crate) cut_off: bool,
     /// When its life ends, if that is known.
@@ -106,6 +109,7 @@ impl Worker {
             told_ready: std::collections::BTreeSet::new(),
             lost: std::collections::BTreeSet::new(),
             powered_off: std::collections::BTreeSet::new(),
+            heard: Heard::new(),
             registered: false,
             cut_off: false,
             life: None,
@@ -144,6 +148,7 @@ impl Worker {
     fn reboot(&mut self, index: usize) {
         self.kill_agent();
         self.host.reboot();
+        self.heard.clear();
         self.said.boot_id = format!("boot-{index}-{}", self.incarnation);
         self.registered = false;
         self.lease = None;
@@ -204,8 +209,8 @@ impl Cluster {
     /// Something happens to one worker.
     pub(crate) fn worker_fault(&mut self) -> Checked {
         let index = self.rng.below(self.workers.len());
-        match self.rng.below(10) {
-            8 => self.part_rots(index),
+        match self.rng.below(11) {
+            10 => self.part_rots(index),
             0 | 1 => {
                 self.counts.add("fault: agent killed");
                 self.tell(|| format!("the agent of n{} is killed", index + 1));
@@ -237,6 +242,7 @@ impl Cluster {
             }
             7 if self.rng.once_in(4) => self.disk_vanishes(index),
             7 => self.guest_ends(index),
+            8 => self.somebody_squats(),
             // A report of an agent that is no more, or the second of two, arrives before the first.
             _ if self.workers[index].reports.len() > 1 => {
                 self.counts.add("fault: late report");
@@ -323,6 +329,9 @@ impl Cluster {
         let worker = &mut self.workers[index];
         let outcome = hands::perform(&worker.drivers, object, &step);
         let vm = VmId::new(object.uid);
+        if outcome.is_ok() {
+            worker.check_probes(object, &step, &self.squatters)?;
+        }
         match step {
             // The machine is gone: the guest of the next one has its own word to say.
             Step::Kill => drop(worker.told_ready.remove(&vm)),
@@ -583,6 +592,7 @@ fn step_name(step: &Step) -> &'static str {
     match step {
         Step::Save(_) => "step: save",
         Step::EnsureTaps => "step: ensure taps",
+        Step::Probe => "step: probe",
         Step::RemoveTaps => "step: remove taps",
         Step::Start => "step: start",
         Step::Shutdown => "step: shutdown",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::kinds::image::Part;
+use lightbyte_api::observed::Squatter;
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
 use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
 
@@ -219,9 +220,20 @@ pub trait Disks: Send + Sync {
     fn read(&self, volume: VolumeId, bytes: Range<u64>) -> Result<Vec<u8>, DriverError>;
 }
 
+/// What there is of a VM's taps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TapState {
+    /// How many are there.
+    pub count: usize,
+    /// Whether all are there that are assigned, with what is assigned to them.
+    pub as_assigned: bool,
+    /// Whether these have been probed for, and nobody answered.
+    pub probed: bool,
+}
+
 /// Taps of VMs, on the bridges of their networks.
 pub trait Network: Send + Sync {
-    /// Makes the taps that are missing.
+    /// Makes the taps as they are assigned: what is missing, and what is otherwise.
     ///
     /// # Errors
     /// When a bridge is missing.
@@ -233,11 +245,26 @@ pub trait Network: Send + Sync {
     /// [`DriverError::Refused`] while the VM runs.
     fn remove(&self, vm: VmId) -> Result<(), DriverError>;
 
-    /// How many taps of the VM are there.
+    /// Asks on the bridges who has the addresses of `nics`, of whom there should be nobody: the VM does not run. Takes at
+    /// most a quarter of a second. If nobody answers, that is noted with the taps and lasts as long as they do.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or a tap is missing.
+    fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError>;
+
+    /// What there is of the VM's taps, compared with `nics`.
     ///
     /// # Errors
     /// When it cannot be found out; that is never taken for absence.
-    fn count(&self, vm: VmId) -> Result<usize, DriverError>;
+    fn state(&self, vm: VmId, nics: &[AssignedNic]) -> Result<TapState, DriverError>;
+
+    /// How many taps of the VM are there.
+    ///
+    /// # Errors
+    /// As [`Network::state`].
+    fn count(&self, vm: VmId) -> Result<usize, DriverError> {
+        Ok(self.state(vm, &[])?.count)
+    }
 
     /// Every VM that has a tap. Those that cannot be told from their names are not listed, see the sweeper.
     ///

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
+use lightbyte_api::observed::Squatter;
+use lightbyte_api::{ByteSize, MacAddress, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
 use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{
     ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Parts, Records,
-    StillFlushed, Vmm, VmmEvent,
+    StillFlushed, TapState, Vmm, VmmEvent,
 };
 use crate::fake_guest::{Calls, FakeGuest};
 use crate::files::short;
@@ -65,7 +67,9 @@ struct State {
     memory: Option<ByteSize>,
     bridges: BTreeSet<String>,
     vms: BTreeMap<VmId, FakeVm>,
-    taps: BTreeMap<VmId, Vec<AssignedNic>>,
+    taps: BTreeMap<VmId, FakeTaps>,
+    /// Who else is on the host's networks, whatever the bridge.
+    squatters: BTreeMap<Ipv4Addr, MacAddress>,
     disks: BTreeMap<VolumeId, FakeDisk>,
     arriving: BTreeMap<VolumeId, FakeFetched>,
     peers: Option<Arc<dyn Peers>>,
@@ -79,6 +83,11 @@ struct State {
 }
 
 type OnStart = Arc<dyn Fn(&FakeHost, VmId) + Send + Sync>;
+
+struct FakeTaps {
+    nics: Vec<AssignedNic>,
+    probed: bool,
+}
 
 struct FakeVm {
     assigned: AssignedVm,
@@ -276,6 +285,17 @@ impl FakeHost {
         self.lock().disks.remove(&volume);
     }
 
+    /// The taps of `vm`, as they were made last.
+    #[must_use]
+    pub fn taps(&self, vm: VmId) -> Vec<AssignedNic> {
+        self.lock().taps.get(&vm).map(|taps| taps.nics.clone()).unwrap_or_default()
+    }
+
+    /// Machines that are none of ours, by the address that each answers for.
+    pub fn set_squatters(&self, squatters: BTreeMap<Ipv4Addr, MacAddress>) {
+        self.lock().squatters = squatters;
+    }
+
     fn tell(&self, event: VmmEvent) {
         let listener = self.lock().listener.clone();
         if let Some(listener) = listener {
@@ -329,7 +349,7 @@ impl State {
 
     /// Why `vm` cannot be started.
     fn refusal(&self, vm: VmId, assigned: &AssignedVm) -> Option<String> {
-        let taps = self.taps.get(&vm).map_or(0, Vec::len);
+        let taps = self.taps.get(&vm).map_or(0, |taps| taps.nics.len());
         let used: u64 = self.running().map(|(_, other)| other.assigned.memory.bytes()).sum();
         let missing = assigned.disks.iter().find(|disk| !self.disks.contains_key(&disk.volume));
         let taken = assigned.disks.iter().find_map(|disk| self.user(disk.volume, disk.read_only));
@@ -576,7 +596,8 @@ impl Network for FakeHost {
         if let Some(nic) = nics.iter().find(|nic| !state.bridges.contains(&nic.bridge)) {
             return refuse(format!("this host has no bridge `{}`", nic.bridge));
         }
-        state.taps.insert(vm, nics.to_vec());
+        let probed = state.taps.get(&vm).is_some_and(|taps| taps.probed && taps.nics == nics);
+        state.taps.insert(vm, FakeTaps { nics: nics.to_vec(), probed });
         Ok(())
     }
 
@@ -589,8 +610,29 @@ impl Network for FakeHost {
         Ok(())
     }
 
-    fn count(&self, vm: VmId) -> Result<usize, DriverError> {
-        Ok(self.lock().taps.get(&vm).map_or(0, Vec::len))
+    fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError> {
+        let mut state = self.change()?;
+        let squatters: Vec<Squatter> = (0..)
+            .zip(nics)
+            .filter_map(|(nic, card)| {
+                let mac = *state.squatters.get(&card.address)?;
+                Some(Squatter { nic, address: card.address, mac })
+            })
+            .collect();
+        match state.taps.get_mut(&vm).filter(|taps| taps.nics == nics) {
+            Some(taps) => taps.probed = squatters.is_empty(),
+            None => return refuse("the taps are not as they are assigned"),
+        }
+        Ok(squatters)
+    }
+
+    fn state(&self, vm: VmId, nics: &[AssignedNic]) -> Result<TapState, DriverError> {
+        let state = self.lock();
+        let Some(taps) = state.taps.get(&vm) else {
+            return Ok(TapState { count: 0, as_assigned: nics.is_empty(), probed: nics.is_empty() });
+        };
+        let as_assigned = taps.nics.starts_with(nics);
+        Ok(TapState { count: taps.nics.len(), as_assigned, probed: as_assigned && taps.probed })
     }
 
     fn list(&self) -> Result<Vec<VmId>, DriverError> {

@@ -374,6 +374,7 @@ pub(crate) mod tests {
             restarts_done: 0,
             started_shape: 0,
             off: false,
+            squatted: None,
             created: true,
         }
     }

@@ -5,10 +5,11 @@ use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
 use lightbyte_plan::agent::parts::parts_of;
-use lightbyte_plan::agent::{Facts, Step, VmmState};
+use lightbyte_plan::agent::probe::Squatted;
+use lightbyte_plan::agent::{Facts, Saved, Step, VmmState};
 
 use crate::ask::{self, Flushed};
-use crate::driver::{DriverError, Drivers};
+use crate::driver::{DriverError, Drivers, TapState};
 
 /// Does `step` for `object`.
 ///
@@ -28,6 +29,10 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
         Step::DropFetched => drivers.disks.drop_fetched(volume),
         Step::QuarantineDisk => drivers.disks.quarantine(volume),
         Step::Look => Ok(()),
+        Step::Probe => match drivers.records.load(object)? {
+            Some(saved) => probe(drivers, object, saved),
+            None => nothing_saved(),
+        },
         Step::EnsureTaps
         | Step::Start
         | Step::CreateDisk { .. }
@@ -49,10 +54,26 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
                 (Step::GrowDisk { used_by }, Some(Assigned::Volume(assigned))) => {
                     grow_disk(drivers, volume, assigned.size, used_by)
                 }
-                _ => Err(DriverError::Refused("nothing is saved that this step could follow".to_owned())),
+                _ => nothing_saved(),
             }
         }
     }
+}
+
+fn nothing_saved() -> Result<(), DriverError> {
+    Err(DriverError::Refused("nothing is saved that this step could follow".to_owned()))
+}
+
+/// Probes for the addresses of the saved assignment. Who has one is saved with its sequence; that nobody has is noted
+/// with the taps, by their driver.
+fn probe(drivers: &Drivers, object: HostObject, saved: Saved) -> Result<(), DriverError> {
+    let Assigned::Vm(assigned) = &saved.assigned else { return nothing_saved() };
+    let squatters = drivers.network.probe(VmId::new(object.uid), &assigned.nics)?;
+    if squatters.is_empty() {
+        return Ok(());
+    }
+    let squatted = Some(Squatted { sequence: assigned.sequence, squatters });
+    drivers.records.save(object, &Saved { squatted, ..saved })
 }
 
 fn create_disk(
@@ -96,15 +117,23 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
     match object.kind {
         Kind::Vm => {
             let vm = VmId::new(object.uid);
-            let taps = drivers.network.count(vm)?;
             let nics = match saved.as_ref().map(|saved| &saved.assigned) {
-                Some(Assigned::Vm(assigned)) => assigned.nics.len(),
-                _ => 0,
+                Some(Assigned::Vm(assigned)) => assigned.nics.as_slice(),
+                _ => &[],
             };
+            let TapState { count, as_assigned, probed } = drivers.network.state(vm, nics)?;
             let vmm = drivers.vmm.state(vm)?;
+            let taps = count > 0;
             let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
-            let taps_complete = taps >= nics;
-            Ok(Facts { vmm, taps: taps > 0, taps_complete, saved, parts_missing, ..Facts::default() })
+            Ok(Facts {
+                vmm,
+                taps,
+                taps_complete: as_assigned,
+                probed,
+                saved,
+                parts_missing,
+                ..Facts::default()
+            })
         }
         _ => {
             let volume = VolumeId::new(object.uid);

@@ -6,10 +6,13 @@ use lightbyte_guest::protocol::{FirstBoot, Identity, Mount, NewFile, Nic};
 
 /// The identity of a VM on `worker`.
 pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
-    let nic = |nic: &AssignedNic| Nic {
+    // A guest has one default route: by the first card that leads anywhere.
+    let out = assigned.nics.iter().position(|nic| nic.gateway.is_some());
+    let nic = |(index, nic): (usize, &AssignedNic)| Nic {
         mac: nic.mac.to_string(),
         address: format!("{}/{}", nic.address, nic.prefix_length),
-        gateway: nic.gateway.map(Into::into),
+        gateway: nic.gateway.filter(|_| out == Some(index)).map(Into::into),
+        mtu: nic.mtu,
     };
     let mut dns = Vec::new();
     for address in assigned.nics.iter().flat_map(|nic| &nic.dns).map(|address| (*address).into()) {
@@ -23,7 +26,7 @@ pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
         worker: worker.to_owned(),
         image: assigned.image.to_string(),
         image_version: assigned.image_version.clone(),
-        nics: assigned.nics.iter().map(nic).collect(),
+        nics: assigned.nics.iter().enumerate().map(nic).collect(),
         dns,
         first_boot: first_boot(&assigned.first_boot),
         mounts: mounts(assigned),

@@ -30,7 +30,7 @@ pub mod taps;
 mod transfer;
 
 pub use driver::{
-    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, Vmm, VmmEvent,
+    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, TapState, Vmm, VmmEvent,
 };
 pub use fake::FakeHost;
 pub use files::Files;

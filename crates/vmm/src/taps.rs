@@ -5,10 +5,13 @@
 //! may send from, stands in its alias, since its name is a hash, and so that the rules can be made again from it.
 //!
 //! A guest sends from its own addresses only, see `sources`: they are let through before the tap is up, and taken away
-//! before it goes. That VMs cannot reach the hosts' own ports is done by other rules, not here.
+//! before it goes. What may come in to it, and which ports of the host lead there, is in `walls`. That VMs cannot reach the hosts' own ports is done by other rules, not here.
 
 mod netlink;
+mod nft;
+mod probe;
 mod sources;
+mod walls;
 
 use std::fs::{self, File};
 use std::io;
@@ -17,14 +20,28 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use lightbyte_api::address::tap_name;
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
+use lightbyte_api::observed::Squatter;
 use lightbyte_api::{MacAddress, Uid, VmId};
 
 use self::netlink::{Link, Netlink};
-use self::sources::Source;
-use crate::driver::{DriverError, Network};
+use self::probe::Question;
+use self::sources::{Source, Walled};
+use crate::driver::{DriverError, Network, TapState};
 
-/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow.
+/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow, and for one with
+/// rules of its own which these are.
 const ALIAS_PREFIX: &str = "lightbyte vm ";
+/// Before the hash of its rules, for one with a wall and for one without.
+const WALL: &str = "wall:";
+const PORTS: &str = "ports:";
+/// What it ends with once nobody answered for the address.
+const PROBED: &str = " probed";
+
+/// The table of the rules that taps have of their own.
+const TABLE: &str = "lightbyte";
+
+/// What Ethernet takes (`ETH_DATA_LEN`, linux/if_ether.h).
+const ETHERNET_MTU: u32 = 1_500;
 
 /// linux/if_tun.h: a tap, without the packet information header, with offload headers as virtio-net uses them.
 const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
@@ -43,7 +60,34 @@ impl Taps {
     /// # Errors
     /// [`DriverError::Refused`] when the host has no `nft`.
     pub fn new() -> Result<Taps, DriverError> {
-        sources::begin(&sources_of(&links()?))?;
+        let links = links()?;
+        let mut sources = sources_of(&links);
+        let with_rules = |source: &&mut Source| source.rules.is_some();
+        if !sources.iter_mut().any(|source| with_rules(&source)) && nft::list(TABLE)?.is_null() {
+            sources::begin(&sources)?;
+            return Ok(Taps {});
+        }
+        let list = nft::list(TABLE)?;
+        let mut unknown = Vec::new();
+        for source in sources.iter_mut().filter(with_rules) {
+            // An agent looks at its taps when it has begun, and makes again what is not known.
+            if walls::clear(&list, |tap| tap == source.tap).is_empty() {
+                source.rules = Some(0);
+                source.wall = if source.wall == Walled::No { Walled::No } else { Walled::Closed };
+                unknown.push(source.clone());
+            }
+        }
+        sources::begin(&sources)?;
+        let is_left = |tap: &str| !sources.iter().any(|source| source.tap == tap && source.rules.is_some());
+        nft::run(nft::NFT, &walls::clear(&list, is_left))?;
+        for source in &unknown {
+            let link = links.iter().find(|link| link.name == source.tap);
+            let alias_of = |link: &Link| Some((link.index, alias(vm_of(link)?, source)));
+            if let Some((index, alias)) = link.and_then(alias_of) {
+                let noted = Netlink::open().and_then(|mut netlink| netlink.set_alias(index, &alias));
+                noted.map_err(system(format!("note that the rules of {} are gone", source.tap)))?;
+            }
+        }
         Ok(Taps {})
     }
 }
@@ -60,23 +104,33 @@ impl Network for Taps {
                     .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))
             })
             .collect::<Result<_, _>>()?;
-        let wanted: Vec<Source> =
-            nics.iter().enumerate().map(|(index, nic)| source(vm, index, nic)).collect();
+        nics.iter().filter(|nic| walls::has_rules(nic)).try_for_each(walls::check)?;
+        let wanted = sources(vm, nics);
         let (old, others): (Vec<Source>, Vec<Source>) =
             sources_of(&links).into_iter().partition(|source| wanted.iter().any(|new| new.tap == source.tap));
-        sources::change(&old, &wanted, &others)?;
-        let made = wanted.iter().zip(bridges).try_for_each(|(source, bridge)| {
-            let (name, alias) = (&source.tap, alias(vm, source));
+        let rules = wanted.iter().zip(nics).filter(|(_, nic)| walls::has_rules(nic));
+        let rules: Vec<String> = rules.map(|(source, nic)| walls::rules(&source.tap, nic)).collect();
+        let more = clear_rules(&old)? + &rules.concat();
+        sources::change(&old, &wanted, &others, &more)?;
+        let cards = wanted.iter().zip(bridges).zip(nics);
+        let made = cards.into_iter().try_for_each(|((source, bridge), nic)| {
+            let name = &source.tap;
+            // What was found out about an address goes on being true of it.
+            let probed = alias(vm, source) + PROBED;
+            let is_probed = links.iter().any(|link| link.name == *name && link.alias == probed);
+            let alias = if is_probed { probed } else { alias(vm, source) };
+            let (address, mtu) = (host_side(source.mac), mtu(nic));
             let made = match index_of(name) {
-                Some(tap) => Netlink::open()
-                    .and_then(|mut netlink| netlink.set_up(tap, bridge, host_side(source.mac), &alias)),
-                None => make(name, bridge, host_side(source.mac), &alias),
+                Some(tap) => {
+                    Netlink::open().and_then(|mut netlink| netlink.set_up(tap, bridge, address, &alias, mtu))
+                }
+                None => make(name, bridge, address, &alias, mtu),
             };
             made.map_err(system(format!("make tap {name}")))
         });
         made.or_else(|error| {
             // What was made of them sends nothing; the next attempt lets it through again.
-            sources::change(&wanted, &[], &others)?;
+            sources::change(&wanted, &[], &others, &clear_rules(&wanted)?)?;
             Err(error)
         })
     }
@@ -97,15 +151,56 @@ impl Network for Taps {
         // Before the taps: whoever dies in between finds them again, and with them what is to be taken away.
         let (own, others): (Vec<Source>, Vec<Source>) =
             sources_of(&links).into_iter().partition(|source| names.contains(&source.tap));
-        sources::change(&own, &[], &others)?;
+        sources::change(&own, &[], &others, &clear_rules(&own)?)?;
         for tap in found {
             set_persistent(&tap, false).map_err(system("let go of a tap"))?;
         }
         Ok(())
     }
 
-    fn count(&self, vm: VmId) -> Result<usize, DriverError> {
-        Ok(links()?.iter().filter(|link| vm_of(link) == Some(vm)).count())
+    fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError> {
+        let links = links()?;
+        let named = |name: &str| links.iter().find(|link| link.name == name);
+        let question = |nic: &AssignedNic| {
+            let bridge = named(&nic.bridge)
+                .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))?;
+            if !bridge.is_up {
+                return Err(DriverError::Refused(format!("bridge `{}` is down", nic.bridge)));
+            }
+            let from = bridge.mac.unwrap_or(MacAddress::new([0; 6]));
+            Ok(Question { bridge: bridge.index, from, own: nic.mac, address: nic.address })
+        };
+        let questions: Vec<Question> = nics.iter().map(question).collect::<Result<_, _>>()?;
+        let answers = probe::ask(&questions).map_err(system("probe for the VM's addresses"))?;
+        let squatter = |((nic, card), answer): ((u32, &AssignedNic), Option<MacAddress>)| {
+            Some(Squatter { nic, address: card.address, mac: answer? })
+        };
+        let squatters: Vec<Squatter> = (0..).zip(nics).zip(answers).filter_map(squatter).collect();
+        if squatters.is_empty() {
+            let marked = sources(vm, nics).iter().try_for_each(|source| {
+                let tap = named(&source.tap).ok_or(io::ErrorKind::NotFound)?;
+                Netlink::open()?.set_alias(tap.index, &(alias(vm, source) + PROBED))
+            });
+            marked.map_err(system("note that nobody has the VM's addresses"))?;
+        }
+        Ok(squatters)
+    }
+
+    fn state(&self, vm: VmId, nics: &[AssignedNic]) -> Result<TapState, DriverError> {
+        let links = links()?;
+        let own: Vec<&Link> = links.iter().filter(|link| vm_of(link) == Some(vm)).collect();
+        let wanted = sources(vm, nics);
+        let all_are = |what: &dyn Fn(&str, &str) -> bool| {
+            wanted.iter().all(|source| {
+                let alias = alias(vm, source);
+                own.iter().any(|link| link.name == source.tap && what(&link.alias, &alias))
+            })
+        };
+        Ok(TapState {
+            count: own.len(),
+            as_assigned: all_are(&|found, alias| found.strip_suffix(PROBED).unwrap_or(found) == alias),
+            probed: all_are(&|found, alias| found.strip_suffix(PROBED) == Some(alias)),
+        })
     }
 
     fn list(&self) -> Result<Vec<VmId>, DriverError> {
@@ -150,12 +245,30 @@ fn vm_of(link: &Link) -> Option<VmId> {
     words.next()?.parse::<Uid>().ok().map(VmId::new)
 }
 
-fn source(vm: VmId, index: usize, nic: &AssignedNic) -> Source {
-    Source { tap: tap_name(vm.uid(), index), mac: nic.mac, address: nic.address }
+fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
+    let source = |(index, nic): (usize, &AssignedNic)| Source {
+        tap: tap_name(vm.uid(), index),
+        mac: nic.mac,
+        address: nic.address,
+        wall: if nic.firewall.is_some() { Walled::Open } else { Walled::No },
+        rules: walls::has_rules(nic).then(|| walls::hash(nic)),
+    };
+    nics.iter().enumerate().map(source).collect()
 }
 
 fn alias(vm: VmId, source: &Source) -> String {
-    format!("{ALIAS_PREFIX}{vm} {} {}", source.mac, source.address)
+    let mark = if source.wall == Walled::No { PORTS } else { WALL };
+    let rules = source.rules.map_or_else(String::new, |rules| format!(" {mark}{rules:x}"));
+    format!("{ALIAS_PREFIX}{vm} {} {}{rules}", source.mac, source.address)
+}
+
+/// What takes away the rules that these taps have of their own.
+fn clear_rules(sources: &[Source]) -> Result<String, DriverError> {
+    if sources.iter().all(|source| source.rules.is_none()) {
+        return Ok(String::new());
+    }
+    let is_it = |tap: &str| sources.iter().any(|source| source.tap == tap);
+    Ok(walls::clear(&nft::list(TABLE)?, is_it))
 }
 
 /// What taps of ours may send from, as their aliases tell it.
@@ -163,9 +276,20 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
     let source = |link: &Link| {
         let mut words = link.alias.strip_prefix(ALIAS_PREFIX)?.split(' ').skip(1);
         let mut next = || words.next();
-        Some(Source { tap: link.name.clone(), mac: next()?.parse().ok()?, address: next()?.parse().ok()? })
+        let (mac, address) = (next()?.parse().ok()?, next()?.parse().ok()?);
+        let rules = next().unwrap_or_default();
+        let hash = |mark| rules.strip_prefix(mark).and_then(|hash| u64::from_str_radix(hash, 16).ok());
+        let (walled, ports) = (hash(WALL), hash(PORTS));
+        let wall = if walled.is_some() { Walled::Open } else { Walled::No };
+        Some(Source { tap: link.name.clone(), mac, address, wall, rules: walled.or(ports) })
     };
     links.iter().filter_map(source).collect()
+}
+
+/// The largest packets that a tap takes. A bridge takes the least of its ports for itself, so a tap of less than Ethernet's
+/// would change the host's own; there the guest alone keeps to it.
+fn mtu(nic: &AssignedNic) -> u32 {
+    nic.mtu.unwrap_or(ETHERNET_MTU).max(ETHERNET_MTU)
 }
 
 /// The tap's own hardware address. A bridge takes the lowest of its ports for itself, so the kernel's choice, which is
@@ -177,7 +301,7 @@ fn host_side(guest: MacAddress) -> MacAddress {
 }
 
 /// Makes a tap: if this process ends before it is whole, the kernel takes it away.
-fn make(name: &str, bridge: u32, address: MacAddress, alias: &str) -> io::Result<()> {
+fn make(name: &str, bridge: u32, address: MacAddress, alias: &str, mtu: u32) -> io::Result<()> {
     let tap = attach(name)?;
     let mut netlink = Netlink::open()?;
     let index = netlink
@@ -192,7 +316,7 @@ fn make(name: &str, bridge: u32, address: MacAddress, alias: &str) -> io::Result
         // A kernel without IPv6 has no such file.
         _ => {}
     }
-    netlink.set_up(index, bridge, address, alias)?;
+    netlink.set_up(index, bridge, address, alias, mtu)?;
     set_persistent(&tap, true)
 }
 

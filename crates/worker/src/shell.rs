@@ -316,6 +316,7 @@ fn step_name(step: &Step) -> &'static str {
     match step {
         Step::Save(_) => "save",
         Step::EnsureTaps => "make taps",
+        Step::Probe => "probe for its addresses",
         Step::RemoveTaps => "remove taps",
         Step::Start => "start machine",
         Step::Shutdown => "ask the guest to shut down",

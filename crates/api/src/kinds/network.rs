@@ -16,6 +16,11 @@ pub const DNS_SERVERS_MAX: usize = 3;
 /// The longest name of a Linux interface (netdevice(7), `IFNAMSIZ` less the final zero).
 pub const INTERFACE_NAME_LENGTH_MAX: usize = 15;
 
+/// The least MTU: what IPv6 needs (RFC 8200, 5).
+pub const MTU_MIN: u32 = 1_280;
+/// The largest MTU: jumbo frames as switches commonly take them.
+pub const MTU_MAX: u32 = 9_216;
+
 /// What is asked of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -33,6 +38,9 @@ pub struct Spec {
     pub pool_last: Ipv4Addr,
     /// The bridge on every worker.
     pub bridge: String,
+    /// The largest packets of VMs; those of Ethernet without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// Nothing is chosen for a network.
@@ -63,13 +71,14 @@ impl SpecRules for Spec {
     const ABOUT: &'static str = "a bridge on every worker, and the addresses that VMs get on it";
 
     const FIELDS: &'static [Field] = &[
-    ("subnet", "the IPv4 subnet of the bridge; fixed for life"),
-    ("gateway", "where guests send what is not in the subnet; nowhere when left out"),
-    ("dns", "the name servers that guests are told, at most 3"),
-    ("pool_first", "the first address that VMs may get; the subnet's second when left out"),
-    ("pool_last", "the last address that VMs may get; the one before broadcast when left out"),
-    ("bridge", "the Linux bridge that every worker has, at most 15 characters"),
-];
+        ("subnet", "the IPv4 subnet of the bridge; fixed for life"),
+        ("gateway", "where guests send what is not in the subnet; nowhere when left out"),
+        ("dns", "the name servers that guests are told, at most 3"),
+        ("pool_first", "the first address that VMs may get; the subnet's second when left out"),
+        ("pool_last", "the last address that VMs may get; the one before broadcast when left out"),
+        ("bridge", "the Linux bridge that every worker has, at most 15 characters"),
+        ("mtu", "the largest packets of VMs that are made from then on, 1280 to 9216; 1500 when left out"),
+    ];
 
     fn shortest() -> Option<Value> {
         Some(json!({ "subnet": "10.0.0.0/24" }))
@@ -90,12 +99,18 @@ impl SpecRules for Spec {
             let rule = format!("must be 1 to {INTERFACE_NAME_LENGTH_MAX} letters, digits, - or _");
             fields.problem("bridge", rule, None);
         }
+        let mtu: Option<u32> = fields.optional("mtu");
+        if mtu.is_some_and(|mtu| !(MTU_MIN..=MTU_MAX).contains(&mtu)) {
+            fields.problem("mtu", format!("must be between {MTU_MIN} and {MTU_MAX}"), None);
+        }
         let subnet = subnet?;
-        let host = |offset: i64| Ipv4Addr::from((i64::from(u32::from(subnet.base())) + offset).clamp(0, u32::MAX.into()) as u32);
+        let host = |offset: i64| {
+            Ipv4Addr::from((i64::from(u32::from(subnet.base())) + offset).clamp(0, u32::MAX.into()) as u32)
+        };
         let before_broadcast = Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1));
         let pool_first = first.unwrap_or_else(|| host(2));
         let pool_last = last.unwrap_or(before_broadcast);
-        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge };
+        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge, mtu };
         check_ranges(&spec, fields);
         Some(spec)
     }
@@ -111,7 +126,11 @@ fn check_ranges(spec: &Spec, fields: &mut Reader<'_>) {
         spec.subnet.contains(address) && address != spec.subnet.base() && address != spec.subnet.broadcast()
     };
     let subnet = spec.subnet;
-    let named = [("gateway", spec.gateway), ("pool_first", Some(spec.pool_first)), ("pool_last", Some(spec.pool_last))];
+    let named = [
+        ("gateway", spec.gateway),
+        ("pool_first", Some(spec.pool_first)),
+        ("pool_last", Some(spec.pool_last)),
+    ];
     for (field, address) in named {
         if let Some(address) = address.filter(|address| !inside(*address)) {
             fields.problem(field, format!("{address} is not a host address of {subnet}"), None);
@@ -121,7 +140,8 @@ fn check_ranges(spec: &Spec, fields: &mut Reader<'_>) {
         fields.problem("pool_last", format!("lies before pool_first {}", spec.pool_first), None);
     } else if spec.pool_size() > POOL_ADDRESSES_MAX {
         let hint = "name a smaller range with pool_first and pool_last".to_owned();
-        let message = format!("the pool has {} addresses, at most {POOL_ADDRESSES_MAX} are allowed", spec.pool_size());
+        let message =
+            format!("the pool has {} addresses, at most {POOL_ADDRESSES_MAX} are allowed", spec.pool_size());
         fields.problem("pool_last", message, Some(hint));
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Field, Kind, SpecRules};
 use crate::address::MacAddress;
 use crate::decided::Decision;
+use crate::firewall::{Firewall, Protocol};
 use crate::first_boot::FirstBoot;
 use crate::name::Name;
 use crate::object::ObjectRef;
@@ -28,6 +29,10 @@ pub const MOUNT_BYTES_MAX: usize = 255;
 /// Where nothing is mounted: the agent keeps there what it has done at the first boot of the root disk, and the kernel its own.
 pub const KEPT_PLACES: [&str; 7] =
     ["/var", "/var/lib", "/var/lib/lightbyte", "/proc", "/sys", "/dev", "/run"];
+/// How many ports of its worker a VM has at most.
+pub const PORTS_MAX: usize = 16;
+/// The least port of a worker that a VM may have: those below are the host's own.
+pub const WORKER_PORT_MIN: u16 = 1_024;
 /// How many network cards a VM has at most.
 pub const NICS_MAX: usize = 4;
 /// The name of the first disk, which holds the root file system.
@@ -61,9 +66,48 @@ pub struct Spec {
     /// Its network cards.
     #[serde(default = "default_nics")]
     pub nics: Vec<Nic>,
+    /// What may come in to it from its networks; everything without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firewall: Option<Firewall>,
+    /// Which ports of its worker are its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortForward>,
     /// What is done at the first boot of its root disk.
     #[serde(default, skip_serializing_if = "FirstBoot::is_empty")]
     pub first_boot: FirstBoot,
+}
+
+/// A port of a worker that leads to one of its VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortForward {
+    /// The port on every address of the worker.
+    pub worker_port: u16,
+    /// The port of the VM, on its first network card.
+    pub port: u16,
+    /// TCP or UDP.
+    #[serde(default = "default_protocol")]
+    pub protocol: Protocol,
+}
+
+impl PortForward {
+    /// What no two VMs of one worker can have.
+    #[must_use]
+    pub const fn worker_side(&self) -> WorkerPort {
+        WorkerPort { protocol: self.protocol, port: self.worker_port }
+    }
+}
+
+/// A port of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WorkerPort {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+fn default_protocol() -> Protocol {
+    Protocol::Tcp
 }
 
 /// When a VM is started again that ended by itself. A reboot from inside always starts it again, at once.
@@ -149,6 +193,9 @@ pub struct Placement {
     pub disks: Vec<PlacedDisk>,
     /// Its network cards, in the order of the specification.
     pub nics: Vec<PlacedNic>,
+    /// What is counted for it in the worker's ledger.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<WorkerPort>,
     /// Why this worker.
     pub decision: Decision,
 }
@@ -231,6 +278,8 @@ impl Spec {
             on_worker_loss: OnWorkerLoss::default(),
             disks: default_disks(),
             nics: default_nics(),
+            firewall: None,
+            ports: Vec::new(),
             first_boot: FirstBoot::default(),
         }
     }
@@ -261,6 +310,23 @@ impl SpecRules for Spec {
         ("nics", "its network cards, at most 4; fixed for life"),
         ("nics[].network", "the network that it is on"),
         ("nics[].address", "the address it must have; the next free one when left out"),
+        ("firewall", "what may come in from its networks, at once; everything when left out"),
+        ("firewall.allow", "what is allowed, at most 32 rules; answers to its own connections always are"),
+        ("firewall.allow[].from", "from whom: {cidr: …} or {labels: …} of VMs; anybody when left out"),
+        ("firewall.allow[].from.cidr", "an IPv4 subnet, such as 10.0.0.0/8"),
+        (
+            "firewall.allow[].from.labels",
+            "the labels that a VM must have; all VMs that have them, as they come and go",
+        ),
+        ("firewall.allow[].protocol", "tcp, udp or icmp"),
+        ("firewall.allow[].ports", "at most 16 ports or ranges, such as 80 or 8000-8010; all when left out"),
+        ("ports", "ports of its worker that lead to it, at most 16; fixed for life"),
+        (
+            "ports[].worker_port",
+            "the port on every address of its worker, 1024 to 65535; two VMs of a worker never have the same",
+        ),
+        ("ports[].port", "the port of the VM, on its first network card"),
+        ("ports[].protocol", "tcp or udp; tcp when left out"),
         ("first_boot", "what is done at the first boot of its root disk, at most 32KiB; fixed for life"),
         ("first_boot.ssh_keys", "public keys of those who may log in as root, at most 32"),
         ("first_boot.files", "files to write, at most 32"),
@@ -283,6 +349,9 @@ impl SpecRules for Spec {
         let on_worker_loss = read_worker_loss(fields);
         let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
         let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
+        let firewall = fields.object("firewall", Firewall::read);
+        let ports = fields.list("ports", PORTS_MAX, read_port).unwrap_or_default();
+        check_ports(&ports, &nics, fields);
         let first_boot = fields.object("first_boot", FirstBoot::read).unwrap_or_default();
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
             fields.problem(
@@ -292,7 +361,20 @@ impl SpecRules for Spec {
             );
         }
         check_disks(&disks, fields);
-        Some(Spec { image: image?, cpus, memory, running, restart, on_worker_loss, disks, nics, first_boot })
+        let image = image?;
+        Some(Spec {
+            image,
+            cpus,
+            memory,
+            running,
+            restart,
+            on_worker_loss,
+            disks,
+            nics,
+            firewall,
+            ports,
+            first_boot,
+        })
     }
 
     fn references(&self) -> Vec<ObjectRef> {
@@ -310,6 +392,7 @@ impl SpecRules for Spec {
         let frozen = [
             ("image", self.image != next.image),
             ("nics", self.nics != next.nics),
+            ("ports", self.ports != next.ports),
             ("first_boot", self.first_boot != next.first_boot),
         ];
         let frozen = frozen.into_iter().find(|(_, changed)| *changed).map(|(field, _)| (field, reason));
@@ -406,6 +489,38 @@ fn read_disk(fields: &mut Reader<'_>) -> Option<Disk> {
         );
     }
     Some(Disk { name: name?, size, volume, mount, read_only })
+}
+
+fn read_port(fields: &mut Reader<'_>) -> Option<PortForward> {
+    let worker_port: Option<u16> = fields.required("worker_port");
+    let port: Option<u16> = fields.required("port");
+    let protocol = fields.or("protocol", default_protocol());
+    if worker_port.is_some_and(|port| port < WORKER_PORT_MIN) {
+        let rule =
+            format!("must be between {WORKER_PORT_MIN} and {}; those below are the host's own", u16::MAX);
+        fields.problem("worker_port", rule, None);
+    }
+    if port == Some(0) {
+        fields.problem("port", format!("must be between 1 and {}", u16::MAX), None);
+    }
+    if protocol == Protocol::Icmp {
+        fields.problem("protocol", "must be tcp or udp", None);
+    }
+    Some(PortForward { worker_port: worker_port?, port: port?, protocol })
+}
+
+fn check_ports(ports: &[PortForward], nics: &[Nic], fields: &mut Reader<'_>) {
+    let before = |index: usize| ports.get(..index).unwrap_or_default();
+    let twice = |(index, port): (usize, &PortForward)| {
+        before(index).iter().any(|other| other.worker_side() == port.worker_side()).then_some(*port)
+    };
+    if let Some(port) = ports.iter().enumerate().find_map(twice) {
+        let (protocol, number) = (port.protocol.word(), port.worker_port);
+        fields.problem("ports", format!("the worker's {protocol} port {number} is there twice"), None);
+    }
+    if !ports.is_empty() && nics.is_empty() {
+        fields.problem("ports", "need a network card to lead to", None);
+    }
 }
 
 fn read_nic(fields: &mut Reader<'_>) -> Option<Nic> {

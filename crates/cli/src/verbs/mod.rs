@@ -16,6 +16,7 @@ pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod logs;
 pub(crate) mod power;
+pub(crate) mod release;
 pub(crate) mod run;
 pub(crate) mod ssh;
 pub(crate) mod status;

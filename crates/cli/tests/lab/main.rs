@@ -6,6 +6,7 @@ mod fake;
 mod foreign;
 mod guest;
 mod images;
+mod networks;
 mod outside;
 mod real;
 mod rootless;

@@ -7,6 +7,7 @@ use lightbyte_api::units::Span;
 use lightbyte_api::{ByteSize, Kind, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 
+use super::probe::Squatted;
 use super::{Stamped, vm, volume};
 
 /// The pause before a failed step is tried again; it doubles with each failure in a row.
@@ -26,8 +27,10 @@ pub struct Facts {
     pub vmm: VmmState,
     /// Whether any tap of a VM is there.
     pub taps: bool,
-    /// Whether all taps of a VM are there.
+    /// Whether all taps of a VM are there, as they are assigned.
     pub taps_complete: bool,
+    /// Whether nobody else had the VM's addresses when its taps were made; see [`super::probe`].
+    pub probed: bool,
     /// The size of a volume's file; `None` when there is none.
     pub disk: Option<ByteSize>,
     /// What was fetched of a volume that another worker has.
@@ -86,6 +89,9 @@ pub struct Saved {
     /// Whether the VM ended by itself and is not to be started again before somebody asks for it.
     #[serde(default)]
     pub off: bool,
+    /// Who had an address of the VM when it was about to start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub squatted: Option<Squatted>,
     /// Whether the volume's file was made. From then on it must exist.
     #[serde(default)]
     pub created: bool,
@@ -138,8 +144,10 @@ pub enum Reply {
 pub enum Step {
     /// Save this durably.
     Save(Saved),
-    /// Make the VM's taps.
+    /// Make the VM's taps as they are assigned.
     EnsureTaps,
+    /// Ask the VM's networks whether somebody else has its addresses, and save who does.
+    Probe,
     /// Remove the VM's taps.
     RemoveTaps,
     /// Start the machine process.
@@ -651,6 +659,7 @@ impl Desk {
                 restarts_done: restarts_asked(&wish.value),
                 started_shape: self.next_shape(&wish.value, 0),
                 off: false,
+                squatted: None,
                 // What was reported as made was made, whatever has become of the record: it is lost, and not made again.
                 created: was_made(self.reported.stored.as_ref()),
             };

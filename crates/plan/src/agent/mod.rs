@@ -17,6 +17,7 @@
 
 pub mod desk;
 pub mod parts;
+pub mod probe;
 pub mod vm;
 pub mod volume;
 

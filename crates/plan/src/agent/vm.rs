@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!   off <──────── ended by itself and stays off (restart policy; the guest says whether it is a shutdown)
-//!                 ┌──────────────────────── ended by itself: count it, clean, pause ───────────┐
-//!                 v                                                                            │
-//!   saved ──> taps ──> disks there? ──> start ──> starting ──(guest says ready)──> running ────┤
-//!                                                    │                               │       │
-//!   wanted stopped, or a restart is asked:           kill                  shutdown, then kill
-//!   wanted removed:                                  kill ──> remove taps ──> forget
+//!                 ┌─────────────────────────── ended by itself: count it, clean, pause ───────────┐
+//!                 v                                                                               │
+//!   saved ──> taps, probe ──> disks there? ──> start ──> starting ──(guest says ready)──> running ┤
+//!                                                       │                               │       │
+//!   wanted stopped, or a restart is asked:              kill                  shutdown, then kill
+//!   wanted removed:                                     kill ──> remove taps ──> forget
 //! ```
 
 use lightbyte_api::Timestamp;
@@ -17,6 +17,7 @@ use lightbyte_api::observed::{BootTimes, Observed, ObservedVm, VmPhase};
 use lightbyte_api::units::Span;
 
 use super::desk::{Around, Facts, Leaving, Next, Saved, Step, VmmState, Volatile, later};
+use super::probe::{self, Way};
 
 /// How long a guest may take to shut down before its machine process is ended.
 pub const SHUTDOWN_GRACE: Span = Span::from_secs(30);
@@ -63,6 +64,8 @@ pub fn next_step(situation: &Situation<'_>) -> Next {
 fn run(situation: &Situation<'_>) -> Next {
     let Situation { saved, assigned, facts, volatile, ref around, now } = *situation;
     match facts.vmm {
+        // What may come in to it may change while it runs.
+        VmmState::Running if !facts.taps_complete => Next::Do(Step::EnsureTaps),
         VmmState::Running => Next::Rest,
         // It stays off: noted before the traces go, so that no agent that comes later starts it.
         VmmState::Exited if !saved.off && stays_off(assigned.restart, volatile) => {
@@ -78,13 +81,16 @@ fn run(situation: &Situation<'_>) -> Next {
         VmmState::Absent => {
             match volatile.crashed_at.map(|at| later(at, crash_pause(volatile.quick_crashes))) {
                 Some(at) if now < at => Next::Until(at),
-                _ if !facts.taps_complete => Next::Do(Step::EnsureTaps),
-                _ if !around.disks_present || !facts.parts_missing.is_empty() => Next::Rest,
-                // Noted before the machine can be there, so that what runs is never newer than what is noted.
-                _ if saved.started_shape != assigned.shape => {
-                    Next::Do(Step::Save(Saved { started_shape: assigned.shape, ..saved.clone() }))
-                }
-                _ => Next::Do(Step::Start),
+                _ => match probe::way(saved, assigned, facts) {
+                    Way::Squatted => Next::Rest,
+                    Way::First(step) => Next::Do(step),
+                    Way::Free if !around.disks_present || !facts.parts_missing.is_empty() => Next::Rest,
+                    // Noted before the machine can be there, so that what runs is never newer than what is noted.
+                    Way::Free if saved.started_shape != assigned.shape => {
+                        Next::Do(Step::Save(Saved { started_shape: assigned.shape, ..saved.clone() }))
+                    }
+                    Way::Free => Next::Do(Step::Start),
+                },
             }
         }
     }
@@ -269,6 +275,7 @@ pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> 
         restarts: 0,
         restarts_done: assigned.restarts_asked,
         boot: None,
+        squatters: Vec::new(),
         problem: None,
     }
 }
@@ -297,6 +304,7 @@ pub(super) fn report(
         restarts_done: saved.restarts_done,
         // An agent that was restarted did not see the boot; what was reported of it still holds.
         boot: volatile.boot.or_else(|| stored.and_then(|stored| stored.boot)),
+        squatters: probe::squatters(saved, assigned).to_vec(),
         problem,
     }
 }

@@ -5,15 +5,40 @@ use std::iter::successors;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::kinds::network::Spec;
-use lightbyte_api::{Name, ObjectRef};
+use lightbyte_api::{Key, Name, ObjectRef, WaitingOn};
 
 use super::{Inputs, Plan, end_when_unused};
+use crate::transaction::Write;
 use crate::view::View;
 
 /// Plans a network.
 #[must_use]
 pub fn plan(view: &View, object: &ObjectRef, _inputs: &Inputs) -> Plan {
-    view.asked(object).map_or_else(Plan::rest, |asked| end_when_unused(view, object, &asked.meta))
+    let Some(asked) = view.asked(object) else { return Plan::rest() };
+    match end_when_unused(view, object, &asked.meta) {
+        Plan { ends: true, .. } => end(view, object),
+        plan => plan,
+    }
+}
+
+/// How many squatted claims one plan takes away: all of a network would be too many for a transaction.
+const CLAIMS_AT_ONCE_MAX: usize = 64;
+
+/// The end of a network that nobody uses: its squatted claims go first.
+fn end(view: &View, object: &ObjectRef) -> Plan {
+    let mut writes = Vec::new();
+    for address in view.claimed_addresses(&object.name) {
+        let key = Key::Address(object.name.clone(), address);
+        if view.unreadable(&key).is_some() {
+            return Plan::wait(WaitingOn::Unreadable { key: key.to_string() });
+        }
+        let claim = view.address_claim(&object.name, address);
+        if claim.is_some_and(|claim| claim.squatted.is_some()) && writes.len() < CLAIMS_AT_ONCE_MAX {
+            writes.push(Write::Delete(key));
+        }
+    }
+    // Each claim that goes wakes its network.
+    if writes.is_empty() { Plan::end() } else { Plan { writes, ..Plan::rest() } }
 }
 
 /// The address to give: `wished` if it is free, or the first free one of the pool. `taken` are addresses that the

@@ -13,6 +13,7 @@
 //!
 //! Delete wins: tear-down never waits for set-up, and is possible from every state.
 
+mod nics;
 mod place;
 mod shape;
 
@@ -45,7 +46,7 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
             if deleting {
                 tear_down(&vm, placement, &on_host, inputs)
             } else {
-                keep(&vm, placement, &on_host)
+                keep(&vm, placement, &on_host, inputs)
             }
         }
     }
@@ -141,28 +142,38 @@ pub fn observed_vm(view: &View, worker: WorkerId, host_object: HostObject) -> Op
 }
 
 /// Lets the assignment follow what is asked. Whether it runs never waits for what it is made of.
-fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>) -> Plan {
+fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Inputs) -> Plan {
     let Some(assigned) = on_host.assigned else {
         // Absence never acts: an assignment that vanished is reported, not made up.
         return Plan::wait(unreadable(&on_host.key));
     };
     let (change, hindrance) = shape::change(vm, placement, assigned, on_host.observed);
     let machine = change.machine.unwrap_or_else(|| shape::Machine::of(assigned));
+    let network = nics::change(vm, placement, assigned, on_host.observed, inputs);
+    let (placed_nics, assigned_nics) = network.nics.unzip();
     let next = AssignedVm {
         // What is asked is reached only with the machine that is asked.
-        generation: if hindrance.is_some() { assigned.generation } else { vm.meta.generation },
+        generation: if hindrance.is_some() || !network.hindrances.is_empty() {
+            assigned.generation
+        } else {
+            vm.meta.generation
+        },
         wanted: wanted(vm.spec),
         restarts_asked: vm.meta.restarts_asked,
         restart: vm.spec.restart,
         cpus: machine.cpus,
         memory: machine.memory,
         disks: machine.disks,
+        nics: assigned_nics.unwrap_or_else(|| assigned.nics.clone()),
         ..assigned.clone()
     };
     let mut writes = change.writes;
-    let mut waiting_on = Vec::new();
+    writes.extend(network.writes);
+    let mut waiting_on = network.hindrances;
     if next == *assigned {
-        waiting_on.extend(on_host.wait(assigned));
+        // What nobody but a person can end is said alone.
+        let waits = if waiting_on.is_empty() { on_host.wait(assigned) } else { Vec::new() };
+        waiting_on.extend(waits);
     } else {
         let sequence = assigned.sequence + 1;
         let shape =
@@ -171,10 +182,14 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>) -> Plan {
         waiting_on.extend(on_host.wait(&next));
         writes.push(Write::put(on_host.key.clone(), Assigned::Vm(next)));
     }
-    let choice = change.placement.map(|placement| Choice::Vm(VmChoice { placement: Some(placement) }));
+    let placement = match placed_nics {
+        Some(nics) => Some(Placement { nics, ..change.placement.unwrap_or_else(|| placement.clone()) }),
+        None => change.placement,
+    };
+    let choice = placement.map(|placement| Choice::Vm(VmChoice { placement: Some(placement) }));
     Plan {
         waiting_on: hindrance.into_iter().chain(waiting_on).collect(),
-        rests_on: change.rests_on,
+        rests_on: change.rests_on.into_iter().chain(network.rests_on).collect(),
         writes,
         choice,
         ..Plan::rest()
@@ -231,6 +246,7 @@ fn freed(view: &View, placement: &Placement) -> Option<WorkerLedger> {
         cpus: ledger.cpus.saturating_sub(placement.cpus),
         memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_sub(placement.memory.bytes())),
         vms: ledger.vms.saturating_sub(1),
+        ports: ledger.ports.iter().filter(|port| !placement.ports.contains(port)).copied().collect(),
     })
 }
 

@@ -10,8 +10,8 @@ use lightbyte_plan::request::{self, Context, Outcome, Refusal};
 
 use crate::world::{Names, at, key, name, object, transaction, uid, worker_id, world};
 
-/// A request as text: `create`, `apply`, `delete`, `start`, `stop` or `restart`, an object, and for the first two
-/// its specification in JSON. `if-match=KEY` sends the revision that `KEY` has, `if-match=N` sends N.
+/// A request as text: `create`, `apply`, `delete`, `start`, `stop`, `restart` or `release`, an object, and for the first
+/// two its specification in JSON, for the last an address. `if-match=KEY` sends the revision that `KEY` has, `if-match=N` sends N.
 fn ask(view: &View, text: &str) -> Result<Outcome, Refusal> {
     let mut words = text.splitn(3, ' ');
     let verb = words.next().expect("a verb");
@@ -41,6 +41,7 @@ fn ask(view: &View, text: &str) -> Result<Outcome, Refusal> {
         "delete" => request::delete(view, &named, &context),
         "start" | "stop" => request::set_running(view, &named, verb == "start", &context),
         "restart" => request::restart(view, &named, &context),
+        "release" => request::release_address(view, &named, rest.parse().expect("an address"), &context),
         other => panic!("`{other}` is no verb"),
     }
 }
@@ -188,6 +189,47 @@ fn people_delete() {
     change
     put asked image/demo generation 1 current v1 deleting
     rests on epoch
+    ");
+}
+
+#[test]
+fn people_release_squatted_addresses() {
+    assert_snapshot!(check("rack
+        squatted default 10.77.0.4
+        vm a nic=default:10.77.0.3 on=n1 observed=claimed squatted=10.77.0.3
+        vm b on=n2 address=10.77.0.5 observed=running
+        opaque claimed/address/default/10.77.0.6", &[
+        "release network/default 10.77.0.4",
+        "release network/default 10.77.0.3",
+        "release network/default 10.77.0.5",
+        "release network/default 10.77.0.6",
+        "release network/default 10.77.0.7",
+        "release network/lan 10.77.0.7",
+        "release vm/a 10.77.0.3",
+    ]), @"
+    > release network/default 10.77.0.4
+    change
+    release default 10.77.0.4
+    rests on epoch
+    > release network/default 10.77.0.3
+    change
+    put asked vm/a generation 2 running restarts 1
+    rests on epoch
+    > release network/default 10.77.0.5
+    error: 10.77.0.5 of network/default is not squatted
+    hint: `lightbyte describe network/default` lists the addresses that are
+    > release network/default 10.77.0.6
+    error: the stored value `claimed/address/default/10.77.0.6` cannot be read by this version, and is left alone
+    hint: upgrade this server
+    > release network/default 10.77.0.7
+    error: 10.77.0.7 of network/default is not squatted
+    hint: `lightbyte describe network/default` lists the addresses that are
+    > release network/lan 10.77.0.7
+    error: network/lan does not exist
+    hint: `lightbyte get network` lists what there is
+    > release vm/a 10.77.0.3
+    error: vm/a does not exist
+    hint: `lightbyte get vm` lists what there is
     ");
 }
 

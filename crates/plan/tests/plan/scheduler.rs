@@ -4,13 +4,13 @@ use insta::assert_snapshot;
 use lightbyte_api::decided::Verdict;
 use lightbyte_api::{ByteSize, WorkerId};
 use lightbyte_plan::View;
-use lightbyte_plan::scheduler::{self, Need, Scheduled};
+use lightbyte_plan::scheduler::{self, Missing, Need, Scheduled};
 
 use crate::world::{Random, worker_id, world};
 
 fn need(cpus: u64, mebibytes: u64) -> Need {
     let architecture = "x86_64".to_owned();
-    Need { cpus, memory: ByteSize::from_mib(mebibytes), architecture, pinned: None }
+    Need { cpus, memory: ByteSize::from_mib(mebibytes), architecture, pinned: None, ports: Vec::new() }
 }
 
 fn verdict(verdict: &Verdict) -> String {
@@ -21,13 +21,13 @@ fn verdict(verdict: &Verdict) -> String {
 /// The choice among the workers of `given`, its reasons, and what is thought of every worker.
 fn check(given: &str, need: &Need) -> String {
     let view = world(given).view();
-    let Scheduled { worker, decision, only_room_is_missing } = scheduler::schedule(&view, need);
+    let Scheduled { worker, decision, missing } = scheduler::schedule(&view, need);
     let chosen = match worker {
         Some((id, name)) => {
             assert_eq!(id, worker_id(name.as_str()), "the chosen uid and name are of one worker");
             format!("{name} of {}", decision.workers)
         }
-        None if only_room_is_missing => format!("none of {} for want of room", decision.workers),
+        None if missing == Missing::Room => format!("none of {} for want of room", decision.workers),
         None => format!("none of {}", decision.workers),
     };
     let refused = decision.refused.iter().map(|(reason, count)| format!("{count} {reason}"));

@@ -201,7 +201,7 @@ fn every_kind_has_a_state_in_one_word() {
     worker/n3 cordoned ready since 0 cpus=4 memory="1GiB" cpus_used=1 memory_used="128MiB" vms=1 architecture="x86_64" vmm="fake" version="0.1.0" address=""
     worker/n4 away since - cpus_used=0 memory_used="0B" vms=0
     image/demo ready ready since 0 
-    network/default ready ready since - addresses_used=2 addresses=8
+    network/default ready ready since - addresses_used=2 addresses=8 squatted=[]
     volume/a-root pending since 60 size="64MiB" attached_to=["vm/a"]
     volume/b-root ready ready since 20 worker="n1" size="64MiB" attached_to=["vm/b"]
     vm/a starting since 0 until 240 restart_to_apply=false worker="n2" addresses=["10.77.0.3/24"] image_version="v1" restarts=0

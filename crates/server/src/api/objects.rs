@@ -166,6 +166,24 @@ pub(crate) async fn restart(
     change(&server, &caller, &input::object(path)?, &parameters, request::restart).await
 }
 
+/// `POST /v1/objects/KIND/NAME/release`
+pub(crate) async fn release(
+    State(server): State<Arc<Server>>,
+    caller: Caller,
+    path: Path<(String, String)>,
+    parameters: Parameters,
+) -> Answered<()> {
+    parameters.only(&["address"])?;
+    let object = input::object(path)?;
+    let text = parameters.one("address").unwrap_or_default();
+    let address =
+        text.parse().map_err(|_| Failure::bad(format!("`address` must be an address, is `{text}`")))?;
+    let context = Context { now: clock::now(), uid: clock::fresh_uid(), if_match: None };
+    let released = |view: &View| request::release_address(view, &object, address, &context);
+    let written = server.write(&caller, released).await?;
+    Ok(Answer::at(written.revision, ()))
+}
+
 async fn change(
     server: &Server,
     caller: &Caller,

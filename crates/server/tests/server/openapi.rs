@@ -173,6 +173,11 @@ async fn every_answer_fits_its_description() {
         check(&document, answer_of(&document, "post", &path), &answer);
         asked.insert(format!("post {path}"));
     }
+    // Nobody squats it, which is an answer too.
+    let path = "/v1/objects/{kind}/{name}/release";
+    let released = client.post::<_, Value>("/v1/objects/network/default/release?address=10.0.0.9", &()).await;
+    assert_eq!(released.unwrap_err().status(), Some(409));
+    asked.insert(format!("post {path}"));
     let said = json!({"name": "n9", "boot_id": "b", "architecture": "x86_64", "cpus": 1, "memory": "1GiB", "vmm": "fake",
         "version": "1"});
     let report = json!({"object": {"kind": "vm", "uid": "00000000-0000-0000-0000-000000000009"}, "own_revision": 7,

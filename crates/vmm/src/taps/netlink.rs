@@ -27,6 +27,7 @@ const ACKNOWLEDGE: u16 = 4;
 const DUMP: u16 = 0x300;
 const ADDRESS: u16 = 1;
 const NAME: u16 = 3;
+const MTU: u16 = 4;
 const MASTER: u16 = 10;
 const ALIAS: u16 = 20;
 /// `IFF_UP` (netdevice(7)).
@@ -39,6 +40,9 @@ pub(super) struct Link {
     pub(super) name: String,
     /// Text that somebody has given it.
     pub(super) alias: String,
+    /// Its hardware address; none of Ethernet's where it has none.
+    pub(super) mac: Option<MacAddress>,
+    pub(super) is_up: bool,
 }
 
 /// A connection to the kernel, in the network namespace of this thread.
@@ -66,19 +70,33 @@ impl Netlink {
         Err(invalid("the list of interfaces has no end"))
     }
 
-    /// Gives an interface its hardware address and its alias, joins it to a bridge and brings it up.
+    /// Gives an interface its hardware address, its alias and the largest packets it takes, joins it to a bridge and brings
+    /// it up.
     pub(super) fn set_up(
         &mut self,
         index: u32,
         bridge: u32,
         address: MacAddress,
         alias: &str,
+        mtu: u32,
     ) -> io::Result<()> {
         let mut attributes = Vec::new();
+        attribute(&mut attributes, MTU, &mtu.to_ne_bytes());
         attribute(&mut attributes, ADDRESS, &address.bytes());
         attribute(&mut attributes, MASTER, &bridge.to_ne_bytes());
         attribute(&mut attributes, ALIAS, alias.as_bytes());
-        let message = message(NEW_LINK, REQUEST | ACKNOWLEDGE, index, UP, &attributes);
+        self.change(index, UP, &attributes)
+    }
+
+    /// Gives an interface an alias.
+    pub(super) fn set_alias(&mut self, index: u32, alias: &str) -> io::Result<()> {
+        let mut attributes = Vec::new();
+        attribute(&mut attributes, ALIAS, alias.as_bytes());
+        self.change(index, 0, &attributes)
+    }
+
+    fn change(&mut self, index: u32, up: u32, attributes: &[u8]) -> io::Result<()> {
+        let message = message(NEW_LINK, REQUEST | ACKNOWLEDGE, index, up, attributes);
         send(&self.socket, &message, SendFlags::empty())?;
         let (length, _) = recv(&self.socket, &mut self.answer, RecvFlags::empty())?;
         read_links(&self.answer[..length], &mut Vec::new()).map(|_| ())
@@ -132,7 +150,8 @@ fn read_links(mut bytes: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
 }
 
 fn read_link(message: &[u8]) -> Option<Link> {
-    let mut link = Link { index: word(message, HEADER_BYTES + 4)?, ..Link::default() };
+    let is_up = word(message, HEADER_BYTES + 8)? & UP != 0;
+    let mut link = Link { index: word(message, HEADER_BYTES + 4)?, is_up, ..Link::default() };
     let mut rest = message.get(HEADER_BYTES + LINK_BYTES..)?;
     while rest.len() >= 4 {
         let length = usize::from(half(rest, 0)?);
@@ -141,6 +160,7 @@ fn read_link(message: &[u8]) -> Option<Link> {
         match half(rest, 2)? {
             NAME => link.name = text(),
             ALIAS => link.alias = text(),
+            ADDRESS => link.mac = value.try_into().ok().map(MacAddress::new),
             _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -181,7 +201,8 @@ mod tests {
         let mut bytes = [link(1, "lo", ""), link(7, "lb0", "an alias")].concat();
         let mut links = Vec::new();
         assert!(!read_links(&bytes, &mut links).unwrap());
-        assert_eq!(links[1], Link { index: 7, name: "lb0".to_owned(), alias: "an alias".to_owned() });
+        let (name, alias) = ("lb0".to_owned(), "an alias".to_owned());
+        assert_eq!(links[1], Link { index: 7, name, alias, ..Link::default() });
         let mut done = end(DONE, 0);
         done[0] = 20;
         bytes.extend(done);

@@ -5,28 +5,12 @@
 //! may send nothing. Rules are made by the program `nft`, which alone knows how the kernel wants them.
 
 use std::fmt;
-use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
-use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
 
 use lightbyte_api::MacAddress;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::system;
+use super::nft::{NFT, NO_TABLE, run};
 use crate::driver::DriverError;
-
-const NFT: &str = "nft";
-
-/// How long `nft` may take. It takes milliseconds; the kernel makes it wait while others change rules.
-const NFT_MAX: Duration = Duration::from_secs(10);
-
-/// Most of its words that go into an error.
-const WORDS_BYTES_MAX: u64 = 4096;
-
-/// What `nft` says of a table that is not there (`ENOENT`).
-const NO_TABLE: &str = "No such file or directory";
 
 /// The table, as often as it is asked for. The type of a frame is read from the frame (`@ll`), not from what the kernel
 /// took it for: that leaves out the tag of a VLAN.
@@ -40,14 +24,36 @@ add rule bridge lightbyte-taps sent @ll,96,16 0x0800 iifname . ether saddr . ip 
 add rule bridge lightbyte-taps sent @ll,96,16 0x0806 iifname . ether saddr . arp saddr ip @sources \
     iifname . arp saddr ether . arp saddr ip @sources accept
 add rule bridge lightbyte-taps sent drop
+add set bridge lightbyte-taps walled { type ifname; }
+add set bridge lightbyte-taps walls { type ifname . ipv4_addr; }
+add chain bridge lightbyte-taps received { type filter hook postrouting priority 0; policy accept; }
+flush chain bridge lightbyte-taps received
+add rule bridge lightbyte-taps received oifname != @walled accept
+add rule bridge lightbyte-taps received @ll,96,16 0x0806 accept
+add rule bridge lightbyte-taps received @ll,96,16 0x0800 oifname . ip daddr @walls accept
+add rule bridge lightbyte-taps received drop
 ";
 
-/// What one tap may send from.
+/// What one tap may send from, and whether what comes to it is filtered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Source {
     pub(super) tap: String,
     pub(super) mac: MacAddress,
     pub(super) address: Ipv4Addr,
+    pub(super) wall: Walled,
+    /// Tells its rules of its own from others; nought while they are not known.
+    pub(super) rules: Option<u64>,
+}
+
+/// Whether a tap has a wall, see `walls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Walled {
+    /// It has none: everything comes in.
+    No,
+    /// Its rules are not there: nothing comes in but ARP.
+    Closed,
+    /// IPv4 for its own address comes as far as its rules.
+    Open,
 }
 
 impl fmt::Display for Source {
@@ -61,18 +67,30 @@ impl fmt::Display for Source {
 /// # Errors
 /// [`DriverError::Refused`] when `nft` is missing or says no.
 pub(super) fn begin(all: &[Source]) -> Result<(), DriverError> {
-    run(NFT, &format!("{TABLE}flush set bridge lightbyte-taps sources\n{}", elements("add", all)))
+    let sets = ["sources", "walled", "walls"].map(|set| format!("flush set bridge lightbyte-taps {set}\n"));
+    run(NFT, &format!("{TABLE}{}{}", sets.concat(), elements("add", all)))
 }
 
 /// Lets `new` send, and what of `old` is not in it not any more. If the table is gone, as after somebody has flushed all
-/// rules of the host, it is made again, and then `others` may send too.
+/// rules of the host, it is made again, and then `others` may send too; those with walls are closed until theirs are made
+/// again. `more` is carried out in the same transaction.
 ///
 /// # Errors
 /// As [`begin`].
-pub(super) fn change(old: &[Source], new: &[Source], others: &[Source]) -> Result<(), DriverError> {
-    match run(NFT, &difference(old, new)) {
+pub(super) fn change(
+    old: &[Source],
+    new: &[Source],
+    others: &[Source],
+    more: &str,
+) -> Result<(), DriverError> {
+    match run(NFT, &(difference(old, new) + more)) {
         Err(DriverError::Refused(why)) if why.contains(NO_TABLE) => {
-            run(NFT, &format!("{TABLE}{}{}", elements("add", others), elements("add", new)))
+            let closed = |source: &Source| match source.wall {
+                Walled::No => source.clone(),
+                Walled::Closed | Walled::Open => Source { wall: Walled::Closed, ..source.clone() },
+            };
+            let others: Vec<Source> = others.iter().map(closed).collect();
+            run(NFT, &format!("{TABLE}{}{}{more}", elements("add", &others), elements("add", new)))
         }
         outcome => outcome,
     }
@@ -88,56 +106,20 @@ fn elements(verb: &str, sources: &[Source]) -> String {
     if sources.is_empty() {
         return String::new();
     }
-    let list: Vec<String> = sources.iter().map(Source::to_string).collect();
-    format!("{verb} element bridge lightbyte-taps sources {{ {} }}\n", list.join(", "))
-}
-
-/// Carries out a script, whole or not at all.
-fn run(program: &str, script: &str) -> Result<(), DriverError> {
-    if script.is_empty() {
-        return Ok(());
-    }
-    let mut command = Command::new(program);
-    command.args(["-f", "-"]).env("LC_ALL", "C");
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => DriverError::Refused(format!(
-            "`{program}` is not on this host, and without it a VM could send from any address"
-        )),
-        _ => system(format!("start {program}"))(error),
-    })?;
-    // One that ended before it read says why; its end is what counts.
-    let _ = child.stdin.take().map(|mut input| input.write_all(script.as_bytes()));
-    let words = child.stderr.take();
-    if !has_ended(&child).map_err(system(format!("wait for {program}")))? {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(DriverError::Refused(format!("{program} has no end after {} s", NFT_MAX.as_secs())));
-    }
-    match child.wait() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(DriverError::Refused(format!("{program} refuses: {}", first_line(words)))),
-        Err(error) => Err(system(format!("wait for {program}"))(error)),
-    }
-}
-
-/// Waits for the child's end, and says whether it came in time.
-fn has_ended(child: &Child) -> io::Result<bool> {
-    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let wait = Timespec::try_from(NFT_MAX).map_err(io::Error::other)?;
-    loop {
-        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&wait)) {
-            Ok(ended) => return Ok(ended > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn first_line(words: Option<ChildStderr>) -> String {
-    let mut text = String::new();
-    let _ = words.map(|words| words.take(WORDS_BYTES_MAX).read_to_string(&mut text));
-    text.lines().next().unwrap_or("it said nothing").to_owned()
+    let line = |set: &str, list: Vec<String>| match list.as_slice() {
+        [] => String::new(),
+        list => format!("{verb} element bridge lightbyte-taps {set} {{ {} }}\n", list.join(", ")),
+    };
+    let walled = |is_it: fn(Walled) -> bool| sources.iter().filter(move |source| is_it(source.wall));
+    let names = walled(|wall| wall != Walled::No).map(|source| format!("\"{}\"", source.tap));
+    let open = walled(|wall| wall == Walled::Open);
+    let open = open.map(|source| format!("\"{}\" . {}", source.tap, source.address));
+    [
+        line("sources", sources.iter().map(Source::to_string).collect()),
+        line("walled", names.collect()),
+        line("walls", open.collect()),
+    ]
+    .concat()
 }
 
 #[cfg(test)]
@@ -149,6 +131,8 @@ mod tests {
             tap: tap.to_owned(),
             mac: "02:00:00:00:00:01".parse().expect("a hardware address"),
             address: Ipv4Addr::new(10, 0, 0, last),
+            wall: Walled::No,
+            rules: None,
         }
     }
 
@@ -164,15 +148,10 @@ mod tests {
         check(&[], &[], "");
         check(&[], &[&a, &b], "add { \"lba\" 1, \"lbb\" 2 }\n");
         check(&[&a], &[&a], "add { \"lba\" 1 }\n");
+        let walled = Source { wall: Walled::Open, ..b.clone() };
+        let walls = "add element bridge lightbyte-taps walled { \"lbb\" }\n\
+                     add element bridge lightbyte-taps walls { \"lbb\" . 10.0.0.2 }\n";
+        check(&[], &[&walled], &format!("add {{ \"lbb\" 2 }}\n{walls}"));
         check(&[&a, &b], &[&a], "add { \"lbb\" 2 }\ndelete { \"lbb\" 2 }\nadd { \"lba\" 1 }\n");
-    }
-
-    #[test]
-    fn a_host_without_nft_is_told_so() {
-        let outcome = run("no-such-nft", TABLE).expect_err("no such program");
-        assert!(matches!(outcome, DriverError::Refused(_)), "{outcome:?}");
-        assert!(outcome.to_string().starts_with("`no-such-nft` is not on this host"), "{outcome}");
-        let refused = run("false", TABLE).expect_err("it fails");
-        assert_eq!(refused.to_string(), "false refuses: it said nothing");
     }
 }

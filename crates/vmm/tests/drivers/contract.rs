@@ -65,6 +65,9 @@ impl<'a> Bed<'a> {
             prefix_length: 24,
             gateway: None,
             dns: Vec::new(),
+            mtu: None,
+            firewall: None,
+            ports: Vec::new(),
         };
         AssignedVm {
             sequence: 1,
@@ -239,6 +242,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         restarts_done: 2,
         started_shape: 1,
         off: false,
+        squatted: None,
         created: false,
     };
     let second = Saved { restarts: 4, ..first.clone() };
@@ -248,6 +252,7 @@ fn records_are_whole(bed: &Bed<'_>) {
         restarts_done: 0,
         started_shape: 0,
         off: false,
+        squatted: None,
         created: true,
     };
     for (object, saved) in [(of_vm, &first), (of_vm, &second), (of_vm, &second), (of_volume, &other)] {

@@ -35,6 +35,7 @@ fn a_vm_lives_in_this_order() {
     vm: EnsureTaps
     volume: report Claimed 1
     volume: save Present 1 created
+    vm: Probe
     volume: report Present 1
     vm: Start
     vm: report Running 1
@@ -62,6 +63,7 @@ fn a_vm_lives_in_this_order() {
     vm: save Running 4 restarts 0 done 1
     vm: report Claimed 4
     vm: EnsureTaps
+    vm: Probe
     vm: Start
     vm: report Running 4
     ");
@@ -314,6 +316,7 @@ fn a_guest_that_shuts_down_stays_off_and_one_that_reboots_comes_back() {
     vm: save Running 3 restarts 0 done 1
     vm: report Claimed 3
     vm: EnsureTaps
+    vm: Probe
     vm: Start
     vm: report Running 3
     ");
@@ -328,6 +331,7 @@ fn a_guest_that_shuts_down_stays_off_and_one_that_reboots_comes_back() {
     vm: save Running 5 restarts 0 done 1
     vm: report Claimed 5
     vm: EnsureTaps
+    vm: Probe
     vm: Start
     vm: report Running 5
     ");

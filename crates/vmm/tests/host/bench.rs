@@ -57,6 +57,9 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
+        firewall: None,
+        ports: Vec::new(),
     };
     AssignedVm {
         sequence,
@@ -101,6 +104,7 @@ pub(crate) fn saved(assigned: impl Into<Assigned>) -> Saved {
         restarts_done: 0,
         started_shape: 0,
         off: false,
+        squatted: None,
         created: false,
     }
 }
@@ -420,7 +424,11 @@ impl Bench {
                 let before = kept.map_or(0, Assigned::sequence);
                 assert!(saved.assigned.sequence() >= before, "an older assignment is saved: {}", context());
             }
-            Step::EnsureTaps | Step::Start | Step::CreateDisk { .. } | Step::GrowDisk { .. } => {
+            Step::EnsureTaps
+            | Step::Probe
+            | Step::Start
+            | Step::CreateDisk { .. }
+            | Step::GrowDisk { .. } => {
                 assert!(slot.observed.is_some(), "an effect before the claim: {}", context());
                 assert!(kept.is_some() && !removal, "made without being wanted: {}", context());
             }
@@ -507,6 +515,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             restarts: 0,
             restarts_done: 0,
             boot: None,
+            squatters: Vec::new(),
             problem: None,
         }),
         _ => Observed::Volume(ObservedVolume {

@@ -293,6 +293,9 @@ fn assigned_vm() -> AssignedVm {
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
+        firewall: None,
+        ports: Vec::new(),
     };
     AssignedVm {
         sequence: 0,

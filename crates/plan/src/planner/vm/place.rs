@@ -1,25 +1,21 @@
 //! Placing: everything that is fixed for a VM's life, in one transaction.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{Assigned, AssignedDisk, AssignedNic, AssignedVm, HostObject};
 use lightbyte_api::kinds::vm::{
-    Choice as VmChoice, Disk, Nic, PlacedDisk, PlacedNic, Placement, ROOT_DISK, Spec as VmSpec,
+    Choice as VmChoice, Disk, PlacedDisk, Placement, PortForward, ROOT_DISK, Spec as VmSpec, WorkerPort,
 };
 use lightbyte_api::kinds::{SpecRules as _, image, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::records::{AddressClaim, WorkerLedger};
+use lightbyte_api::records::WorkerLedger;
 use lightbyte_api::waiting::WorkerTask;
-use lightbyte_api::{
-    ByteSize, Choice, Key, Kind, MacAddress, Name, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId,
-};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId};
 
 use super::shape::{assigned_disk, attached, elsewhere};
-use super::{Inputs, Plan, Vm, unreadable, wanted};
-use crate::planner::network::free_address;
+use super::{Inputs, Plan, Vm, nics, unreadable, wanted};
 use crate::planner::volume::worker_to_be;
-use crate::scheduler::{Need, schedule};
+use crate::scheduler::{Missing, Need, schedule};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -29,7 +25,8 @@ use crate::view::View;
 /// The reason to wait when its image is not known.
 pub fn need(view: &View, spec: &VmSpec) -> Result<Need, WaitingOn> {
     let architecture = current_version(view, spec)?.architecture.clone();
-    Ok(Need { cpus: spec.cpus, memory: spec.memory, architecture, pinned: pinned(view, spec)? })
+    let ports = worker_ports(spec).collect();
+    Ok(Need { cpus: spec.cpus, memory: spec.memory, architecture, pinned: pinned(view, spec)?, ports })
 }
 
 /// The worker that the attached volumes are on, if they are anywhere yet.
@@ -64,10 +61,10 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let version = current_version(vm.view, vm.spec)?;
     let disks = choose_disks(vm, version, inputs)?;
     let need = need(vm.view, vm.spec)?;
-    let nics = choose_nics(vm)?;
+    let nics = nics::choose(vm)?;
     let scheduled = schedule(vm.view, &need);
     let Some((worker, worker_name)) = scheduled.worker else {
-        return Err(nowhere(vm.view, need, scheduled.only_room_is_missing));
+        return Err(nowhere(vm.view, need, scheduled.missing));
     };
     let worker_object = ObjectRef::new(Kind::Worker, worker_name.clone());
     let ledger_key = Key::WorkerLedger(worker);
@@ -80,15 +77,13 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
         memory: vm.spec.memory,
         disks: disks.placed,
         nics: nics.iter().map(|(placed, _)| placed.clone()).collect(),
+        ports: need.ports,
         decision: scheduled.decision,
     };
     let nics = nics.into_iter().map(|(_, nic)| nic).collect();
     let assigned = assignment(vm, version, disks.assigned, nics);
     let host_object = HostObject { kind: Kind::Vm, uid: vm.meta.uid };
-    let claims = placement.nics.iter().map(|nic| {
-        let claim = AddressClaim { owner: vm.meta.uid, object: vm.object.clone() };
-        Write::put(Key::Address(nic.network.clone(), nic.address), claim)
-    });
+    let claims = placement.nics.iter().map(|nic| nics::claim(vm, nic));
     let writes = claims
         .chain(disks.writes)
         .chain([
@@ -115,48 +110,20 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
 }
 
 /// Why no worker can take it.
-fn nowhere(view: &View, need: Need, only_room_is_missing: bool) -> WaitingOn {
-    let Need { cpus, memory, architecture, pinned } = need;
+fn nowhere(view: &View, need: Need, missing: Missing) -> WaitingOn {
+    let Need { cpus, memory, architecture, pinned, ports } = need;
     let pinned = pinned.and_then(|worker| Some((worker, view.object_of(worker.uid())?.name.clone())));
-    match (pinned, only_room_is_missing) {
-        (None, true) => WaitingOn::Capacity { cpus, memory },
-        (Some((_, worker)), true) => WaitingOn::WorkerRoom { worker, cpus, memory },
-        (Some((_, worker)), false) => WaitingOn::WorkerClosed { worker },
-        (None, false) => WaitingOn::Workers { architecture },
+    match (pinned, missing) {
+        (_, Missing::Ports) => WaitingOn::WorkerPorts { ports },
+        (None, Missing::Room) => WaitingOn::Capacity { cpus, memory },
+        (Some((_, worker)), Missing::Room) => WaitingOn::WorkerRoom { worker, cpus, memory },
+        (Some((_, worker)), Missing::Worker) => WaitingOn::WorkerClosed { worker },
+        (None, Missing::Worker) => WaitingOn::Workers { architecture },
     }
 }
 
 fn first_task(spec: &VmSpec) -> WorkerTask {
     if spec.running { WorkerTask::Start } else { WorkerTask::Stop }
-}
-
-fn choose_nics(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, WaitingOn> {
-    let mut taken: BTreeSet<(Name, Ipv4Addr)> = BTreeSet::new();
-    let mut nics = Vec::with_capacity(vm.spec.nics.len());
-    let network = |nic: &Nic| {
-        let network = ObjectRef::new(Kind::Network, nic.network.clone());
-        match vm.view.living(&network).map(|asked| &asked.spec) {
-            Some(Spec::Network(spec)) => Ok(spec),
-            _ => Err(WaitingOn::Missing { object: network }),
-        }
-    };
-    let networks: Vec<_> = vm.spec.nics.iter().map(network).collect::<Result<_, _>>()?;
-    for (index, (nic, spec)) in vm.spec.nics.iter().zip(networks).enumerate() {
-        let address = free_address(vm.view, &nic.network, spec, nic.address, &taken)
-            .ok_or_else(|| WaitingOn::Address { network: nic.network.clone() })?;
-        taken.insert((nic.network.clone(), address));
-        let mac = MacAddress::of_nic(vm.meta.uid, index);
-        let assigned = AssignedNic {
-            bridge: spec.bridge.clone(),
-            mac,
-            address,
-            prefix_length: spec.subnet.prefix_length(),
-            gateway: spec.gateway,
-            dns: spec.dns.clone(),
-        };
-        nics.push((PlacedNic { network: nic.network.clone(), mac, address }, assigned));
-    }
-    Ok(nics)
 }
 
 /// The disks of a VM that is being placed.
@@ -268,6 +235,11 @@ fn assignment(
     }
 }
 
+/// The ports of a worker that a VM is to have.
+fn worker_ports(spec: &VmSpec) -> impl Iterator<Item = WorkerPort> {
+    spec.ports.iter().map(PortForward::worker_side)
+}
+
 /// The worker's ledger with the VM in it; `None` when there is no readable ledger to add to.
 fn taken(view: &View, worker: WorkerId, spec: &VmSpec) -> Option<WorkerLedger> {
     let ledger = view.worker_ledger(worker)?;
@@ -275,5 +247,10 @@ fn taken(view: &View, worker: WorkerId, spec: &VmSpec) -> Option<WorkerLedger> {
         cpus: ledger.cpus.saturating_add(spec.cpus),
         memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_add(spec.memory.bytes())),
         vms: ledger.vms + 1,
+        ports: {
+            let ports: BTreeSet<WorkerPort> =
+                ledger.ports.iter().copied().chain(worker_ports(spec)).collect();
+            ports.into_iter().collect()
+        },
     })
 }

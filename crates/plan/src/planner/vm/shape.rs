@@ -256,6 +256,7 @@ fn ledger_write(view: &View, before: &Placement, after: &Placement) -> Result<Op
         cpus: exchange(ledger.cpus, before.cpus, after.cpus),
         memory: ByteSize::from_bytes(memory),
         vms: ledger.vms,
+        ports: ledger.ports.clone(),
     };
     Ok((next != *ledger).then(|| Write::put(key, next)))
 }

@@ -5,4 +5,6 @@ mod keep;
 mod moves;
 mod others;
 mod place;
+mod squatters;
 mod volumes;
+mod walls;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::HostObject;
+use lightbyte_api::firewall::{Firewall, From, Protocol, Rule};
 use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{Observed, ObservedWorker, PART_NAME_LENGTH};
-use lightbyte_api::records::{Alive, WorkerLedger};
-use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, Name, ObjectRef, Spec, WorkerId};
+use lightbyte_api::records::{AddressClaim, Alive, Squatted, WorkerLedger};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, MacAddress, Manifest, Name, ObjectRef, Spec, WorkerId};
 
 use super::{Store, at, name, placed, uid, with_uids};
 
@@ -57,6 +58,7 @@ pub(super) fn read(store: &mut Store, line: &str) {
         ["network", given, subnet, words @ ..] => {
             network(store, &name(given), subnet, &Line { words: words.to_vec() });
         }
+        ["squatted", network, address] => squatted(store, &name(network), address),
         ["volume", given, words @ ..] => volume(store, &name(given), &Line { words: words.to_vec() }),
         ["snapshot", given, words @ ..] => snapshot(store, &name(given), &Line { words: words.to_vec() }),
         ["vm", given, words @ ..] => vm(store, &name(given), &Line { words: words.to_vec() }),
@@ -126,6 +128,7 @@ fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
         cpus: line.or("used_cpus", "0"),
         memory: line.or("used_memory", "0"),
         vms: line.or("vms", "0"),
+        ports: Vec::new(),
     };
     store.put(&Key::WorkerLedger(worker), ledger);
     if !line.has("away") {
@@ -165,8 +168,18 @@ fn network(store: &mut Store, given: &Name, subnet: &str, line: &Line<'_>) {
         pool_first: host(first),
         pool_last: host(last),
         bridge: "br0".to_owned(),
+        mtu: None,
     };
     ask(store, ObjectRef::new(Kind::Network, given.clone()), Spec::Network(spec), line);
+}
+
+/// An address that a machine which is no VM of ours has.
+fn squatted(store: &mut Store, network: &Name, address: &str) {
+    let object = ObjectRef::new(Kind::Network, network.clone());
+    let mac = MacAddress::new([2, 0, 0, 0, 0, 9]);
+    let squatted = Some(Squatted { mac, worker: name("n1"), since: at(10) });
+    let key = Key::Address(network.clone(), address.parse().expect("an address"));
+    store.put(&key, AddressClaim { owner: uid(&object), object, squatted });
 }
 
 fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
@@ -181,6 +194,11 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
     if line.has("nonic") || !nics.is_empty() {
         spec.nics = nics.into_iter().map(nic).collect();
     }
+    let opens = line.all("opens");
+    if line.has("walled") || !opens.is_empty() {
+        spec.firewall = Some(Firewall { allow: opens.into_iter().map(opens_to).collect() });
+    }
+    spec.ports = line.all("port").into_iter().map(port).collect();
     let object = ObjectRef::new(Kind::Vm, given.clone());
     let attached = |field: &str| line.all(field).into_iter().map(attached).collect::<Vec<_>>();
     spec.disks.extend(attached("attach"));
@@ -196,6 +214,22 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
         spec.disks[0].size = Some(disk.parse().expect("a size"));
     }
     ask(store, object, Spec::Vm(spec), line);
+}
+
+/// `app:web`: TCP from VMs with this label; `10.0.0.0/8`: from there.
+fn opens_to(text: &str) -> Rule {
+    let from = match text.split_once(':') {
+        Some((key, value)) => From::Labels([(key.to_owned(), value.to_owned())].into()),
+        None => From::Cidr(text.parse().expect("a subnet")),
+    };
+    Rule { from: Some(from), protocol: Protocol::Tcp, ports: Vec::new() }
+}
+
+/// `8080:80`.
+fn port(text: &str) -> vm::PortForward {
+    let (worker_port, port) = text.split_once(':').expect("port=worker's:its");
+    let number = |text: &str| text.parse().expect("a port");
+    vm::PortForward { worker_port: number(worker_port), port: number(port), protocol: Protocol::Tcp }
 }
 
 /// `data`, or `data:ro`.

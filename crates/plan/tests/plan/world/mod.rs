@@ -8,10 +8,11 @@
 //!           [listens=n3:7701] [has=a]…
 //! image demo v1,v2 [current=v2] [root=64MiB] [architecture=x86_64] [deleting]
 //! network lan 10.78.0.0/24 pool=2-4 [gateway=10.78.0.1] [deleting]
-//! vm a [image=demo] [cpus=1] [memory=128MiB] [disk=1GiB] [nic=lan:10.78.0.3]… [nonic] [stopped] [deleting]
+//! squatted lan 10.78.0.3                                an address that somebody else has
+//! vm a [walled] [opens=app:web]… [port=8080:80]… [image=demo] [cpus=1] [memory=128MiB] [disk=1GiB] [nic=lan:10.78.0.3]… [nonic] [stopped] [deleting]
 //!      [generation=2] [restarts=1] [label=k:v]
 //!      [on=n1 [wanted=removed] [sequence=2] [at_generation=1] [address=10.77.0.2]
-//!       [observed=running] [seen=1] [problem=no_bridge] [volume=present]]
+//!       [observed=running] [seen=1] [squatted=10.77.0.2]… [problem=no_bridge] [volume=present]]
 //! asked KIND/NAME SPEC [deleting]                       an object of any kind, its specification in JSON
 //! opaque KEY                                            a value that no version of ours can read
 //! drop KEY                                              the key is gone

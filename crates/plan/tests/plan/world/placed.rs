@@ -11,7 +11,7 @@ use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
+use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, Squatter, VmPhase, VolumePhase};
 use lightbyte_api::records::{AddressClaim, WorkerLedger};
 use lightbyte_api::{
     ByteSize, Choice, Decided, Key, Kind, MacAddress, Name, ObjectRef, Spec, VolumeId, WorkerId,
@@ -67,7 +67,7 @@ pub(super) fn vm(
         })
         .collect();
     for nic in &nics {
-        let claim = AddressClaim { owner, object: object.clone() };
+        let claim = AddressClaim { owner, object: object.clone(), squatted: None };
         store.put(&Key::Address(nic.network.clone(), nic.address), claim);
     }
     let best =
@@ -88,6 +88,7 @@ pub(super) fn vm(
             })
             .collect(),
         nics,
+        ports: spec.ports.iter().map(vm::PortForward::worker_side).collect(),
         decision: Decision {
             revision: 5,
             workers: 3,
@@ -97,9 +98,9 @@ pub(super) fn vm(
     };
     charge(store, worker, spec);
     assign(store, object, spec, &placement, line);
-    report(store, object, worker, line);
     let choice = Choice::Vm(vm::Choice { placement: Some(placement) });
     store.put(&Key::Decided(object.clone()), Decided { uid: owner, waiting_on: Vec::new(), choice });
+    report(store, object, worker, line);
     root_volume(store, &volume, object, spec, worker, line);
 }
 
@@ -110,6 +111,12 @@ fn charge(store: &mut Store, worker: WorkerId, spec: &vm::Spec) {
             cpus: before.cpus + spec.cpus,
             memory: ByteSize::from_bytes(before.memory.bytes() + spec.memory.bytes()),
             vms: before.vms + 1,
+            ports: before
+                .ports
+                .iter()
+                .copied()
+                .chain(spec.ports.iter().map(vm::PortForward::worker_side))
+                .collect(),
         };
         store.put(&Key::WorkerLedger(worker), ledger);
     }
@@ -140,6 +147,9 @@ fn assign(
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
+        firewall: None,
+        ports: Vec::new(),
     });
     let assigned = AssignedVm {
         sequence: line.or("sequence", "1"),
@@ -189,10 +199,27 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         restarts: 0,
         restarts_done: line.or("at_restarts", line.get("restarts").unwrap_or("0")),
         boot: None,
+        squatters: squatters(store, object, line),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
     };
     store
         .put(&Key::Observed(worker, HostObject { kind: Kind::Vm, uid: uid(object) }), Observed::Vm(observed));
+}
+
+/// `squatted=10.77.0.2`: the worker heard somebody answer for it.
+fn squatters(store: &Store, object: &ObjectRef, line: &Line<'_>) -> Vec<Squatter> {
+    let view = store.view();
+    let nics = match view.decided(object).map(|decided| &decided.choice) {
+        Some(Choice::Vm(vm::Choice { placement: Some(placement) })) => placement.nics.clone(),
+        _ => Vec::new(),
+    };
+    let mac = MacAddress::new([2, 0, 0, 0, 0, 9]);
+    let squatter = |text: &str| {
+        let address = text.parse().expect("an address");
+        let nic = nics.iter().position(|nic| nic.address == address).unwrap_or(0);
+        Squatter { nic: u32::try_from(nic).expect("a small number"), address, mac }
+    };
+    line.all("squatted").into_iter().map(squatter).collect()
 }
 
 fn root_volume(

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, Source};
+use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, AssignedVolume, Source};
+use lightbyte_api::firewall::Opening;
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Record;
@@ -103,14 +104,18 @@ fn line(names: &Names, write: &Write) -> String {
                 claim.object.to_string(),
                 "a claim names its owner twice alike"
             );
-            format!("claim {network} {address} for {}", claim.object)
+            match &claim.squatted {
+                Some(squatted) => format!("claim {network} {address} squatted by {}", squatted.mac),
+                None => format!("claim {network} {address} for {}", claim.object),
+            }
         }
         Write::Put(Key::WorkerLedger(worker), Record::WorkerLedger(ledger)) => format!(
-            "ledger {} {} CPUs {} {} VMs",
+            "ledger {} {} CPUs {} {} VMs{}",
             names.worker(worker.uid()),
             ledger.cpus,
             ledger.memory,
-            ledger.vms
+            ledger.vms,
+            ledger.ports.iter().map(|port| format!(" port {}", port.port)).collect::<String>()
         ),
         Write::Put(key, record) => format!("put {} {}", names.key(key), record.show(names)),
     }
@@ -233,7 +238,7 @@ impl Show for AssignedVm {
         let nics: Vec<String> = self
             .nics
             .iter()
-            .map(|nic| format!("{}/{} on {}", nic.address, nic.prefix_length, nic.bridge))
+            .map(|nic| format!("{}/{} on {}{}", nic.address, nic.prefix_length, nic.bridge, rules(nic)))
             .collect();
         let shape = if self.shape > 1 { format!(" shape {}", self.shape) } else { String::new() };
         let restarts = match self.restarts_asked {
@@ -253,6 +258,18 @@ impl Show for AssignedVm {
             if nics.is_empty() { "no NIC".to_owned() } else { nics.join(" ") },
         )
     }
+}
+
+/// The rules that a card has of its own.
+fn rules(nic: &AssignedNic) -> String {
+    let opening = |opening: &Opening| {
+        let from: Vec<String> = opening.from.iter().map(ToString::to_string).collect();
+        format!("{} from {}", opening.protocol.word(), from.join(","))
+    };
+    let wall = nic.firewall.as_ref().map(|wall| wall.allow.iter().map(opening).collect::<Vec<_>>());
+    let wall = wall.map(|wall| format!(" walled [{}]", wall.join("; ")));
+    let ports = nic.ports.iter().map(|port| format!(" {}->{}", port.worker_port, port.port));
+    wall.into_iter().chain(ports).collect()
 }
 
 impl Show for AssignedVolume {

@@ -5,7 +5,10 @@
 mod contract;
 mod firecracker;
 mod life;
+mod machine;
+mod squatters;
 mod taps;
+mod walls;
 
 use std::fs;
 use std::io::Write as _;

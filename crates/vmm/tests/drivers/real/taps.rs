@@ -27,7 +27,7 @@ const FRAME_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How long a bridge may take to see that somebody has opened its port.
 const PORT_MAX: Duration = Duration::from_secs(30);
 const PORT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
+pub(super) fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
     AssignedNic {
         bridge: "br0".to_owned(),
         mac: MacAddress::of_nic(vm.uid(), 0),
@@ -35,6 +35,9 @@ fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
+        mtu: None,
+        firewall: None,
+        ports: Vec::new(),
     }
 }
 
@@ -219,7 +222,7 @@ fn a_tap_that_cannot_be_made_may_not_send() {
 }
 
 /// The hardware address of an interface of this namespace.
-fn address_of(name: &str) -> String {
+pub(super) fn address_of(name: &str) -> String {
     let output = Command::new("ip").args(["-o", "link", "show", "dev", name]).output().expect("run ip");
     let text = String::from_utf8(output.stdout).expect("text");
     let mut words = text.split_whitespace().skip_while(|word| *word != "link/ether");

@@ -56,14 +56,18 @@ pub(super) fn rules(facts: &Facts) -> Finding {
 pub(super) fn filter(facts: &Facts) -> Finding {
     let check = Check {
         name: "bridge filter",
-        why: "where the host's own IP rules apply to bridges, a firewall of the host cuts VMs off from each other and from the network",
+        why: "firewalls of VMs, and ports of this host that lead to one, need the host's IP rules to see what crosses bridges; so does a \
+              firewall of the host then, which has to let VMs through",
     };
+    let without = "VMs with a firewall or with ports of this host do not start";
     match facts.network.filters_bridges {
-        Some(true) => check.warn(
-            "on: the host's own IP rules apply to what crosses bridges; well where they let VMs through",
-            "sysctl -w net.bridge.bridge-nf-call-iptables=0",
+        Some(true) => check.ok("on: the host's own IP rules apply to what crosses bridges too"),
+        Some(false) => {
+            check.warn(format!("off: {without}"), "sysctl -w net.bridge.bridge-nf-call-iptables=1")
+        }
+        None => check.warn(
+            format!("not there: {without}"),
+            "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1",
         ),
-        Some(false) => check.ok("off"),
-        None => check.ok("this kernel has none loaded"),
     }
 }

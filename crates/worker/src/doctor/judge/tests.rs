@@ -56,7 +56,7 @@ fn well() -> Facts {
         network: Network {
             has_tun: true,
             bridge: Bridge::There { is_up: true, ports: words("eno1") },
-            filters_bridges: Some(false),
+            filters_bridges: Some(true),
             rules: Tried::Works,
         },
         state: Ok(place()),
@@ -229,8 +229,8 @@ fn the_way_to_the_network_is_judged_step_by_step() {
         |_, facts| facts.network.rules = Tried::NotTried("not root".to_owned()),
         &["warn tap rules: not tried: not root > sudo lightbyte doctor"],
     );
-    check(|_, facts| facts.network.filters_bridges = Some(true), &["warn bridge filter: on"]);
-    check(|_, facts| facts.network.filters_bridges = None, &[]);
+    check(|_, facts| facts.network.filters_bridges = Some(false), &["warn bridge filter: off"]);
+    check(|_, facts| facts.network.filters_bridges = None, &["warn bridge filter: not there"]);
 }
 
 #[test]

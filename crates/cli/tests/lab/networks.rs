@@ -1,0 +1,196 @@
+//! Networks of real VMs, with strangers on the LAN.
+
+use std::process::Command;
+
+use crate::bed::{Bed, skip, until};
+use crate::real::{missing, page, page_at};
+
+fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().expect("ip runs");
+    assert!(status.success(), "ip {words}");
+}
+
+/// A machine on the LAN of a lab that is no host and no VM of it. Its namespace is named as the lab's are, and so goes
+/// with the lab.
+struct Stranger {
+    namespace: String,
+}
+
+impl Stranger {
+    fn new(bed: &Bed, name: &str) -> Stranger {
+        let (namespace, lan) = (bed.namespace(name), bed.namespace("lan"));
+        ip(&format!("netns add {namespace}"));
+        ip(&format!("-n {lan} link add {name} type veth peer name eth0 netns {namespace}"));
+        ip(&format!("-n {lan} link set {name} master lan0 up"));
+        ip(&format!("-n {namespace} link set eth0 up"));
+        Stranger { namespace }
+    }
+
+    fn ip(&self, words: &str) {
+        ip(&format!("-n {} {words}", self.namespace));
+    }
+
+    fn mac(&self) -> String {
+        let words = ["netns", "exec", &self.namespace, "cat", "/sys/class/net/eth0/address"];
+        let output = Command::new("ip").args(words).output().expect("ip runs");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+#[test]
+fn a_machine_that_squats_a_pool_address_is_detected_skipped_and_reported() {
+    let test = "a_machine_that_squats_a_pool_address_is_detected_skipped_and_reported";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("squat", &["--vmm", "qemu", "--nodes", "1"]) else { return };
+    bed.start();
+    let network = bed.json(&["get", "network/default"]);
+    let first = network["spec"]["pool_first"].as_str().expect("an address").to_owned();
+    let prefix = first.strip_suffix(".1").expect("10.x.1.1").to_owned();
+    let stranger = Stranger::new(&bed, "stranger");
+    stranger.ip(&format!("addr add {first}/16 dev eth0"));
+
+    let address = bed.ok(&["run", "demo", "--name", "hello"]).trim().to_owned();
+    assert_eq!(address, format!("{prefix}.2"), "the next one");
+    assert!(page(&address).is_some_and(|text| text.contains("hello")));
+    let squatted = bed.json(&["get", "network/default"])["status"]["squatted"][0].clone();
+    assert_eq!(squatted["address"], first.as_str());
+    assert_eq!(squatted["mac"], stranger.mac().as_str());
+    assert_eq!(squatted["worker"], "n1");
+    let events = bed.ok(&["events", "network/default"]);
+    let found = format!("{first} of network `default` is in use by a machine that is no VM of ours");
+    assert!(events.contains(&found), "{events}");
+    let events = bed.ok(&["events", "vm/hello"]);
+    assert!(events.contains(&format!("it had {first}/16 and has {prefix}.2/16")), "{events}");
+    // Nobody is given it while a person has not said that it is free, though its squatter goes.
+    stranger.ip(&format!("addr del {first}/16 dev eth0"));
+    assert_eq!(bed.ok(&["run", "demo", "--name", "second"]).trim(), format!("{prefix}.3"));
+    bed.ok(&["release", &format!("address/{first}")]);
+    assert_eq!(bed.ok(&["run", "demo", "--name", "third"]).trim(), first);
+    bed.ok(&["delete", "vm/third", "--yes"]);
+
+    // One that must have the address waits for it, and says whom it waits for.
+    stranger.ip(&format!("addr add {first}/16 dev eth0"));
+    bed.ok(&["run", "demo", "--name", "fixed", "--address", &first, "--no-wait"]);
+    let why = || bed.ok(&["why", "vm/fixed"]);
+    until("it waits", || why().contains(&format!("worker `n1` heard {} answer for it", stranger.mac())));
+    assert!(why().contains(&format!("lightbyte release address/{first} --network default")), "{}", why());
+    stranger.ip(&format!("addr del {first}/16 dev eth0"));
+    bed.ok(&["release", &format!("address/{first}")]);
+    bed.ok(&["wait", "vm/fixed", "--for", "ready"]);
+    assert!(page(&first).is_some_and(|text| text.contains("fixed")));
+    let boot = bed.json(&["get", "vm/hello"])["status"]["boot"].clone();
+    eprintln!("the first boot, probed twice: {boot}");
+}
+
+/// Whether a VM reaches the page of another.
+fn sees(bed: &Bed, vm: &str, address: &str) -> bool {
+    let fetch = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {address} 80");
+    let output = bed.run(&["exec", vm, "--", "sh", "-c", &fetch]);
+    String::from_utf8_lossy(&output.stdout).contains("200 OK")
+}
+
+#[test]
+fn firewalls_follow_labels_and_ports_lead_to_their_vm() {
+    let test = "firewalls_follow_labels_and_ports_lead_to_their_vm";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("wall", &["--vmm", "qemu", "--nodes", "2"]) else { return };
+    bed.start();
+    let file = bed.manifests(
+        "{kind: vm, name: db, spec: {image: demo, ports: [{worker_port: 8080, port: 80}],
+          firewall: {allow: [{protocol: tcp, ports: [80], from: {labels: {app: web}}}]}}}
+---
+{kind: vm, name: web, labels: {app: web}, spec: {image: demo}}
+---
+{kind: vm, name: other, spec: {image: demo}}
+",
+    );
+    bed.ok(&["apply", "-f", crate::bed::path(&file)]);
+    for vm in ["db", "web", "other"] {
+        bed.ok(&["wait", &format!("vm/{vm}"), "--for", "ready"]);
+    }
+    let db = bed.json(&["get", "vm/db"]);
+    let address = db["status"]["addresses"][0].as_str().expect("an address").replace("/16", "");
+    until("the web reaches the database", || sees(&bed, "web", &address));
+    assert!(!sees(&bed, "other", &address), "nobody else does");
+    assert!(page(&address).is_none(), "nor does the machine");
+    // The machine asks the worker, and is nobody whom the firewall knows.
+    let worker = db["status"]["worker"].as_str().expect("a worker").to_owned();
+    let number: u8 = worker.trim_start_matches('n').parse().expect("a number");
+    let prefix = address.split('.').take(2).collect::<Vec<_>>().join(".");
+    let forwarded = format!("{prefix}.0.{}:8080", 10 + number);
+    assert!(page_at(&forwarded).is_none());
+
+    // Without a restart: another has the label, and then nobody but the machine is let in.
+    let boot = |vm: &str| bed.ok(&["exec", vm, "--", "cat", "/proc/sys/kernel/random/boot_id"]);
+    let before = boot("db");
+    let other = bed.manifests("{kind: vm, name: other, labels: {app: web}, spec: {image: demo}}\n");
+    bed.ok(&["apply", "-f", crate::bed::path(&other)]);
+    until("the other reaches it too", || sees(&bed, "other", &address));
+    let machine = format!(
+        "{{kind: vm, name: db, spec: {{image: demo, ports: [{{worker_port: 8080, port: 80}}],
+          firewall: {{allow: [{{protocol: tcp, ports: [80], from: {{cidr: {prefix}.0.1/32}}}}]}}}}}}\n"
+    );
+    let machine = bed.manifests(&machine);
+    bed.ok(&["apply", "-f", crate::bed::path(&machine)]);
+    until("the machine reaches it", || page(&address).is_some());
+    assert!(!sees(&bed, "web", &address));
+    assert!(page_at(&forwarded).is_some_and(|text| text.contains("db")), "by its worker's port too");
+    assert_eq!(boot("db"), before, "it was not started again");
+
+    // A port of a worker is one VM's: the second goes to the other worker, and the third waits.
+    for vm in ["second", "third"] {
+        let text = format!(
+            "{{kind: vm, name: {vm}, spec: {{image: demo, ports: [{{worker_port: 8080, port: 80}}]}}}}\n"
+        );
+        bed.ok(&["apply", "-f", crate::bed::path(&bed.manifests(&text))]);
+    }
+    bed.ok(&["wait", "vm/second", "--for", "ready"]);
+    assert_ne!(bed.json(&["get", "vm/second"])["status"]["worker"], worker.as_str());
+    until("the third says why", || bed.ok(&["why", "vm/third"]).contains("tcp 8080"));
+    bed.ok(&["delete", "vm/db", "--yes"]);
+    bed.ok(&["wait", "vm/third", "--for", "ready"]);
+    until("the port leads to the third now", || {
+        page_at(&forwarded).is_some_and(|text| text.contains("third"))
+    });
+}
+
+#[test]
+fn a_vm_on_two_networks_answers_on_both_and_leaves_by_the_first() {
+    let test = "a_vm_on_two_networks_answers_on_both_and_leaves_by_the_first";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("two", &["--vmm", "qemu", "--nodes", "1"]) else { return };
+    bed.start();
+    // A range for tests of networks (RFC 2544), whose gateway nobody is.
+    let file = bed.manifests(
+        "{kind: network, name: lan, spec: {subnet: 198.18.77.0/24, gateway: 198.18.77.1, mtu: 1400}}
+---
+{kind: vm, name: both, spec: {image: demo, nics: [{network: default}, {network: lan}]}}
+",
+    );
+    bed.ok(&["apply", "-f", crate::bed::path(&file)]);
+    bed.ok(&["wait", "vm/both", "--for", "ready"]);
+    // The machine is on the second network as well.
+    ip(&format!("addr add 198.18.77.254/24 dev lb{}", bed.hash()));
+    let addresses = bed.json(&["get", "vm/both"])["status"]["addresses"].clone();
+    let addresses: Vec<&str> = addresses
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|text| text.as_str()?.split('/').next())
+        .collect();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    for address in addresses {
+        assert!(page(address).is_some_and(|text| text.contains("both")), "{address} answers");
+    }
+    let inside = |command: &str| bed.ok(&["exec", "both", "--", "sh", "-c", command]);
+    let routes = inside("ip route");
+    let out: Vec<&str> = routes.lines().filter(|route| route.starts_with("default")).collect();
+    assert!(matches!(out.as_slice(), [route] if route.contains(".0.1 dev eth0")), "{routes}");
+    assert_eq!(inside("cat /sys/class/net/eth0/mtu /sys/class/net/eth1/mtu"), "1500\n1400\n");
+}

@@ -1,0 +1,229 @@
+//! The network cards of a VM: their addresses, and what becomes of one that somebody else turns out to have.
+//!
+//! ```text
+//!   worker reports a squatter ──┬── another address is free: the claim becomes a squatted one, the VM gets the other
+//!                               └── none, or it must have this one: it keeps its claim, and waits
+//! ```
+//!
+//! A VM whose worker reports a squatter does not run, and under this assignment never will: so its address may be
+//! exchanged. A squatted claim is the network's, until a person releases it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use lightbyte_api::assigned::{AssignedNic, AssignedVm};
+use lightbyte_api::firewall::{From, Opening, SOURCES_MAX, Wall};
+use lightbyte_api::kinds::network;
+use lightbyte_api::kinds::vm::{Nic, PlacedNic, Placement};
+use lightbyte_api::observed::{ObservedVm, Squatter};
+use lightbyte_api::records::{AddressClaim, Squatted};
+use lightbyte_api::{Key, Kind, MacAddress, Name, ObjectRef, Spec, Subnet, WaitingOn};
+
+use super::{Inputs, Vm, placement, unreadable};
+use crate::planner::network::free_address;
+use crate::transaction::Write;
+use crate::view::View;
+
+/// Addresses that one plan gives.
+type Taken = BTreeSet<(Name, Ipv4Addr)>;
+
+/// The network cards of a VM that is being placed. The error is the reason to wait.
+pub(super) fn choose(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, WaitingOn> {
+    let mut taken = Taken::new();
+    let mut nics = Vec::with_capacity(vm.spec.nics.len());
+    let networks = vm.spec.nics.iter().map(|nic| living(vm.view, &nic.network));
+    let networks: Vec<_> = networks.collect::<Result<_, _>>()?;
+    let wall = match wall(vm) {
+        (wall, None) => wall,
+        (_, Some(problem)) => return Err(problem),
+    };
+    for (index, (nic, (_, spec))) in vm.spec.nics.iter().zip(networks).enumerate() {
+        let address = free_address(vm.view, &nic.network, spec, nic.address, &taken)
+            .ok_or_else(|| no_address(vm.view, nic))?;
+        taken.insert((nic.network.clone(), address));
+        let mac = MacAddress::of_nic(vm.meta.uid, index);
+        let placed = PlacedNic { network: nic.network.clone(), mac, address };
+        let ports = if index == 0 { vm.spec.ports.clone() } else { Vec::new() };
+        let assigned = AssignedNic { firewall: wall.clone(), ports, ..assigned_nic(spec, &placed) };
+        nics.push((placed, assigned));
+    }
+    Ok(nics)
+}
+
+/// The claim of a placed card's address.
+pub(super) fn claim(vm: &Vm<'_>, nic: &PlacedNic) -> Write {
+    let claim = AddressClaim { owner: vm.meta.uid, object: vm.object.clone(), squatted: None };
+    Write::put(Key::Address(nic.network.clone(), nic.address), claim)
+}
+
+fn assigned_nic(spec: &network::Spec, placed: &PlacedNic) -> AssignedNic {
+    AssignedNic {
+        bridge: spec.bridge.clone(),
+        mac: placed.mac,
+        address: placed.address,
+        prefix_length: spec.subnet.prefix_length(),
+        gateway: spec.gateway,
+        dns: spec.dns.clone(),
+        mtu: spec.mtu,
+        firewall: None,
+        ports: Vec::new(),
+    }
+}
+
+/// What may come in to the VM, with the addresses that VMs with the named labels have now. Whoever gets or loses such
+/// labels, or an address, wakes this VM (`crate::labels`); a plan does not rest on them, since there may be many, and one
+/// that was made from older addresses is followed by another.
+///
+/// A rule whose labels come to too many addresses lets nobody in; with it comes the reason to say so.
+fn wall(vm: &Vm<'_>) -> (Option<Wall>, Option<WaitingOn>) {
+    let Some(firewall) = &vm.spec.firewall else { return (None, None) };
+    let mut left = SOURCES_MAX;
+    let mut problem = None;
+    let mut allow = Vec::with_capacity(firewall.allow.len());
+    for rule in &firewall.allow {
+        let from = match &rule.from {
+            None => Vec::new(),
+            Some(From::Cidr(subnet)) => vec![*subnet],
+            Some(From::Labels(labels)) => {
+                let sources = addresses(vm, labels);
+                match left.checked_sub(sources.len()) {
+                    Some(rest) => left = rest,
+                    None => {
+                        problem = Some(WaitingOn::FirewallSources { addresses_max: SOURCES_MAX as u64 });
+                        continue;
+                    }
+                }
+                if sources.is_empty() {
+                    // Nobody has the labels: an empty list would mean anybody.
+                    continue;
+                }
+                sources
+            }
+        };
+        allow.push(Opening { from, protocol: rule.protocol, ports: rule.ports.clone() });
+    }
+    (Some(Wall { allow }), problem)
+}
+
+/// The addresses of the other VMs that have all of `labels`, in order.
+fn addresses(vm: &Vm<'_>, labels: &BTreeMap<String, String>) -> Vec<Subnet> {
+    let others = vm.view.vms_with(labels).filter(|(_, asked)| asked.meta.uid != vm.meta.uid);
+    let placed = others.filter_map(|(object, _)| placement(vm.view, &object));
+    let addresses = placed.flat_map(|placement| placement.nics.iter().map(|nic| nic.address));
+    // One more than may be is enough to know that they are too many.
+    let addresses: BTreeSet<Ipv4Addr> = addresses.take(SOURCES_MAX + 1).collect();
+    addresses.into_iter().map(|address| Subnet::of(address, 32)).collect()
+}
+
+/// The network with what is asked of it, unless it is going.
+fn living<'a>(view: &'a View, network: &Name) -> Result<(AddressClaim, &'a network::Spec), WaitingOn> {
+    let object = ObjectRef::new(Kind::Network, network.clone());
+    let asked = view.living(&object);
+    match asked.map(|asked| (asked.meta.uid, &asked.spec)) {
+        Some((owner, Spec::Network(spec))) => Ok((AddressClaim { owner, object, squatted: None }, spec)),
+        _ => Err(WaitingOn::Missing { object }),
+    }
+}
+
+/// Why a card cannot have an address.
+fn no_address(view: &View, nic: &Nic) -> WaitingOn {
+    let claim = nic.address.and_then(|address| Some((address, view.address_claim(&nic.network, address)?)));
+    let network = nic.network.clone();
+    match claim.and_then(|(address, claim)| Some((address, claim.squatted.clone()?))) {
+        Some((address, Squatted { mac, worker, .. })) => {
+            WaitingOn::Squatted { network, address, mac, worker }
+        }
+        None => WaitingOn::Address { network },
+    }
+}
+
+/// What is to change in a placed VM's cards.
+#[derive(Default)]
+pub(super) struct Change {
+    /// All its cards, when any changed.
+    pub(super) nics: Option<(Vec<PlacedNic>, Vec<AssignedNic>)>,
+    pub(super) writes: Vec<Write>,
+    pub(super) rests_on: Vec<Key>,
+    pub(super) hindrances: Vec<WaitingOn>,
+}
+
+/// What is to change because somebody else has an address of the VM, or something else may come in to it.
+pub(super) fn change(
+    vm: &Vm<'_>,
+    placement: &Placement,
+    assigned: &AssignedVm,
+    observed: Option<&ObservedVm>,
+    inputs: &Inputs,
+) -> Change {
+    let mut change = Change::default();
+    let mut cards = (placement.nics.clone(), assigned.nics.clone());
+    let (wall, problem) = wall(vm);
+    change.hindrances.extend(problem);
+    if cards.1.iter().any(|card| card.firewall != wall) {
+        cards.1.iter_mut().for_each(|card| card.firewall.clone_from(&wall));
+        change.nics = Some(Default::default());
+    }
+    let mut taken = Taken::new();
+    // A report on an older assignment speaks of a start that may have been tried again since.
+    let observed = observed.filter(|observed| observed.sequence == assigned.sequence);
+    for squatter in observed.map_or(&[][..], |observed| &observed.squatters) {
+        let index = squatter.nic as usize;
+        let (Some(placed), Some(card)) = (cards.0.get_mut(index), cards.1.get_mut(index)) else { continue };
+        if placed.address != squatter.address {
+            continue;
+        }
+        match exchange(vm, placement, placed, squatter, &taken, inputs) {
+            Ok(exchange) => {
+                taken.insert((exchange.placed.network.clone(), exchange.placed.address));
+                let (firewall, ports) = (card.firewall.take(), std::mem::take(&mut card.ports));
+                *card = AssignedNic { firewall, ports, ..exchange.assigned };
+                *placed = exchange.placed;
+                change.writes.extend(exchange.writes);
+                change.rests_on.push(exchange.network);
+                change.nics = Some(Default::default());
+            }
+            Err(hindrance) => change.hindrances.push(hindrance),
+        }
+    }
+    change.nics = change.nics.map(|_| cards);
+    change
+}
+
+/// A card with another address.
+struct Exchange {
+    placed: PlacedNic,
+    assigned: AssignedNic,
+    writes: [Write; 2],
+    /// What is asked of the network that gave it.
+    network: Key,
+}
+
+fn exchange(
+    vm: &Vm<'_>,
+    placement: &Placement,
+    placed: &PlacedNic,
+    squatter: &Squatter,
+    taken: &Taken,
+    inputs: &Inputs,
+) -> Result<Exchange, WaitingOn> {
+    let Squatter { address, mac, nic } = *squatter;
+    let (network, worker) = (placed.network.clone(), placement.worker_name.clone());
+    let stays = || WaitingOn::Squatted { network: network.clone(), address, mac, worker: worker.clone() };
+    // What cannot be read is not written over.
+    let key = Key::Address(network.clone(), address);
+    if vm.view.address_claim(&network, address).is_none_or(|claim| claim.owner != vm.meta.uid) {
+        return Err(unreadable(&key));
+    }
+    let wished = vm.spec.nics.get(nic as usize).is_none_or(|nic| nic.address.is_some());
+    let (of_network, spec) = living(vm.view, &network).map_err(|_| stays())?;
+    let free = free_address(vm.view, &network, spec, None, taken).filter(|_| !wished).ok_or_else(stays)?;
+    let next = PlacedNic { address: free, ..placed.clone() };
+    let squatted = Some(Squatted { mac, worker: worker.clone(), since: inputs.now });
+    let squatted = AddressClaim { squatted, ..of_network };
+    Ok(Exchange {
+        assigned: assigned_nic(spec, &next),
+        writes: [claim(vm, &next), Write::put(key, squatted)],
+        network: Key::Asked(ObjectRef::new(Kind::Network, network.clone())),
+        placed: next,
+    })
+}

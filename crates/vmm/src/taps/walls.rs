@@ -1,0 +1,218 @@
+//! What may come in to a VM, and which ports of its worker are its own: rules of nftables beside those of `sources`.
+//!
+//! Connections are tracked, so that answers to the VM's own come in. Bridges have no tracking of their own on every kernel,
+//! so this is done where the host's does it: with `br_netfilter`, what a bridge passes on goes through the hooks of IPv4,
+//! and there through one table of ours. A VM is known there by its bridge and its address, which nobody else can send
+//! from. What IPv4 does not see (other kinds of frames, other addresses) is kept from a walled tap by the bridge itself.
+//!
+//! ```text
+//!   postrouting ── walls { bridge . address : jump wall-TAP } ──> known connection, allowed, or dropped
+//!   prerouting, output ── ports { protocol . port : jump ports-TAP } ──> to the VM
+//! ```
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+
+use lightbyte_api::assigned::AssignedNic;
+use lightbyte_api::firewall::{Opening, Protocol, Wall};
+use serde_json::Value;
+
+use crate::driver::DriverError;
+
+/// The table, as often as it is asked for.
+const TABLE: &str = "\
+add table inet lightbyte
+add map inet lightbyte walls { type ifname . ipv4_addr : verdict; }
+add map inet lightbyte ports { type inet_proto . inet_service : verdict; }
+add chain inet lightbyte received { type filter hook postrouting priority 0; policy accept; }
+add chain inet lightbyte incoming { type nat hook prerouting priority -100; policy accept; }
+add chain inet lightbyte own { type nat hook output priority -100; policy accept; }
+flush chain inet lightbyte received
+flush chain inet lightbyte incoming
+flush chain inet lightbyte own
+add rule inet lightbyte received oifname . ip daddr vmap @walls
+add rule inet lightbyte incoming fib daddr type local meta l4proto . th dport vmap @ports
+add rule inet lightbyte own fib daddr type local meta l4proto . th dport vmap @ports
+";
+
+/// What the names of chains begin with; the tap's follows.
+const WALL: &str = "wall-";
+const PORTS: &str = "ports-";
+
+/// Whether a card has rules of its own.
+pub(super) fn has_rules(nic: &AssignedNic) -> bool {
+    nic.firewall.is_some() || !nic.ports.is_empty()
+}
+
+/// Whether this host can carry out the rules of a card.
+///
+/// # Errors
+/// [`DriverError::Refused`] with what would help.
+pub(super) fn check(nic: &AssignedNic) -> Result<(), DriverError> {
+    let is_on = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
+    let bridge = &nic.bridge;
+    let seen = is_on("/proc/sys/net/bridge/bridge-nf-call-iptables")
+        || is_on(&format!("/sys/class/net/{bridge}/bridge/nf_call_iptables"));
+    if !seen {
+        return Err(DriverError::Refused(
+            "this host keeps no track of connections over bridges, which firewalls and ports of VMs need: `modprobe br_netfilter && \
+             sysctl net.bridge.bridge-nf-call-iptables=1`"
+                .to_owned(),
+        ));
+    }
+    if !nic.ports.is_empty() && !is_on(&format!("/proc/sys/net/ipv4/conf/{bridge}/forwarding")) {
+        return Err(DriverError::Refused(format!(
+            "this host forwards nothing from `{bridge}`, which ports of VMs need: `sysctl net.ipv4.conf.{bridge}.forwarding=1`"
+        )));
+    }
+    Ok(())
+}
+
+/// The rules of a card, in place of those that its tap has.
+pub(super) fn rules(tap: &str, nic: &AssignedNic) -> String {
+    let mut script = TABLE.to_owned();
+    if let Some(wall) = &nic.firewall {
+        let chain = format!("{WALL}{tap}");
+        begin(&mut script, &chain);
+        wall_rules(&mut script, &chain, wall);
+        let (bridge, address) = (&nic.bridge, nic.address);
+        let _ = writeln!(
+            script,
+            "add element inet lightbyte walls {{ \"{bridge}\" . {address} : jump {chain} }}"
+        );
+    }
+    if !nic.ports.is_empty() {
+        let chain = format!("{PORTS}{tap}");
+        begin(&mut script, &chain);
+        for port in &nic.ports {
+            let (protocol, here, there) = (port.protocol.word(), port.worker_port, port.port);
+            let _ = writeln!(
+                script,
+                "add rule inet lightbyte {chain} {protocol} dport {here} dnat ip to {}:{there}",
+                nic.address
+            );
+            let _ =
+                writeln!(script, "add element inet lightbyte ports {{ {protocol} . {here} : jump {chain} }}");
+        }
+    }
+    script
+}
+
+fn begin(script: &mut String, chain: &str) {
+    let _ = writeln!(script, "add chain inet lightbyte {chain}\nflush chain inet lightbyte {chain}");
+}
+
+fn wall_rules(script: &mut String, chain: &str, wall: &Wall) {
+    let mut rule = |text: &str| {
+        let _ = writeln!(script, "add rule inet lightbyte {chain} {text}");
+    };
+    rule("ct state established,related accept");
+    wall.allow.iter().for_each(|opening| rule(&opening_rule(opening)));
+    rule("drop");
+}
+
+fn opening_rule(opening: &Opening) -> String {
+    let list = |items: Vec<String>| format!("{{ {} }}", items.join(", "));
+    let mut words = Vec::new();
+    if !opening.from.is_empty() {
+        words.push(format!("ip saddr {}", list(opening.from.iter().map(ToString::to_string).collect())));
+    }
+    match (opening.protocol, opening.ports.is_empty()) {
+        (Protocol::Icmp, _) => words.push("meta l4proto icmp".to_owned()),
+        (protocol, true) => words.push(format!("meta l4proto {}", protocol.word())),
+        (protocol, false) => {
+            let ports = list(opening.ports.iter().map(ToString::to_string).collect());
+            words.push(format!("{} dport {ports}", protocol.word()));
+        }
+    }
+    words.push("accept".to_owned());
+    words.join(" ")
+}
+
+/// What takes the rules of some taps away, from a list of the table as `nft -j` prints it.
+pub(super) fn clear(list: &Value, is_gone: impl Fn(&str) -> bool) -> String {
+    let mut script = String::new();
+    let mut chains = BTreeSet::new();
+    let gone = |chain: &str| {
+        let tap = chain.strip_prefix(WALL).or_else(|| chain.strip_prefix(PORTS));
+        tap.is_some_and(&is_gone)
+    };
+    for item in list["nftables"].as_array().into_iter().flatten() {
+        if let Some(name) = item["chain"]["name"].as_str().filter(|name| gone(name)) {
+            chains.insert(name.to_owned());
+        }
+        let map = item["map"]["name"].as_str().unwrap_or_default();
+        for element in item["map"]["elem"].as_array().into_iter().flatten() {
+            let target = element[1]["jump"]["target"].as_str().unwrap_or_default();
+            let key = element[0]["concat"].as_array();
+            if let (true, Some(key)) = (gone(target), key.and_then(|key| element_key(map, key))) {
+                let _ = writeln!(script, "delete element inet lightbyte {map} {{ {key} }}");
+            }
+        }
+    }
+    // What nobody jumps to any more.
+    for chain in chains {
+        let _ = writeln!(script, "flush chain inet lightbyte {chain}\ndelete chain inet lightbyte {chain}");
+    }
+    script
+}
+
+fn element_key(map: &str, parts: &[Value]) -> Option<String> {
+    let [first, second] = parts else { return None };
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    let first = if map == "walls" { format!("\"{}\"", text(first)) } else { text(first) };
+    Some(format!("{first} . {}", text(second)))
+}
+
+/// Tells one set of rules from another (Fowler, Noll, Vo: FNV-1a).
+pub(super) fn hash(nic: &AssignedNic) -> u64 {
+    let bytes = serde_json::to_vec(&(&nic.bridge, &nic.firewall, &nic.ports)).unwrap_or_default();
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_opening_is_a_rule() {
+        let check = |opening: Value, expect: &str| {
+            let opening: Opening = serde_json::from_value(opening).expect("an opening");
+            assert_eq!(opening_rule(&opening), expect);
+        };
+        check(json!({"protocol": "icmp"}), "meta l4proto icmp accept");
+        check(json!({"protocol": "udp"}), "meta l4proto udp accept");
+        check(
+            json!({"protocol": "tcp", "ports": [80, "8000-8010"], "from": ["10.0.0.0/8", "10.77.0.3/32"]}),
+            "ip saddr { 10.0.0.0/8, 10.77.0.3/32 } tcp dport { 80, 8000-8010 } accept",
+        );
+    }
+
+    #[test]
+    fn the_rules_of_a_tap_are_found_in_a_list() {
+        let list = json!({"nftables": [
+            {"metainfo": {}},
+            {"table": {"family": "inet", "name": "lightbyte"}},
+            {"map": {"name": "walls", "elem": [
+                [{"concat": ["br0", "10.77.0.2"]}, {"jump": {"target": "wall-lba"}}],
+                [{"concat": ["br0", "10.77.0.3"]}, {"jump": {"target": "wall-lbb"}}],
+            ]}},
+            {"map": {"name": "ports", "elem": [[{"concat": ["tcp", 8080]}, {"jump": {"target": "ports-lba"}}]]}},
+            {"chain": {"name": "received"}},
+            {"chain": {"name": "wall-lba"}},
+            {"chain": {"name": "ports-lba"}},
+            {"chain": {"name": "wall-lbb"}},
+        ]});
+        let found = clear(&list, |tap| tap == "lba").replace(" inet lightbyte", "");
+        assert_eq!(
+            found,
+            "delete element walls { \"br0\" . 10.77.0.2 }\ndelete element ports { tcp . 8080 }\n\
+             flush chain ports-lba\ndelete chain ports-lba\nflush chain wall-lba\ndelete chain wall-lba\n"
+        );
+        assert_eq!(clear(&list, |_| false), "");
+        assert_eq!(clear(&Value::Null, |_| true), "");
+    }
+}
