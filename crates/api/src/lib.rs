@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod name;
 pub mod object;
 pub mod observed;
+pub mod parts;
 pub mod reader;
 pub mod records;
 pub mod uid;

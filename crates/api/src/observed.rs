@@ -13,6 +13,12 @@ use crate::units::ByteSize;
 /// The longest problem text that a worker may report.
 pub const PROBLEM_LENGTH_MAX: usize = 500;
 
+/// Digits of a checksum by which a worker names a part that it has: enough to find it, and few enough to be stored for every
+/// worker.
+pub const PART_NAME_LENGTH: usize = 16;
+/// How many parts a worker names: 5 KiB of its report.
+pub const PARTS_REPORTED_MAX: usize = 256;
+
 /// Written under `observed/<worker>/<kind>/<uid>` by that worker. While it exists, the assignment stays: it does the
 /// work of a finalizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +52,10 @@ pub struct ObservedWorker {
     pub address: String,
     /// The version of its agent.
     pub version: String,
+    /// The parts of images that it has, by the beginnings of their checksums ([`PART_NAME_LENGTH`] digits), in order; at most
+    /// [`PARTS_REPORTED_MAX`]. Other workers fetch them from it, and check what they get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<String>,
 }
 
 /// What a worker says of a VM.

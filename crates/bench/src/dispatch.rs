@@ -260,6 +260,7 @@ impl Worker {
             vmm: "fake".to_owned(),
             address: String::new(),
             version: "bench".to_owned(),
+            parts: Vec::new(),
         };
         client.post::<_, ()>(&format!("/v1/workers/{id}/register"), &said).await.context("register")?;
         let heart = client.clone();

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `boot` | `lightbyte run` on a lab with real VMs, from request to ready | the same command line of QEMU, by hand |
 //! | `dispatch` | from asking for a VM until its worker's stream has the assignment | etcd: a put until its watch has it |
+//! | `host` | cloning and fetching a disk; what an agent finds when it begins | `cp`; reading the same records |
 //! | `placement` | the leader's loop at 1,000 and 10,000 workers | the same at 100 |
 //!
 //! Ours and the baseline take turns within one run, because a machine that does other things changes from minute to
@@ -16,6 +17,7 @@ mod bed;
 mod boot;
 mod dispatch;
 mod figures;
+mod host;
 mod placement;
 mod processes;
 
@@ -35,13 +37,13 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// Every bench, in the order in which they run.
-const BENCHES: &[&str] = &["placement", "dispatch", "boot"];
+const BENCHES: &[&str] = &["placement", "dispatch", "host", "boot"];
 
 /// What the command line says.
 #[derive(Debug, PartialEq, Eq)]
 struct Words {
     names: Vec<String>,
-    /// How often each side of `boot` and of `placement` runs.
+    /// How often each side of `boot`, of `host` and of `placement` runs.
     runs: Option<usize>,
     /// Hosts of the lab and members of etcd: 1 or 3.
     nodes: usize,
@@ -137,6 +139,7 @@ async fn measure(words: &Words) -> Result<ExitCode> {
         eprintln!("{name}: measuring");
         let outcome = match *name {
             "placement" => placement::measure(words.runs.unwrap_or(placement::RUNS)).await,
+            "host" => host::measure(words.runs.unwrap_or(host::RUNS)).await,
             "dispatch" => dispatch::measure(&bed, words.nodes).await,
             _ => boot::measure(&bed, words.nodes, words.runs.unwrap_or(boot::RUNS)).await,
         };

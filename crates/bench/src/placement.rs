@@ -235,6 +235,7 @@ fn of_worker(number: usize) -> Result<[Write; 4]> {
         vmm: "fake".to_owned(),
         address: String::new(),
         version: "bench".to_owned(),
+        parts: Vec::new(),
     };
     let itself = HostObject { kind: Kind::Worker, uid };
     Ok([

@@ -448,6 +448,10 @@ pub(crate) struct Server {
     /// What stands before every key in etcd
     #[arg(long, value_name = "PREFIX", default_value = lightbyte_api::key::ROOT)]
     pub(crate) root: String,
+    /// Where it keeps the parts of images that are imported, by checksum; without it nobody can import through it.
+    /// A worker on the same host may use the same directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parts: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -485,7 +489,7 @@ pub(crate) struct Worker {
     /// Where it serves consoles and the like
     #[arg(long, value_name = "URL")]
     pub(crate) listen: Option<Endpoint>,
-    /// Where the parts of images are, by checksum
+    /// Where the parts of images are kept, by checksum; what is missing is fetched
     #[arg(long, value_name = "DIR", required_if_eq_any([("vmm", "qemu"), ("vmm", "firecracker")]))]
     pub(crate) images: Option<PathBuf>,
     /// Where the sockets of VMs are; on a tmpfs, and short
@@ -495,18 +499,29 @@ pub(crate) struct Worker {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Import {
-    /// Checks an image directory, stores its files and registers the version
+    /// Checks an image, sends its files to the cluster and registers the version
+    #[command(
+        after_help = "Examples:\n  lightbyte import image ~/.cache/lightbyte/images/debian\n  lightbyte import image web --from web.qcow2 --no-current\n  docker save nginx -o nginx.tar && lightbyte import image nginx --from nginx.tar"
+    )]
     Image(ImportImage),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportImage {
-    /// The directory; it holds manifest.json
-    #[arg(value_name = "DIR")]
-    pub(crate) directory: PathBuf,
-    /// Where the cluster's files are kept, by checksum; $LIGHTBYTE_IMAGES/blobs when left out
-    #[arg(long, value_name = "DIR")]
-    pub(crate) store: Option<PathBuf>,
+    /// The image's directory, which holds manifest.json; with --from, what the image will be called
+    #[arg(value_name = "DIR|NAME")]
+    pub(crate) image: PathBuf,
+    /// Makes the image from a disk (raw or qcow2) with a Linux on it, or from a container's image (a directory or tar file in
+    /// OCI's layout, or what `docker save` writes)
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) from: Option<PathBuf>,
+    /// An image of lightbyte's, which has the guest's agent, and the kernel for containers' images; the demo image that
+    /// `cargo xtask images` made when left out
+    #[arg(long, value_name = "DIR", requires = "from")]
+    pub(crate) base: Option<PathBuf>,
+    /// Registers the version, and lets new VMs have the one that they have now
+    #[arg(long)]
+    pub(crate) no_current: bool,
 }
 
 fn read_time(text: &str) -> Result<Duration, String> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
+use lightbyte_api::parts::Fetch;
 use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, List};
 use lightbyte_api::{Kind, Name, Timestamp};
 use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
@@ -160,6 +161,11 @@ impl Cluster {
     pub(crate) async fn release(&self, network: &ObjectRef, address: Ipv4Addr) -> Result<(), ClientError> {
         let path = format!("{}/release?address={address}", path_of(network));
         self.change::<(), _>(Method::POST, &path, None, None).await
+    }
+
+    /// The parts of images that an object's worker fetches now.
+    pub(crate) async fn fetches(&self, object: &ObjectRef) -> Result<Vec<Fetch>, ClientError> {
+        Ok(self.get::<List<Fetch>>(&format!("{}/fetches", path_of(object))).await?.items)
     }
 
     /// Why an object is as it is.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use lightbyte_api::{Timestamp, VmId};
 use lightbyte_vmm::taps::Taps;
-use lightbyte_vmm::{Drivers, FakeHost, Files, KvmVerdict, Machines, firecracker, qemu};
+use lightbyte_vmm::{Drivers, FakeHost, Files, KvmVerdict, Machines, Parts, firecracker, qemu};
 use lightbyte_worker::disks::HttpPeers;
 
 use crate::arguments::{Worker, WorkerVmm};
@@ -19,10 +19,19 @@ const FAKE_BOOT: Duration = Duration::from_millis(50);
 /// Where jails are in the worker's state.
 const JAILS: &str = "jails";
 
-/// The hands of a worker, and what people call the way its VMs run.
-pub(crate) fn of(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<(Drivers, &'static str)> {
+/// The hands of a worker.
+pub(crate) struct Hands {
+    pub(crate) drivers: Drivers,
+    /// Where the parts of images are, if its VMs are made of any.
+    pub(crate) parts: Option<Arc<Parts>>,
+    /// What people call the way its VMs run.
+    pub(crate) vmm: &'static str,
+}
+
+/// The hands of a worker with these words.
+pub(crate) fn of(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Hands> {
     if words.vmm == Some(WorkerVmm::Fake) {
-        return Ok((fake(words, runtime)?, "fake"));
+        return Ok(Hands { drivers: fake(words, runtime)?, parts: None, vmm: "fake" });
     }
     let images = words.images.clone().context("--images is missing")?;
     let files = Files::new(&words.state, &images).context("set up the worker's files")?;
@@ -44,9 +53,16 @@ pub(crate) fn of(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<(Dr
     let machines = Arc::new(machines);
     let files = Arc::new(files);
     let network = Arc::new(Taps::new().context("set up the rules of taps")?);
-    let drivers =
-        Drivers { vmm: machines.clone(), disks: files.clone(), network, records: files, guest: machines };
-    Ok((drivers, vmm))
+    let parts = Arc::new(files.parts().clone());
+    let drivers = Drivers {
+        vmm: machines.clone(),
+        disks: files.clone(),
+        network,
+        parts: parts.clone(),
+        records: files,
+        guest: machines,
+    };
+    Ok(Hands { drivers, parts: Some(parts), vmm })
 }
 
 /// What was asked for; else Firecracker where it can run, and QEMU elsewhere.

@@ -13,13 +13,14 @@ use lightbyte_lab::control::{self, Answer, LabStatus, Request};
 use lightbyte_lab::rack::Wish;
 use lightbyte_lab::{VmmChoice, dev as lab};
 use lightbyte_store::{EtcdOptions, EtcdStore};
+use lightbyte_vmm::Parts;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::arguments::{Dev, DevCommand, DevStart, Server, VmmWord, Worker};
 use crate::context;
-use crate::drivers;
+use crate::drivers::{self, Hands};
 use crate::failure::{Code, Failure};
 use crate::table;
 use crate::terminal::{print, say};
@@ -45,12 +46,14 @@ pub(crate) fn server(words: &Server) -> Result<Code> {
         .enable_all()
         .build()
         .context("start the runtime")?;
+    let parts = words.parts.as_deref().map(Parts::new).transpose().context("set up the parts of images")?;
     let config = lightbyte_server::Config {
         name: words.name.clone(),
         listen: words.listen.clone(),
         url: words.advertise.to_string(),
         etcd: words.etcd.clone(),
         root: words.root.clone(),
+        parts: parts.map(Arc::new),
     };
     runtime.block_on(async {
         let options = EtcdOptions::new(&config.etcd, &config.root);
@@ -78,7 +81,9 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
     begin_log()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let (drivers, vmm) = drivers::of(words, runtime.handle())?;
+    // Before anything of the host is looked at, let alone swept.
+    let _taken = lightbyte_worker::identity::take(&words.state)?;
+    let Hands { drivers, parts, vmm } = drivers::of(words, runtime.handle())?;
     let config = lightbyte_worker::Config {
         name: words.name.clone(),
         state: words.state.clone(),
@@ -87,6 +92,7 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
         memory: words.memory,
         vmm: vmm.to_owned(),
         listen: words.listen.clone(),
+        parts,
     };
     runtime.block_on(lightbyte_worker::run(config, drivers, ended()))?;
     Ok(Code::Done)

@@ -158,7 +158,7 @@ pub(crate) fn make(tar: &Path, out: &Path) -> anyhow::Result<()> {
 }
 
 /// Whose the files in the archive are, and the time of the youngest.
-fn inodes<R: std::io::Read>(mut archive: tar::Archive<R>) -> anyhow::Result<Inodes> {
+pub(crate) fn inodes<R: std::io::Read>(mut archive: tar::Archive<R>) -> anyhow::Result<Inodes> {
     let (mut youngest, mut owned) = (0, Vec::new());
     for entry in archive.entries()? {
         let entry = entry?;
@@ -174,7 +174,7 @@ fn inodes<R: std::io::Read>(mut archive: tar::Archive<R>) -> anyhow::Result<Inod
 }
 
 /// Without files that were removed since.
-fn still_there(inodes: Inodes, tree: &Path) -> Inodes {
+pub(crate) fn still_there(inodes: Inodes, tree: &Path) -> Inodes {
     match inodes {
         Inodes::Kept { youngest, mut owned } => {
             owned.retain(|(path, ..)| tree.join(path.trim_start_matches('/')).symlink_metadata().is_ok());

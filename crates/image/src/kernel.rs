@@ -4,6 +4,8 @@
 
 use anyhow::{Context, bail, ensure};
 
+use crate::foreign::squeeze;
+
 /// First word of a legacy LZ4 stream.
 const LZ4_MAGIC: u32 = 0x184C_2102;
 
@@ -13,11 +15,15 @@ const LZ4_BLOCK_BYTES_MAX: usize = 8 << 20;
 /// Most that a kernel may have; Debian's cloud kernel has about 60 MB.
 const KERNEL_BYTES_MAX: usize = 512 << 20;
 
-/// Gives the ELF file inside of a bzImage (protocol 2.08 or later, LZ4-compressed).
+/// Gives the ELF file inside of a bzImage (protocol 2.08 or later, compressed with LZ4, gzip, Zstandard or xz), or the ELF
+/// file that it is itself.
 ///
 /// # Errors
 /// If the file is no such bzImage, or is cut short.
 pub fn extract(image: &[u8]) -> anyhow::Result<Vec<u8>> {
+    if image.starts_with(b"\x7fELF") {
+        return Ok(image.to_vec());
+    }
     ensure!(image.get(0x202..0x206) == Some(b"HdrS"), "no bzImage");
     let sectors = match image.get(0x1f1).copied().unwrap_or(0) {
         0 => 4,
@@ -29,14 +35,23 @@ pub fn extract(image: &[u8]) -> anyhow::Result<Vec<u8>> {
         .checked_add(length)
         .and_then(|end| image.get(start..end))
         .context("the payload is cut short")?;
-    let elf = decompress(payload)?;
+    let elf = if squeeze::is_squeezed(payload) { unsqueeze(payload)? } else { decompress(payload)? };
     ensure!(elf.starts_with(b"\x7fELF"), "the payload is no ELF file");
+    Ok(elf)
+}
+
+/// The kernel's build appends the size of the result where the form itself does not end with it (gzip does).
+fn unsqueeze(payload: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let size = word(payload, payload.len().saturating_sub(4))? as usize;
+    let stream = if payload.starts_with(&[0x1f, 0x8b]) { payload } else { &payload[..payload.len() - 4] };
+    let elf = squeeze::small(stream.to_vec(), KERNEL_BYTES_MAX as u64)?;
+    ensure!(elf.len() == size, "{} bytes instead of {size}", elf.len());
     Ok(elf)
 }
 
 /// The kernel's build appends the size of the result, which ends the stream.
 fn decompress(payload: &[u8]) -> anyhow::Result<Vec<u8>> {
-    ensure!(word(payload, 0)? == LZ4_MAGIC, "the payload is not compressed with LZ4");
+    ensure!(word(payload, 0)? == LZ4_MAGIC, "the payload is in a compression that is not known here");
     let size = word(payload, payload.len().saturating_sub(4))? as usize;
     ensure!(size <= KERNEL_BYTES_MAX, "a kernel of {size} bytes");
     let mut result = Vec::with_capacity(size);

@@ -5,6 +5,7 @@
 pub mod blobs;
 pub mod cpio;
 pub mod ext4;
+pub mod foreign;
 mod full;
 pub mod kernel;
 pub mod manifest;

@@ -57,30 +57,44 @@ pub fn pack(sources: &Sources, out: &Path) -> anyhow::Result<Manifest> {
     let bzimage = kernel_file(&sources.kernel_tree)?;
     let elf =
         kernel::extract(&fs::read(&bzimage).context("read the kernel")?).context("unpack the kernel")?;
-    write(out, "vmlinux", &elf)?;
-    write(out, "initramfs.cpio", &initramfs(sources).context("make the initramfs")?)?;
+    write(out, KERNEL, &elf)?;
+    write(out, INITRAMFS, &initramfs(sources).context("make the initramfs")?)?;
     match &sources.root {
         Root::Busybox(busybox) => tiny::make(busybox, out),
         Root::System(tar) => full::make(tar, out),
     }
     .context("make the root disk")?;
+    describe(&sources.name, &sources.command_line, &sources.agent_version, out)
+}
+
+/// The files of an image, beside its manifest.
+pub(crate) const KERNEL: &str = "vmlinux";
+pub(crate) const INITRAMFS: &str = "initramfs.cpio";
+const ROOT: &str = "root.ext4";
+
+/// Writes the manifest of the image whose files are in `out`.
+pub(crate) fn describe(
+    name: &str,
+    command_line: &str,
+    agent_version: &str,
+    out: &Path,
+) -> anyhow::Result<Manifest> {
     let part = |file: &str| part(out, file).with_context(|| format!("hash {file}"));
-    let (kernel, initrd, root) = (part("vmlinux")?, part("initramfs.cpio")?, part("root.ext4")?);
-    let command_line = sources.command_line.clone();
+    let (kernel, initrd, root) = (part(KERNEL)?, part(INITRAMFS)?, part(ROOT)?);
     let mut hash = Sha256::new();
-    for text in [&kernel.sha256, &initrd.sha256, &root.sha256, &command_line] {
+    for text in [kernel.sha256.as_str(), &initrd.sha256, &root.sha256, command_line] {
         hash.update(text.as_bytes());
         hash.update([0]);
     }
     let manifest = Manifest {
-        name: sources.name.clone(),
+        name: name.to_owned(),
         version: hex(&hash.finalize())[..12].to_owned(),
         architecture: "x86_64".to_owned(),
         kernel,
         initrd: Some(initrd),
-        command_line,
+        command_line: command_line.to_owned(),
         root,
-        agent_version: sources.agent_version.clone(),
+        agent_version: agent_version.to_owned(),
         built_at: jiff::Timestamp::now(),
     };
     let mut text = serde_json::to_vec_pretty(&manifest).context("write the manifest")?;
@@ -183,7 +197,7 @@ fn digest(path: &Path) -> anyhow::Result<(String, u64)> {
     Ok((hex(&hash.finalize()), bytes))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{self, Answer, LabStatus, Request};
 use crate::forward::{self, Forwards};
-use crate::ground::{find_etcd, find_images, prepare};
+use crate::ground::{find_etcd, find_images, prepare, seed};
 use crate::namespaces;
 use crate::rack::{Host, PORTS_PER_HOST, Places, Rack, VmmChoice, Wish, hash_of, port_places, run_directory};
 use crate::rootless::{self, Handed};
@@ -127,6 +127,7 @@ async fn hold(
         }
         _ => None,
     };
+    seed(&rack, places).context("give the first host the images")?;
     let listener = control::listen(&state.directory).await?;
     let supervisor = Supervisor::start(rack.processes(places), state, true)?;
     let lab = Lab { rack: &rack, places, state, forwards, supervisor: &supervisor };

@@ -111,6 +111,39 @@ fn packed_image(directory: &Path) -> Result<Value> {
     }))
 }
 
+/// Gives the first host the parts of all images that were made, as an import through its server would. Other hosts fetch
+/// what they need.
+pub(crate) fn seed(rack: &Rack, places: &Places) -> Result<()> {
+    let (VmmChoice::Qemu, Some(host)) = (rack.wish.vmm, rack.hosts.first()) else { return Ok(()) };
+    let parts = places.parts(host);
+    std::fs::create_dir_all(&parts).with_context(|| format!("create {}", parts.display()))?;
+    for (name, version) in packed_images(&places.images)? {
+        for part in ["kernel", "initrd", "root"] {
+            let Some(sha256) = version[part]["sha256"].as_str() else { continue };
+            let (source, target) = (places.images.join("blobs").join(sha256), parts.join(sha256));
+            if !target.exists() {
+                lend(&source, &target).with_context(|| format!("give it the {part} of {name}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same file under another name; a copy with its holes where that is not allowed, such as on another file system.
+fn lend(source: &Path, target: &Path) -> Result<()> {
+    if std::fs::hard_link(source, target).is_ok() {
+        return Ok(());
+    }
+    let growing = target.with_extension("new");
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["--reflink=auto", "--sparse=always"]).arg(source).arg(&growing);
+    let copied = copy.output().context("start cp")?;
+    if !copied.status.success() {
+        bail!("cp: {}", String::from_utf8_lossy(&copied.stderr).trim());
+    }
+    std::fs::rename(&growing, target).context("rename the copy")
+}
+
 /// Where the set-up keeps what it has fetched and made.
 fn cache() -> Option<PathBuf> {
     from_environment("LIGHTBYTE_CACHE")

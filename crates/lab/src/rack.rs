@@ -213,6 +213,14 @@ pub struct Places {
     pub images: PathBuf,
 }
 
+impl Places {
+    /// Where a host keeps the parts of images: its server and its worker share them.
+    #[must_use]
+    pub fn parts(&self, host: &Host) -> PathBuf {
+        self.state.join(&host.name).join("parts")
+    }
+}
+
 /// Where real VMs of a lab have their sockets. Short, because a socket's path has at most 107 bytes (unix(7)).
 #[must_use]
 pub fn run_directory(hash: &str) -> PathBuf {
@@ -337,7 +345,10 @@ impl Rack {
             format!("--advertise={}", host.api_url()),
             format!("--etcd={}", etcd.join(",")),
         ];
-        self.process(host, "server", &places.lightbyte, arguments.into())
+        let real =
+            (self.wish.vmm == VmmChoice::Qemu).then(|| format!("--parts={}", places.parts(host).display()));
+        let arguments = arguments.into_iter().chain(real).collect();
+        self.process(host, "server", &places.lightbyte, arguments)
     }
 
     fn worker(&self, host: &Host, places: &Places) -> Process {
@@ -360,7 +371,7 @@ impl Rack {
         let real = match self.wish.vmm {
             VmmChoice::Fake => Vec::new(),
             VmmChoice::Qemu => vec![
-                format!("--images={}", places.images.join("blobs").display()),
+                format!("--images={}", places.parts(host).display()),
                 format!("--run={}", run_directory(&self.hash).join(&host.name).display()),
             ],
         };

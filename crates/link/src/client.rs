@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, ETAG};
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -119,6 +119,22 @@ pub struct Response<T> {
 /// The header that carries the revision of a server's view.
 pub const REVISION_HEADER: &str = "lightbyte-revision";
 
+/// What a request carries.
+struct Body {
+    content_type: &'static str,
+    bytes: Bytes,
+}
+
+impl Body {
+    const NONE: Body = Body { content_type: "application/json", bytes: Bytes::new() };
+
+    fn json<B: Serialize>(body: Option<&B>) -> Body {
+        // Plain data always serialises; an empty body would be refused, and say so.
+        let bytes = body.and_then(|body| serde_json::to_vec(body).ok()).unwrap_or_default();
+        Body { bytes: bytes.into(), ..Body::NONE }
+    }
+}
+
 /// Knows the servers of one cluster.
 #[derive(Clone)]
 pub struct Client {
@@ -183,16 +199,8 @@ impl Client {
         body: Option<&B>,
         headers: &[(&str, String)],
     ) -> Result<Response<T>, ClientError> {
-        let (endpoint, response) = self.send(method, path, body, headers).await?;
-        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
-        let revision = header(REVISION_HEADER).and_then(|value| value.parse().ok());
-        let etag = header(ETAG.as_str());
-        let bytes = read_all(&endpoint, response).await?;
-        // An answer without a body is null: the caller says `()`.
-        let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
-        let value =
-            serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { endpoint, source })?;
-        Ok(Response { value, revision, etag })
+        let (endpoint, response) = self.send(method, path, &Body::json(body), headers).await?;
+        decode(endpoint, response).await
     }
 
     /// `GET path`, whose answer is a stream of JSON lines.
@@ -208,8 +216,42 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn bytes(&self, path: &str) -> Result<ByteStream, ClientError> {
-        let (endpoint, response) = self.send::<()>(Method::GET, path, None, &[]).await?;
+        let (endpoint, response) = self.send(Method::GET, path, &Body::NONE, &[]).await?;
         Ok(ByteStream { endpoint, body: response.into_body() })
+    }
+
+    /// `GET path`, whose answer is a stream of bytes, from byte `from` on (RFC 9110, section 14).
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Broken`] also when the server begins elsewhere.
+    pub async fn bytes_from(&self, path: &str, from: u64) -> Result<ByteStream, ClientError> {
+        let headers = [("range", format!("bytes={from}-"))];
+        let (endpoint, response) = self.send(Method::GET, path, &Body::NONE, &headers).await?;
+        let begins = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+        let begins = begins.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+        let is_there = match response.status() {
+            StatusCode::PARTIAL_CONTENT => begins == Some(from),
+            _ => from == 0,
+        };
+        if !is_there {
+            let source = format!("it does not begin at byte {from}").into();
+            return Err(ClientError::Broken { endpoint, source });
+        }
+        Ok(ByteStream { endpoint, body: response.into_body() })
+    }
+
+    /// `POST path` with bytes as they are. As any write it is sent once.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn post_bytes<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bytes: Bytes,
+    ) -> Result<Response<T>, ClientError> {
+        let body = Body { content_type: "application/octet-stream", bytes };
+        let (endpoint, response) = self.send(Method::POST, path, &body, &[]).await?;
+        decode(endpoint, response).await
     }
 
     /// `POST path` with a JSON body, after which the connection speaks `protocol` (RFC 9110, section 7.8).
@@ -223,7 +265,7 @@ impl Client {
         body: &B,
     ) -> Result<Upgraded, ClientError> {
         let headers = [("connection", "upgrade".to_owned()), ("upgrade", protocol.to_owned())];
-        let (endpoint, response) = self.send(Method::POST, path, Some(body), &headers).await?;
+        let (endpoint, response) = self.send(Method::POST, path, &Body::json(Some(body)), &headers).await?;
         upgraded(endpoint, response).await
     }
 
@@ -241,7 +283,7 @@ impl Client {
         ];
         // Once only, although it is a GET: what stands behind it may have been begun.
         let (endpoint, response) =
-            self.send_once::<()>(Method::GET, path, None, &headers, self.answer_within).await?;
+            self.send_once(Method::GET, path, &Body::NONE, &headers, self.answer_within).await?;
         let accepted = response.headers().get("sec-websocket-accept").cloned();
         let stream = upgraded(endpoint.clone(), response).await?;
         if accepted.is_none_or(|accepted| accepted != derive_accept_key(key.as_bytes())) {
@@ -250,11 +292,11 @@ impl Client {
         Ok(WebSocket::of_client(endpoint, stream).await)
     }
 
-    async fn send<B: Serialize>(
+    async fn send(
         &self,
         method: Method,
         path: &str,
-        body: Option<&B>,
+        body: &Body,
         headers: &[(&str, String)],
     ) -> Result<(Endpoint, http::Response<Incoming>), ClientError> {
         let is_read = method == Method::GET;
@@ -275,11 +317,11 @@ impl Client {
         }
     }
 
-    async fn send_once<B: Serialize>(
+    async fn send_once(
         &self,
         method: Method,
         path: &str,
-        body: Option<&B>,
+        body: &Body,
         headers: &[(&str, String)],
         within: Duration,
     ) -> Result<(Endpoint, http::Response<Incoming>), ClientError> {
@@ -288,19 +330,15 @@ impl Client {
             endpoint: endpoint.clone(),
             source,
         };
-        let bytes = match body {
-            Some(body) => serde_json::to_vec(body).map_err(|error| broken(error.into()))?,
-            None => Vec::new(),
-        };
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "lightbyte")
-            .header("content-type", "application/json");
+            .header("content-type", body.content_type);
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        let request = request.body(Full::new(Bytes::from(bytes))).map_err(|error| broken(error.into()))?;
+        let request = request.body(Full::new(body.bytes.clone())).map_err(|error| broken(error.into()))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(error.into()))?;
         // The connection ends with its one exchange; what goes wrong with it shows in the exchange.
@@ -348,6 +386,21 @@ impl Client {
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
+}
+
+/// An answer in JSON, with what its headers say.
+async fn decode<T: DeserializeOwned>(
+    endpoint: Endpoint,
+    response: http::Response<Incoming>,
+) -> Result<Response<T>, ClientError> {
+    let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+    let revision = header(REVISION_HEADER).and_then(|value| value.parse().ok());
+    let etag = header(ETAG.as_str());
+    let bytes = read_all(&endpoint, response).await?;
+    // An answer without a body is null: the caller says `()`.
+    let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
+    let value = serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { endpoint, source })?;
+    Ok(Response { value, revision, etag })
 }
 
 async fn read_all(endpoint: &Endpoint, response: http::Response<Incoming>) -> Result<Bytes, ClientError> {

@@ -71,6 +71,13 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
+    /// The peer at what a worker says of itself: `host:port`, or the path of a Unix socket; nothing if it says neither.
+    #[must_use]
+    pub fn of_address(address: &str) -> Option<Endpoint> {
+        let scheme = if address.starts_with('/') { "unix:" } else { "http://" };
+        format!("{scheme}{address}").parse().ok()
+    }
+
     /// Opens a byte stream to the peer. The caller bounds the time.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod endpoint;
+pub mod file;
 pub mod guard;
 pub mod web_socket;
 

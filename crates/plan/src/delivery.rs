@@ -72,7 +72,9 @@ fn stamped<T>(view: &View, key: &Key, value: T) -> Stamped<T> {
     Stamped { mod_revision: view.mod_revision(key), value }
 }
 
-fn epoch(view: &View) -> Option<Epoch> {
+/// The epoch that the view is of, if it can be read.
+#[must_use]
+pub fn epoch(view: &View) -> Option<Epoch> {
     match view.record(&Key::Epoch)? {
         Record::Epoch(epoch) => Some(epoch.clone()),
         _ => None,

@@ -38,10 +38,12 @@ use lightbyte_api::records::{Epoch, Record};
 use lightbyte_api::{Key, Name, Uid};
 use lightbyte_link::{Endpoint, Listener};
 use lightbyte_store::{EtcdOptions, EtcdStore, Guard, Operation, Store, StoreError, Transaction};
+use lightbyte_vmm::Parts;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::api::STREAMS_MAX;
+use crate::api::parts::UPLOADS_AT_ONCE_MAX;
 use crate::events::Events;
 use crate::follower::Follower;
 
@@ -61,6 +63,8 @@ pub struct Config {
     pub etcd: Vec<String>,
     /// What stands before every key in etcd, such as [`lightbyte_api::key::ROOT`].
     pub root: String,
+    /// The parts of images on this host, if it keeps any.
+    pub parts: Option<Arc<Parts>>,
 }
 
 /// What all parts of a server share.
@@ -72,6 +76,8 @@ pub(crate) struct Server {
     follower: Follower,
     events: Events,
     streams: Arc<Semaphore>,
+    parts: Option<Arc<Parts>>,
+    uploads: Semaphore,
     stop: watch::Receiver<bool>,
 }
 
@@ -87,6 +93,8 @@ impl Server {
             etcd: None,
             events: Events::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            parts: None,
+            uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
             stop: watch::channel(false).1,
         }
     }
@@ -126,6 +134,8 @@ pub async fn serve(
         etcd,
         events: Events::default(),
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        parts: config.parts,
+        uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
         stop: stop.clone(),
     });
 

@@ -65,8 +65,9 @@ fn document() -> Value {
             },
         });
         if let Some(body) = route.body {
+            let content_type = if body == "Bytes" { "application/octet-stream" } else { "application/json" };
             operation["requestBody"] =
-                json!({ "required": true, "content": { "application/json": { "schema": schema(body) } } });
+                json!({ "required": true, "content": { content_type: { "schema": schema(body) } } });
         }
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method] = operation;

@@ -9,6 +9,7 @@ mod counts;
 mod matrix;
 mod moves;
 mod oracle;
+mod parts;
 mod rng;
 mod server;
 mod squatters;

@@ -159,14 +159,15 @@ impl Cluster {
     fn ground(&mut self, is_image: bool, index: usize) -> Manifest {
         if is_image {
             let version = format!("v{}", self.rng.below(3));
-            let part = |size| image::Part { sha256: "0".repeat(64), size: ByteSize::from_mib(size) };
+            let part =
+                |digit: &str, size| image::Part { sha256: digit.repeat(64), size: ByteSize::from_mib(size) };
             let versions = ["v0", "v1", "v2"].map(|version| image::Version {
                 version: version.to_owned(),
                 architecture: "x86_64".to_owned(),
-                kernel: part(40),
-                initrd: None,
+                kernel: part("0", 40),
+                initrd: Some(part("1", 3)),
                 command_line: String::new(),
-                root: part(64),
+                root: part("2", 64),
             });
             let spec = image::Spec { current: version, versions: versions.into() };
             Manifest { name: name(IMAGES[index]), labels: BTreeMap::new(), spec: Spec::Image(spec) }

@@ -29,7 +29,8 @@ impl Cluster {
             let name = name(&format!("snap-{}", self.rng.below(SNAPSHOTS)));
             return Manifest { name, labels: BTreeMap::new(), spec: Spec::Snapshot(spec) };
         }
-        let index = self.rng.below(VOLUMES);
+        // One that moves is met most.
+        let index = if self.rng.once_in(3) { 1 } else { self.rng.below(VOLUMES) };
         let mut spec = volume::Spec {
             size: Some(ByteSize::from_mib(1_024 << self.rng.below(3))),
             ..volume::Spec::default()

@@ -81,6 +81,7 @@ impl Worker {
     pub(crate) fn new(index: usize, rng: &mut Rng) -> Worker {
         let name = Name::new(&format!("n{}", index + 1)).unwrap_or_else(|_| unreachable!("a short name"));
         let host = FakeHost::new(MEMORY, ["br0".to_owned()]);
+        host.without_parts();
         let said = ObservedWorker {
             name,
             boot_id: format!("boot-{index}-0"),
@@ -90,6 +91,7 @@ impl Worker {
             vmm: "fake".to_owned(),
             address: String::new(),
             version: "sim".to_owned(),
+            parts: Vec::new(),
         };
         Worker {
             id: WorkerId::new(Uid::from_bits(rng.bits())),
@@ -124,6 +126,14 @@ impl Worker {
         if let Some(stream) = &mut self.stream {
             stream.queue.push_back(delivery);
         }
+    }
+
+    pub(crate) const fn agent(&self) -> Option<&Agent> {
+        self.agent.as_ref()
+    }
+
+    pub(crate) const fn agent_mut(&mut self) -> Option<&mut Agent> {
+        self.agent.as_mut()
     }
 
     fn kill_agent(&mut self) {
@@ -180,13 +190,15 @@ impl Cluster {
             self.begin_agent(index);
         }
         for _ in 0..=self.rng.below(5) {
-            match self.rng.below(16) {
+            match self.rng.below(18) {
                 0 => self.heartbeat(index)?,
                 1 => self.connect_if_idle(index),
                 2..=4 => self.take_delivery(index),
                 5..=9 => self.do_step(index)?,
                 10..=11 => self.send_report(index)?,
                 12..=13 => self.take_reply(index),
+                14..=15 => self.part_comes(index)?,
+                _ if self.rng.once_in(3) => self.guests_write(index),
                 _ => self.guests_become_ready(index),
             }
             self.agent_turns(index);
@@ -197,7 +209,8 @@ impl Cluster {
     /// Something happens to one worker.
     pub(crate) fn worker_fault(&mut self) -> Checked {
         let index = self.rng.below(self.workers.len());
-        match self.rng.below(10) {
+        match self.rng.below(11) {
+            8 => self.part_rots(index),
             0 | 1 => {
                 self.counts.add("fault: agent killed");
                 self.tell(|| format!("the agent of n{} is killed", index + 1));
@@ -228,9 +241,8 @@ impl Cluster {
                 self.workers[index].host.fail_next(1 + self.rng.below(3) as u32);
             }
             7 if self.rng.once_in(4) => self.disk_vanishes(index),
-            7 if self.rng.once_in(2) => self.guests_write(index),
             7 => self.guest_ends(index),
-            8 => self.somebody_squats(),
+            9 => self.somebody_squats(),
             // A report of an agent that is no more, or the second of two, arrives before the first.
             _ if self.workers[index].reports.len() > 1 => {
                 self.counts.add("fault: late report");
@@ -540,6 +552,8 @@ impl Cluster {
                 self.take_delivery(index);
             }
             self.guests_become_ready(index);
+            self.agent_turns(index);
+            self.all_parts_come(index)?;
             self.agent_turns(index);
             while !self.workers[index].steps.is_empty() {
                 self.do_step(index)?;

@@ -254,7 +254,6 @@ mod tests {
     use super::*;
     use crate::files::tests::Place;
     use lightbyte_api::assigned::WantedVolume;
-    use lightbyte_api::kinds::image::Part;
     use lightbyte_api::{Name, Uid};
 
     fn assigned(size: u64, source: Source) -> AssignedVolume {
@@ -270,7 +269,7 @@ mod tests {
     }
 
     fn image(content: &[u8]) -> Source {
-        Source::Image(Part { sha256: "5".repeat(64), size: ByteSize::from_bytes(content.len() as u64) })
+        Source::Image(crate::parts::tests::part(content))
     }
 
     const VOLUME: VolumeId = VolumeId::new(Uid::from_bits(7));
@@ -284,8 +283,9 @@ mod tests {
         source[2 << 20] = 9;
         let assigned = assigned(8 << 20, image(&source));
         let missing = files.ensure(VOLUME, &assigned, None).unwrap_err();
-        assert_eq!(missing.to_string(), "image part 555555555555 is not on this host");
-        fs::write(place.0.join("images").join("5".repeat(64)), &source).unwrap();
+        let part = crate::parts::tests::part(&source);
+        assert_eq!(missing.to_string(), format!("image part {} is not on this host", short(&part)));
+        fs::write(files.parts().path(&part.sha256), &source).unwrap();
         files.ensure(VOLUME, &assigned, None).unwrap();
         let disk = fs::read(files.disk(VOLUME)).unwrap();
         assert_eq!((disk.len(), &disk[..source.len()]), (8 << 20, &source[..]));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject};
+use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::Squatter;
 use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
 use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
@@ -299,6 +300,15 @@ pub trait Records: Send + Sync {
     fn list(&self) -> Result<Vec<HostObject>, DriverError>;
 }
 
+/// Parts of images on this host. How they come is not the drivers' business.
+pub trait Parts: Send + Sync {
+    /// Whether the part is there, as far as a look at it tells: its content is checked when it is used.
+    ///
+    /// # Errors
+    /// When it cannot be found out; that is never taken for absence.
+    fn has(&self, part: &Part) -> Result<bool, DriverError>;
+}
+
 /// Most bytes of one [`ConsoleChunk`]: what a pipe holds, so that whoever passes it on need not cut it.
 pub const CONSOLE_CHUNK_BYTES_MAX: u64 = 64 * 1024;
 
@@ -377,6 +387,8 @@ pub struct Drivers {
     pub disks: Arc<dyn Disks>,
     /// Taps.
     pub network: Arc<dyn Network>,
+    /// Parts of images.
+    pub parts: Arc<dyn Parts>,
     /// Records.
     pub records: Arc<dyn Records>,
     /// The way into guests.

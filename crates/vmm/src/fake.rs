@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source};
+use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::Squatter;
 use lightbyte_api::{ByteSize, MacAddress, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
@@ -19,10 +20,11 @@ use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{
-    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Records, StillFlushed,
-    TapState, Vmm, VmmEvent,
+    ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Listener, Network, Parts, Records,
+    StillFlushed, TapState, Vmm, VmmEvent,
 };
 use crate::fake_guest::{Calls, FakeGuest};
+use crate::files::short;
 use crate::identity;
 use crate::peers::{PeerDisk, Peers, SUM_OF_ZEROS, Sum};
 
@@ -76,6 +78,8 @@ struct State {
     listener: Option<Listener>,
     on_start: Option<OnStart>,
     failures_left: u32,
+    /// The parts of images that are there; all that there are when it is not said.
+    parts: Option<BTreeSet<String>>,
 }
 
 type OnStart = Arc<dyn Fn(&FakeHost, VmId) + Send + Sync>;
@@ -139,6 +143,7 @@ impl FakeHost {
             vmm: host.clone(),
             disks: host.clone(),
             network: host.clone(),
+            parts: host.clone(),
             records: host.clone(),
             guest: host,
         }
@@ -198,6 +203,23 @@ impl FakeHost {
     /// The next `count` changes fail, as on a full disk.
     pub fn fail_next(&self, count: u32) {
         self.lock().failures_left = count;
+    }
+
+    /// From now on no part of an image is there but those that were brought.
+    pub fn without_parts(&self) {
+        self.lock().parts = Some(BTreeSet::new());
+    }
+
+    /// A part of an image comes to the host.
+    pub fn bring_part(&self, part: &Part) {
+        if let Some(parts) = &mut self.lock().parts {
+            parts.insert(part.sha256.clone());
+        }
+    }
+
+    /// A part of an image is found damaged, and is there no more. Says whether it was.
+    pub fn lose_part(&self, part: &Part) -> bool {
+        self.lock().parts.as_mut().is_some_and(|parts| parts.remove(&part.sha256))
     }
 
     /// The VMs that run.
@@ -303,6 +325,12 @@ fn refuse<T>(reason: impl Into<String>) -> Result<T, DriverError> {
 }
 
 impl State {
+    /// The first of these parts that is not there.
+    fn without<'a>(&self, mut parts: impl Iterator<Item = &'a Part>) -> Option<&'a Part> {
+        let there = self.parts.as_ref()?;
+        parts.find(|part| !there.contains(&part.sha256))
+    }
+
     /// Brings disks and records to the file that stands for them.
     fn keep(&self) -> Result<(), DriverError> {
         let Some(path) = &self.kept_in else { return Ok(()) };
@@ -325,7 +353,9 @@ impl State {
         let used: u64 = self.running().map(|(_, other)| other.assigned.memory.bytes()).sum();
         let missing = assigned.disks.iter().find(|disk| !self.disks.contains_key(&disk.volume));
         let taken = assigned.disks.iter().find_map(|disk| self.user(disk.volume, disk.read_only));
-        if taps < assigned.nics.len() {
+        if let Some(part) = self.without([&assigned.kernel].into_iter().chain(&assigned.initrd)) {
+            Some(not_here(part))
+        } else if taps < assigned.nics.len() {
             Some(format!("{taps} of {} taps are there", assigned.nics.len()))
         } else if let Some(disk) = missing {
             Some(format!("disk {} is not there", disk.volume))
@@ -452,6 +482,11 @@ impl Disks for FakeHost {
         still_flushed: Option<StillFlushed<'_>>,
     ) -> Result<(), DriverError> {
         let mut made = FakeDisk { size: assigned.size, writes: 0 };
+        if let Source::Image(part) = &assigned.source
+            && self.lock().without([part].into_iter()).is_some()
+        {
+            return refuse(not_here(part));
+        }
         if let Source::Disk(source) = assigned.source {
             let state = self.change()?;
             let Some(found) = state.disks.get(&source) else {
@@ -603,6 +638,16 @@ impl Network for FakeHost {
     fn list(&self) -> Result<Vec<VmId>, DriverError> {
         Ok(self.lock().taps.keys().copied().collect())
     }
+}
+
+impl Parts for FakeHost {
+    fn has(&self, part: &Part) -> Result<bool, DriverError> {
+        Ok(self.lock().without([part].into_iter()).is_none())
+    }
+}
+
+fn not_here(part: &Part) -> String {
+    format!("image part {} is not on this host", short(part))
 }
 
 impl Records for FakeHost {

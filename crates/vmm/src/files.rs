@@ -6,7 +6,7 @@
 //! STATE/volume/<uid>/disk        the disk itself, there whole or not at all
 //! STATE/volume/<uid>/arriving    what was fetched of a disk that another worker has, see `transfer.rs`
 //! STATE/quarantine/<uid>         a disk that was moved to another worker, for a day
-//! IMAGES/<sha256>                parts of images, by content
+//! IMAGES/                        parts of images, see `parts`
 //! ```
 
 use std::fs::{self, File};
@@ -24,11 +24,14 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 
 use crate::driver::{DriverError, Records};
+use crate::parts::Parts;
 use crate::peers::{NoPeers, Peers};
 
 const RECORD: &str = "record";
 /// The extension of a record that is not whole yet.
 const UNFINISHED: &str = "new";
+/// The extension of a record that cannot be read.
+const DAMAGED: &str = "damaged";
 pub(crate) const DISK: &str = "disk";
 
 /// What a disk is taken for.
@@ -52,7 +55,7 @@ impl Access {
 #[derive(Clone)]
 pub struct Files {
     state: PathBuf,
-    images: PathBuf,
+    parts: Parts,
     pub(crate) peers: Arc<dyn Peers>,
 }
 
@@ -75,9 +78,10 @@ impl Files {
             // Disks, and what is to be done at a first boot, are nobody else's to read.
             fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))
                 .map_err(system(format!("keep {} from others", directory.display())))?;
+            set_damaged_aside(&directory);
             sweep(&directory);
         }
-        let files = Files { state: state.to_owned(), images: images.to_owned(), peers: Arc::new(NoPeers) };
+        let files = Files { state: state.to_owned(), parts: Parts::new(images)?, peers: Arc::new(NoPeers) };
         files.sweep_quarantine();
         Ok(files)
     }
@@ -104,25 +108,18 @@ impl Files {
         self.directory(of_volume(volume)).join(DISK)
     }
 
-    /// The file of one part of an image.
+    /// The parts of images on this host.
+    #[must_use]
+    pub const fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// The file of one part of an image, whose checksum is right.
     ///
     /// # Errors
-    /// [`DriverError::Refused`] when this host does not have it, or not whole.
+    /// [`DriverError::Refused`] when this host does not have it, or had it damaged.
     pub fn part(&self, part: &Part) -> Result<PathBuf, DriverError> {
-        let path = self.images.join(&part.sha256);
-        match fs::metadata(&path) {
-            Ok(found) if found.len() == part.size.bytes() => Ok(path),
-            Ok(found) => Err(DriverError::Refused(format!(
-                "image part {} has {} bytes on this host instead of {}",
-                short(part),
-                found.len(),
-                part.size.bytes()
-            ))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(DriverError::Refused(format!("image part {} is not on this host", short(part))))
-            }
-            Err(error) => Err(system(format!("look at {}", path.display()))(error)),
-        }
+        self.parts.checked(part)
     }
 
     /// Takes the disk for one machine process, whichever program that is: it is held as long as the descriptor is open
@@ -232,6 +229,24 @@ impl Records for Files {
     }
 }
 
+/// Sets records aside that were damaged, as by a disk that lied: what counts for their objects comes from the cluster again,
+/// and what is on the host of them stays. One that is whole and of a newer version is not damaged: an agent that cannot read it
+/// must not begin.
+fn set_damaged_aside(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let record = entry.path().join(RECORD);
+        let Ok(text) = fs::read(&record) else { continue };
+        let text = String::from_utf8(text).map_err(|_| "it is no text");
+        if let Err(why) = text.and_then(|text| whole(&text).map(drop)) {
+            let aside = record.with_extension(DAMAGED);
+            tracing::error!("{} is damaged ({why}); it is kept as {}", record.display(), aside.display());
+            if let Err(error) = fs::rename(&record, &aside) {
+                tracing::error!("{} cannot be set aside: {error}", record.display());
+            }
+        }
+    }
+}
+
 /// Removes directories of objects in which there is no record and nothing else but half of one. All else is left: it may
 /// be somebody's, and what is not empty cannot be removed by accident.
 fn sweep(directory: &Path) {
@@ -265,13 +280,15 @@ fn checksum(text: &str) -> String {
 }
 
 fn read_record(text: &str) -> io::Result<Saved> {
-    let damaged = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-    let (found, rest) = text.split_once('\n').ok_or_else(|| damaged("it has no checksum"))?;
-    let value = rest.strip_suffix('\n').ok_or_else(|| damaged("its end is missing"))?;
-    if checksum(value) != found {
-        return Err(damaged("its checksum does not fit"));
-    }
+    let value = whole(text).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
     Ok(serde_json::from_str(value)?)
+}
+
+/// What a record says, if its checksum fits.
+fn whole(text: &str) -> Result<&str, &'static str> {
+    let (found, rest) = text.split_once('\n').ok_or("it has no checksum")?;
+    let value = rest.strip_suffix('\n').ok_or("its end is missing")?;
+    if checksum(value) == found { Ok(value) } else { Err("its checksum does not fit") }
 }
 
 /// After a crash either the old or the new content is there, whole: a temporary name, fsync, rename, fsync of the
@@ -326,23 +343,7 @@ pub(crate) mod tests {
         let place = Place::new("records");
         let files = place.files();
         let object = of_volume(VOLUME);
-        let saved = Saved {
-            assigned: Assigned::Volume(AssignedVolume {
-                sequence: 1,
-                generation: 1,
-                name: Name::new("data").unwrap(),
-                wanted: WantedVolume::Present,
-                size: ByteSize::from_mib(1),
-                source: Source::Blank(Filesystem::None),
-                arriving: None,
-            }),
-            restarts: 0,
-            restarts_done: 0,
-            started_shape: 0,
-            off: false,
-            squatted: None,
-            created: true,
-        };
+        let saved = saved();
         assert_eq!(files.load(object).unwrap(), None);
         files.save(object, &saved).unwrap();
         assert_eq!(files.load(object).unwrap(), Some(saved));
@@ -358,6 +359,52 @@ pub(crate) mod tests {
         assert!(Records::list(&files).unwrap().is_empty());
     }
 
+    fn saved() -> Saved {
+        Saved {
+            assigned: Assigned::Volume(AssignedVolume {
+                sequence: 1,
+                generation: 1,
+                name: Name::new("data").unwrap(),
+                wanted: WantedVolume::Present,
+                size: ByteSize::from_mib(1),
+                source: Source::Blank(Filesystem::None),
+                arriving: None,
+            }),
+            restarts: 0,
+            restarts_done: 0,
+            started_shape: 0,
+            off: false,
+            squatted: None,
+            created: true,
+        }
+    }
+
+    #[test]
+    fn a_write_that_is_torn_anywhere_leaves_the_old_record_and_a_damaged_one_is_none() {
+        let place = Place::new("torn");
+        let (files, object) = (place.files(), of_volume(VOLUME));
+        let old = saved();
+        files.save(object, &old).unwrap();
+        let path = files.directory(object).join(RECORD);
+        let whole = fs::read(&path).unwrap();
+        for end in 0..=whole.len() {
+            fs::write(path.with_extension(UNFINISHED), &whole[..end]).unwrap();
+            assert_eq!(place.files().load(object).unwrap(), Some(old.clone()), "torn at {end}");
+        }
+        // A disk that lost the end of a record, or turned a bit of it.
+        for end in 0..whole.len() {
+            let mut turned = whole.clone();
+            turned[end] ^= 1;
+            for damaged in [&whole[..end], &turned] {
+                fs::write(&path, damaged).unwrap();
+                let files = place.files();
+                assert_eq!(files.load(object).unwrap(), None, "damaged at {end}");
+                assert_eq!(fs::read(path.with_extension(DAMAGED)).unwrap(), damaged);
+                files.save(object, &old).unwrap();
+            }
+        }
+    }
+
     #[test]
     fn only_what_is_nobodys_is_swept() {
         let place = Place::new("sweep");
@@ -365,7 +412,8 @@ pub(crate) mod tests {
         let check = |names: &[&str], expected: &[&str]| {
             let directory = files.directory(of_volume(VOLUME));
             fs::create_dir_all(&directory).unwrap();
-            names.iter().for_each(|name| fs::write(directory.join(name), "").unwrap());
+            let whole = format!("{}\n{{}}\n", checksum("{}"));
+            names.iter().for_each(|name| fs::write(directory.join(name), &whole).unwrap());
             place.files();
             let left = fs::read_dir(&directory).into_iter().flatten().flatten();
             let mut left: Vec<_> =

@@ -2,7 +2,9 @@
 //! step names one driver's verb, and facts are what the drivers say.
 
 use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source};
+use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
+use lightbyte_plan::agent::parts::parts_of;
 use lightbyte_plan::agent::probe::Squatted;
 use lightbyte_plan::agent::{Facts, Saved, Step, VmmState};
 
@@ -122,14 +124,28 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
             let TapState { count, as_assigned, probed } = drivers.network.state(vm, nics)?;
             let vmm = drivers.vmm.state(vm)?;
             let taps = count > 0;
-            Ok(Facts { vmm, taps, taps_complete: as_assigned, probed, saved, ..Facts::default() })
+            let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
+            let more = Facts { parts_missing, ..Facts::default() };
+            Ok(Facts { vmm, taps, taps_complete: as_assigned, probed, saved, ..more })
         }
         _ => {
             let volume = VolumeId::new(object.uid);
             let (disk, arriving) = (drivers.disks.size(volume)?, drivers.disks.fetched(volume)?);
-            Ok(Facts { saved, disk, arriving, ..Facts::default() })
+            let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
+            Ok(Facts { saved, disk, arriving, parts_missing, ..Facts::default() })
         }
     }
+}
+
+/// The parts of images that an object is made from, and that are not here.
+fn parts_missing(drivers: &Drivers, assigned: Option<&Assigned>) -> Result<Vec<Part>, DriverError> {
+    let mut missing = Vec::new();
+    for part in assigned.into_iter().flat_map(parts_of) {
+        if !drivers.parts.has(part)? {
+            missing.push(part.clone());
+        }
+    }
+    Ok(missing)
 }
 
 /// Everything of ours that the host shows, with its facts: what an agent begins with.

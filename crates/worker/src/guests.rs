@@ -1,5 +1,5 @@
-//! What an agent serves: the way into the guests of this host, for servers, and its disks for other workers (`disks.rs`).
-//! Bytes go both ways, and nothing of them is kept or looked at.
+//! What an agent serves: the way into the guests of this host, for servers, and parts of images (see `parts`) and disks (see
+//! `disks`) for others. Bytes go both ways, and nothing of them is kept or looked at.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -53,7 +53,7 @@ struct Guests {
 }
 
 /// Serves until it is dropped.
-pub(crate) async fn serve(drivers: Drivers, listener: Listener) {
+pub(crate) async fn serve(drivers: Drivers, parts: Router, listener: Listener) {
     let places = Arc::new(Semaphore::new(STREAMS_MAX));
     let disks = crate::disks::router(Arc::clone(&drivers.disks));
     let guests = Arc::new(Guests { drivers, places, consoles: Mutex::default() });
@@ -63,6 +63,7 @@ pub(crate) async fn serve(drivers: Drivers, listener: Listener) {
         .route("/v1/vms/{uid}/logs", get(logs))
         .with_state(guests)
         .merge(disks)
+        .merge(parts)
         .fallback(unknown_path)
         .layer(axum::middleware::from_fn(lightbyte_link::guard::keep_pages_out));
     if let Err(error) = axum::serve(listener, router).await {

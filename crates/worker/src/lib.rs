@@ -9,16 +9,19 @@ pub mod doctor;
 mod guests;
 pub mod identity;
 mod life;
+mod parts;
 mod shell;
+mod systemd;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::{ByteSize, Name};
 use lightbyte_link::{Client, Endpoint, Listener};
-use lightbyte_vmm::Drivers;
+use lightbyte_vmm::{Drivers, Parts};
 
 /// What an agent must be told.
 pub struct Config {
@@ -36,6 +39,8 @@ pub struct Config {
     pub vmm: String,
     /// Where it serves the way into its guests, if anywhere.
     pub listen: Option<Endpoint>,
+    /// The parts of images on this host, if its VMs are made of any.
+    pub parts: Option<Arc<Parts>>,
 }
 
 /// Runs the agent until `shutdown`. The VMs go on after it.
@@ -53,6 +58,7 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
         vmm: config.vmm.clone(),
         address: config.listen.as_ref().map(address).unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        parts: Vec::new(),
     };
     let listener = match &config.listen {
         Some(endpoint) => {
@@ -61,12 +67,21 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
         None => None,
     };
     let client = Client::new(config.servers);
-    let serving = listener.map(|listener| tokio::spawn(guests::serve(drivers.clone(), listener)));
+    let store =
+        config.parts.map(|parts| parts::Store::new(parts, client.clone(), worker, config.name.clone()));
+    let (saying, said) = tokio::sync::watch::channel(said);
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(store) = &store {
+        tasks.spawn(Arc::clone(store).report(saying.clone()));
+    }
+    if let Some(listener) = listener {
+        tasks.spawn(guests::serve(drivers.clone(), parts::router(store.clone()), listener));
+    }
     let (caught_up, is_caught_up) = tokio::sync::watch::channel(false);
-    let life = tokio::spawn(life::keep_alive(worker, said, client.clone(), is_caught_up));
-    let outcome = shell::Shell::begin(worker, client, drivers, caught_up)?.run(shutdown).await;
-    life.abort();
-    serving.inspect(tokio::task::JoinHandle::abort);
+    tasks.spawn(life::keep_alive(worker, said, client.clone(), is_caught_up));
+    // Dropping the tasks ends them.
+    let outcome = shell::Shell::begin(worker, client, drivers, store, caught_up)?.run(shutdown).await;
+    drop((tasks, saying));
     outcome
 }
 

@@ -24,15 +24,26 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(10);
 /// vouch for what an earlier run has said of VMs that a power cut has ended.
 pub(crate) async fn keep_alive(
     worker: WorkerId,
-    said: ObservedWorker,
+    mut said: watch::Receiver<ObservedWorker>,
     client: Client,
     mut caught_up: watch::Receiver<bool>,
 ) {
     loop {
-        register(worker, &said, &client).await;
+        let now = said.borrow_and_update().clone();
+        register(worker, &now, &client).await;
         // Its sender lives as long as the agent, which ends this task.
         let _ = timeout(CATCH_UP_WITHIN, caught_up.wait_for(|caught_up| *caught_up)).await;
-        beat_while_known(worker, &said, &client).await;
+        tokio::select! {
+            () = beat_while_known(worker, &now.boot_id, &client) => {}
+            // What it says of itself is another now. A worker that can say nothing new goes on beating.
+            () = changed(&mut said) => {}
+        }
+    }
+}
+
+async fn changed(said: &mut watch::Receiver<ObservedWorker>) {
+    if said.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -59,9 +70,9 @@ async fn register(worker: WorkerId, said: &ObservedWorker, client: &Client) {
 }
 
 /// Beats until a server says that it does not know this worker.
-async fn beat_while_known(worker: WorkerId, said: &ObservedWorker, client: &Client) {
+async fn beat_while_known(worker: WorkerId, boot_id: &str, client: &Client) {
     let path = format!("/v1/workers/{worker}/heartbeat");
-    let heartbeat = Heartbeat { boot_id: said.boot_id.clone() };
+    let heartbeat = Heartbeat { boot_id: boot_id.to_owned() };
     let client = client.within(BEAT_WITHIN);
     let mut failing = false;
     loop {

@@ -18,6 +18,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::clock::now;
 use crate::life::describe;
+use crate::parts::{self, Fetches, News as PartNews};
+use crate::systemd::Watchdog;
 
 /// How many messages may wait for the agent. Each task under way sends one, and there are at most two for each object
 /// of a host; machine events come on top. A full queue makes the senders wait.
@@ -54,6 +56,7 @@ pub(crate) struct Shell {
     steps: Arc<Semaphore>,
     disk_steps: Arc<Semaphore>,
     caught_up: watch::Sender<bool>,
+    fetches: Option<Fetches>,
 }
 
 impl Shell {
@@ -62,6 +65,7 @@ impl Shell {
         worker: WorkerId,
         client: Client,
         drivers: Drivers,
+        store: Option<Arc<parts::Store>>,
         caught_up: watch::Sender<bool>,
     ) -> Result<Shell> {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
@@ -89,22 +93,31 @@ impl Shell {
             steps,
             disk_steps,
             caught_up,
+            fetches: store.map(Fetches::new),
         })
     }
 
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
         tokio::pin!(shutdown);
         self.open_stream(Duration::ZERO);
+        let mut watchdog = Watchdog::begin();
+        let mut tidying =
+            tokio::time::interval_at(tokio::time::Instant::now() + parts::TIDY_PERIOD, parts::TIDY_PERIOD);
         loop {
             self.carry_out();
             if !*self.caught_up.borrow() && self.agent.is_caught_up() {
                 self.caught_up.send_replace(true);
             }
-            let wake = self.agent.next_wake().map_or(Duration::from_secs(60), until);
+            let wake = self.agent.next_wake().map_or(Duration::from_secs(60), until).min(watchdog.turn());
             tokio::select! {
-                () = &mut shutdown => return Ok(()),
+                () = &mut shutdown => {
+                    watchdog.end();
+                    return Ok(());
+                }
                 Some(message) = self.messages.recv() => self.take(message),
                 line = next_line(self.stream.as_mut()) => self.take_line(line),
+                news = next_part(self.fetches.as_mut()) => self.take_part(news),
+                _ = tidying.tick() => self.tidy(),
                 () = tokio::time::sleep(wake) => {}
             }
         }
@@ -117,6 +130,9 @@ impl Shell {
                 Action::Report(report) => self.send(object, report),
                 Action::Step(step) => self.perform(object, step),
             }
+        }
+        if let Some(fetches) = &mut self.fetches {
+            fetches.want(&self.agent.parts_wanted());
         }
     }
 
@@ -204,6 +220,26 @@ impl Shell {
         }
     }
 
+    fn take_part(&mut self, news: Option<PartNews>) {
+        match news {
+            Some(PartNews::Came(part)) => self.agent.part_came(&part),
+            Some(PartNews::Hindered(part, problem)) => self.agent.part_hindered(&part, &problem),
+            // The fetches keep a sender of their own.
+            None => {}
+        }
+    }
+
+    /// Tidies up parts of images, unless nobody has said yet what is assigned.
+    fn tidy(&self) {
+        let (Some(fetches), Some(epoch), Some(cursor)) =
+            (&self.fetches, self.agent.epoch(), self.agent.cursor())
+        else {
+            return;
+        };
+        let store = Arc::clone(fetches.store());
+        tokio::spawn(parts::tidy(store, self.agent.parts_needed(), epoch.clone(), cursor));
+    }
+
     fn take_line(&mut self, line: Result<Option<Delivery>, ClientError>) {
         let problem = match line {
             Ok(Some(delivery)) => match self.agent.deliver(delivery, now()) {
@@ -243,6 +279,14 @@ async fn next_line(stream: Option<&mut Lines>) -> Result<Option<Delivery>, Clien
     match tokio::time::timeout(SILENCE_MAX, stream.next()).await {
         Ok(line) => line,
         Err(_) => Ok(None),
+    }
+}
+
+/// What became of a fetch; never when nothing is fetched.
+async fn next_part(fetches: Option<&mut Fetches>) -> Option<PartNews> {
+    match fetches {
+        Some(fetches) => fetches.next().await,
+        None => std::future::pending().await,
     }
 }
 

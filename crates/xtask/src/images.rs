@@ -4,6 +4,8 @@
 //! What an image is made of is for crates/image to know; here its inputs are brought together. When nothing has changed
 //! this takes a fraction of a second for the demo, and a second for Debian.
 
+mod blobs;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -90,6 +92,7 @@ fn pack(workspace: &Workspace, cache: &Cache, name: &str, root: &Path) -> Result
     pack.arg(workspace.target.join(GUEST_TARGET).join(GUEST_PROFILE).join("lightbyte-guest"));
     pack.arg(&image).arg(images.join("blobs"));
     process::output(&mut pack).context("make the image")?;
+    blobs::tidy(&images).context("tidy up parts of images")?;
     Ok(image)
 }
 

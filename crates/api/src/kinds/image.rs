@@ -68,19 +68,26 @@ impl Spec {
     }
 }
 
+impl Version {
+    /// Its parts.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        [&self.kernel, &self.root].into_iter().chain(&self.initrd)
+    }
+}
+
 impl SpecRules for Spec {
     const ABOUT: &'static str = "the versions of a root file system with its kernel";
 
     const FIELDS: &'static [Field] = &[
-    ("current", "the version that new VMs get; one of versions"),
-    ("versions", "all registered versions, at most 32; `lightbyte import image` writes them"),
-    ("versions[].version", "its name"),
-    ("versions[].architecture", "as `uname -m` prints it"),
-    ("versions[].kernel", "an uncompressed ELF kernel: {sha256, size}"),
-    ("versions[].initrd", "an initial RAM file system, if it needs one: {sha256, size}"),
-    ("versions[].command_line", "what the kernel is started with, at most 2048 bytes"),
-    ("versions[].root", "the root file system: {sha256, size}"),
-];
+        ("current", "the version that new VMs get; one of versions"),
+        ("versions", "all registered versions, at most 32; `lightbyte import image` writes them"),
+        ("versions[].version", "its name"),
+        ("versions[].architecture", "as `uname -m` prints it"),
+        ("versions[].kernel", "an uncompressed ELF kernel: {sha256, size}"),
+        ("versions[].initrd", "an initial RAM file system, if it needs one: {sha256, size}"),
+        ("versions[].command_line", "what the kernel is started with, at most 2048 bytes"),
+        ("versions[].root", "the root file system: {sha256, size}"),
+    ];
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         let versions = fields.list("versions", VERSIONS_MAX, read_version);
@@ -89,8 +96,13 @@ impl SpecRules for Spec {
         let spec = Spec { current, versions };
         if spec.current_version().is_none() {
             let known: Vec<&str> = spec.versions.iter().map(|version| version.version.as_str()).collect();
-            let hint = format!("listed: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") });
-            fields.problem("current", format!("version `{}` is not listed under versions", spec.current), Some(hint));
+            let hint =
+                format!("listed: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") });
+            fields.problem(
+                "current",
+                format!("version `{}` is not listed under versions", spec.current),
+                Some(hint),
+            );
         }
         Some(spec)
     }

@@ -1,8 +1,9 @@
 //! `lightbyte describe`: everything about one object on one page.
 
 use anyhow::{Context as _, Result};
-use lightbyte_api::Timestamp;
 use lightbyte_api::object::Object;
+use lightbyte_api::parts::Fetch;
+use lightbyte_api::{ByteSize, Timestamp};
 use serde_json::{Map, Value};
 
 use crate::arguments::One;
@@ -24,8 +25,24 @@ pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
     if !events.is_empty() {
         page.push_str(&format!("\n{}", events::render(&events)));
     }
+    // Nothing of it is stored, so an agent that does not say it now hides nothing else.
+    let fetches = cluster.fetches(&target).await.unwrap_or_default();
+    if !fetches.is_empty() {
+        page.push_str(&format!("\nfetching:\n{}", fetches.iter().map(fetch).collect::<String>()));
+    }
     print(&page)?;
     Ok(Code::Done)
+}
+
+/// A line on a part of an image that is on its way.
+fn fetch(fetch: &Fetch) -> String {
+    let name = fetch.sha256.get(..12).unwrap_or(&fetch.sha256);
+    let percent = fetch.done.saturating_mul(100).checked_div(fetch.size).unwrap_or(100);
+    let from = fetch.from.as_ref().map(|from| format!(" from {from}")).unwrap_or_default();
+    let left = fetch.seconds_left.map(|left| format!(", about {left} s left")).unwrap_or_default();
+    let problem = fetch.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    let size = ByteSize::from_bytes(fetch.size);
+    format!("  image part {name}: {percent} % of {size}{from}{left}{problem}\n")
 }
 
 fn render(object: &Object, now: Timestamp) -> Result<String> {

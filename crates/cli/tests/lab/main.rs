@@ -3,7 +3,9 @@
 
 mod bed;
 mod fake;
+mod foreign;
 mod guest;
+mod images;
 mod networks;
 mod outside;
 mod real;

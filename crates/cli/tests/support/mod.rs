@@ -78,6 +78,7 @@ impl Cluster {
             url: endpoint.to_string(),
             etcd: Vec::new(),
             root: String::new(),
+            parts: None,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("make a runtime");

@@ -1,6 +1,7 @@
 //! One object on one worker: what is assigned, what is saved, what the host shows, what was reported.
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject, WantedVolume};
+use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::{BootTimes, Observed, PROBLEM_LENGTH_MAX, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{ByteSize, Kind, Timestamp, VmId};
@@ -34,6 +35,8 @@ pub struct Facts {
     pub disk: Option<ByteSize>,
     /// What was fetched of a volume that another worker has.
     pub arriving: Option<Fetched>,
+    /// The parts of images that what is saved is made from, and that are not on this host.
+    pub parts_missing: Vec<Part>,
 }
 
 /// What was fetched of a disk that another worker has.
@@ -205,6 +208,8 @@ pub struct Around {
     pub maybe_used_by: Vec<VmId>,
     /// The disk that this volume is made from is there.
     pub source_present: bool,
+    /// Why a part of an image that is waited for does not come.
+    pub part_problem: Option<String>,
     /// The machines that may be writing to the disk that this volume is made from.
     pub source_written_by: Vec<VmId>,
 }
@@ -270,6 +275,7 @@ pub struct Desk {
     disk_lost: bool,
     /// A machine may use this volume.
     used: bool,
+    part_problem: Option<String>,
 }
 
 /// What the store holds of this worker's reports on the object, as far as it knows.
@@ -309,6 +315,7 @@ impl Desk {
             wait_until: None,
             disk_lost: false,
             used: false,
+            part_problem: None,
         }
     }
 
@@ -490,6 +497,11 @@ impl Desk {
         self.volatile.guest_problem = Some(plain).filter(|plain| !plain.is_empty());
     }
 
+    /// A part of an image has come to this host.
+    pub(super) fn part_came(&mut self, part: &Part) {
+        self.facts.parts_missing.retain(|missing| missing != part);
+    }
+
     pub(super) const fn guest_leaves(&mut self, leaving: Leaving) {
         self.volatile.leaving = Some(leaving);
     }
@@ -508,6 +520,7 @@ impl Desk {
     pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
         self.disk_lost = around.disk_lost;
         self.used = !around.used_by.is_empty();
+        self.part_problem.clone_from(&around.part_problem);
         // The step first: when nothing is left to do, the report says so.
         let step = self.step(around, now).map(Action::Step);
         let report = self.report(now).map(Action::Report);
@@ -549,7 +562,7 @@ impl Desk {
                     let runs = self.facts.vmm == VmmState::Running;
                     let of_guest = self.volatile.guest_problem.as_ref().filter(|_| runs);
                     let of_guest = of_guest.map(|problem| format!("its guest says: {problem}"));
-                    let problem = self.problem.clone().or(lost).or(of_guest);
+                    let problem = self.part_problem.clone().or(self.problem.clone()).or(lost).or(of_guest);
                     let (facts, volatile) = (&self.facts, &self.volatile);
                     Some(Observed::Vm(vm::report(saved, assigned, facts, volatile, problem, stored, now)))
                 }
@@ -557,7 +570,7 @@ impl Desk {
                     assigned,
                     &self.facts,
                     self.used,
-                    self.problem.clone(),
+                    self.part_problem.clone().or(self.problem.clone()),
                     stored,
                     now,
                 ))),

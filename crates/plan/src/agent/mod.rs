@@ -16,6 +16,7 @@
 //! What counts is what is saved. Absence never acts: an assignment that is missing changes nothing.
 
 pub mod desk;
+pub mod parts;
 pub mod probe;
 pub mod vm;
 pub mod volume;
@@ -113,6 +114,8 @@ pub struct Agent {
     /// The newest revision that a report of this worker made.
     written: u64,
     desks: BTreeMap<HostObject, Desk>,
+    /// What hinders fetches of parts, by their checksums.
+    part_problems: BTreeMap<String, String>,
 }
 
 impl Agent {
@@ -121,6 +124,12 @@ impl Agent {
     pub fn begin(facts: impl IntoIterator<Item = (HostObject, Facts)>) -> Agent {
         let desks = facts.into_iter().map(|(object, facts)| (object, Desk::found(object, facts))).collect();
         Agent { desks, ..Agent::default() }
+    }
+
+    /// The cluster and epoch that a server has spoken for, if any has.
+    #[must_use]
+    pub const fn epoch(&self) -> Option<&Epoch> {
+        self.epoch.as_ref()
     }
 
     /// The revision that the next stream must begin at, at least; `None` for an agent that has just begun and
@@ -262,6 +271,7 @@ impl Agent {
 
     /// What is to be done now. Every returned action is in flight from here on: its outcome must be handed back.
     pub fn actions(&mut self, now: Timestamp) -> Vec<(HostObject, Action)> {
+        self.forget_part_problems();
         let mut actions = Vec::new();
         for object in self.desks.keys().copied().collect::<Vec<_>>() {
             let around = self.around(object);
@@ -303,6 +313,7 @@ impl Agent {
                 _ => Vec::new(),
             },
             source_present: source.is_none_or(|source| is(source, volume::is_readable)),
+            part_problem: self.part_problem(object),
             source_written_by: source.map(|source| self.users(source, Machines::Writers)).unwrap_or_default(),
         }
     }

@@ -84,7 +84,7 @@ fn run(situation: &Situation<'_>) -> Next {
                 _ => match probe::way(saved, assigned, facts) {
                     Way::Squatted => Next::Rest,
                     Way::First(step) => Next::Do(step),
-                    Way::Free if !around.disks_present => Next::Rest,
+                    Way::Free if !around.disks_present || !facts.parts_missing.is_empty() => Next::Rest,
                     // Noted before the machine can be there, so that what runs is never newer than what is noted.
                     Way::Free if saved.started_shape != assigned.shape => {
                         Next::Do(Step::Save(Saved { started_shape: assigned.shape, ..saved.clone() }))

@@ -1,7 +1,7 @@
 //! The next step of a volume on its host: made once, from then on it must exist.
 //!
 //! ```text
-//!   saved ──> source there? ──> create (temporary name, then rename) ──> save `created` ──> present <──> grow
+//!   saved ──> source there, image part here? ──> create (temporary name, then rename) ──> save `created` ──> present <──> grow
 //!                                                            │ the file is gone: lost; never made again blank
 //!   arriving:        fetch, and again ──> complete ──(the assignment says that it has arrived)──> take ──> present
 //!   wanted held, released:  nothing to do: what is saved keeps machines away
@@ -40,7 +40,7 @@ fn keep(saved: &Saved, assigned: &AssignedVolume, facts: &Facts, around: &Around
         None if has_arrived(facts) => Next::Do(Step::TakeDisk),
         // It was there: never made again.
         None if saved.created => Next::Rest,
-        None if !around.source_present => Next::Rest,
+        None if !around.source_present || !facts.parts_missing.is_empty() => Next::Rest,
         None => Next::Do(Step::CreateDisk { written_by: around.source_written_by.clone() }),
     }
 }

@@ -2,6 +2,7 @@
 
 mod delivery;
 mod guest;
+mod parts;
 mod planners;
 mod races;
 mod reconciler;

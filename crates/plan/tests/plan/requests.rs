@@ -338,6 +338,7 @@ fn register(text: &str, uid_of: &str, said_name: &str, boot_id: &str, cpus: u64)
         vmm: "fake".to_owned(),
         address: String::new(),
         version: "0.1.0".to_owned(),
+        parts: Vec::new(),
     };
     show(&view, request::register(&view, worker_id(uid_of), &said, at(60)))
 }

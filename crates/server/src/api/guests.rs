@@ -119,8 +119,7 @@ async fn way_to(
 }
 
 fn client(way: &Way) -> Result<Client, Failure> {
-    let scheme = if way.address.starts_with('/') { "unix:" } else { "http://" };
-    let endpoint = format!("{scheme}{}", way.address).parse::<Endpoint>().map_err(|_| {
+    let endpoint = Endpoint::of_address(&way.address).ok_or_else(|| {
         let title = format!("worker `{}` names no address at which it listens", way.worker);
         Failure::new(StatusCode::CONFLICT, title).hint("start its agent with --listen")
     })?;

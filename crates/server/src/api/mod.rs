@@ -8,6 +8,7 @@ pub(crate) mod difference;
 pub(crate) mod guests;
 pub(crate) mod input;
 pub(crate) mod objects;
+pub(crate) mod parts;
 pub(crate) mod watch;
 pub(crate) mod workers;
 
@@ -79,6 +80,8 @@ pub(crate) fn routes() -> Vec<Route> {
             reading, None, "WebSocket", get(guests::console)),
         route("get", "/v1/objects/{kind}/{name}/logs", "Streams what a VM wrote to its console",
             &["lines", "follow", "min_revision"], None, "Bytes", get(guests::logs)),
+        route("get", "/v1/objects/{kind}/{name}/fetches", "Lists the parts of images that an object's worker fetches now",
+            reading, None, "FetchList", get(parts::fetches)),
         route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",
             reading, None, "Explanation", get(objects::why)),
         route("get", "/v1/objects/{kind}/{name}/events", "Lists what this server saw happen to an object",
@@ -95,6 +98,16 @@ pub(crate) fn routes() -> Vec<Route> {
             &["kind", "name", "from"], None, "WatchLine", get(watch::watch)),
         route("get", "/v1/openapi.json", "Describes this API",
             &[], None, "OpenApi", get(openapi::serve)),
+        route("get", "/v1/parts", "Lists the parts of all registered versions of images, by checksum",
+            reading, None, "RegisteredParts", get(parts::registered)),
+        route("get", "/v1/parts/{sha256}", "Streams a part of an image that this server has, from `Range` on",
+            &[], None, "Bytes", get(parts::get)),
+        route("post", "/v1/parts/{sha256}", "Takes the next bytes of a part of an image, at most 8 MiB",
+            &["size", "offset"], Some("Bytes"), "PartState", post(parts::upload)),
+        route("get", "/v1/parts/{sha256}/state", "Says how much of a part of an image this server has",
+            &["size"], None, "PartState", get(parts::state)),
+        route("get", "/v1/parts/{sha256}/sources", "Lists workers that say that they have a part of an image",
+            reading, None, "PartSourceList", get(parts::sources)),
         route("post", "/v1/workers/{uid}/register", "Registers a worker, or takes what it says of itself",
             &[], Some("ObservedWorker"), "Nothing", post(workers::register)),
         route("post", "/v1/workers/{uid}/heartbeat", "Keeps a worker alive",

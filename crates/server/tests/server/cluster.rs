@@ -13,6 +13,7 @@ use lightbyte_api::{Name, Uid};
 use lightbyte_link::{Client, ClientError, Endpoint, Lines, Problem};
 use lightbyte_server::Config;
 use lightbyte_store::MemoryStore;
+use lightbyte_vmm::Parts;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -60,6 +61,7 @@ impl TestServer {
             url: endpoint.to_string(),
             etcd: Vec::new(),
             root: String::new(),
+            parts: Some(Arc::new(Parts::new(&directory.0.join("parts")).expect("make the parts"))),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

@@ -4,6 +4,7 @@ mod cluster;
 mod leaders;
 mod objects;
 mod openapi;
+mod parts;
 mod vms;
 mod watches;
 mod worker;

@@ -110,6 +110,10 @@ async fn get(client: &Client, path: &str) -> Value {
     until_some(path, look).await.value
 }
 
+const PART: &str = "/v1/parts/0000000000000000000000000000000000000000000000000000000000000000?size=6";
+const SOURCES: &str = "/v1/parts/0000000000000000000000000000000000000000000000000000000000000000/sources";
+const STATE: &str = "/v1/parts/0000000000000000000000000000000000000000000000000000000000000000/state?size=6";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_answer_fits_its_description() {
     let (_store, _server, client) = begin().await;
@@ -138,6 +142,10 @@ async fn every_answer_fits_its_description() {
         ("/v1/objects/{kind}/{name}/why", "/v1/objects/vm/a/why"),
         ("/v1/objects/{kind}/{name}/why", "/v1/objects/vm/lost/why"),
         ("/v1/objects/{kind}/{name}/events", "/v1/objects/vm/a/events"),
+        ("/v1/objects/{kind}/{name}/fetches", "/v1/objects/vm/a/fetches"),
+        ("/v1/parts", "/v1/parts"),
+        ("/v1/parts/{sha256}/sources", SOURCES),
+        ("/v1/parts/{sha256}/state", STATE),
         ("/v1/events", "/v1/events?limit=100"),
         ("/v1/stuck", "/v1/stuck"),
         ("/v1/status", "/v1/status"),
@@ -193,6 +201,9 @@ async fn every_answer_fits_its_description() {
         check(&document, answer_of(&document, "post", path), &answer);
         asked.insert(format!("post {path}"));
     }
+    let taken: Value = client.post_bytes(PART, bytes::Bytes::from_static(b"abc")).await.unwrap().value;
+    check(&document, answer_of(&document, "post", "/v1/parts/{sha256}"), &taken);
+    asked.insert("post /v1/parts/{sha256}".to_owned());
     let deleted: Value =
         client.request::<(), Value>(http::Method::DELETE, "/v1/objects/vm/a", None, &[]).await.unwrap().value;
     check(&document, answer_of(&document, "delete", "/v1/objects/{kind}/{name}"), &deleted);

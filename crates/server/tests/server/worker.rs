@@ -38,6 +38,7 @@ impl TestWorker {
             vmm: "fake".to_owned(),
             address: String::new(),
             version: "test".to_owned(),
+            parts: Vec::new(),
         };
         let drivers = host.drivers();
         TestWorker { id: WorkerId::new(Uid::from_bits(bits)), said, host, drivers, client: client.clone() }

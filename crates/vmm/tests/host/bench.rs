@@ -22,6 +22,9 @@ use lightbyte_vmm::{DriverError, Drivers, FakeHost, hands};
 /// How often an agent may be asked for actions before it counts as restless.
 const ROUNDS_MAX: usize = 400;
 
+/// The checksum of 64 MiB of zeros, which is what images are here.
+pub(crate) const ZEROS_SHA256: &str = "3b6a07d0d404fab4e23b6d34bc6696a6a312dd92821332385e5af7c01c421351";
+
 /// The VM of every test.
 pub(crate) const VM: HostObject = HostObject { kind: Kind::Vm, uid: Uid::from_bits(0xA) };
 /// Its root volume.
@@ -38,7 +41,7 @@ pub(crate) const fn volume_id() -> VolumeId {
 }
 
 fn part() -> Part {
-    Part { sha256: "a".repeat(64), size: ByteSize::from_mib(64) }
+    Part { sha256: ZEROS_SHA256.to_owned(), size: ByteSize::from_mib(64) }
 }
 
 fn name(text: &str) -> Name {

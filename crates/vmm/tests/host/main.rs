@@ -6,5 +6,6 @@ mod bench;
 mod failures;
 mod findings;
 mod messages;
+mod parts;
 mod states;
 mod volumes;

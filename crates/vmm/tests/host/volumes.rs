@@ -12,7 +12,9 @@ use lightbyte_vmm::driver::Disks;
 use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
 use lightbyte_vmm::{DriverError, FakeHost, Files};
 
-use crate::bench::{Bench, Ended, VM, VOLUME, assigned_vm, assigned_volume, claim, saved, vm_id, volume_id};
+use crate::bench::{
+    Bench, Ended, VM, VOLUME, ZEROS_SHA256, assigned_vm, assigned_volume, claim, saved, vm_id, volume_id,
+};
 
 /// The sequence of what is saved.
 const SAVED_AT: u64 = 5;
@@ -216,7 +218,7 @@ impl Place {
     fn new() -> Place {
         let place = std::env::temp_dir().join(format!("lightbyte-volumes-{}", std::process::id()));
         std::fs::create_dir_all(place.join("images")).expect("a directory");
-        let image = std::fs::File::create(place.join("images").join("a".repeat(64))).expect("an image");
+        let image = std::fs::File::create(place.join("images").join(ZEROS_SHA256)).expect("an image");
         image.set_len(64 << 20).expect("an image of its size");
         Place(place)
     }

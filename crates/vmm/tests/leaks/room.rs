@@ -9,8 +9,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use lightbyte_api::ByteSize;
+use lightbyte_api::kinds::image::Part;
 use lightbyte_vmm::{Files, Network as _, Taps};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use sha2::{Digest as _, Sha256};
 
 use crate::worker::{VM, VOLUME};
 
@@ -32,6 +35,18 @@ pub(crate) struct Left {
     descriptors: usize,
 }
 
+/// The content of a part of an image.
+fn content_of(name: &str) -> Vec<u8> {
+    name.repeat(PART_BYTES).into_bytes()
+}
+
+/// That part.
+pub(crate) fn part_of(name: &str) -> Part {
+    let digest = Sha256::digest(content_of(name));
+    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Part { sha256, size: ByteSize::from_bytes(PART_BYTES as u64) }
+}
+
 /// The test's own host.
 pub(crate) struct Room {
     place: PathBuf,
@@ -48,10 +63,13 @@ impl Room {
         for directory in [&images, &run] {
             fs::create_dir(directory).expect("make a directory");
         }
-        for name in ["a", "b"] {
-            fs::write(images.join(name.repeat(64)), vec![7; PART_BYTES]).expect("make a part of an image");
-        }
         let files = Files::new(&place.join("state"), &images).expect("make the state");
+        for name in ["a", "b"] {
+            let part = part_of(name);
+            fs::write(files.parts().path(&part.sha256), content_of(name)).expect("make a part of an image");
+            // What is noted of it when it is used first is not left by any VM.
+            files.part(&part).expect("a part whose checksum is right");
+        }
         Taps::new().expect("make the rules");
         Room { place: place.to_owned(), files, run, held: RefCell::default() }
     }

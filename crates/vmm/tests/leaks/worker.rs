@@ -71,6 +71,7 @@ impl Worker {
                 vmm: machines.clone(),
                 disks: files.clone(),
                 network: Arc::new(Taps {}),
+                parts: Arc::new(room.files.parts().clone()),
                 records: files,
                 guest: Arc::new(host),
             },
@@ -281,7 +282,7 @@ pub(crate) const fn vm_id() -> VmId {
 }
 
 fn part(name: &str) -> Part {
-    Part { sha256: name.repeat(64), size: ByteSize::from_bytes(PART_BYTES as u64) }
+    crate::room::part_of(name)
 }
 
 fn assigned_vm() -> AssignedVm {

@@ -28,8 +28,11 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("proxy", &["api"]),
     ("lab", &["api", "link"]),
     ("sim", &["api", "plan", "store", "vmm"]),
-    ("cli", &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab", "link", "guest", "vsock"]),
-    ("bench", &["api", "plan", "link", "lab"]),
+    (
+        "cli",
+        &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab", "link", "guest", "image", "vsock"],
+    ),
+    ("bench", &["api", "plan", "link", "lab", "vmm"]),
     ("xtask", &[]),
 ];
 

@@ -7,7 +7,7 @@ use lightbyte_api::assigned::HostObject;
 use lightbyte_api::firewall::{Firewall, From, Protocol, Rule};
 use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::observed::{Observed, ObservedWorker};
+use lightbyte_api::observed::{Observed, ObservedWorker, PART_NAME_LENGTH};
 use lightbyte_api::records::{AddressClaim, Alive, Squatted, WorkerLedger};
 use lightbyte_api::{ByteSize, Choice, Key, Kind, MacAddress, Manifest, Name, ObjectRef, Spec, WorkerId};
 
@@ -117,8 +117,9 @@ fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
             cpus: line.or("cpus", "4"),
             memory: line.or("memory", "1GiB"),
             vmm: "fake".to_owned(),
-            address: String::new(),
+            address: line.or("listens", ""),
             version: "0.1.0".to_owned(),
+            parts: line.all("has").into_iter().map(|digit| digit.repeat(PART_NAME_LENGTH)).collect(),
         };
         let itself = HostObject { kind: Kind::Worker, uid: worker.uid() };
         store.put(&Key::Observed(worker, itself), Observed::Worker(said));

@@ -5,6 +5,7 @@
 //! ```text
 //! rack                                                  workers n1 and n2, image demo v1, network default
 //! worker n3 cpus=4 memory=1GiB [architecture=aarch64] [cordoned] [away] [deleting] [silent]
+//!           [listens=n3:7701] [has=a]…
 //! image demo v1,v2 [current=v2] [root=64MiB] [architecture=x86_64] [deleting]
 //! network lan 10.78.0.0/24 pool=2-4 [gateway=10.78.0.1] [deleting]
 //! squatted lan 10.78.0.3                                an address that somebody else has

@@ -23,6 +23,7 @@ impl Real {
             vmm: machines.clone(),
             disks: files.clone(),
             network: Arc::new(world.taps),
+            parts: Arc::new(world.files.parts().clone()),
             records: files,
             guest: machines.clone(),
         };

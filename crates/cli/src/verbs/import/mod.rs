@@ -1,9 +1,12 @@
-//! `lightbyte import image DIR`: checked, stored by checksum, and registered, in this order: what is registered is
+//! `lightbyte import image`: checked, sent to a server part by part, and registered, in this order: what is registered is
 //! whole and in its place.
 
+mod foreign;
+mod upload;
+
 use std::fs::{self, File};
-use std::io::{self, Read, Seek as _, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::kinds::image::VERSIONS_MAX;
@@ -17,18 +20,14 @@ use sha2::{Digest as _, Sha256};
 use crate::arguments::ImportImage;
 use crate::cluster::{Cluster, manifest_of};
 use crate::failure::{Code, Failure};
-use crate::terminal::{print, say};
+use crate::terminal::print;
 use crate::verbs::apply;
 
-/// Where a lab has its images.
-const STORE_VARIABLE: &str = "LIGHTBYTE_IMAGES";
-/// The directory in it with the parts of all images, by checksum.
-const BLOBS: &str = "blobs";
-/// Read and written at once: large enough that the calls do not count, and small enough to find the holes of a disk.
-const CHUNK_BYTES: usize = 128 << 10;
+/// Read at once: large enough that the calls do not count.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// `manifest.json` of an image directory.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 struct ImageManifest {
     name: Name,
     version: String,
@@ -72,18 +71,15 @@ impl ImageManifest {
 }
 
 pub(crate) async fn run(cluster: &Cluster, words: &ImportImage) -> Result<Code> {
-    let named = std::env::var_os(STORE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let store = words.store.clone().or(named.map(|images| images.join(BLOBS))).ok_or_else(|| {
-        Failure::usage("nothing says where the cluster keeps its images")
-            .hint(format!("name the directory with `--store DIR` or {STORE_VARIABLE}"))
-    })?;
-    let manifest = read_manifest(&words.directory)?;
-    check_parts(&words.directory, &manifest)?;
+    let made = words.from.as_ref().map(|from| foreign::make(words, from)).transpose()?;
+    let directory = made.as_ref().map_or(words.image.as_path(), foreign::Made::directory);
+    let manifest = read_manifest(directory)?;
+    check_parts(directory, &manifest)?;
     for part in manifest.parts() {
-        store_part(&words.directory, part, &store)?;
+        upload::send(cluster, directory, part).await?;
     }
-    let line = register(cluster, &manifest).await?;
-    print(&format!("{line} (version {} is current)", manifest.version))?;
+    let (line, current) = register(cluster, &manifest, !words.no_current).await?;
+    print(&format!("{line} (version {current} is current)"))?;
     Ok(Code::Done)
 }
 
@@ -123,7 +119,7 @@ fn check_parts(directory: &Path, manifest: &ImageManifest) -> Result<(), Failure
 }
 
 fn fault(directory: &Path, part: &PartFile) -> Option<String> {
-    let found = File::open(directory.join(&part.file)).and_then(|file| copy_hashed(file, &mut io::sink()));
+    let found = File::open(directory.join(&part.file)).and_then(hashed);
     let fault = match found {
         Err(error) => error.to_string(),
         Ok((bytes, _)) if bytes != part.bytes => {
@@ -137,8 +133,8 @@ fn fault(directory: &Path, part: &PartFile) -> Option<String> {
     Some(format!("{}: {fault}", part.file))
 }
 
-/// Copies, and returns how much it was with its checksum (FIPS 180-4) in hexadecimal.
-fn copy_hashed(mut source: impl Read, target: &mut impl Write) -> io::Result<(u64, String)> {
+/// How long a file is, with its checksum (FIPS 180-4) in hexadecimal.
+fn hashed(mut source: impl Read) -> io::Result<(u64, String)> {
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut bytes = 0;
@@ -150,97 +146,55 @@ fn copy_hashed(mut source: impl Read, target: &mut impl Write) -> io::Result<(u6
             Err(error) => return Err(error),
         };
         hasher.update(&chunk[..count]);
-        target.write_all(&chunk[..count])?;
         bytes += count as u64;
     }
     let digest = hasher.finalize();
     Ok((bytes, digest.iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
-/// Puts a part into the store under its checksum. It appears whole or not at all.
-fn store_part(directory: &Path, part: &PartFile, store: &Path) -> Result<()> {
-    let target = store.join(part.sha256.to_ascii_lowercase());
-    let is_there = fs::metadata(&target).is_ok_and(|found| found.len() == part.bytes);
-    if is_there {
-        return Ok(());
-    }
-    let what = || format!("store `{}` in `{}`", part.file, store.display());
-    fs::create_dir_all(store).with_context(what)?;
-    let temporary = store.join(format!(".{}.{}.tmp", part.sha256, std::process::id()));
-    let written = write_part(&directory.join(&part.file), part, &temporary)
-        .and_then(|()| Ok(fs::rename(&temporary, &target)?));
-    if written.is_err() {
-        // What is left of a failed try is of no use; the first error is the one to tell.
-        drop(fs::remove_file(&temporary));
-    }
-    written.with_context(what)?;
-    say(&format!("stored {} ({})", part.file, ByteSize::from_bytes(part.bytes)));
-    Ok(())
-}
-
-fn write_part(source: &Path, part: &PartFile, temporary: &Path) -> Result<()> {
-    let mut target = Sparse(File::create(temporary)?);
-    let (bytes, sha256) = copy_hashed(File::open(source)?, &mut target)?;
-    target.0.set_len(bytes)?;
-    target.0.sync_all()?;
-    // The file may have changed since it was checked.
-    if sha256.eq_ignore_ascii_case(&part.sha256) {
-        return Ok(());
-    }
-    Err(Failure::new(Code::Error, "it changed while it was copied").hint("try again").into())
-}
-
-/// A file in which zeros are not written: disks are mostly holes, and stay so.
-struct Sparse(File);
-
-impl Write for Sparse {
-    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
-        match i64::try_from(chunk.len()) {
-            Ok(length) if chunk.iter().all(|byte| *byte == 0) => {
-                self.0.seek(SeekFrom::Current(length))?;
-                Ok(chunk.len())
-            }
-            _ => self.0.write(chunk),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-/// Adds the version to those that are known, and makes it the current one.
-async fn register(cluster: &Cluster, manifest: &ImageManifest) -> Result<String> {
+/// Adds the version to those that are known, and makes it the current one if that is asked. Says what was done, and which
+/// version is current then.
+async fn register(cluster: &Cluster, manifest: &ImageManifest, current: bool) -> Result<(String, String)> {
     let image = ObjectRef::new(Kind::Image, manifest.name.clone());
     let (document, version) = match cluster.object_with_version(&image).await {
-        Ok((object, version)) => (with_version(manifest_of(&object), manifest), Some(version)),
+        Ok((object, version)) => (with_version(manifest_of(&object), manifest, current), Some(version)),
         Err(error) if error.status() == Some(404) => {
             let empty = json!({"kind": "image", "name": manifest.name, "spec": {"versions": []}});
-            (with_version(empty, manifest), None)
+            // Its only version is the current one.
+            (with_version(empty, manifest, true), None)
         }
         Err(error) => return Err(error).with_context(|| format!("look for `{image}`")),
     };
+    let is_current = document["spec"]["current"].as_str().unwrap_or_default().to_owned();
     let request = Apply { documents: vec![document], create_only: version.is_none(), dry_run: false };
     let applied =
         cluster.apply(&request, version.as_deref()).await.with_context(|| format!("register `{image}`"))?;
-    Ok(applied.changes.iter().map(apply::summary).collect::<Vec<_>>().join("\n"))
+    let lines = applied.changes.iter().map(apply::summary).collect::<Vec<_>>().join("\n");
+    Ok((lines, is_current))
 }
 
-/// The image with this version in place of one of the same name; the oldest goes when there are too many.
-fn with_version(mut image: Value, manifest: &ImageManifest) -> Value {
+/// The image with this version in place of one of the same name, the newest at the end. When there are too many the oldest
+/// goes that is neither the current one nor the one before it.
+fn with_version(mut image: Value, manifest: &ImageManifest, current: bool) -> Value {
+    let before = image["spec"]["current"].as_str().map(str::to_owned);
     if let Some(versions) = image.pointer_mut("/spec/versions").and_then(Value::as_array_mut) {
         versions.retain(|version| version["version"] != manifest.version.as_str());
         versions.push(manifest.version());
-        let too_many = versions.len().saturating_sub(VERSIONS_MAX);
-        versions.drain(..too_many);
+        while versions.len() > VERSIONS_MAX {
+            let at = versions.iter().position(|version| version["version"].as_str() != before.as_deref());
+            versions.remove(at.unwrap_or(0));
+        }
     }
-    image["spec"]["current"] = json!(manifest.version);
+    if current {
+        image["spec"]["current"] = json!(manifest.version);
+    }
     image
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     struct Directory(PathBuf);
 
@@ -268,8 +222,7 @@ mod tests {
         root[CHUNK_BYTES * 2] = 1;
         fs::write(directory.0.join("root.ext4"), root).unwrap();
         let part = |file: &str| {
-            let (bytes, sha256) =
-                copy_hashed(File::open(directory.0.join(file)).unwrap(), &mut io::sink()).unwrap();
+            let (bytes, sha256) = hashed(File::open(directory.0.join(file)).unwrap()).unwrap();
             json!({"file": file, "sha256": sha256, "bytes": bytes})
         };
         let mut kernel = part("vmlinux");
@@ -283,31 +236,31 @@ mod tests {
     }
 
     #[test]
-    fn a_good_image_is_stored_by_checksum_and_becomes_an_object() {
+    fn a_good_image_becomes_an_object() {
         let directory = Directory::new("import");
-        let store = Directory::new("import-store");
         let manifest = image(&directory, false);
         check_parts(&directory.0, &manifest).unwrap();
-        for part in manifest.parts().chain(manifest.parts()) {
-            store_part(&directory.0, part, &store.0).unwrap();
-        }
-        let mut stored: Vec<String> = fs::read_dir(&store.0)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        stored.sort();
-        let mut expect: Vec<String> = manifest.parts().map(|part| part.sha256.clone()).collect();
-        expect.sort();
-        assert_eq!(stored, expect, "and no temporary file");
-        let read = |path: PathBuf| fs::read(path).unwrap();
-        assert_eq!(read(store.0.join(&manifest.root.sha256)), read(directory.0.join("root.ext4")));
         let empty = json!({"kind": "image", "name": "demo", "spec": {"versions": []}});
-        let first = with_version(empty, &manifest);
+        let first = with_version(empty, &manifest, true);
         lightbyte_api::Manifest::read(&first).unwrap();
-        assert_eq!(with_version(first.clone(), &manifest), first, "the same version again changes nothing");
-        let next = with_version(first, &ImageManifest { version: "v2".to_owned(), ..manifest });
+        assert_eq!(
+            with_version(first.clone(), &manifest, true),
+            first,
+            "the same version again changes nothing"
+        );
+        let named = |version: &str| ImageManifest { version: version.to_owned(), ..manifest.clone() };
+        let next = with_version(first.clone(), &named("v2"), true);
         assert_eq!(next["spec"]["current"], "v2");
         assert_eq!(next["spec"]["versions"].as_array().map(Vec::len), Some(2));
+        // As many as may be, and the current one is the oldest: it stays.
+        let many =
+            (2..50).fold(first, |image, index| with_version(image, &named(&format!("v{index}")), false));
+        lightbyte_api::Manifest::read(&many).unwrap();
+        assert_eq!(many["spec"]["versions"].as_array().map(Vec::len), Some(VERSIONS_MAX));
+        assert_eq!(
+            (&many["spec"]["current"], &many["spec"]["versions"][0]["version"]),
+            (&json!("v1"), &json!("v1"))
+        );
     }
 
     #[test]
@@ -317,19 +270,10 @@ mod tests {
         fs::write(directory.0.join("root.ext4"), "rooted").unwrap();
         let failure = check_parts(&directory.0, &manifest).unwrap_err();
         assert!(failure.details[0].starts_with("vmlinux: has the checksum "), "{failure:?}");
-        assert_eq!(failure.details[1], "root.ext4: has 6 bytes, the manifest says 524288");
+        assert_eq!(failure.details[1], "root.ext4: has 6 bytes, the manifest says 4194304");
         fs::remove_file(directory.0.join("root.ext4")).unwrap();
         let failure = check_parts(&directory.0, &manifest).unwrap_err();
         assert!(failure.details[1].starts_with("root.ext4: No such file"), "{failure:?}");
-    }
-
-    #[test]
-    fn a_failed_copy_leaves_nothing() {
-        let directory = Directory::new("import-failed");
-        let store = Directory::new("import-failed-store");
-        let manifest = image(&directory, true);
-        assert!(store_part(&directory.0, &manifest.kernel, &store.0).is_err());
-        assert_eq!(fs::read_dir(&store.0).unwrap().count(), 0);
     }
 
     #[test]
