@@ -125,15 +125,8 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
             let vmm = drivers.vmm.state(vm)?;
             let taps = count > 0;
             let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
-            Ok(Facts {
-                vmm,
-                taps,
-                taps_complete: as_assigned,
-                probed,
-                saved,
-                parts_missing,
-                ..Facts::default()
-            })
+            let more = Facts { parts_missing, ..Facts::default() };
+            Ok(Facts { vmm, taps, taps_complete: as_assigned, probed, saved, ..more })
         }
         _ => {
             let volume = VolumeId::new(object.uid);
