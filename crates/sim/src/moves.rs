@@ -134,9 +134,8 @@ pub(crate) fn check_hosts(workers: &[Worker], written: &BTreeMap<VolumeId, u64>)
 /// Whether another worker has the disk with all that this one has, or had it and it vanished there.
 pub(crate) fn is_elsewhere(disk: VolumeId, at: usize, workers: &[Worker]) -> bool {
     let here = workers[at].host.writes(disk);
-    others(at, workers).any(|worker| {
-        worker.lost.contains(&disk) || (has(worker, disk) && worker.host.writes(disk) >= here)
-    })
+    others(at, workers)
+        .any(|worker| worker.lost.contains(&disk) || (has(worker, disk) && worker.host.writes(disk) >= here))
 }
 
 /// Whether the disk is there. What cannot be told counts as there.
