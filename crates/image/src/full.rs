@@ -65,8 +65,11 @@ const FILES: &[(&str, &str)] = &[
     ("etc/systemd/system.conf.d/lightbyte.conf", "[Manager]\nDefaultTimeoutStopSec=15s\n"),
 ];
 
+/// Where the service's agent is on a disk of ours.
+pub(crate) const AGENT: &str = "/usr/sbin/lightbyte-guest";
+
 /// Early, so that the host can reach in when the boot goes wrong; what needs the network waits for it.
-const AGENT_SERVICE: &str = "\
+pub(crate) const AGENT_SERVICE: &str = "\
 [Unit]
 Description=Agent of the lightbyte host
 DefaultDependencies=no

@@ -18,7 +18,7 @@ use super::{Base, DiskFormat, Foreign, cpio, squeeze};
 use crate::cpio::Archive;
 use crate::manifest::Manifest;
 use crate::modules::without_signature;
-use crate::{kernel, pack};
+use crate::{full, kernel, pack};
 
 /// Largest disk that is taken.
 const DISK_BYTES_MAX: u64 = 256 << 30;
@@ -42,24 +42,8 @@ const HELPFUL: &[&str] = &["crc32c_generic"];
 /// Where an init of systemd is.
 const SYSTEMD: &[&str] = &["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
 
-/// The agent as a service: it is left in /run by that of the initramfs.
-const AGENT_SERVICE: &str = "\
-[Unit]
-Description=Agent of the lightbyte host
-DefaultDependencies=no
-After=systemd-remount-fs.service systemd-journald.socket
-Before=network.target shutdown.target
-Wants=network.target
-Conflicts=shutdown.target
-
-[Service]
-Type=notify
-ExecStart=/run/lightbyte/lightbyte-guest
-Restart=always
-RestartSec=1
-StandardOutput=journal+console
-TimeoutStartSec=60
-";
+/// Where the agent of the initramfs leaves itself for the service.
+const AGENT: &str = "/run/lightbyte/lightbyte-guest";
 
 const FSTAB: &str =
     "# The root is mounted before systemd starts, other disks by lightbyte-guest. What stood here was:\n";
@@ -343,7 +327,7 @@ fn edits(tree: &Ext4) -> Result<Edits> {
         let _ = writeln!(fstab, "# {line}");
     }
     let mut files = vec![
-        (SERVICE, AGENT_SERVICE.to_owned()),
+        (SERVICE, full::AGENT_SERVICE.replace(full::AGENT, AGENT)),
         // Other partitions of the disk are not there in a VM, and a boot that waits for them fails.
         ("/etc/fstab", fstab),
         // Each VM is a machine of its own.
@@ -360,7 +344,7 @@ fn edits(tree: &Ext4) -> Result<Edits> {
             "/lib/systemd/system-shutdown" => "/lib/systemd/system-shutdown/lightbyte-guest",
             _ => "/usr/lib/systemd/system-shutdown/lightbyte-guest",
         };
-        links.push((link, "/run/lightbyte/lightbyte-guest"));
+        links.push((link, AGENT));
     }
     let is_there = |path: &&str| tree.symlink_metadata(*path).is_ok();
     let directories =
