@@ -16,8 +16,10 @@
 //! What counts is what is saved. Absence never acts: an assignment that is missing changes nothing.
 
 pub mod desk;
+pub mod facts;
 pub mod parts;
 pub mod probe;
+pub mod step;
 pub mod vm;
 pub mod volume;
 
@@ -29,7 +31,9 @@ use lightbyte_api::records::Epoch;
 use lightbyte_api::{Kind, Timestamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
 
-pub use desk::{Action, Desk, Facts, Fetched, Leaving, Reply, Report, Saved, Step, VmmState};
+pub use desk::Desk;
+pub use facts::{Facts, Fetched, Leaving, Saved, VmmState};
+pub use step::{Action, Reply, Report, Step};
 
 /// What a server delivers to a worker. Everything carries the epoch and the revision that it is true at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -289,8 +293,8 @@ impl Agent {
     }
 
     /// What `object` must know of the other objects on this host.
-    fn around(&self, object: HostObject) -> desk::Around {
-        let Some(desk) = self.desks.get(&object) else { return desk::Around::default() };
+    fn around(&self, object: HostObject) -> facts::Around {
+        let Some(desk) = self.desks.get(&object) else { return facts::Around::default() };
         let volume_desk =
             |volume: VolumeId| self.desks.get(&HostObject { kind: Kind::Volume, uid: volume.uid() });
         let is = |volume: VolumeId, test: fn(&Facts) -> bool| {
@@ -301,7 +305,7 @@ impl Agent {
             Source::Disk(source) => Some(source),
             Source::Image(_) | Source::Blank(_) => None,
         });
-        desk::Around {
+        facts::Around {
             disks_present: disks.iter().all(|disk| is(disk.volume, volume::is_present)),
             disk_lost: disks.iter().any(|disk| is(disk.volume, volume::is_lost)),
             used_by: match object.kind {

@@ -20,7 +20,8 @@ use lightbyte_api::observed::{ObservedWorker, PART_NAME_LENGTH};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Spec, Timestamp};
 
-use super::desk::{Facts, VmmState, later};
+use super::desk::later;
+use super::facts::{Facts, VmmState};
 use super::{Agent, HostObject};
 use crate::view::View;
 

@@ -14,7 +14,8 @@ use lightbyte_api::assigned::AssignedVm;
 use lightbyte_api::observed::Squatter;
 use serde::{Deserialize, Serialize};
 
-use super::desk::{Facts, Saved, Step};
+use super::facts::{Facts, Saved};
+use super::step::Step;
 
 /// Addresses of an assignment that somebody else has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,8 @@ use lightbyte_api::assigned::{Assigned, AssignedVolume, WantedVolume};
 use lightbyte_api::observed::{Observed, ObservedVolume, VolumePhase};
 use lightbyte_api::{ByteSize, Timestamp};
 
-use super::desk::{Around, Facts, Fetched, Next, Saved, Step};
+use super::facts::{Around, Facts, Fetched, Saved};
+use super::step::{Next, Step};
 
 /// The next step of a volume that is saved. Pure; each step is idempotent.
 #[must_use]
