@@ -335,6 +335,8 @@ impl Cluster {
         match step {
             // The machine is gone: the guest of the next one has its own word to say.
             Step::Kill => drop(worker.told_ready.remove(&vm)),
+            // It is the other worker's that came, and not the one that vanished here once.
+            Step::TakeDisk if outcome.is_ok() => drop(worker.lost.remove(&VolumeId::new(object.uid))),
             // A quick guest is heard before the end of the step that started it.
             Step::Start if outcome.is_ok() && self.rng.once_in(3) => {
                 self.counts.add("guest ready before its start was told");
