@@ -2,7 +2,8 @@
 //!
 //! QEMU emulates a host whose CPU has hardware virtualisation; Debian's kernel with KVM runs in it, and there the tests of
 //! the drivers start real VMs under a real Firecracker: the contract, a whole life with its jailer, and starters that
-//! are killed. Then a cluster does so: etcd, a server, and a worker that is killed too.
+//! are killed. Then a cluster does so: etcd, a server, and a worker that is killed too; with the demo, and with Debian where
+//! `cargo xtask images debian` has made it.
 //!
 //! ```text
 //!   CACHE/nested/KEY/   initrd, state      the host, booted once and saved; KEY is a hash of what it is made from
@@ -97,9 +98,10 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     let work = Work::new(&place)?;
     let host = Host::ensure(&cache, &place, &work.0)?;
     let possible = match words.jailer {
-        Some(_) => "firecracker|jailed|cluster",
-        None => "of_firecracker|and_firecracker|cluster",
+        Some(_) => "firecracker|jailed|cluster|debian",
+        None => "of_firecracker|and_firecracker|cluster|debian",
     };
+    let debian = cache.directory.join("images/debian");
     let parts = Parts {
         tests: &tests,
         lightbyte: &workspace.binary("lightbyte"),
@@ -107,6 +109,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
         firecracker: &words.firecracker,
         jailer: words.jailer.as_deref(),
         image: &image,
+        debian: Some(debian.as_path()).filter(|debian| debian.join("manifest.json").exists()),
         filter: words.only.as_deref().unwrap_or(possible),
     };
     let begin = Instant::now();

@@ -12,10 +12,10 @@ use crate::process;
 use crate::workspace::find_tool;
 
 /// Size of the disk: the programs, and what tests write. It has holes where nothing is.
-pub(super) const DISK_BYTES: u64 = 2 << 30;
+pub(super) const DISK_BYTES: u64 = 6 << 30;
 
 /// Tools of this machine that the tests call; everything else is busybox.
-const TOOLS: &[&str] = &["ip", "nft", "unshare"];
+const TOOLS: &[&str] = &["ip", "nft", "unshare", "mkfs.ext4"];
 
 /// What a run needs.
 pub(super) struct Parts<'a> {
@@ -28,6 +28,8 @@ pub(super) struct Parts<'a> {
     pub(super) jailer: Option<&'a Path>,
     /// The demo image's directory.
     pub(super) image: &'a Path,
+    /// The directory of Debian's image, if it was made.
+    pub(super) debian: Option<&'a Path>,
     /// Which tests, as a regular expression.
     pub(super) filter: &'a str,
 }
@@ -46,8 +48,11 @@ pub(super) fn make(parts: &Parts<'_>, work: &Path) -> Result<PathBuf> {
     if let Some(jailer) = parts.jailer {
         put(jailer, &place("bin/jailer"))?;
     }
-    for name in ["manifest.json", "vmlinux", "initramfs.cpio", "root.ext4"] {
-        put(&parts.image.join(name), &place(&format!("image/{name}")))?;
+    let images = [("image", Some(parts.image)), ("debian", parts.debian)];
+    for (to, image) in images.into_iter().filter_map(|(to, image)| Some((to, image?))) {
+        for name in ["manifest.json", "vmlinux", "initramfs.cpio", "root.ext4"] {
+            put(&image.join(name), &place(&format!("{to}/{name}")))?;
+        }
     }
     for tool in TOOLS {
         let path = find_tool(tool).with_context(|| format!("find `{tool}`; run cargo xtask setup"))?;

@@ -15,11 +15,14 @@ for test in $(/payload/drivers --list 2>/dev/null | sed -n 's/: test$//p' | grep
     [ -s /tmp/skipped ] && code=skipped
     echo "nested: $code $(($(hundredths) - begin)) $test"
 done
-if echo cluster | grep -qE "$FILTER"; then
-    echo "nested: begin cluster"
+cluster() {
+    echo "$1" | grep -qE "$FILTER" && [ -d "/payload/$2" ] || return
+    echo "nested: begin $1"
     begin=$(hundredths)
-    sh /payload/cluster.sh </dev/null
-    echo "nested: $? $(($(hundredths) - begin)) cluster"
-fi
+    sh /payload/cluster.sh "$2" </dev/null
+    echo "nested: $? $(($(hundredths) - begin)) $1"
+}
+cluster cluster image
+cluster debian debian
 left=$(ls /payload/tmp; ls /sys/fs/cgroup/lightbyte 2>/dev/null | grep -- -)
 echo "nested: left ${left:-nothing}"
