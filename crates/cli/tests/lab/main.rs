@@ -1,6 +1,7 @@
 //! Whole clusters on this machine, driven by the commands that a person types: first with VMs in memory, then with real
 //! ones. What cannot run here says why, and what would run it.
 
+mod agent;
 mod bed;
 mod fake;
 mod foreign;

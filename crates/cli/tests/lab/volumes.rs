@@ -1,7 +1,11 @@
 //! Volumes of real VMs, as a person uses them: what is written stays, whatever becomes of the VM.
 
-use crate::bed::{Bed, skip, until};
-use crate::real::missing;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::bed::{Bed, signal, skip, until};
+use crate::real::{machines, missing};
 
 #[test]
 fn a_volume_outlives_its_vm_grows_and_is_snapshotted() {
@@ -143,4 +147,75 @@ fn what_a_first_boot_is_to_do_is_done_once() {
     let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
     assert_eq!(seen, "boot\none\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA me\n600\n");
     bed.ok(&["delete", "vm/a", "--yes"]);
+}
+
+/// Everything of a host that a VM could leave: machines, links, rules, and files.
+#[derive(Debug, PartialEq)]
+struct Left {
+    machines: usize,
+    links: BTreeSet<String>,
+    rules: String,
+    files: BTreeSet<PathBuf>,
+}
+
+impl Left {
+    fn on_first_host(bed: &Bed) -> Left {
+        let inside = |words: &str| {
+            let namespace = bed.namespace("n1");
+            let words = ["netns", "exec", &namespace].into_iter().chain(words.split(' '));
+            let output = Command::new("ip").args(words).output().expect("run ip");
+            String::from_utf8(output.stdout).expect("text")
+        };
+        let name = |line: &str| line.split(": ").nth(1).unwrap_or_default().to_owned();
+        let mut files = BTreeSet::new();
+        for place in ["vm", "volume"] {
+            list(&bed.state().join("n1/worker").join(place), &mut files);
+        }
+        list(&Path::new("/run/lightbyte").join(bed.hash()).join("n1"), &mut files);
+        Left {
+            machines: machines(bed).len(),
+            links: inside("ip -o link").lines().map(name).collect(),
+            rules: inside("nft list ruleset"),
+            files,
+        }
+    }
+}
+
+fn list(directory: &Path, found: &mut BTreeSet<PathBuf>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            list(&entry.path(), found);
+        }
+        found.insert(entry.path());
+    }
+}
+
+#[test]
+fn three_lives_leave_nothing() {
+    let test = "three_lives_leave_nothing";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("lives", &["--vmm", "qemu", "--nodes", "1"]) else { return };
+    bed.start();
+    let before = Left::on_first_host(&bed);
+    for life in ["killed agent", "killed machine", "orderly"] {
+        bed.ok(&["run", "demo", "--name", "a", "--volume", "data:64MiB"]);
+        let during = Left::on_first_host(&bed);
+        assert!(
+            during.machines == 1 && during.links != before.links && during.files != before.files,
+            "{during:?}"
+        );
+        match life {
+            "killed agent" => signal("KILL", bed.process("n1-worker")),
+            "killed machine" => {
+                let process = machines(&bed).first().and_then(|path| path.rsplit('/').next()?.parse().ok());
+                signal("KILL", process.expect("a machine"));
+            }
+            _ => drop(bed.ok(&["stop", "vm/a"])),
+        }
+        bed.ok(&["delete", "vm/a", "--yes"]);
+        bed.ok(&["delete", "volume/data", "--yes"]);
+        assert_eq!(Left::on_first_host(&bed), before, "{life}");
+    }
 }
