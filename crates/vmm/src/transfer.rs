@@ -10,12 +10,14 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lightbyte_api::VolumeId;
 use lightbyte_api::assigned::Arriving;
+use lightbyte_api::kinds::volume::SIZE_MAX;
 use lightbyte_plan::agent::Fetched;
 use rustix::fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, fallocate, futimens, seek};
 use serde::{Deserialize, Serialize};
@@ -56,7 +58,13 @@ impl Files {
     /// One slice of fetching.
     pub(crate) fn fetch_slice(&self, volume: VolumeId, arriving: &Arriving) -> Result<(), DriverError> {
         let disk = PeerDisk { worker: arriving.from, address: arriving.address.clone(), disk: volume };
-        let size = self.peers.size(&disk)?.bytes();
+        let size = self.peers.size(&disk)?;
+        if size > SIZE_MAX {
+            return Err(DriverError::Refused(format!(
+                "disk {volume} is said to have {size}, at most {SIZE_MAX} are allowed"
+            )));
+        }
+        let size = size.bytes();
         let file = self.open_arriving(volume, arriving, size)?;
         let mut state = self.fetch_state(volume)?.unwrap_or_default();
         if (state.held, state.size) != (arriving.held, size) {
@@ -67,14 +75,17 @@ impl Files {
         while state.next < chunks && Instant::now() < end {
             let batch = state.next..chunks.min(state.next + BATCH_CHUNKS);
             let sums = self.peers.sums(&disk, batch.clone())?;
+            // What was not answered was not compared.
+            if sums.len() as u64 != batch.end - batch.start {
+                return Err(cut_short(&disk));
+            }
             Fetch { files: self, disk: &disk, file: &file, state: &state }.batch(batch.start, &sums)?;
             state.next = batch.end;
         }
         let failed = || system(format!("keep what was fetched of disk {volume}"));
-        if state.next == chunks {
-            file.sync_all().map_err(failed())?;
-            state.complete = true;
-        }
+        // Before it is noted: after a power cut nothing counts as compared that is not on the disk.
+        file.sync_all().map_err(failed())?;
+        state.complete = state.next == chunks;
         let text = serde_json::to_string(&state).map_err(|error| failed()(error.into()))?;
         write_durably(&self.directory(of_volume(volume)).join(STATE), &text).map_err(failed())
     }
@@ -193,7 +204,7 @@ struct Fetch<'a> {
 impl Fetch<'_> {
     /// Brings the chunks from `first` on to what these sums say.
     fn batch(&self, first: u64, sums: &[Sum]) -> Result<(), DriverError> {
-        let mut wanted: Option<std::ops::Range<u64>> = None;
+        let mut wanted: Option<Range<u64>> = None;
         for (chunk, theirs) in (first..).zip(sums) {
             let (begin, end) = self.place(chunk);
             if sum_at(self.file, begin, end).map_err(self.failed("read"))? == *theirs {
@@ -219,9 +230,12 @@ impl Fetch<'_> {
     }
 
     /// Fetches a run of chunks.
-    fn run(&self, chunks: std::ops::Range<u64>, first: u64, sums: &[Sum]) -> Result<(), DriverError> {
+    fn run(&self, chunks: Range<u64>, first: u64, sums: &[Sum]) -> Result<(), DriverError> {
         let (begin, end) = (self.place(chunks.start).0, self.place(chunks.end - 1).1);
         let bytes = self.files.peers.read(self.disk, begin..end)?;
+        if bytes.len() as u64 != end - begin {
+            return Err(cut_short(self.disk));
+        }
         let parts = bytes.chunks(usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX));
         if self.state.held {
             let theirs = sums.iter().skip(usize::try_from(chunks.start - first).unwrap_or(usize::MAX));
@@ -247,6 +261,11 @@ impl Fetch<'_> {
     }
 }
 
+fn cut_short(disk: &PeerDisk) -> DriverError {
+    let PeerDisk { worker, disk, .. } = disk;
+    DriverError::Refused(format!("worker {worker} answered for a part only of what was asked of disk {disk}"))
+}
+
 /// The sum of what is in a file between two places; a hole is not read.
 pub(crate) fn sum_at(file: &File, begin: u64, end: u64) -> io::Result<Sum> {
     match seek(file, SeekFrom::Data(begin)) {
@@ -257,5 +276,68 @@ pub(crate) fn sum_at(file: &File, begin: u64, end: u64) -> io::Result<Sum> {
         }
         Ok(_) | Err(rustix::io::Errno::NXIO) => Ok(SUM_OF_ZEROS),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::Disks as _;
+    use crate::files::tests::Place;
+    use crate::peers::Peers;
+    use lightbyte_api::{ByteSize, Uid, WorkerId};
+    use std::sync::Arc;
+
+    const DISK: VolumeId = VolumeId::new(Uid::from_bits(9));
+
+    /// A worker that says what it likes of a disk of two chunks and a half.
+    #[derive(Clone, Copy)]
+    struct Liar {
+        size: u64,
+        sums: usize,
+        bytes: usize,
+        wrong: bool,
+    }
+
+    const HONEST: Liar = Liar { size: 5 << 19, sums: 3, bytes: 5 << 19, wrong: false };
+
+    impl Peers for Liar {
+        fn size(&self, _: &PeerDisk) -> Result<ByteSize, DriverError> {
+            Ok(ByteSize::from_bytes(self.size))
+        }
+
+        fn sums(&self, _: &PeerDisk, _: Range<u64>) -> Result<Vec<Sum>, DriverError> {
+            let (whole, half) = (sum(&[7; 1 << 20]), sum(&[7; 1 << 19]));
+            Ok([whole, whole, half].into_iter().take(self.sums).collect())
+        }
+
+        fn read(&self, _: &PeerDisk, _: Range<u64>) -> Result<Vec<u8>, DriverError> {
+            Ok(vec![if self.wrong { 8 } else { 7 }; self.bytes])
+        }
+    }
+
+    #[test]
+    fn a_worker_that_lies_or_says_too_little_is_not_believed() {
+        let check = |name: &str, liar: Liar, held: bool, refused: Option<&str>| {
+            let place = Place::new(name);
+            let files = place.files().with_peers(Arc::new(liar));
+            let from = WorkerId::new(Uid::from_bits(1));
+            let arriving = Arriving { from, address: String::new(), held, base: None };
+            let said = files.fetch(DISK, &arriving).err().map(|error| error.to_string());
+            let is_as_said = match (&said, refused) {
+                (Some(said), Some(refused)) => said.contains(refused),
+                (said, refused) => said.is_none() && refused.is_none(),
+            };
+            assert!(is_as_said, "{name}: {said:?}");
+            let fetched = files.fetched(DISK).unwrap().is_some_and(|fetched| fetched.complete);
+            assert_eq!(fetched, refused.is_none(), "{name}");
+            assert_eq!(files.take_fetched(DISK).is_ok(), held && refused.is_none(), "{name}");
+        };
+        check("honest", HONEST, true, None);
+        check("used", HONEST, false, None);
+        check("few-sums", Liar { sums: 2, ..HONEST }, true, Some("a part only"));
+        check("few-bytes", Liar { bytes: 100, ..HONEST }, true, Some("a part only"));
+        check("wrong", Liar { wrong: true, ..HONEST }, true, Some("as its sum says"));
+        check("huge", Liar { size: u64::MAX, ..HONEST }, true, Some("is said to have"));
     }
 }
