@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -18,9 +17,9 @@ use lightbyte_api::kinds::image::Part;
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::{ByteSize, Kind, Name, Timestamp, Uid, VmId, VolumeId, WorkerId};
 use lightbyte_plan::agent::{Agent, Saved};
-use lightbyte_vmm::driver::{Disks as _, Records as _, Vmm};
-use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
-use lightbyte_vmm::{DriverError, FakeHost, Files, hands};
+use lightbyte_vmm::driver::{Disks, Records as _, Vmm};
+use lightbyte_vmm::peers::{InProcess, PeerDisk};
+use lightbyte_vmm::{FakeHost, Files, hands};
 
 use crate::Outcome;
 use crate::figures::{Row, Samples};
@@ -42,7 +41,9 @@ pub(crate) async fn measure(runs: usize) -> Result<Outcome> {
     let mut rows = Vec::new();
     let (mut clones, mut copies, mut fetches) = (Samples::default(), Samples::default(), Samples::default());
     let (files, other) = (place.files("n1")?, place.files("n2")?);
-    let other = other.with_peers(Arc::new(Peer(files.clone())));
+    let source = Arc::new(files.clone());
+    let other =
+        other.with_peers(Arc::new(InProcess(move |_: &PeerDisk| Ok(source.clone() as Arc<dyn Disks>))));
     for _ in 0..runs {
         clones.push(millis(|| files.ensure(DISK, &place.volume(), None).context("clone the image"))?);
         fetches.push(millis(|| fetch(&other))?);
@@ -148,23 +149,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// The other worker's files.
-struct Peer(Files);
-
-impl Peers for Peer {
-    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
-        self.0.size(disk.disk)?.ok_or_else(|| DriverError::Refused("it has no such disk".to_owned()))
-    }
-
-    fn sums(&self, disk: &PeerDisk, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
-        self.0.sums(disk.disk, chunks)
-    }
-
-    fn read(&self, disk: &PeerDisk, bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
-        self.0.read(disk.disk, bytes)
     }
 }
 

@@ -104,7 +104,7 @@ impl Cluster {
         };
         for worker in &cluster.workers {
             cluster.roads.lead_to(worker.id, &worker.host);
-            worker.host.set_peers(cluster.roads.clone());
+            worker.host.set_peers(Arc::clone(&cluster.roads).peers());
         }
         let begin = Decision::on(&View::default(), [], [Write::put(Key::Epoch, epoch)]);
         let _ = cluster.core.commit(&encode(&begin, &View::default(), &cluster.envelope("init"), |_| None));

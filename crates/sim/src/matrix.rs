@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,8 +10,8 @@ use lightbyte_api::assigned::{Assigned, HostObject, WantedVolume};
 use lightbyte_api::kinds::{snapshot, volume};
 use lightbyte_api::{ByteSize, Choice, Kind, Manifest, ObjectRef, Spec, Uid, VolumeId, WorkerId};
 use lightbyte_plan::request::{self, Context, Outcome};
-use lightbyte_vmm::driver::Disks as _;
-use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
+use lightbyte_vmm::driver::Disks;
+use lightbyte_vmm::peers::{InProcess, PeerDisk};
 use lightbyte_vmm::{DriverError, Files};
 
 use crate::cluster::Cluster;
@@ -28,30 +27,6 @@ const EFFECTS_MAX: usize = 60;
 const LARGE_BYTES: u64 = (66 << 20) + 4_096;
 /// A few chunks, and a part of one.
 const SMALL_BYTES: u64 = (3 << 20) + 4_096;
-
-/// The files of all hosts, as each sees those of the others.
-struct FilePeers(BTreeMap<WorkerId, Files>);
-
-impl FilePeers {
-    fn files(&self, disk: &PeerDisk) -> Result<&Files, DriverError> {
-        self.0.get(&disk.worker).ok_or_else(|| DriverError::Refused("no such worker".to_owned()))
-    }
-}
-
-impl Peers for FilePeers {
-    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
-        let size = self.files(disk)?.size(disk.disk)?;
-        size.ok_or_else(|| DriverError::Refused("it has no such disk".to_owned()))
-    }
-
-    fn sums(&self, disk: &PeerDisk, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
-        self.files(disk)?.sums(disk.disk, chunks)
-    }
-
-    fn read(&self, disk: &PeerDisk, bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
-        self.files(disk)?.read(disk.disk, bytes)
-    }
-}
 
 /// Three hosts with real files, of which the first has a volume.
 struct Bed {
@@ -74,8 +49,12 @@ impl Bed {
             Files::new(&host.join("state"), &host.join("images")).expect("a state directory")
         };
         let plain: Vec<Files> = (0..cluster.workers.len()).map(open).collect();
-        let by_id = cluster.workers.iter().map(|worker| worker.id).zip(plain.iter().cloned());
-        let peers = Arc::new(FilePeers(by_id.collect()));
+        let disks = plain.iter().map(|files| Arc::new(files.clone()) as Arc<dyn Disks>);
+        let hosts: BTreeMap<WorkerId, _> =
+            cluster.workers.iter().map(|worker| worker.id).zip(disks).collect();
+        let nobody = || DriverError::Refused("no such worker".to_owned());
+        let peers = InProcess(move |disk: &PeerDisk| hosts.get(&disk.worker).cloned().ok_or_else(nobody));
+        let peers = Arc::new(peers);
         let files: Vec<Files> = plain.into_iter().map(|files| files.with_peers(peers.clone())).collect();
         for (worker, files) in cluster.workers.iter_mut().zip(&files) {
             worker.drivers.disks = Arc::new(files.clone());

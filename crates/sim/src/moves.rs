@@ -1,19 +1,18 @@
 //! Disks that change their worker: the roads between hosts, and what must hold on both ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lightbyte_api::assigned::{Assigned, HostObject, Source, WantedVolume};
 use lightbyte_api::kinds::volume;
 use lightbyte_api::observed::{Observed, VolumePhase};
 use lightbyte_api::records::Record;
-use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Spec, Uid, VolumeId, WorkerId};
+use lightbyte_api::{Choice, Key, Kind, Manifest, ObjectRef, Spec, Uid, VolumeId, WorkerId};
 use lightbyte_plan::Write;
 use lightbyte_plan::request::{self, Context, Outcome};
 use lightbyte_plan::view::View;
-use lightbyte_vmm::driver::Disks as _;
-use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
+use lightbyte_vmm::driver::Disks;
+use lightbyte_vmm::peers::{InProcess, PeerDisk, Peers};
 use lightbyte_vmm::{DriverError, FakeHost};
 
 use crate::cluster::{Checked, Cluster};
@@ -44,30 +43,19 @@ impl Roads {
         lock(&self.closed).clear();
     }
 
-    fn host(&self, disk: &PeerDisk) -> Result<FakeHost, DriverError> {
-        let host = lock(&self.hosts).get(&disk.worker).cloned();
-        let is_open = !lock(&self.closed).contains(&disk.worker);
-        host.filter(|_| is_open).ok_or_else(|| DriverError::Refused("it cannot be reached".to_owned()))
+    /// The way over these roads to the disks of all hosts.
+    pub(crate) fn peers(self: Arc<Roads>) -> Arc<dyn Peers> {
+        Arc::new(InProcess(move |disk: &PeerDisk| {
+            let host = lock(&self.hosts).get(&disk.worker).cloned();
+            let host = host.filter(|_| !lock(&self.closed).contains(&disk.worker));
+            let cut_off = || DriverError::Refused("it cannot be reached".to_owned());
+            Ok(Arc::new(host.ok_or_else(cut_off)?) as Arc<dyn Disks>)
+        }))
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Peers for Roads {
-    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
-        let size = self.host(disk)?.size(disk.disk)?;
-        size.ok_or_else(|| DriverError::Refused("it has no such disk".to_owned()))
-    }
-
-    fn sums(&self, disk: &PeerDisk, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
-        self.host(disk)?.sums(disk.disk, chunks)
-    }
-
-    fn read(&self, disk: &PeerDisk, bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
-        self.host(disk)?.read(disk.disk, bytes)
-    }
 }
 
 impl Cluster {

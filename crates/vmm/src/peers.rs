@@ -1,11 +1,12 @@
 //! Disks of other workers, as those who fetch them see them: sums of their chunks, and their bytes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use lightbyte_api::{ByteSize, VolumeId, WorkerId};
 use sha2::{Digest as _, Sha256};
 
-use crate::driver::DriverError;
+use crate::driver::{Disks, DriverError};
 
 /// How much of a disk is compared by one sum; the last chunk of a disk may be shorter.
 pub const CHUNK_BYTES: u64 = 1 << 20;
@@ -66,6 +67,27 @@ impl Peers for NoPeers {
 
     fn read(&self, disk: &PeerDisk, _bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
         self.size(disk).map(|_| Vec::new())
+    }
+}
+
+/// Workers in this process: whose disks they are is asked of the function. For benches, simulations and tests.
+pub struct InProcess<F>(pub F);
+
+impl<F> Peers for InProcess<F>
+where
+    F: Fn(&PeerDisk) -> Result<Arc<dyn Disks>, DriverError> + Send + Sync,
+{
+    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
+        let size = (self.0)(disk)?.size(disk.disk)?;
+        size.ok_or_else(|| DriverError::Refused(format!("disk {} is not there", disk.disk)))
+    }
+
+    fn sums(&self, disk: &PeerDisk, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
+        (self.0)(disk)?.sums(disk.disk, chunks)
+    }
+
+    fn read(&self, disk: &PeerDisk, bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
+        (self.0)(disk)?.read(disk.disk, bytes)
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,9 +12,9 @@ use std::sync::Arc;
 use lightbyte_api::assigned::{Arriving, AssignedVolume, Source, WantedVolume};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Name, Uid, VolumeId, WorkerId};
-use lightbyte_vmm::driver::Disks as _;
-use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
-use lightbyte_vmm::{DriverError, Files};
+use lightbyte_vmm::Files;
+use lightbyte_vmm::driver::Disks;
+use lightbyte_vmm::peers::{InProcess, PeerDisk};
 use rustix::fs::statvfs;
 use sha2::{Digest as _, Sha256};
 
@@ -124,7 +123,10 @@ fn used_by_clones(at: &Path) -> u64 {
     changed.resize(PART_BYTES + (1 << 20), 0);
 
     let other = Files::new(&at.join("n2"), &images).expect("a state directory");
-    let other = other.with_peers(Arc::new(Peer(files.clone())));
+    let other = other.with_peers({
+        let source = Arc::new(files.clone());
+        Arc::new(InProcess(move |_: &PeerDisk| Ok(source.clone() as Arc<dyn Disks>)))
+    });
     fetch(&other, SNAPSHOT, None);
     assert!(fs::read(other.disk(SNAPSHOT)).expect("the copy") == content, "the copy differs");
     // What is much like it is there already: where blocks are shared only what differs takes room.
@@ -165,21 +167,4 @@ fn used(at: &Path) -> u64 {
     rustix::fs::syncfs(File::open(at).expect("the file system")).expect("what was written is there");
     let found = statvfs(at).expect("how full it is");
     (found.f_blocks - found.f_bfree) * found.f_frsize
-}
-
-/// The other worker's files.
-struct Peer(Files);
-
-impl Peers for Peer {
-    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
-        self.0.size(disk.disk)?.ok_or_else(|| DriverError::Refused("it has no such disk".to_owned()))
-    }
-
-    fn sums(&self, disk: &PeerDisk, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
-        self.0.sums(disk.disk, chunks)
-    }
-
-    fn read(&self, disk: &PeerDisk, bytes: Range<u64>) -> Result<Vec<u8>, DriverError> {
-        self.0.read(disk.disk, bytes)
-    }
 }

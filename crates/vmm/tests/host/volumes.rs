@@ -9,8 +9,8 @@ use lightbyte_api::observed::VolumePhase;
 use lightbyte_api::{ByteSize, Uid, WorkerId};
 use lightbyte_plan::agent::{Fetched, Saved, VmmState};
 use lightbyte_vmm::driver::Disks;
-use lightbyte_vmm::peers::{PeerDisk, Peers, Sum};
-use lightbyte_vmm::{DriverError, FakeHost, Files};
+use lightbyte_vmm::peers::{InProcess, PeerDisk, Peers};
+use lightbyte_vmm::{FakeHost, Files};
 
 use crate::bench::{
     Bench, Ended, VM, VOLUME, ZEROS_SHA256, assigned_vm, assigned_volume, claim, saved, vm_id, volume_id,
@@ -71,20 +71,8 @@ impl Want {
 }
 
 /// The other worker, which has the disk.
-struct Other(Arc<dyn Disks>);
-
-impl Peers for Other {
-    fn size(&self, disk: &PeerDisk) -> Result<ByteSize, DriverError> {
-        self.0.size(disk.disk)?.ok_or_else(|| DriverError::Refused("it has no such disk".to_owned()))
-    }
-
-    fn sums(&self, disk: &PeerDisk, chunks: std::ops::Range<u64>) -> Result<Vec<Sum>, DriverError> {
-        self.0.sums(disk.disk, chunks)
-    }
-
-    fn read(&self, disk: &PeerDisk, bytes: std::ops::Range<u64>) -> Result<Vec<u8>, DriverError> {
-        self.0.read(disk.disk, bytes)
-    }
+fn beside(other: Arc<dyn Disks>) -> impl Peers + 'static {
+    InProcess(move |_: &PeerDisk| Ok(Arc::clone(&other)))
 }
 
 /// Whether a machine uses the disk.
@@ -194,7 +182,7 @@ fn in_memory(situation: &Situation) -> Bench {
     let bench = Bench::new();
     let other = FakeHost::new(ByteSize::from_mib(1_024), []);
     other.ensure(volume_id(), &assigned_volume(1, WantedVolume::Present), None).expect("a disk");
-    bench.host.set_peers(Arc::new(Other(Arc::new(other))));
+    bench.host.set_peers(Arc::new(beside(Arc::new(other))));
     prepare(situation, bench)
 }
 
@@ -205,7 +193,7 @@ fn on_files(place: &Place, situation: &Situation) -> Bench {
     let [here, other] = ["here", "other"]
         .map(|host| Files::new(&place.0.join(host), &place.0.join("images")).expect("a state directory"));
     other.ensure(volume_id(), &assigned_volume(1, WantedVolume::Present), None).expect("a disk");
-    let here = Arc::new(here.with_peers(Arc::new(Other(Arc::new(other)))));
+    let here = Arc::new(here.with_peers(Arc::new(beside(Arc::new(other)))));
     bench.drivers.disks = here.clone();
     bench.drivers.records = here;
     prepare(situation, bench)
