@@ -52,6 +52,14 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+impl Problem {
+    /// A problem with one sentence, without a full stop.
+    #[must_use]
+    pub fn new(status: StatusCode, title: impl Into<String>) -> Problem {
+        Problem { title: title.into(), status: status.as_u16(), ..Problem::default() }
+    }
+}
+
 /// As an answer of a server; one without a status is the server's own fault.
 impl axum::response::IntoResponse for Problem {
     fn into_response(self) -> axum::response::Response {

@@ -16,7 +16,7 @@ pub(crate) struct Failure(pub(crate) Problem);
 impl Failure {
     /// A failure with one sentence, without a full stop.
     pub(crate) fn new(status: StatusCode, title: impl Into<String>) -> Failure {
-        Failure(Problem { title: title.into(), status: status.as_u16(), ..Problem::default() })
+        Failure(Problem::new(status, title))
     }
 
     /// A request that cannot be understood.

@@ -21,7 +21,7 @@ use lightbyte_api::{ByteSize, Uid, VolumeId};
 use lightbyte_link::{Client, ClientError, Endpoint, Problem};
 use lightbyte_vmm::DriverError;
 use lightbyte_vmm::driver::Disks;
-use lightbyte_vmm::peers::{CHUNK_BYTES, PeerDisk, Peers, READ_BYTES_MAX, SUMS_MAX, Sum};
+use lightbyte_vmm::peers::{PeerDisk, Peers, READ_BYTES_MAX, SUMS_MAX, Sum};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -72,28 +72,21 @@ impl Served {
         &self,
         question: impl FnOnce(&dyn Disks) -> Result<T, DriverError> + Send + 'static,
     ) -> Result<T, Problem> {
-        let problem = |status: StatusCode, title: String| Problem {
-            title,
-            status: status.as_u16(),
-            ..Problem::default()
-        };
         let _place = self.places.acquire().await;
         let disks = Arc::clone(&self.disks);
         match tokio::task::spawn_blocking(move || question(disks.as_ref())).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(DriverError::Refused(reason))) => Err(problem(StatusCode::NOT_FOUND, reason)),
-            Ok(Err(error)) => Err(problem(StatusCode::BAD_GATEWAY, error.chain())),
-            Err(panic) => Err(problem(StatusCode::BAD_GATEWAY, format!("the driver failed: {panic}"))),
+            Ok(Err(DriverError::Refused(reason))) => Err(Problem::new(StatusCode::NOT_FOUND, reason)),
+            Ok(Err(error)) => Err(Problem::new(StatusCode::BAD_GATEWAY, error.chain())),
+            Err(panic) => Err(Problem::new(StatusCode::BAD_GATEWAY, format!("the driver failed: {panic}"))),
         }
     }
 }
 
 fn volume(Path(uid): Path<String>) -> Result<VolumeId, Problem> {
-    uid.parse::<Uid>().map(VolumeId::new).map_err(|error| Problem {
-        title: error.to_string(),
-        status: StatusCode::BAD_REQUEST.as_u16(),
-        ..Problem::default()
-    })
+    uid.parse::<Uid>()
+        .map(VolumeId::new)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 async fn shape(State(served): State<Arc<Served>>, path: Path<String>) -> Result<Response, Problem> {
@@ -145,9 +138,9 @@ impl HttpPeers {
     }
 
     fn client(disk: &PeerDisk) -> Result<Client, DriverError> {
-        let endpoint = format!("http://{}", disk.address).parse::<Endpoint>();
-        let unknown = |_| DriverError::Refused(format!("where worker {} listens is not known", disk.worker));
-        Ok(Client::new([endpoint.map_err(unknown)?]).within(ANSWER_WITHIN))
+        let unknown = || DriverError::Refused(format!("where worker {} listens is not known", disk.worker));
+        let endpoint = Endpoint::of_address(&disk.address).ok_or_else(unknown)?;
+        Ok(Client::new([endpoint]).within(ANSWER_WITHIN))
     }
 
     /// An answer of exactly so many bytes.
@@ -207,5 +200,3 @@ impl Peers for HttpPeers {
         self.octets(disk, &query, usize::try_from(length).unwrap_or(usize::MAX))
     }
 }
-
-const _: () = assert!(CHUNK_BYTES <= READ_BYTES_MAX);

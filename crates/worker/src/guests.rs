@@ -72,24 +72,20 @@ pub(crate) async fn serve(drivers: Drivers, parts: Router, listener: Listener) {
 }
 
 async fn unknown_path(uri: Uri) -> Problem {
-    problem(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path()))
-}
-
-fn problem(status: StatusCode, title: impl Into<String>) -> Problem {
-    Problem { title: title.into(), status: status.as_u16(), ..Problem::default() }
+    Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path()))
 }
 
 /// The VM that a path names.
 fn vm(Path(uid): Path<String>) -> Result<VmId, Problem> {
     let uid = uid.parse::<Uid>();
-    uid.map(VmId::new).map_err(|error| problem(StatusCode::BAD_REQUEST, error.to_string()))
+    uid.map(VmId::new).map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 impl Guests {
     fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             let title = format!("this worker has {STREAMS_MAX} streams into guests open, which is its limit");
-            problem(StatusCode::TOO_MANY_REQUESTS, title)
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, title)
         })
     }
 
@@ -101,9 +97,9 @@ impl Guests {
         let drivers = self.drivers.clone();
         match tokio::task::spawn_blocking(move || question(&drivers)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(DriverError::Refused(reason))) => Err(problem(StatusCode::CONFLICT, reason)),
-            Ok(Err(error)) => Err(problem(StatusCode::BAD_GATEWAY, error.chain())),
-            Err(panic) => Err(problem(StatusCode::BAD_GATEWAY, format!("the driver failed: {panic}"))),
+            Ok(Err(DriverError::Refused(reason))) => Err(Problem::new(StatusCode::CONFLICT, reason)),
+            Ok(Err(error)) => Err(Problem::new(StatusCode::BAD_GATEWAY, error.chain())),
+            Err(panic) => Err(Problem::new(StatusCode::BAD_GATEWAY, format!("the driver failed: {panic}"))),
         }
     }
 }
@@ -119,8 +115,8 @@ async fn exec(
     let vm = vm(path)?;
     must_upgrade(&request, EXEC_PROTOCOL)?;
     let server = hyper::upgrade::on(&mut request);
-    let too_slow = |_| problem(StatusCode::REQUEST_TIMEOUT, "the command did not come in time");
-    let too_large = |_| problem(StatusCode::PAYLOAD_TOO_LARGE, "the command is too long");
+    let too_slow = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the command did not come in time");
+    let too_large = |_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the command is too long");
     let body =
         timeout(GUEST_WITHIN, to_bytes(request.into_body(), BODY_BYTES_MAX)).await.map_err(too_slow)?;
     let body = body.map_err(too_large)?;
@@ -145,7 +141,7 @@ async fn exec(
 fn must_upgrade(request: &Request, protocol: &str) -> Result<(), Problem> {
     match request.headers().get(UPGRADE) {
         Some(found) if found == protocol => Ok(()),
-        _ => Err(problem(StatusCode::UPGRADE_REQUIRED, format!("upgrade to {protocol}"))),
+        _ => Err(Problem::new(StatusCode::UPGRADE_REQUIRED, format!("upgrade to {protocol}"))),
     }
 }
 
@@ -207,7 +203,7 @@ async fn carry(
 }
 
 fn silent(why: &str) -> Problem {
-    problem(StatusCode::BAD_GATEWAY, format!("the guest's agent does not answer: {why}"))
+    Problem::new(StatusCode::BAD_GATEWAY, format!("the guest's agent does not answer: {why}"))
 }
 
 /// Asks the guest's agent to run a command.
@@ -239,7 +235,7 @@ async fn words_of(answer: hyper::Response<hyper::body::Incoming>) -> Problem {
         _ => protocol::Problem::default(),
     };
     let text: String = words.error.chars().filter(|character| !character.is_control()).collect();
-    problem(status, if text.is_empty() { "the guest's agent refuses it".to_owned() } else { text })
+    Problem::new(status, if text.is_empty() { "the guest's agent refuses it".to_owned() } else { text })
 }
 
 // --------------------------------------------------------------------------------------------------------- console
@@ -254,7 +250,9 @@ impl OpenConsole {
     fn begin(guests: &Arc<Guests>, vm: VmId) -> Result<OpenConsole, Problem> {
         match guests.consoles().insert(vm) {
             true => Ok(OpenConsole { guests: Arc::clone(guests), vm }),
-            false => Err(problem(StatusCode::CONFLICT, "its console is open elsewhere, and is one line")),
+            false => {
+                Err(Problem::new(StatusCode::CONFLICT, "its console is open elsewhere, and is one line"))
+            }
         }
     }
 }

@@ -44,23 +44,21 @@ async fn part(
     Path(sha256): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let problem = |status: StatusCode, title: &str| Problem {
-        title: title.to_owned(),
-        status: status.as_u16(),
-        ..Problem::default()
-    };
-    let not_here = || problem(StatusCode::NOT_FOUND, "this worker does not have this part");
+    let not_here = || Problem::new(StatusCode::NOT_FOUND, "this worker does not have this part");
     let store = served.store.clone().filter(|_| is_digest(&sha256)).ok_or_else(not_here)?;
     let place = Arc::clone(&served.places).try_acquire_owned();
-    let place = place
-        .map_err(|_| problem(StatusCode::TOO_MANY_REQUESTS, "this worker sends as many parts as it may"))?;
+    let place = place.map_err(|_| {
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "this worker sends as many parts as it may")
+    })?;
     let opened = async move { store.ask(move |parts| parts.open(&sha256)).await };
     match timeout(CHECKED_WITHIN, tokio::spawn(opened)).await {
         Ok(Ok(Ok(Some(found)))) => file::answer(found, &headers, place),
         Ok(Ok(Ok(None))) => Err(not_here()),
-        Ok(Ok(Err(error))) => Err(problem(StatusCode::INTERNAL_SERVER_ERROR, &DriverError::chain(&error))),
-        Ok(Err(panic)) => Err(problem(StatusCode::INTERNAL_SERVER_ERROR, &panic.to_string())),
-        Err(_) => Err(problem(StatusCode::SERVICE_UNAVAILABLE, "the part is being checked")),
+        Ok(Ok(Err(error))) => {
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, DriverError::chain(&error)))
+        }
+        Ok(Err(panic)) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string())),
+        Err(_) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the part is being checked")),
     }
 }
 
