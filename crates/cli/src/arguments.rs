@@ -2,6 +2,7 @@
 
 pub(crate) mod disks;
 mod doctor;
+mod import;
 mod inside;
 mod network;
 
@@ -17,6 +18,7 @@ use lightbyte_link::Endpoint;
 
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
+pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
 
@@ -495,33 +497,6 @@ pub(crate) struct Worker {
     /// Where the sockets of VMs are; on a tmpfs, and short
     #[arg(long, value_name = "DIR", default_value = "/run/lightbyte/vm")]
     pub(crate) run: PathBuf,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Import {
-    /// Checks an image, sends its files to the cluster and registers the version
-    #[command(
-        after_help = "Examples:\n  lightbyte import image ~/.cache/lightbyte/images/debian\n  lightbyte import image web --from web.qcow2 --no-current\n  docker save nginx -o nginx.tar && lightbyte import image nginx --from nginx.tar"
-    )]
-    Image(ImportImage),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ImportImage {
-    /// The image's directory, which holds manifest.json; with --from, what the image will be called
-    #[arg(value_name = "DIR|NAME")]
-    pub(crate) image: PathBuf,
-    /// Makes the image from a disk (raw or qcow2) with a Linux on it, or from a container's image (a directory or tar file in
-    /// OCI's layout, or what `docker save` writes)
-    #[arg(long, value_name = "FILE|DIR")]
-    pub(crate) from: Option<PathBuf>,
-    /// An image of lightbyte's, which has the guest's agent, and the kernel for containers' images; the demo image that
-    /// `cargo xtask images` made when left out
-    #[arg(long, value_name = "DIR", requires = "from")]
-    pub(crate) base: Option<PathBuf>,
-    /// Registers the version, and lets new VMs have the one that they have now
-    #[arg(long)]
-    pub(crate) no_current: bool,
 }
 
 fn read_time(text: &str) -> Result<Duration, String> {

@@ -3,6 +3,8 @@
 //! The oracle sees the store as it is, at its newest revision. It shares the types of the view with the shipped code,
 //! and none of its decisions.
 
+mod roles;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use lightbyte_api::assigned::HostObject;
@@ -15,6 +17,7 @@ use lightbyte_plan::{Transaction, Write, status};
 use lightbyte_store::MemoryCore;
 use lightbyte_store::feed::Feed;
 
+pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
 use crate::{moves, squatters, volumes, walls};
@@ -497,129 +500,4 @@ fn is_settled(view: &View, object: &ObjectRef, uid: Uid, placement: &Placement) 
     };
     (assigned.cpus, assigned.memory, assigned.disks.len()) == (spec.cpus, spec.memory, spec.disks.len())
         && spec.disks.iter().all(has)
-}
-
-/// Rules 2, 4 and 8, and that sequences rise: who may write what, judged by the store as it was before.
-pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer) -> Checked {
-    if let Writer::Leader(run) = writer {
-        let leads = matches!(before.record(&Key::Leader), Some(Record::Leader(leader)) if leader.run == *run);
-        if !leads {
-            return violated("rule 4", format!("{run} wrote and does not lead"));
-        }
-    }
-    for (key, write) in &decision.writes {
-        if !may_write(writer, key, write, before) {
-            return violated("rule 2", format!("{writer:?} wrote {key}"));
-        }
-        if before.unreadable(key).is_some() {
-            return violated("rule 13", format!("{writer:?} wrote over {key}, which it cannot read"));
-        }
-        check_order(key, write, before)?;
-        moves::check_copies(key, write, before)?;
-        check_choice(key, write, before)?;
-    }
-    Ok(())
-}
-
-fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
-    match (writer, key) {
-        (Writer::Person, Key::Asked(_)) => matches!(write, Write::Put(..)),
-        (Writer::Person, Key::Address(network, address)) => {
-            let claim = before.address_claim(network, *address);
-            matches!(write, Write::Delete(_)) && claim.is_some_and(|claim| claim.squatted.is_some())
-        }
-        (Writer::Leader(_), Key::Asked(object)) => match write {
-            Write::Put(_, Record::Asked(asked)) => asked.meta.owner.is_some(),
-            Write::Put(..) => false,
-            Write::Delete(_) => before.asked(object).is_some_and(|asked| {
-                // One batch may ask for the end of a child and carry it out.
-                let owner = asked.meta.owner.as_ref().and_then(|owner| before.asked(&owner.object));
-                [Some(&asked.meta), owner.map(|owner| &owner.meta)]
-                    .into_iter()
-                    .flatten()
-                    .any(|meta| meta.deleting_since.is_some())
-            }),
-        },
-        (
-            Writer::Leader(_),
-            Key::Decided(_) | Key::Assigned(..) | Key::WorkerLedger(_) | Key::Address(..),
-        ) => true,
-        (Writer::Leader(_), Key::Observed(_, object)) => {
-            object.kind == Kind::Worker && matches!(write, Write::Delete(_))
-        }
-        (Writer::Worker(worker), Key::Observed(of, object)) => of == worker && object.kind != Kind::Worker,
-        (Writer::Registration(worker), Key::Observed(of, _) | Key::WorkerLedger(of)) => of == worker,
-        (Writer::Registration(_), Key::Asked(object)) => object.kind == Kind::Worker,
-        (Writer::Server, Key::Alive(_)) | (Writer::Candidate, Key::Leader) => true,
-        _ => false,
-    }
-}
-
-/// A choice rests on what is true when it is stored, and not only when it was made.
-fn check_choice(key: &Key, write: &Write, before: &View) -> Checked {
-    let (Key::Decided(object), Write::Put(_, Record::Decided(decided))) = (key, write) else { return Ok(()) };
-    let Choice::Vm(vm::Choice { placement: Some(chosen) }) = &decided.choice else { return Ok(()) };
-    if placement(before, object).is_some() {
-        return Ok(());
-    }
-    let worker = ObjectRef::new(Kind::Worker, chosen.worker_name.clone());
-    let open = before.living(&worker).is_some_and(|asked| {
-        asked.meta.uid == chosen.worker.uid()
-            && matches!(&asked.spec, Spec::Worker(spec) if !spec.cordoned)
-            && before.alive(chosen.worker).is_some()
-    });
-    if !open {
-        return violated("rule 3", format!("{object} was placed on {worker}, which takes nothing now"));
-    }
-    let Some(Spec::Vm(spec)) = before.asked(object).map(|asked| &asked.spec) else { return Ok(()) };
-    let image = ObjectRef::new(Kind::Image, spec.image.clone());
-    let current = match before.living(&image).map(|asked| &asked.spec) {
-        Some(Spec::Image(image)) => Some(image.current.clone()),
-        _ => None,
-    };
-    if current.as_ref() != Some(&chosen.image_version) {
-        return violated(
-            "rule 3",
-            format!("{object} was placed with {image} {}, current is {current:?}", chosen.image_version),
-        );
-    }
-    for nic in &chosen.nics {
-        let network = ObjectRef::new(Kind::Network, nic.network.clone());
-        let gives = matches!(before.living(&network).map(|asked| &asked.spec),
-            Some(Spec::Network(spec)) if spec.may_give(nic.address));
-        if !gives {
-            return violated(
-                "rule 3",
-                format!("{object} got {} of {network}, which does not give it", nic.address),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn check_order(key: &Key, write: &Write, before: &View) -> Checked {
-    match (write, before.record(key)) {
-        (Write::Put(_, Record::Asked(after)), Some(Record::Asked(before)))
-            if before.meta.uid == after.meta.uid
-                && before.meta.deleting_since.is_some()
-                && after.meta.deleting_since.is_none() =>
-        {
-            return violated("rule 8", format!("{key} is no more being deleted"));
-        }
-        (Write::Put(_, Record::Assigned(after)), before) => {
-            let known = match before {
-                Some(Record::Assigned(before)) => before.sequence(),
-                _ => 0,
-            };
-            // One batch may hold two plans of one object: what is stored has been raised twice.
-            if after.sequence() <= known {
-                return violated(
-                    "rule 3",
-                    format!("{key} went from sequence {known} to {}", after.sequence()),
-                );
-            }
-        }
-        _ => {}
-    }
-    Ok(())
 }
