@@ -76,7 +76,7 @@ impl Moving<'_> {
     pub(super) fn next(&self) -> Step {
         let from = OnHost::of(self.view, self.worker, self.uid);
         let Some(assigned) = from.assigned else { return Step::default() };
-        let Some(elsewhere) = self.elsewhere else { return self.begin(assigned) };
+        let Some(elsewhere) = self.elsewhere else { return self.begin(&from, assigned) };
         let to = OnHost::of(self.view, elsewhere, self.uid);
         match to.assigned {
             None => Step::wait(vec![WaitingOn::Unreadable { key: to.key.to_string() }]),
@@ -97,13 +97,12 @@ impl Moving<'_> {
         Ok(Some(worker).filter(|worker| *worker != self.worker))
     }
 
-    fn begin(&self, assigned: &AssignedVolume) -> Step {
+    fn begin(&self, from: &OnHost<'_>, assigned: &AssignedVolume) -> Step {
         let to = match self.target() {
             Ok(Some(to)) => to,
             Ok(None) => return Step::default(),
             Err(missing) => return Step::wait(vec![missing]),
         };
-        let from = OnHost::of(self.view, self.worker, self.uid);
         if !from.is(VolumePhase::Present, assigned) {
             // What that waits for is told of the disk itself.
             return Step::default();

@@ -159,10 +159,8 @@ pub(super) fn change(
     let mut cards = (placement.nics.clone(), assigned.nics.clone());
     let (wall, problem) = wall(vm);
     change.hindrances.extend(problem);
-    if cards.1.iter().any(|card| card.firewall != wall) {
-        cards.1.iter_mut().for_each(|card| card.firewall.clone_from(&wall));
-        change.nics = Some(Default::default());
-    }
+    let mut is_changed = cards.1.iter().any(|card| card.firewall != wall);
+    cards.1.iter_mut().for_each(|card| card.firewall.clone_from(&wall));
     let mut taken = Taken::new();
     // A report on an older assignment speaks of a start that may have been tried again since.
     let observed = observed.filter(|observed| observed.sequence == assigned.sequence);
@@ -180,12 +178,12 @@ pub(super) fn change(
                 *placed = exchange.placed;
                 change.writes.extend(exchange.writes);
                 change.rests_on.push(exchange.network);
-                change.nics = Some(Default::default());
+                is_changed = true;
             }
             Err(hindrance) => change.hindrances.push(hindrance),
         }
     }
-    change.nics = change.nics.map(|_| cards);
+    change.nics = is_changed.then_some(cards);
     change
 }
 
