@@ -148,7 +148,11 @@ impl Moving<'_> {
         match assigned.wanted {
             WantedVolume::Present => match &self.used {
                 // What is fetched while it is used need not be fetched when nobody may.
-                Some(_) if !to.is(VolumePhase::Copied, coming) => Step::wait(to.hindrance(WorkerTask::Fetch)),
+                // Both are waited for: should it be free before it is fetched, that wakes.
+                Some(used) if !to.is(VolumePhase::Copied, coming) => {
+                    let fetch = to.hindrance(WorkerTask::Fetch);
+                    Step::wait(fetch.into_iter().chain([used.clone()]).collect())
+                }
                 Some(used) => Step::wait(vec![used.clone()]),
                 None => let_go(from, assigned, WantedVolume::Held),
             },
