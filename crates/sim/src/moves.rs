@@ -202,24 +202,34 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, uid: Uid, workers: &[W
 
 /// Whether the uid is that of a copy whose volume lets it go.
 pub(crate) fn is_old_copy(view: &View, uid: Uid) -> bool {
-    let Some(asked) = view.object_of(uid).and_then(|object| view.asked(object)) else { return false };
-    matches!(asked.spec, Spec::Snapshot(_))
-        && asked.meta.owner.is_some()
-        && asked.meta.deleting_since.is_some()
+    let Some(object) = view.object_of(uid).filter(|object| is_copy(view, object)) else { return false };
+    view.living(object).is_none()
+}
+
+/// Whether this is a copy that a volume has taken of itself.
+pub(crate) fn is_copy(view: &View, object: &ObjectRef) -> bool {
+    let Some(asked) = view.asked(object) else { return false };
+    matches!(asked.spec, Spec::Snapshot(_)) && asked.meta.owner.is_some()
 }
 
 /// A copy is let go only when as many newer ones as are kept are where they are to be.
 pub(crate) fn check_copies(key: &Key, write: &Write, before: &View) -> Checked {
-    let (Key::Asked(object), Write::Put(_, Record::Asked(after))) = (key, write) else { return Ok(()) };
-    let (Some(owner), Some(_)) = (&after.meta.owner, after.meta.deleting_since) else { return Ok(()) };
+    let Key::Asked(object) = key else { return Ok(()) };
+    let Some(copy) = before.living(object) else { return Ok(()) };
+    let goes = match write {
+        Write::Put(_, Record::Asked(after)) => after.meta.deleting_since.is_some(),
+        Write::Put(..) => false,
+        // One batch may ask for the end of a copy and carry it out.
+        Write::Delete(_) => true,
+    };
+    let Some(owner) = copy.meta.owner.as_ref().filter(|_| goes) else { return Ok(()) };
     let Some(volume) = before.living(&owner.object).filter(|asked| asked.meta.uid == owner.uid) else {
         return Ok(());
     };
     let Spec::Volume(volume::Spec { copies: Some(copies), .. }) = &volume.spec else { return Ok(()) };
-    let is_new = before.living(object).is_some();
-    let newer = before.children(owner.uid).filter(|copy| {
-        let Some(asked) = before.living(copy) else { return false };
-        let (has, _) = workers_of(before, copy);
+    let newer = before.children(owner.uid).filter(|other| {
+        let Some(asked) = before.living(other) else { return false };
+        let (has, _) = workers_of(before, other);
         let Spec::Snapshot(spec) = &asked.spec else { return false };
         let named = spec.worker.clone().map(|name| ObjectRef::new(Kind::Worker, name));
         let to = named.and_then(|worker| before.worker_id(&worker));
@@ -227,10 +237,10 @@ pub(crate) fn check_copies(key: &Key, write: &Write, before: &View) -> Checked {
         let seen = has.and_then(|has| before.observed(has, host_object));
         let is_there = matches!(seen.map(AsRef::as_ref),
             Some(Observed::Volume(seen)) if seen.phase == VolumePhase::Present);
-        asked.meta.changed_at > after.meta.changed_at && has == to && is_there
+        asked.meta.changed_at > copy.meta.changed_at && has == to && is_there
     });
     let newer = newer.count() as u64;
-    if is_new && newer < copies.keep {
+    if newer < copies.keep {
         return violated(
             "copies",
             format!("{object} goes, and {newer} newer ones of {} are there", copies.keep),
