@@ -34,6 +34,7 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     let (holders, rests_on) = volume.give(&before.holders);
     let given = VolumeChoice { holders, ..before.clone() };
     let mut plan = match (given.worker, asked.meta.deleting_since) {
+        (None, Some(_)) if !given.holders.is_empty() => volume.place_for_holder(&given),
         (_, Some(_)) => volume.tear_down(&given),
         (None, None) => volume.place(&given).unwrap_or_else(Plan::wait),
         (Some(worker), None) => volume.keep(worker, &given),
@@ -167,6 +168,18 @@ impl Volume<'_> {
             choice: Some(Choice::Volume(VolumeChoice { worker: Some(worker), ..given.clone() })),
             ..Plan::rest()
         })
+    }
+
+    /// Its end is asked for before it was made, and waits for a VM that was promised it, and cannot start without.
+    fn place_for_holder(&self, given: &VolumeChoice) -> Plan {
+        let ends = self.tear_down(given);
+        match self.place(given) {
+            Ok(plan) if plan.choice.is_some() => plan,
+            Ok(_) => ends,
+            Err(reason) => {
+                Plan { waiting_on: ends.waiting_on.iter().cloned().chain([reason]).collect(), ..ends }
+            }
+        }
     }
 
     /// The worker that the volume is to be made on, with what that rests on; `None` while nobody needs it.

@@ -232,6 +232,14 @@ fn what_is_used_is_not_deleted() {
     let check = |given: &str, object: &str| plans(&format!("rack\n{given}"), object);
     assert_snapshot!(check("volume data on=n1 size=1GiB deleting held=a
         vm a nonic on=n1 attach=data observed=running", "volume/data"), @"put decided volume/data on n1 held by vm/a, since 60 waits: volume/data is attached to vm/a");
+    // Promised before its end was asked for: without it that VM would never start.
+    assert_snapshot!(check("volume data size=1GiB deleting held=a
+        vm a nonic on=n1 attach=data observed=claimed", "volume/data"), @"
+    put assigned n1 volume/data present sequence 1 generation 1, 1GiB blank ext4
+    put decided volume/data on n1 held by vm/a, since 60 waits: worker `n1` to make the disk
+    then
+    put decided volume/data on n1 held by vm/a, since 60 waits: volume/data is attached to vm/a
+    ");
     assert_snapshot!(check("volume data on=n1 size=1GiB deleting
         snapshot s of=data on=n1 observed=claimed", "volume/data"), @"put decided volume/data on n1, since 60 waits: snapshot/s still uses it");
     assert_snapshot!(check("volume data on=n1 size=1GiB deleting
