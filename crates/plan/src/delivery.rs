@@ -53,12 +53,19 @@ fn item(view: &View, worker: WorkerId, object: HostObject) -> Option<Item> {
 /// What a change of `key` means for `worker`; `None` when it does not concern it, or cannot be read.
 #[must_use]
 pub fn change(view: &View, worker: WorkerId, key: &Key) -> Option<Delivery> {
-    let Key::Assigned(concerned, object) = key else { return None };
-    if *concerned != worker || view.unreadable(key).is_some() {
+    let (Key::Assigned(concerned, object) | Key::Observed(concerned, object)) = key else { return None };
+    if *concerned != worker || object.kind == Kind::Worker || view.unreadable(key).is_some() {
         return None;
     }
-    let assigned = view.assigned(worker, *object).map(|value| stamped(view, key, value.as_ref().clone()));
-    let news = News::Change { object: *object, assigned };
+    let object = *object;
+    let news = match key {
+        Key::Observed(..) => News::Reported { object, mod_revision: view.mod_revision(key) },
+        _ => {
+            let assigned = view.assigned(worker, object);
+            let assigned = assigned.map(|value| stamped(view, key, value.as_ref().clone()));
+            News::Change { object, assigned }
+        }
+    };
     Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news })
 }
 

@@ -47,6 +47,8 @@ struct Reported {
     /// Revision of the stored report; 0 when there is none.
     revision: u64,
     stored: Option<Observed>,
+    /// Something else is stored by now, which an earlier run has sent: what is true must be told again.
+    is_overwritten: bool,
     in_flight: Option<Option<Observed>>,
     /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
     refused_assignment: Option<u64>,
@@ -177,8 +179,22 @@ impl Desk {
         }
     }
 
+    /// Takes the revision at which a view of `seen` has this worker's report; nought if it has none.
+    pub(super) fn note_stored(&mut self, mod_revision: u64, seen: u64) {
+        // A report in flight was either stored, or is refused for what was: its reply, or its loss, will tell.
+        let is_news = mod_revision != self.reported.revision && seen > self.reported.revision;
+        if self.reported.known && self.reported.in_flight.is_none() && is_news {
+            self.reported.revision = mod_revision;
+            self.reported.is_overwritten = mod_revision != 0;
+            if mod_revision == 0 {
+                self.reported.stored = None;
+            }
+        }
+    }
+
     fn set_stored(&mut self, observed: Option<Stamped<Observed>>) {
         self.reported.claim_unsure = false;
+        self.reported.is_overwritten = false;
         self.reported.revision = observed.as_ref().map_or(0, |observed| observed.mod_revision);
         self.reported.stored = observed.map(|observed| observed.value);
     }
@@ -188,6 +204,7 @@ impl Desk {
         match reply {
             Reply::Accepted { revision } => {
                 self.reported.claim_unsure = false;
+                self.reported.is_overwritten = false;
                 self.reported.revision = if sent.is_some() { revision } else { 0 };
                 self.reported.stored = sent;
                 self.reported.told = true;
@@ -295,7 +312,8 @@ impl Desk {
             return None;
         }
         let observed = self.wanted_report(now);
-        if same_report(self.reported.stored.as_ref(), observed.as_ref()) {
+        let is_stored = same_report(self.reported.stored.as_ref(), observed.as_ref());
+        if is_stored && !self.reported.is_overwritten {
             self.reported.told = true;
             return None;
         }

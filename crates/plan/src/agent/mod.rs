@@ -59,6 +59,14 @@ pub enum News {
         /// The assignment with the revision of its last change.
         assigned: Option<Stamped<Assigned>>,
     },
+    /// This worker's report on an object is stored at this revision; nought if none is stored. It knows that already of what
+    /// it wrote itself, but not of a report that an earlier run sent and that came late.
+    Reported {
+        /// On which object.
+        object: HostObject,
+        /// The revision of its last change.
+        mod_revision: u64,
+    },
     /// Nothing but the revision: the view has moved on, and nothing of it concerned this worker.
     Progress,
 }
@@ -173,6 +181,9 @@ impl Agent {
             News::Inventory(items) => self.take_inventory(items, now),
             News::Change { object, assigned } => {
                 self.desk_mut(object).assign(assigned, now);
+            }
+            News::Reported { object, mod_revision } => {
+                self.desk_mut(object).note_stored(mod_revision, delivery.revision);
             }
             News::Progress => {}
         }

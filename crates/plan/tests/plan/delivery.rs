@@ -45,6 +45,11 @@ fn show(view: &View, delivery: Option<Delivery>) -> String {
             let shown = assigned.map(|Stamped { value, .. }| format!("sequence {}", value.sequence()));
             format!("{}: {}", names.show(object.uid), stamped(shown, &key))
         }
+        News::Reported { object, mod_revision } => {
+            let key = lightbyte_api::Key::Observed(worker, object);
+            assert_eq!(mod_revision, view.mod_revision(&key));
+            format!("{}: reported at {mod_revision}", names.show(object.uid))
+        }
         News::Progress => "progress".to_owned(),
     }
 }
@@ -76,7 +81,7 @@ fn an_inventory_is_whole_or_not_there() {
 }
 
 #[test]
-fn only_changes_of_its_assignments_concern_a_worker() {
+fn only_changes_of_its_assignments_and_reports_concern_a_worker() {
     let check = |changes: &str, changed: &str| {
         let view = world(&format!("{TEXT}\n{changes}")).view();
         show(&view, delivery::change(&view, worker_id("n1"), &key(changed)))
@@ -85,7 +90,10 @@ fn only_changes_of_its_assignments_concern_a_worker() {
     assert_snapshot!(check("drop assigned/{worker/n1}/vm/{vm/a}", "assigned/{worker/n1}/vm/{vm/a}"), @"vm/a: none");
     assert_snapshot!(check("opaque assigned/{worker/n1}/vm/{vm/a}", "assigned/{worker/n1}/vm/{vm/a}"), @"nothing");
     assert_snapshot!(check("", "assigned/{worker/n2}/vm/{vm/b}"), @"nothing");
-    assert_snapshot!(check("", "observed/{worker/n1}/vm/{vm/a}"), @"nothing");
+    assert_snapshot!(check("", "observed/{worker/n1}/vm/{vm/a}"), @"vm/a: reported at 16");
+    assert_snapshot!(check("drop observed/{worker/n1}/vm/{vm/a}", "observed/{worker/n1}/vm/{vm/a}"), @"vm/a: reported at 0");
+    assert_snapshot!(check("", "observed/{worker/n2}/vm/{vm/b}"), @"nothing");
+    assert_snapshot!(check("", "observed/{worker/n1}/worker/{worker/n1}"), @"nothing");
     assert_snapshot!(check("", "asked/vm/a"), @"nothing");
 }
 

@@ -72,3 +72,25 @@ fn a_claim_whose_answer_was_lost_is_withdrawn_too() {
     let actions = agent.actions(now());
     assert!(!actions.is_empty(), "nobody will withdraw the claim that may be stored");
 }
+
+/// A report of an earlier run may be stored after this one has read what is: its guard still holds. The server tells of it,
+/// and what is true is told again.
+#[test]
+fn a_report_of_an_earlier_run_that_comes_late_does_not_stand() {
+    let mut agent = claiming();
+    agent.reply(OBJECT, Reply::Accepted { revision: 11 });
+    let quiet = agent.actions(now());
+    assert!(matches!(quiet.as_slice(), [(_, Action::Step(Step::Save(_)))]), "{quiet:?}");
+    let reported = |seen, mod_revision| delivery(seen, News::Reported { object: OBJECT, mod_revision });
+    // Its own report, told again, is no news; nor is what an older view has.
+    for (seen, mod_revision) in [(11, 11), (11, 0)] {
+        agent.deliver(reported(seen, mod_revision), now()).expect("no older than before");
+        assert_eq!(agent.actions(now()), [], "{mod_revision}");
+    }
+    agent.deliver(reported(12, 12), now()).expect("fresh news");
+    let actions = agent.actions(now());
+    assert!(
+        matches!(actions.as_slice(), [(_, Action::Report(report))] if report.own_revision == 12),
+        "what is stored is not true: {actions:?}"
+    );
+}
