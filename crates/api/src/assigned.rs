@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::MacAddress;
 use crate::firewall::Wall;
 use crate::first_boot::FirstBoot;
+use crate::health::HealthCheck;
 use crate::kinds::Kind;
 use crate::kinds::image::Part;
 use crate::kinds::vm::{PortForward, RestartPolicy};
@@ -47,6 +48,9 @@ pub struct AssignedVm {
     /// When it is started again after it ended by itself.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// How its guest is asked whether what it does works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// Virtual CPUs.
     pub cpus: u64,
     /// Memory.

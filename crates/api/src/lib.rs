@@ -13,6 +13,7 @@ pub mod decided;
 pub mod envelope;
 pub mod firewall;
 pub mod first_boot;
+pub mod health;
 pub mod key;
 pub mod kinds;
 pub mod manifest;

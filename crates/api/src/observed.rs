@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::address::MacAddress;
+use crate::health::Health;
 use crate::kinds::Kind;
 use crate::name::Name;
 use crate::units::ByteSize;
@@ -81,6 +82,9 @@ pub struct ObservedVm {
     /// How long its last boot took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootTimes>,
+    /// What the checks of its health came to; nothing without a check, and while it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// Addresses of this assignment that somebody else on the network has. Under it the machine is never started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub squatters: Vec<Squatter>,

@@ -79,6 +79,12 @@ impl<'a> Reader<'a> {
         self.leaf(field, value)
     }
 
+    /// Whether the field is there, whatever it holds.
+    #[must_use]
+    pub fn has(&self, field: &str) -> bool {
+        self.fields.and_then(|fields| fields.get(field)).is_some_and(|value| !value.is_null())
+    }
+
     /// A field with a default.
     pub fn or<T: DeserializeOwned>(&mut self, field: &'static str, default: T) -> T {
         self.optional(field).unwrap_or(default)

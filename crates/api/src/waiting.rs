@@ -131,6 +131,11 @@ pub enum WaitingOn {
     },
     /// It ended by itself and is not started again, as its restart policy says.
     Off,
+    /// No check of its health has passed since it booted, or too many in a row have failed.
+    Health {
+        /// Why the last one failed, once too many have.
+        problem: Option<String>,
+    },
     /// The worker cannot do it; its report says why.
     WorkerProblem {
         /// The worker.
@@ -201,7 +206,8 @@ impl WaitingOn {
     #[must_use]
     pub const fn patience(&self) -> Option<Span> {
         Some(match self {
-            WaitingOn::Off => return None,
+            // The grace may be long.
+            WaitingOn::Off | WaitingOn::Health { problem: None } => return None,
             // A guest under software emulation on a loaded machine takes up to 120 s to boot.
             WaitingOn::Worker { to: WorkerTask::Start, .. } => Span::from_secs(180),
             // How long that takes is a matter of size; what hinders it is told.
@@ -216,6 +222,7 @@ impl WaitingOn {
             | WaitingOn::DiskTooSmall { .. }
             | WaitingOn::WorkerProblem { .. }
             | WaitingOn::CrashLoop { .. }
+            | WaitingOn::Health { problem: Some(_) }
             | WaitingOn::Unreadable { .. }
             | WaitingOn::Quarantined { .. }
             | WaitingOn::WorkerAlive { .. }
@@ -288,6 +295,10 @@ impl WaitingOn {
             ),
             WaitingOn::VolumeGiven { volume } => format!("`lightbyte why volume/{volume}` says more"),
             WaitingOn::Source { object } => format!("`lightbyte why {object}` says more"),
+            WaitingOn::Health { .. } => {
+                "its console and its journal say more: `lightbyte logs`, with `--unit NAME` for a service"
+                    .to_owned()
+            }
             WaitingOn::Off => "`lightbyte start` starts it again".to_owned(),
             WaitingOn::WorkerAway { worker } => format!("start worker `{worker}` again"),
             WaitingOn::WorkerAlive { worker } => format!("stop the agent on `{worker}` first"),
@@ -363,6 +374,10 @@ impl fmt::Display for WaitingOn {
             WaitingOn::Source { object } => write!(formatter, "{object} is not made yet"),
             WaitingOn::WorkerAway { worker } => write!(formatter, "worker `{worker}`, which is away"),
             WaitingOn::Off => formatter.write_str("it was shut down from inside, or ended, and stays off"),
+            WaitingOn::Health { problem: None } => formatter.write_str("a check of its health to pass"),
+            WaitingOn::Health { problem: Some(problem) } => {
+                write!(formatter, "a check of its health to pass: {problem}")
+            }
             WaitingOn::CrashLoop { worker } => write!(formatter, "it ended by itself on worker `{worker}`"),
             WaitingOn::WorkerProblem { worker, problem } => write!(formatter, "worker `{worker}`: {problem}"),
             WaitingOn::WorkerAlive { worker } => write!(formatter, "the agent on `{worker}` still runs"),

@@ -229,6 +229,7 @@ fn machine(sha256: &str) -> AssignedVm {
         restarts_asked: 0,
         shape: 1,
         restart: RestartPolicy::default(),
+        health: None,
         cpus: 1,
         memory: ByteSize::from_mib(128),
         image: Name::new("demo").unwrap_or_else(|_| unreachable!("a name")),

@@ -6,6 +6,7 @@
 mod agent;
 mod becoming;
 mod boot;
+mod check;
 mod children;
 mod console;
 mod exec;

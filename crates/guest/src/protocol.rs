@@ -255,6 +255,53 @@ pub struct Exec {
     pub columns: u16,
 }
 
+/// Longest time that a check may take.
+pub const CHECK_MS_MAX: u64 = 60_000;
+
+/// Body of `POST /v1/check`: what is tried from inside, the first that is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Check {
+    /// A GET over HTTP/1.1 that is to be answered with a status from 200 to 399.
+    pub http: Option<HttpCheck>,
+    /// A port that is to accept a connection.
+    pub tcp: Option<TcpCheck>,
+    /// A program with its arguments that is to end with code 0.
+    pub command: Vec<String>,
+    /// How long it may take; at most [`CHECK_MS_MAX`].
+    pub timeout_ms: u64,
+}
+
+/// A page that is to be served on 127.0.0.1 or the guest's first address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HttpCheck {
+    /// The port.
+    pub port: u16,
+    /// The path, with its query.
+    pub path: String,
+}
+
+/// A port that is to be served on 127.0.0.1 or the guest's first address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TcpCheck {
+    /// The port.
+    pub port: u16,
+}
+
+/// Answer to `POST /v1/check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Checked {
+    /// Whether it works.
+    pub passed: bool,
+    /// It was not tried, because file systems are frozen.
+    pub skipped: bool,
+    /// Why not, in one line.
+    pub problem: String,
+}
+
 /// Body of `POST /v1/shutdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -8,7 +8,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use lightbyte_guest::protocol::{
-    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, Problem, Shutdown, Thaw,
+    BODY_BYTES_MAX, Check, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, Problem, Shutdown,
+    Thaw,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +17,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::agent::Agent;
 use crate::relay::Place;
-use crate::{becoming, exec, freeze, grow, metrics, relay, shutdown};
+use crate::{becoming, check, exec, freeze, grow, metrics, relay, shutdown};
 
 type Answer = Response<Full<Bytes>>;
 
@@ -28,6 +29,7 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
         (&Method::GET, "/v1/info") => Ok(json(StatusCode::OK, &agent.info())),
         (&Method::GET, "/v1/metrics") => Ok(json(StatusCode::OK, &metrics::metrics())),
         (&Method::PUT, "/v1/identity") => identity(agent, request).await,
+        (&Method::POST, "/v1/check") => try_health(agent, request).await,
         (&Method::POST, "/v1/exec") => run(agent, place, request).await,
         (&Method::POST, "/v1/shutdown") => stop(agent, request).await,
         (&Method::POST, "/v1/grow") => in_thread(grow::grow).await.map(|grown| json(StatusCode::OK, &grown)),
@@ -68,6 +70,11 @@ async fn run(agent: &Rc<Agent>, place: &Place, mut request: Request<Incoming>) -
         .header(UPGRADE, EXEC_PROTOCOL)
         .body(Full::default());
     answer.map_err(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
+}
+
+async fn try_health(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {
+    let wanted: Check = body(request).await?;
+    Ok(json(StatusCode::OK, &check::check(agent, &wanted).await))
 }
 
 async fn stop(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {

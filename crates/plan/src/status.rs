@@ -2,6 +2,7 @@
 
 use lightbyte_api::Timestamp;
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
+use lightbyte_api::health::HealthState;
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
@@ -132,9 +133,14 @@ fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     });
     let wanted = assigned.map(|assigned| assigned.wanted);
     let phase = observed.map(|observed| observed.phase);
+    let is_healthy =
+        assigned.zip(observed).is_some_and(|(assigned, observed)| vm::is_healthy(assigned, observed));
+    let health = observed.and_then(|observed| observed.health.as_ref()).map(|health| health.state);
+    let is_sick = !is_healthy && health == Some(HealthState::Unhealthy);
     let (state, at_goal) = match (alive, phase, wanted) {
         (false, ..) => ("unknown", false),
-        (true, Some(VmPhase::Running), Some(WantedVm::Running)) => ("running", true),
+        (true, Some(VmPhase::Running), Some(WantedVm::Running)) if is_sick => ("unhealthy", false),
+        (true, Some(VmPhase::Running), Some(WantedVm::Running)) => ("running", is_healthy),
         (true, Some(VmPhase::Running), _) => ("stopping", false),
         (true, Some(VmPhase::Stopped), Some(WantedVm::Stopped)) => ("stopped", true),
         (true, Some(VmPhase::Stopping), _) => ("stopping", false),
@@ -169,6 +175,7 @@ fn vm_fields(
         "image_version": placement.map(|placement| &placement.image_version),
         "restarts": observed.map_or(0, |observed| observed.restarts),
         "boot": observed.and_then(|observed| observed.boot),
+        "health": observed.and_then(|observed| observed.health.as_ref()),
         "problem": observed.and_then(|observed| observed.problem.as_ref()),
     }))
 }

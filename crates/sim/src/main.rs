@@ -5,6 +5,7 @@
 
 mod cluster;
 mod counts;
+mod health;
 #[cfg(test)]
 mod matrix;
 mod moves;
@@ -99,6 +100,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::CrashLoop { .. } => "wait: crash loop",
                 WaitingOn::WorkerProblem { .. } => "wait: worker problem",
                 WaitingOn::Off => "wait: off",
+                WaitingOn::Health { .. } => "wait: health",
                 WaitingOn::InUse { .. } => "wait: in use",
                 WaitingOn::Child { .. } => "wait: child",
                 WaitingOn::Unreadable { .. } => "wait: unreadable",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lightbyte_api::assigned::{Assigned, HostObject, Source, WantedVolume};
+use lightbyte_api::assigned::{Assigned, HostObject, WantedVolume};
 use lightbyte_api::kinds::volume;
 use lightbyte_api::observed::{Observed, VolumePhase};
 use lightbyte_api::records::Record;
@@ -17,6 +17,7 @@ use lightbyte_vmm::{DriverError, FakeHost};
 
 use crate::cluster::{Checked, Cluster};
 use crate::oracle::{Writer, told, violated};
+use crate::volumes;
 use crate::worker::Worker;
 
 /// The network between the hosts.
@@ -171,16 +172,8 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, uid: Uid, workers: &[W
         _ => None,
     };
     let (Some(has), elsewhere) = workers_of(view, object) else { return Ok(()) };
-    // A disk that is to be made of one that vanished is never there.
-    let source = match view.assigned(has, HostObject { kind: Kind::Volume, uid }).map(AsRef::as_ref) {
-        Some(Assigned::Volume(assigned)) => match assigned.source {
-            Source::Disk(source) => Some(source),
-            Source::Image(_) | Source::Blank(_) => None,
-        },
-        _ => None,
-    };
-    let lost = |disk: VolumeId| workers.iter().any(|worker| worker.lost.contains(&disk));
-    let is_lost = lost(VolumeId::new(uid)) || source.is_some_and(lost);
+    let vanished = workers.iter().any(|worker| worker.lost.contains(&VolumeId::new(uid)));
+    let is_lost = vanished || volumes::never_comes(view, workers, VolumeId::new(uid));
     let is_held = matches!(view.decided(object).map(|decided| &decided.choice),
         Some(Choice::Volume(choice)) if !choice.holders.is_empty());
     // Something is to be made from it, and cannot be.

@@ -20,7 +20,7 @@ use lightbyte_store::feed::Feed;
 pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{moves, squatters, volumes, walls};
+use crate::{health, moves, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -286,7 +286,7 @@ impl Oracle {
                     );
                 }
                 walls::check_goal(view, object, asked.meta.uid, workers)?;
-                check_placed(view, object, asked.meta.uid, spec.running, placement, workers)
+                check_placed(view, object, asked.meta.uid, spec, placement, workers)
             }
         }
     }
@@ -425,10 +425,11 @@ fn check_placed(
     view: &View,
     object: &ObjectRef,
     uid: Uid,
-    running: bool,
+    spec: &vm::Spec,
     placement: &Placement,
     workers: &[Worker],
 ) -> Checked {
+    let running = spec.running;
     let host = workers.iter().find(|worker| worker.id == placement.worker);
     let mut runs = false;
     let mut no_bridge = false;
@@ -436,7 +437,7 @@ fn check_placed(
         worker.host.each_running(|vm, _| runs |= vm.uid() == uid);
         let assigned = view.assigned(placement.worker, HostObject { kind: Kind::Vm, uid });
         if let Some(lightbyte_api::Assigned::Vm(assigned)) = assigned.map(AsRef::as_ref) {
-            if assigned.disks.iter().any(|disk| worker.lost.contains(&disk.volume)) {
+            if assigned.disks.iter().any(|disk| volumes::never_comes(view, workers, disk.volume)) {
                 // Whether it runs is chance: it may have been started before its disk went.
                 return Ok(());
             }
@@ -475,8 +476,12 @@ fn check_placed(
             format!("{object} was restarted {} times, asked {asked}", done.restarts_done),
         );
     }
+    let is_sick = match host {
+        Some(worker) => health::check_told(view, object, uid, spec, worker)?,
+        None => false,
+    };
     let ready = status::object(view, object).is_some_and(|object| object.status.ready);
-    if is_settled && ready == (running && (no_bridge || is_off || is_squatted)) {
+    if is_settled && ready == (running && (no_bridge || is_off || is_squatted || is_sick)) {
         return violated("status", format!("{object} says ready: {ready}: {}", told(view, object)));
     }
     Ok(())

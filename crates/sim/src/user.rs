@@ -132,6 +132,7 @@ impl Cluster {
         if self.rng.once_in(3) {
             self.attach_some(&mut spec);
         }
+        spec.health = self.some_health();
         spec.firewall = self.some_firewall();
         spec.ports = self.some_ports();
         Manifest { name: vm_name, labels: self.some_labels(), spec: Spec::Vm(spec) }

@@ -7,6 +7,7 @@ use lightbyte_api::kinds::{snapshot, vm, volume};
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::{Observed, VolumePhase};
 use lightbyte_api::{ByteSize, Choice, Kind, Manifest, ObjectRef, Span, Spec, Uid, VmId, VolumeId, WorkerId};
+use lightbyte_plan::status;
 use lightbyte_plan::view::View;
 
 use crate::cluster::{Checked, Cluster};
@@ -72,7 +73,8 @@ impl Cluster {
         let Spec::Vm(spec) = &view.asked(vm)?.spec else { return None };
         let mut spec = spec.clone();
         let mut labels = view.asked(vm)?.meta.labels.clone();
-        match self.rng.below(6) {
+        match self.rng.below(7) {
+            5 => spec.health = self.some_health(),
             3 => spec.firewall = self.some_firewall(),
             4 => labels = self.some_labels(),
             0 => spec.cpus = 1 + self.rng.below(3) as u64,
@@ -209,6 +211,26 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, asked: &Asked, workers
     check_disk(view, object, asked, worker, workers)
 }
 
+/// Whether the disk has vanished, or what it is to be made from has.
+pub(crate) fn never_comes(view: &View, workers: &[Worker], disk: VolumeId) -> bool {
+    let has = |worker: &Worker| worker.host.disks().contains(&disk) && !worker.lost.contains(&disk);
+    if workers.iter().any(has) {
+        return false;
+    }
+    if workers.iter().any(|worker| worker.lost.contains(&disk)) {
+        return true;
+    }
+    let host_object = HostObject { kind: Kind::Volume, uid: disk.uid() };
+    workers.iter().any(|worker| {
+        let assigned = view.assigned(worker.id, host_object).map(AsRef::as_ref);
+        let Some(lightbyte_api::Assigned::Volume(assigned)) = assigned else { return false };
+        match assigned.source {
+            lightbyte_api::assigned::Source::Disk(source) => never_comes(view, workers, source),
+            _ => false,
+        }
+    })
+}
+
 fn check_disk(
     view: &View,
     object: &ObjectRef,
@@ -218,16 +240,15 @@ fn check_disk(
 ) -> Checked {
     let volume = VolumeId::new(asked.meta.uid);
     let host = workers.iter().find(|host| host.id == worker);
-    let source = match view.assigned(worker, HostObject::of(object.kind, asked.meta.uid)).map(AsRef::as_ref) {
-        Some(lightbyte_api::Assigned::Volume(assigned)) => match assigned.source {
-            lightbyte_api::assigned::Source::Disk(source) => Some(source),
-            _ => None,
-        },
-        _ => None,
-    };
-    let lost = |disk: VolumeId| host.is_some_and(|host| host.lost.contains(&disk));
-    if lost(volume) || source.is_some_and(lost) {
-        return Ok(());
+    let vanished = host.is_some_and(|host| host.lost.contains(&volume));
+    if vanished || never_comes(view, workers, volume) {
+        let is_told =
+            status::object(view, object).is_some_and(|object| !object.status.more["problem"].is_null());
+        return if is_told {
+            Ok(())
+        } else {
+            violated("status", format!("nobody says that {object} is lost"))
+        };
     }
     let size = host.and_then(|host| host.drivers.disks.size(volume).ok().flatten());
     let wanted = match &asked.spec {

@@ -6,6 +6,7 @@ mod faults;
 use std::collections::VecDeque;
 
 use lightbyte_api::assigned::HostObject;
+use lightbyte_api::health::HealthCheck;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::{ByteSize, Kind, Name, Uid, VmId, VolumeId, WorkerId};
 use lightbyte_plan::agent::{Action, Agent, Delivery, Reply, Report, Stamped, Step};
@@ -14,6 +15,7 @@ use lightbyte_store::LeaseId;
 use lightbyte_vmm::{Drivers, FakeHost, hands};
 
 use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
+use crate::health;
 use crate::oracle::Writer;
 use crate::rng::Rng;
 use crate::squatters::Heard;
@@ -39,6 +41,10 @@ pub(crate) struct Worker {
     incarnation: u64,
     stream: Option<Stream>,
     steps: VecDeque<(HostObject, Step)>,
+    /// Checks of guests that are under way.
+    pub(crate) checks: VecDeque<(HostObject, HealthCheck)>,
+    /// How many checks of a machine's guest have failed since one passed.
+    pub(crate) failed_checks: std::collections::BTreeMap<VmId, u64>,
     reports: VecDeque<(u64, Report)>,
     late: VecDeque<Report>,
     replies: VecDeque<(u64, HostObject, Reply)>,
@@ -105,6 +111,8 @@ impl Worker {
             incarnation: 0,
             stream: None,
             steps: VecDeque::new(),
+            checks: VecDeque::new(),
+            failed_checks: std::collections::BTreeMap::new(),
             reports: VecDeque::new(),
             late: VecDeque::new(),
             replies: VecDeque::new(),
@@ -143,6 +151,7 @@ impl Worker {
         self.incarnation += 1;
         self.stream = None;
         self.steps.clear();
+        self.checks.clear();
         // Whoever adopts a machine asks its guest again.
         self.told_ready.clear();
     }
@@ -192,7 +201,8 @@ impl Cluster {
             self.begin_agent(index);
         }
         for _ in 0..=self.rng.below(5) {
-            match self.rng.below(18) {
+            match self.rng.below(20) {
+                18..=19 => self.take_check(index),
                 0 => self.heartbeat(index)?,
                 1 => self.connect_if_idle(index),
                 2..=4 => self.take_delivery(index),
@@ -203,7 +213,7 @@ impl Cluster {
                 _ if self.rng.once_in(3) => self.guests_write(index),
                 _ => self.guests_become_ready(index),
             }
-            self.agent_turns(index);
+            self.agent_turns(index)?;
         }
         Ok(())
     }
@@ -217,16 +227,22 @@ impl Cluster {
     }
 
     /// The agent says what it wants to be done, and that is put on its way.
-    fn agent_turns(&mut self, index: usize) {
+    fn agent_turns(&mut self, index: usize) -> Checked {
         let now = self.now();
         let worker = &mut self.workers[index];
-        let Some(agent) = &mut worker.agent else { return };
-        for (object, action) in agent.actions(now) {
+        let Some(agent) = &mut worker.agent else { return Ok(()) };
+        let actions = agent.actions(now);
+        for (object, action) in actions {
             match action {
                 Action::Report(report) => worker.reports.push_back((worker.incarnation, report)),
-                Action::Step(step) => worker.steps.push_back((object, step)),
+                Action::Step(step) => {
+                    health::check_step(worker, object, &step)?;
+                    worker.steps.push_back((object, step));
+                }
+                Action::Check(check) => worker.checks.push_back((object, check)),
             }
         }
+        Ok(())
     }
 
     fn connect_if_idle(&mut self, index: usize) {
@@ -289,7 +305,10 @@ impl Cluster {
         }
         match step {
             // The machine is gone: the guest of the next one has its own word to say.
-            Step::Kill => drop(worker.told_ready.remove(&vm)),
+            Step::Kill => {
+                worker.told_ready.remove(&vm);
+                worker.failed_checks.remove(&vm);
+            }
             // It is the other worker's that came, and not the one that vanished here once.
             Step::TakeDisk if outcome.is_ok() => drop(worker.lost.remove(&VolumeId::new(object.uid))),
             // A quick guest is heard before the end of the step that started it.
@@ -465,15 +484,19 @@ impl Cluster {
                 self.take_delivery(index);
             }
             self.guests_become_ready(index);
-            self.agent_turns(index);
+            self.agent_turns(index)?;
             self.all_parts_come(index)?;
-            self.agent_turns(index);
+            self.agent_turns(index)?;
             while !self.workers[index].steps.is_empty() {
                 self.do_step(index)?;
-                self.agent_turns(index);
+                self.agent_turns(index)?;
             }
             while !self.workers[index].reports.is_empty() || !self.workers[index].late.is_empty() {
                 self.send_report(index)?;
+            }
+            while !self.workers[index].checks.is_empty() {
+                self.take_check(index);
+                self.agent_turns(index)?;
             }
             while !self.workers[index].replies.is_empty() {
                 self.take_reply(index);

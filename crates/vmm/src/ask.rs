@@ -4,8 +4,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use lightbyte_api::health::{HealthCheck, HealthProbe};
 use lightbyte_api::{Timestamp, VmId};
-use lightbyte_guest::protocol::{AGENT_PORT, Frozen};
+use lightbyte_guest::protocol::{AGENT_PORT, Check, Checked, Frozen, HttpCheck, TcpCheck};
+use lightbyte_plan::agent::health::Outcome;
 use serde_json::json;
 
 use crate::channel;
@@ -17,6 +19,8 @@ const FREEZE_MAX: Duration = Duration::from_secs(30);
 const FLUSH_MAX: Duration = Duration::from_secs(20);
 /// How long a guest may take for everything else.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long a check may take beside its own time.
+const CHECK_WAY_MAX: Duration = Duration::from_secs(2);
 
 /// Guests that hold their breath: nothing of theirs reaches one disk of each. They go on when this is dropped.
 pub(crate) struct Flushed<'a> {
@@ -94,6 +98,27 @@ fn fresh_token() -> String {
 /// Tells a guest that a disk has grown, so that its file system follows. One that cannot be told sees it when it starts.
 pub(crate) fn tell_grown(guest: &dyn Guest, vm: VmId) {
     let _ = ask(guest, vm, "/v1/grow", "{}", FLUSH_MAX);
+}
+
+/// Has the guest's agent try what `check` says.
+pub(crate) fn check(guest: &dyn Guest, vm: VmId, check: &HealthCheck) -> Outcome {
+    let time = check.timeout.duration();
+    let mut wanted = Check { timeout_ms: check.timeout.millis(), ..Check::default() };
+    match &check.probe {
+        HealthProbe::Http { port, path } => {
+            wanted.http = Some(HttpCheck { port: *port, path: path.clone() });
+        }
+        HealthProbe::Tcp { port } => wanted.tcp = Some(TcpCheck { port: *port }),
+        HealthProbe::Exec { command } => wanted.command.clone_from(command),
+    }
+    let answer = ask(guest, vm, "/v1/check", &json!(wanted).to_string(), time + CHECK_WAY_MAX);
+    match answer.map(|answer| serde_json::from_slice::<Checked>(&answer)) {
+        Ok(Ok(Checked { skipped: true, .. })) => Outcome::Skipped,
+        Ok(Ok(Checked { passed: true, .. })) => Outcome::Passed,
+        Ok(Ok(Checked { problem, .. })) => Outcome::Failed(problem),
+        Ok(Err(_)) => Outcome::Failed("its agent answers nonsense".to_owned()),
+        Err(error) => Outcome::Failed(error.chain()),
+    }
 }
 
 /// Posts `body` to a path of the agent, and gives its answer.

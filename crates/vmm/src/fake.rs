@@ -62,6 +62,8 @@ struct State {
     peers: Option<Arc<dyn Peers>>,
     records: BTreeMap<HostObject, Saved>,
     consoles: BTreeMap<VmId, ConsoleChunk>,
+    /// VMs whose checks fail.
+    sick: BTreeSet<VmId>,
     listener: Option<Listener>,
     on_start: Option<OnStart>,
     failures_left: u32,
@@ -171,6 +173,22 @@ impl FakeHost {
         if ended {
             self.tell(VmmEvent::Exited(vm));
         }
+    }
+
+    /// From now on checks of the health of `vm` fail, or do not.
+    pub fn make_sick(&self, vm: VmId, is_sick: bool) {
+        let mut state = self.lock();
+        if is_sick {
+            state.sick.insert(vm);
+        } else {
+            state.sick.remove(&vm);
+        }
+    }
+
+    /// Whether checks of the health of `vm` fail.
+    #[must_use]
+    pub fn is_sick(&self, vm: VmId) -> bool {
+        self.lock().sick.contains(&vm)
     }
 
     /// The guest of `vm` says something on its console.
@@ -551,6 +569,7 @@ impl Guest for FakeHost {
     /// Never waits: the guest is in this process.
     fn connect(&self, vm: VmId, port: u32, _wait: Duration) -> Result<UnixStream, DriverError> {
         let mut state = self.lock();
+        let is_sick = state.sick.contains(&vm);
         let Some(found) = state.vms.get_mut(&vm).filter(|found| found.running) else {
             return refuse("the guest does not run");
         };
@@ -558,6 +577,7 @@ impl Guest for FakeHost {
             identity: identity::of(vm, &found.assigned, ""),
             memory_bytes: found.assigned.memory.bytes(),
             started: found.started,
+            sick: is_sick,
         };
         let no_connection = || refuse(format!("the guest takes no connection on port {port}"));
         if port != AGENT_PORT {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lightbyte_guest::frame::Frame;
 use lightbyte_guest::protocol::{
-    BODY_BYTES_MAX, EXEC_PROTOCOL, Exec, Frozen, Grown, Identity, Info, Metrics, Milestones, Problem,
+    BODY_BYTES_MAX, Checked, EXEC_PROTOCOL, Exec, Frozen, Grown, Identity, Info, Metrics, Milestones, Problem,
 };
 use serde_json::{Value, json};
 
@@ -33,6 +33,8 @@ pub(crate) struct FakeGuest {
     pub(crate) identity: Identity,
     pub(crate) memory_bytes: u64,
     pub(crate) started: Instant,
+    /// Whether nothing works that is tried.
+    pub(crate) sick: bool,
 }
 
 /// The connections to one guest. They end with it.
@@ -117,6 +119,11 @@ impl Call<'_> {
             ("GET", "/v1/metrics") => self.answer("200 OK", &json!(guest.metrics())),
             ("POST", "/v1/freeze" | "/v1/thaw") => self.answer("200 OK", &json!(Frozen { file_systems: 1 })),
             ("POST", "/v1/grow") => self.answer("200 OK", &json!(Grown::default())),
+            ("POST", "/v1/check") => {
+                let problem = if guest.sick { "it is sick" } else { "" }.to_owned();
+                let checked = Checked { passed: !guest.sick, problem, ..Checked::default() };
+                self.answer("200 OK", &json!(checked))
+            }
             ("POST", "/v1/exec") => self.exec(&head),
             _ => self.fail("404 Not Found", "there is nothing here"),
         }

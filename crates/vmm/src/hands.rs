@@ -2,8 +2,10 @@
 //! step names one driver's verb, and facts are what the drivers say.
 
 use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source};
+use lightbyte_api::health::HealthCheck;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
+use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::parts::parts_of;
 use lightbyte_plan::agent::probe::Squatted;
 use lightbyte_plan::agent::{Facts, Saved, Step, VmmState};
@@ -58,6 +60,12 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
             }
         }
     }
+}
+
+/// Has the guest's agent try what `check` says. A guest that does not answer has failed.
+#[must_use]
+pub fn check(drivers: &Drivers, vm: VmId, check: &HealthCheck) -> Outcome {
+    ask::check(drivers.guest.as_ref(), vm, check)
 }
 
 fn nothing_saved() -> Result<(), DriverError> {

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::assigned::HostObject;
-use lightbyte_api::{Kind, Timestamp, WorkerId};
+use lightbyte_api::health::HealthCheck;
+use lightbyte_api::{Kind, Timestamp, VmId, WorkerId};
 use lightbyte_link::{Client, ClientError, Lines};
+use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Reply, Report, Step};
 use lightbyte_vmm::{Drivers, VmmEvent, hands};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -21,13 +23,15 @@ use crate::life::describe;
 use crate::parts::{self, Fetches, News as PartNews};
 use crate::systemd::Watchdog;
 
-/// How many messages may wait for the agent. Each task under way sends one, and there are at most two for each object
+/// How many messages may wait for the agent. Each task under way sends one, and there are at most three for each object
 /// of a host; machine events come on top. A full queue makes the senders wait.
 const MESSAGES_MAX: usize = 4_096;
 /// How many steps run at once: each holds a thread, and disks do not get faster by more.
 const STEPS_AT_ONCE_MAX: usize = 16;
 /// How many disks are made or grown at once: a copy may take hours, and must not keep machines from being ended.
 const DISKS_AT_ONCE_MAX: usize = 4;
+/// How many guests are checked at once: each holds a thread, and a silent one for as long as its check may take.
+const CHECKS_AT_ONCE_MAX: usize = 64;
 /// The pause before a stream is opened again, and before a lost report is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The pause before the host is asked again after it could not tell.
@@ -42,6 +46,7 @@ enum Message {
     Stream(Option<Lines>),
     Replied(HostObject, Reply),
     StepDone { object: HostObject, step: Step, facts: Facts, problem: Option<String> },
+    Checked(HostObject, Outcome),
     Machine(VmmEvent),
 }
 
@@ -55,6 +60,7 @@ pub(crate) struct Shell {
     messages: mpsc::Receiver<Message>,
     steps: Arc<Semaphore>,
     disk_steps: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
     caught_up: watch::Sender<bool>,
     fetches: Option<Fetches>,
 }
@@ -92,6 +98,7 @@ impl Shell {
             messages,
             steps,
             disk_steps,
+            checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE_MAX)),
             caught_up,
             fetches: store.map(Fetches::new),
         })
@@ -129,6 +136,7 @@ impl Shell {
             match action {
                 Action::Report(report) => self.send(object, report),
                 Action::Step(step) => self.perform(object, step),
+                Action::Check(check) => self.check(object, check),
             }
         }
         if let Some(fetches) = &mut self.fetches {
@@ -182,6 +190,18 @@ impl Shell {
         });
     }
 
+    fn check(&self, object: HostObject, check: HealthCheck) {
+        let (drivers, sender, checks) = (self.drivers.clone(), self.sender.clone(), Arc::clone(&self.checks));
+        tokio::spawn(async move {
+            let _turn = checks.acquire_owned().await;
+            let vm = VmId::new(object.uid);
+            let outcome = tokio::task::spawn_blocking(move || hands::check(&drivers, vm, &check)).await;
+            let outcome =
+                outcome.unwrap_or_else(|panic| Outcome::Failed(format!("the driver failed: {panic}")));
+            let _ = sender.send(Message::Checked(object, outcome)).await;
+        });
+    }
+
     fn name_of(&self, object: HostObject) -> String {
         let saved = self.agent.desk(&object).and_then(|desk| desk.name());
         match saved {
@@ -201,6 +221,7 @@ impl Shell {
             Message::StepDone { object, step, facts, problem: None } => {
                 self.agent.observed(object, facts, Some(&step), now());
             }
+            Message::Checked(object, outcome) => self.agent.checked(object, outcome, now()),
             Message::Machine(VmmEvent::Ready { vm, agent_at }) => {
                 self.agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, agent_at, now());
             }

@@ -10,6 +10,7 @@ use crate::address::MacAddress;
 use crate::decided::Decision;
 use crate::firewall::{Firewall, Protocol};
 use crate::first_boot::FirstBoot;
+use crate::health::HealthCheck;
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::reader::Reader;
@@ -57,6 +58,9 @@ pub struct Spec {
     /// When it is started again after it ended by itself.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// How it is asked whether what it does works; not at all without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// What happens when its worker is lost.
     #[serde(default)]
     pub on_worker_loss: OnWorkerLoss,
@@ -275,6 +279,7 @@ impl Spec {
             memory: default_memory(),
             running: default_running(),
             restart: RestartPolicy::default(),
+            health: None,
             on_worker_loss: OnWorkerLoss::default(),
             disks: default_disks(),
             nics: default_nics(),
@@ -297,6 +302,22 @@ impl SpecRules for Spec {
             "restart",
             "when it is started again after it ended by itself: always, on_crash or never; a reboot always does",
         ),
+        ("health", "how its agent tries from inside whether what it does works, at once; not at all when left out"),
+        ("health.http", "passes when a GET is answered with a status from 200 to 399"),
+        ("health.http.port", "the port, on 127.0.0.1 or the first address of the VM"),
+        ("health.http.path", "the path, with its query; / when left out"),
+        ("health.tcp", "passes when a connection is accepted"),
+        ("health.tcp.port", "the port, on 127.0.0.1 or the first address of the VM"),
+        ("health.exec", "passes when a command ends with code 0"),
+        ("health.exec.command", "the program with its arguments, at most 64 words; no shell"),
+        ("health.every", "the time from one check to the next, 1s to 1h; 10s when left out"),
+        ("health.timeout", "how long one may take, 100ms to 30s; 2s when left out"),
+        ("health.failures", "after how many failures in a row it is unhealthy, 1 to 100; 3 when left out"),
+        (
+            "health.grace",
+            "for how long after a boot failures do not count, until one check has passed; 60s when left out",
+        ),
+        ("health.restart", "whether it is restarted when it is unhealthy; not when left out"),
         ("on_worker_loss", "what happens when its worker is lost: wait"),
         (
             "disks",
@@ -346,6 +367,11 @@ impl SpecRules for Spec {
         let memory = fields.or("memory", default_memory());
         let running = fields.or("running", default_running());
         let restart = fields.or("restart", RestartPolicy::default());
+        let health = fields.object("health", HealthCheck::read);
+        if restart == RestartPolicy::Never && health.as_ref().is_some_and(|health| health.restart) {
+            let hint = "leave out `health.restart`, or `restart: never`".to_owned();
+            fields.problem("health", "cannot restart a VM that is never restarted", Some(hint));
+        }
         let on_worker_loss = read_worker_loss(fields);
         let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
         let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
@@ -368,6 +394,7 @@ impl SpecRules for Spec {
             memory,
             running,
             restart,
+            health,
             on_worker_loss,
             disks,
             nics,

@@ -29,6 +29,7 @@ fn files_and_ports_of_a_vm_are_at_hand() {
     files_go_in_and_out(&bed);
     streams_go_in_and_out(&bed);
     ports_lead_in(&bed);
+    health_is_told(&bed);
 
     assert_eq!(bed.fails(&["ssh", "hello"]).0, 1);
     assert!(bed.fails(&["ssh", "hello"]).1.contains("no ssh server listens in `vm/hello`"));
@@ -121,6 +122,43 @@ fn ports_lead_in(bed: &Bed) {
     assert!(text.contains("hello from hello"), "{text}");
     drop(input);
     assert!(child.wait().expect("its end").success());
+}
+
+/// The same VM is asked by each way in turn; each is seen to pass, and to fail.
+fn health_is_told(bed: &Bed) {
+    let ask = |check: &str| {
+        let text = format!(
+            "kind: vm\nname: hello\nspec:\n  image: demo\n  health: {{every: 1s, failures: 1, {check}}}\n"
+        );
+        bed.ok(&["apply", "-f", path(&bed.manifests(&text))]);
+    };
+    let state = || bed.json(&["get", "vm/hello"])["status"].clone();
+    for check in ["http: {port: 80}", "tcp: {port: 80}", "exec: {command: [test, -e, /proc]}"] {
+        ask(check);
+        bed.ok(&["wait", "vm/hello", "--for", "ready"]);
+        assert_eq!(state()["health"]["state"], "healthy", "{check}");
+    }
+    let failures = [
+        ("http: {port: 9, path: /a?b}", "GET /a?b on port 9: Connection refused (os error 111)"),
+        ("tcp: {port: 9}", "port 9: Connection refused (os error 111)"),
+        ("exec: {command: [sh, -c, echo no room >&2; exit 3]}", "ended with 3: no room"),
+        ("timeout: 100ms, exec: {command: [sleep, \"60\"]}", "no answer within 100 ms"),
+    ];
+    for (check, expected) in failures {
+        ask(check);
+        until("it is unhealthy", || {
+            let problem = state()["health"]["problem"].as_str().unwrap_or_default().to_owned();
+            problem.ends_with(expected)
+        });
+        assert_eq!((state()["state"].as_str(), state()["ready"].as_bool()), (Some("unhealthy"), Some(false)));
+        // The reason that was told stands as long as it is unhealthy.
+        ask("http: {port: 80}");
+        bed.ok(&["wait", "vm/hello", "--for", "ready"]);
+    }
+    assert_eq!(state()["restarts"], 0);
+    bed.ok(&["exec", "hello", "--", "touch", "/run/sick"]);
+    ask("restart: true, exec: {command: [test, \"!\", -e, /run/sick]}");
+    until("it was restarted, and is well", || state()["restarts"] == 1 && state()["ready"] == true);
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! One object on one worker: from what is assigned, saved, shown by the host and reported to the next step and report.
 
-use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject, WantedVolume};
+use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume};
+use lightbyte_api::health::HealthCheck;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::{Observed, PROBLEM_LENGTH_MAX, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Timestamp};
 
 use super::facts::{Around, Facts, Leaving, Saved, VmmState, Volatile};
+use super::health::Checks;
 use super::step::{Action, Next, Reply, Report, Step};
-use super::{Stamped, vm, volume};
+use super::{Stamped, health, vm, volume};
 
 /// The pause before a failed step is tried again; it doubles with each failure in a row.
 pub const RETRY_FIRST: Span = Span::from_secs(1);
@@ -29,13 +31,15 @@ pub struct Desk {
     step_in_flight: Option<Step>,
     /// When the agent of a guest began that was ready before the end of the step that starts its machine was told.
     early_ready: Option<Timestamp>,
+    /// The guest of this life is being checked; see [`Checks::life`].
+    checking: Option<Timestamp>,
     /// Something has happened on the host that no step did.
     look_wanted: bool,
     problem: Option<String>,
     failures: u32,
     retry_at: Option<Timestamp>,
     wait_until: Option<Timestamp>,
-    disk_lost: bool,
+    lost: Option<&'static str>,
     /// A machine may use this volume.
     used: bool,
     part_problem: Option<String>,
@@ -73,12 +77,13 @@ impl Desk {
             reported: Reported::default(),
             step_in_flight: None,
             early_ready: None,
+            checking: None,
             look_wanted: false,
             problem: None,
             failures: 0,
             retry_at: None,
             wait_until: None,
-            disk_lost: false,
+            lost: None,
             used: false,
             part_problem: None,
         }
@@ -104,6 +109,12 @@ impl Desk {
             Assigned::Vm(assigned) => Some(&assigned.name),
             Assigned::Volume(assigned) => Some(&assigned.name),
         }
+    }
+
+    /// Whether nothing of it is to be left.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.facts.saved.as_ref().is_some_and(|saved| saved.assigned.is_removal())
     }
 
     /// The saved assignment of a volume.
@@ -265,6 +276,7 @@ impl Desk {
             self.early_ready = Some(agent_at);
         } else if self.facts.vmm == VmmState::Running && !self.volatile.ready {
             self.volatile.ready = true;
+            self.volatile.checks = Checks::begin(self.volatile.adopted, now);
             let asked_at = self.saved_vm().map(|vm| vm.asked_at);
             self.volatile.boot = vm::boot_times(&self.volatile, asked_at, agent_at, now);
             self.volatile.delivered_at = None;
@@ -282,6 +294,14 @@ impl Desk {
         self.facts.parts_missing.retain(|missing| missing != part);
     }
 
+    pub(super) fn checked(&mut self, outcome: health::Outcome, now: Timestamp) {
+        let life = self.checking.take();
+        let check = self.saved_vm().and_then(|vm| vm.health.clone());
+        if let Some(check) = check.filter(|_| life == self.volatile.checks.life()) {
+            self.volatile.checks.take(&check, outcome, now);
+        }
+    }
+
     pub(super) const fn guest_leaves(&mut self, leaving: Leaving) {
         self.volatile.leaving = Some(leaving);
     }
@@ -291,20 +311,37 @@ impl Desk {
     /// When to look again although nothing happened.
     #[must_use]
     pub fn next_wake(&self) -> Option<Timestamp> {
-        match self.step_in_flight {
+        let step = match self.step_in_flight {
             Some(_) => None,
             None => self.retry_at.or(self.wait_until),
-        }
+        };
+        let check = self.next_check().map(|(at, _)| at);
+        step.into_iter().chain(check).min()
     }
 
     pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
-        self.disk_lost = around.disk_lost;
+        self.lost = around.lost;
         self.used = !around.used_by.is_empty();
         self.part_problem.clone_from(&around.part_problem);
         // The step first: when nothing is left to do, the report says so.
         let step = self.step(around, now).map(Action::Step);
         let report = self.report(now).map(Action::Report);
-        report.into_iter().chain(step).collect()
+        let check = self.check(now).map(Action::Check);
+        report.into_iter().chain(step).chain(check).collect()
+    }
+
+    fn check(&mut self, now: Timestamp) -> Option<HealthCheck> {
+        let check = self.next_check().filter(|(at, _)| *at <= now).map(|(_, check)| check.clone())?;
+        self.checking = self.volatile.checks.life();
+        Some(check)
+    }
+
+    /// The next check with its time, unless one is under way or there is nothing to check.
+    fn next_check(&self) -> Option<(Timestamp, &HealthCheck)> {
+        let assigned = self.saved_vm().filter(|_| self.checking.is_none() && self.volatile.ready)?;
+        let is_to_run = assigned.wanted == WantedVm::Running && self.volatile.stopping_since.is_none();
+        let check = assigned.health.as_ref().filter(|_| is_to_run)?;
+        Some((self.volatile.checks.due(check)?, check))
     }
 
     fn report(&mut self, now: Timestamp) -> Option<Report> {
@@ -339,7 +376,7 @@ impl Desk {
         match (&self.facts.saved, &self.wish) {
             (Some(saved), _) => match &saved.assigned {
                 Assigned::Vm(assigned) => {
-                    let lost = self.disk_lost.then(|| "one of its disks is gone from the worker".to_owned());
+                    let lost = self.lost.map(str::to_owned);
                     let runs = self.facts.vmm == VmmState::Running;
                     let of_guest = self.volatile.guest_problem.as_ref().filter(|_| runs);
                     let of_guest = of_guest.map(|problem| format!("its guest says: {problem}"));
@@ -351,7 +388,7 @@ impl Desk {
                     assigned,
                     &self.facts,
                     self.used,
-                    self.part_problem.clone().or(self.problem.clone()),
+                    self.part_problem.clone().or(self.problem.clone()).or(self.lost.map(str::to_owned)),
                     stored,
                     now,
                 ))),

@@ -7,6 +7,7 @@ use lightbyte_api::observed::BootTimes;
 use lightbyte_api::{ByteSize, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 
+use super::health::Checks;
 use super::probe::Squatted;
 
 /// What the host shows of one object.
@@ -93,8 +94,8 @@ pub struct Saved {
 pub struct Around {
     /// All disks of this VM are there.
     pub disks_present: bool,
-    /// A disk of this VM was there, and is gone.
-    pub disk_lost: bool,
+    /// Why one of this VM's disks, or what this volume is made from, will never be there.
+    pub lost: Option<&'static str>,
     /// The machines that use this volume.
     pub used_by: Vec<VmId>,
     /// These, and those that may have it although they are to have it no more.
@@ -132,6 +133,8 @@ pub struct Volatile {
     pub leaving: Option<Leaving>,
     /// What hinders the guest, in its own words, in the life of this machine process.
     pub guest_problem: Option<String>,
+    /// What the checks of its health came to, in the life of this machine process.
+    pub checks: Checks,
     /// How often in a row the guest rebooted soon after its start.
     pub quick_reboots: u32,
     /// When the machine process was found to have ended by itself: the beginning of the pause.

@@ -17,6 +17,7 @@
 
 pub mod desk;
 pub mod facts;
+pub mod health;
 pub mod parts;
 pub mod probe;
 pub mod step;
@@ -34,6 +35,9 @@ use serde::{Deserialize, Serialize};
 pub use desk::Desk;
 pub use facts::{Facts, Fetched, Leaving, Saved, VmmState};
 pub use step::{Action, Reply, Report, Step};
+
+/// How many disks are looked at that are each made from the next.
+const SOURCES_MAX: usize = 64;
 
 /// What a server delivers to a worker. Everything carries the epoch and the revision that it is true at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -284,6 +288,13 @@ impl Agent {
         }
     }
 
+    /// A check of a VM's health has come to this.
+    pub fn checked(&mut self, object: HostObject, outcome: health::Outcome, now: Timestamp) {
+        if let Some(desk) = self.desks.get_mut(&object) {
+            desk.checked(outcome, now);
+        }
+    }
+
     /// What is to be done now. Every returned action is in flight from here on: its outcome must be handed back.
     pub fn actions(&mut self, now: Timestamp) -> Vec<(HostObject, Action)> {
         self.forget_part_problems();
@@ -318,7 +329,18 @@ impl Agent {
         });
         facts::Around {
             disks_present: disks.iter().all(|disk| is(disk.volume, volume::is_present)),
-            disk_lost: disks.iter().any(|disk| is(disk.volume, volume::is_lost)),
+            lost: match object.kind {
+                Kind::Vm if disks.iter().any(|disk| is(disk.volume, volume::is_lost)) => {
+                    Some("one of its disks is gone from the worker")
+                }
+                Kind::Vm if disks.iter().any(|disk| self.is_source_lost(disk.volume)) => {
+                    Some("one of its disks cannot be made: what it is made from is gone from the worker")
+                }
+                Kind::Volume if self.is_source_lost(VolumeId::new(object.uid)) => {
+                    Some("what it is made from is gone from the worker")
+                }
+                _ => None,
+            },
             used_by: match object.kind {
                 Kind::Volume => self.users(VolumeId::new(object.uid), Machines::AsSaved),
                 _ => Vec::new(),
@@ -331,6 +353,27 @@ impl Agent {
             part_problem: self.part_problem(object),
             source_written_by: source.map(|source| self.users(source, Machines::Writers)).unwrap_or_default(),
         }
+    }
+
+    /// Whether the volume is not there, and what it is to be made from never will be.
+    fn is_source_lost(&self, volume: VolumeId) -> bool {
+        let mut volume = volume;
+        for _ in 0..SOURCES_MAX {
+            let Some(desk) = self.desks.get(&HostObject { kind: Kind::Volume, uid: volume.uid() }) else {
+                return false;
+            };
+            let is_made =
+                desk.facts().disk.is_some() || desk.facts().saved.as_ref().is_none_or(|saved| saved.created);
+            let source = desk.saved_volume().filter(|_| !is_made).map(|assigned| &assigned.source);
+            let Some(Source::Disk(source)) = source else { return false };
+            let source_desk = self.desks.get(&HostObject { kind: Kind::Volume, uid: source.uid() });
+            // It was here when this one was assigned, and that was claimed since.
+            if source_desk.is_none_or(|desk| desk.is_removed() || volume::is_lost(desk.facts())) {
+                return true;
+            }
+            volume = *source;
+        }
+        false
     }
 
     /// The VMs with a machine, in any form, that uses the volume.

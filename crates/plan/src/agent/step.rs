@@ -1,6 +1,7 @@
 //! What an agent asks of its shell, and what the shell answers: reports to a server, steps on the host.
 
 use lightbyte_api::assigned::HostObject;
+use lightbyte_api::health::HealthCheck;
 use lightbyte_api::observed::Observed;
 use lightbyte_api::{Timestamp, VmId};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,8 @@ pub enum Action {
     Report(Report),
     /// Do this on the host, then observe it.
     Step(Step),
+    /// Try this in the guest, and say what came of it.
+    Check(HealthCheck),
 }
 
 /// A report to send.

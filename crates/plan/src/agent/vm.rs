@@ -6,7 +6,8 @@
 //!                 v                                                                               │
 //!   saved ──> taps, probe ──> disks there? ──> start ──> starting ──(guest says ready)──> running ┤
 //!                                                       │                               │       │
-//!   wanted stopped, or a restart is asked:              kill                  shutdown, then kill
+//!   wanted stopped, or a restart is asked by a person or its health:
+//!                                                       kill                  shutdown, then kill
 //!   wanted removed:                                     kill ──> remove taps ──> forget
 //! ```
 
@@ -18,6 +19,7 @@ use lightbyte_api::units::Span;
 
 use super::desk::later;
 use super::facts::{Around, Facts, Leaving, Saved, VmmState, Volatile};
+use super::health::Checks;
 use super::probe::{self, Way};
 use super::step::{Next, Step};
 
@@ -68,6 +70,9 @@ fn run(situation: &Situation<'_>) -> Next {
     match facts.vmm {
         // What may come in to it may change while it runs.
         VmmState::Running if !facts.taps_complete => Next::Do(Step::EnsureTaps),
+        // It is restarted for its health: counted once, like an end by itself, and then ended. There is no way back.
+        VmmState::Running if volatile.crash_counted => shut_down(situation),
+        VmmState::Running if is_to_restart(assigned, volatile) => Next::Do(Step::Save(counted(saved))),
         VmmState::Running => Next::Rest,
         // It stays off: noted before the traces go, so that no agent that comes later starts it.
         VmmState::Exited if !saved.off && stays_off(assigned.restart, volatile) => {
@@ -77,7 +82,7 @@ fn run(situation: &Situation<'_>) -> Next {
         // It ended by itself. The count is saved before the traces go: an agent that dies in between counts it
         // twice, which is better than not at all.
         VmmState::Exited if volatile.crash_counted || volatile.shutdown_asked => Next::Do(Step::Kill),
-        VmmState::Exited => Next::Do(Step::Save(Saved { restarts: saved.restarts + 1, ..saved.clone() })),
+        VmmState::Exited => Next::Do(Step::Save(counted(saved))),
         VmmState::Absent if saved.off && facts.taps => Next::Do(Step::RemoveTaps),
         VmmState::Absent if saved.off => Next::Rest,
         VmmState::Absent => {
@@ -96,6 +101,16 @@ fn run(situation: &Situation<'_>) -> Next {
             }
         }
     }
+}
+
+/// Whether its health asks for a restart.
+fn is_to_restart(assigned: &AssignedVm, volatile: &Volatile) -> bool {
+    assigned.health.as_ref().is_some_and(|check| check.restart) && volatile.checks.is_unhealthy()
+}
+
+/// One more end that nobody asked for.
+fn counted(saved: &Saved) -> Saved {
+    Saved { restarts: saved.restarts + 1, ..saved.clone() }
 }
 
 fn restart(situation: &Situation<'_>) -> Next {
@@ -185,7 +200,7 @@ pub(super) fn note(
                 ..Volatile::default()
             };
         }
-        (VmmState::Exited, _) if counted => {
+        (VmmState::Exited | VmmState::Running, _) if counted => {
             let steady = volatile.started_at.is_some_and(|started| later(started, STEADY_AFTER) <= now);
             volatile.quick_crashes = if steady { 0 } else { volatile.quick_crashes.saturating_add(1) };
             volatile.crashed_at = Some(now);
@@ -206,6 +221,7 @@ pub(super) fn note(
     if after != VmmState::Running {
         volatile.ready = false;
         volatile.adopted = false;
+        volatile.checks = Checks::default();
     }
 }
 
@@ -250,6 +266,7 @@ pub fn phase(saved: &Saved, facts: &Facts, volatile: &Volatile, stored: Option<&
         (VmmState::Absent, WantedVm::Stopped) if !facts.taps => VmPhase::Stopped,
         (_, WantedVm::Stopped | WantedVm::Removed) => VmPhase::Stopping,
         (VmmState::Running | VmmState::Exited, WantedVm::Running) if restarting => VmPhase::Stopping,
+        (VmmState::Running, WantedVm::Running) if volatile.crash_counted => VmPhase::Stopping,
         (VmmState::Running, WantedVm::Running) if volatile.ready || (volatile.adopted && was_running) => {
             VmPhase::Running
         }
@@ -277,6 +294,7 @@ pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> 
         restarts: 0,
         restarts_done: assigned.restarts_asked,
         boot: None,
+        health: None,
         squatters: Vec::new(),
         problem: None,
     }
@@ -292,6 +310,7 @@ pub(super) fn report(
     now: Timestamp,
 ) -> ObservedVm {
     let phase = phase(saved, facts, volatile, stored);
+    let stored_report = stored;
     let stored = match stored {
         Some(Observed::Vm(stored)) => Some(stored),
         _ => None,
@@ -306,6 +325,10 @@ pub(super) fn report(
         restarts_done: saved.restarts_done,
         // An agent that was restarted did not see the boot; what was reported of it still holds.
         boot: volatile.boot.or_else(|| stored.and_then(|stored| stored.boot)),
+        health: match (&assigned.health, facts.vmm) {
+            (Some(_), VmmState::Running) => Some(volatile.checks.report(stored_report, now)),
+            _ => None,
+        },
         squatters: probe::squatters(saved, assigned).to_vec(),
         problem,
     }

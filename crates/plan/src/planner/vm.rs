@@ -18,6 +18,7 @@ mod place;
 mod shape;
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
+use lightbyte_api::health::HealthState;
 use lightbyte_api::kinds::vm::{Choice as VmChoice, Placement, Spec as VmSpec};
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase};
@@ -122,14 +123,28 @@ impl<'a> OnHost<'a> {
         }
         let reached = observed.sequence >= assigned.sequence;
         match (assigned.wanted, observed.phase) {
-            (WantedVm::Running, VmPhase::Running) | (WantedVm::Stopped, VmPhase::Stopped) if reached => {
-                Vec::new()
-            }
+            (WantedVm::Running, VmPhase::Running) if reached => health_wait(assigned, observed),
+            (WantedVm::Stopped, VmPhase::Stopped) if reached => Vec::new(),
             (WantedVm::Running, VmPhase::Crashed) => vec![WaitingOn::CrashLoop { worker }],
             (WantedVm::Running, VmPhase::Off) if reached => vec![WaitingOn::Off],
             _ => self.wait_for(to),
         }
     }
+}
+
+/// A VM whose health is checked is as it was asked to be when a check has passed.
+fn health_wait(assigned: &AssignedVm, observed: &ObservedVm) -> Vec<WaitingOn> {
+    if is_healthy(assigned, observed) {
+        return Vec::new();
+    }
+    vec![WaitingOn::Health { problem: observed.health.as_ref().and_then(|health| health.problem.clone()) }]
+}
+
+/// Whether nothing is known against its health.
+#[must_use]
+pub fn is_healthy(assigned: &AssignedVm, observed: &ObservedVm) -> bool {
+    let state = observed.health.as_ref().map(|health| health.state);
+    assigned.health.is_none() || state == Some(HealthState::Healthy)
 }
 
 /// What a worker says of a VM.
@@ -161,6 +176,7 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Input
         wanted: wanted(vm.spec),
         restarts_asked: vm.meta.restarts_asked,
         restart: vm.spec.restart,
+        health: vm.spec.health.clone(),
         cpus: machine.cpus,
         memory: machine.memory,
         disks: machine.disks,

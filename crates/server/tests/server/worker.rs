@@ -125,6 +125,7 @@ impl TestWorker {
                         let reply = self.report(&report).await.unwrap_or(Reply::Lost);
                         agent.reply(object, reply);
                     }
+                    Action::Check(_) => unreachable!("nothing here has a health check"),
                     Action::Step(step) => {
                         let done = hands::perform(&self.drivers, object, &step);
                         let facts = hands::facts(&self.drivers, object).expect("facts of a fake host");

@@ -72,6 +72,7 @@ fn claim(uid: Uid, own_revision: u64, assigned_revision: Option<u64>) -> Report 
         restarts: 0,
         restarts_done: 0,
         boot: None,
+        health: None,
         squatters: Vec::new(),
         problem: None,
     };

@@ -45,6 +45,7 @@ impl Cluster {
             }
             7 if self.rng.once_in(4) => self.disk_vanishes(index),
             7 => self.guest_ends(index),
+            8 => self.health_turns(index),
             9 => self.somebody_squats(),
             // A report of an agent that is no more, or the second of two, arrives before the first.
             _ if self.workers[index].reports.len() > 1 => {

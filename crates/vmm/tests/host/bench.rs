@@ -14,6 +14,7 @@ use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Span, Timestamp, Uid, VmId, VolumeId};
+use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::{
     Action, Agent, Delivery, Facts, Item, Leaving, News, Reply, Report, Saved, Stamped, Step, VmmState,
 };
@@ -69,6 +70,7 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         restarts_asked,
         shape: 1,
         restart: RestartPolicy::default(),
+        health: None,
         cpus: 1,
         memory: ByteSize::from_mib(128),
         image: name("demo"),
@@ -325,6 +327,10 @@ impl Bench {
                 let reply = self.store_report(&report);
                 Effect::Reply(reply)
             }
+            Action::Check(check) => {
+                self.trace.push(format!("{}: check", object.kind));
+                Effect::Checked(hands::check(&self.drivers, vm_id(), &check))
+            }
             Action::Step(step) => {
                 self.hold_to_the_rules(object, &step);
                 self.trace.push(format!("{}: {}", object.kind, show_step(&step)));
@@ -341,6 +347,7 @@ impl Bench {
         self.life -= 1;
         match effect {
             Effect::Reply(reply) => self.agent.reply(object, reply),
+            Effect::Checked(outcome) => self.agent.checked(object, outcome, self.now),
             Effect::Step(step, Ok(())) => {
                 self.agent.observed(object, self.facts(object), Some(&step), self.now);
                 self.guest_acts(object, &step);
@@ -418,6 +425,11 @@ impl Bench {
         let counts = kept.or(wanted);
         let removal = counts.is_some_and(Assigned::is_removal);
         let context = || format!("{step:?} of {object:?}\n{facts:?}\n{slot:?}\n{}", self.trace.join("\n"));
+        // It is restarted for its health, where that is asked for.
+        let is_sick = self.agent.desk(&object).is_some_and(|desk| {
+            let asked = desk.saved_vm().and_then(|vm| vm.health.as_ref()).is_some_and(|check| check.restart);
+            asked && desk.volatile().checks.is_unhealthy()
+        });
         match step {
             Step::Save(saved) => {
                 assert!(slot.observed.is_some(), "saved before it was claimed: {}", context());
@@ -440,12 +452,13 @@ impl Bench {
             Step::RemoveDisk | Step::Forget | Step::DropFetched | Step::QuarantineDisk => {
                 assert!(removal, "destroyed unasked: {}", context());
             }
-            Step::RemoveTaps | Step::Shutdown => {
-                assert!(removal || stops(&facts), "taken away: {}", context());
+            Step::RemoveTaps => assert!(removal || stops(&facts), "taken away: {}", context()),
+            Step::Shutdown => {
+                assert!(removal || stops(&facts) || is_sick, "ended unasked: {}", context());
             }
             Step::Kill => {
                 let ended = facts.vmm == VmmState::Exited && kept.is_some();
-                assert!(ended || removal || stops(&facts), "killed unasked: {}", context());
+                assert!(ended || removal || stops(&facts) || is_sick, "killed unasked: {}", context());
             }
         }
         if matches!(step, Step::CreateDisk { .. }) {
@@ -460,6 +473,7 @@ impl Bench {
 enum Effect {
     Reply(Reply),
     Step(Step, Result<(), String>),
+    Checked(Outcome),
 }
 
 /// Whether what is saved asks for the machine to stop, for good or to be started again.
@@ -515,6 +529,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             restarts: 0,
             restarts_done: 0,
             boot: None,
+            health: None,
             squatters: Vec::new(),
             problem: None,
         }),

@@ -5,6 +5,7 @@ mod behaviour;
 mod bench;
 mod failures;
 mod findings;
+mod health;
 mod messages;
 mod parts;
 mod states;

@@ -223,6 +223,7 @@ impl Worker {
                     self.agent.reply(object, reply);
                 }
             }
+            Action::Check(_) => unreachable!("nothing here has a health check"),
             Action::Step(step) => {
                 let outcome = hands::perform(&self.drivers, object, &step).map_err(|error| error.chain());
                 self.story.push(format!("{}: {step:?}: {outcome:?}", object.kind));
@@ -305,6 +306,7 @@ fn assigned_vm() -> AssignedVm {
         restarts_asked: 0,
         shape: 1,
         restart: RestartPolicy::default(),
+        health: None,
         cpus: 1,
         memory: ByteSize::from_mib(128),
         image: Name::new("demo").expect("a name"),

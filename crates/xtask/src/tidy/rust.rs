@@ -11,6 +11,7 @@ const TCP_MODULES: &[(&str, &str)] = &[
     ("crates/link/src/endpoint.rs", "the one place that opens listeners and dials peers"),
     ("crates/cli/src/verbs/forward.rs", "listens on 127.0.0.1 for its own user; the way on is the cluster's"),
     ("crates/guest/src/words.rs", "reaches 127.0.0.1 inside a guest, for `lightbyte forward`"),
+    ("crates/guest/src/check.rs", "reaches the guest's own services inside it, for its health"),
     ("crates/guest/src/page.rs", "the page of the demo image: inside a guest, and no part of the cluster"),
 ];
 

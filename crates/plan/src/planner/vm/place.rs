@@ -221,6 +221,7 @@ fn assignment(
         restarts_asked: vm.meta.restarts_asked,
         shape: 1,
         restart: vm.spec.restart,
+        health: vm.spec.health.clone(),
         cpus: vm.spec.cpus,
         memory: vm.spec.memory,
         image: vm.spec.image.clone(),

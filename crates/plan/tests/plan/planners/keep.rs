@@ -32,6 +32,22 @@ fn reports_become_conditions() {
 }
 
 #[test]
+fn a_vm_is_as_it_was_asked_when_its_health_is() {
+    assert_snapshot!(check("checked observed=starting"), @"put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n1` to start it");
+    assert_snapshot!(check("checked observed=running"), @"put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: a check of its health to pass");
+    assert_snapshot!(check("checked observed=running health=starting"), @"put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: a check of its health to pass");
+    assert_snapshot!(check("checked observed=running health=healthy"), @"nothing");
+    assert_snapshot!(check("checked observed=running health=unhealthy"), @"put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: a check of its health to pass: status 503");
+    // What was told before nobody asked for it any more does not count.
+    assert_snapshot!(check("observed=running health=unhealthy"), @"nothing");
+    // It is checked at once, without a restart.
+    assert_snapshot!(check("checked unchecked_before generation=2 at_generation=1 observed=running"), @"
+    put assigned n1 vm/a running sequence 2 generation 2 checked, 1 128MiB, volume/a-root, demo v1, 10.77.0.2/24 on br0
+    put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n1` to start it
+    ");
+}
+
+#[test]
 fn what_an_absent_worker_said_does_not_count() {
     let check = |line: &str| plans(&format!("rack\nworker n9 away\nvm a on=n9 {line}"), "vm/a");
     assert_snapshot!(check(""), @"put decided vm/a on n9 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n9`, which is away");

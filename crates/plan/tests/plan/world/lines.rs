@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::firewall::{Firewall, From, Protocol, Rule};
+use lightbyte_api::health::{HealthCheck, HealthProbe};
 use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{Observed, ObservedWorker, PART_NAME_LENGTH};
@@ -198,6 +199,9 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
     if line.has("walled") || !opens.is_empty() {
         spec.firewall = Some(Firewall { allow: opens.into_iter().map(opens_to).collect() });
     }
+    if line.has("checked") {
+        spec.health = Some(HealthCheck::of(HealthProbe::Tcp { port: 80 }));
+    }
     spec.ports = line.all("port").into_iter().map(port).collect();
     let object = ObjectRef::new(Kind::Vm, given.clone());
     let attached = |field: &str| line.all(field).into_iter().map(attached).collect::<Vec<_>>();
@@ -206,6 +210,9 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
         // What it was placed with may differ from what is asked now.
         let mut before = spec.clone();
         before.disks.extend(attached("had"));
+        if line.has("unchecked_before") {
+            before.health = None;
+        }
         before.cpus = line.or("had_cpus", &spec.cpus.to_string());
         placed::vm(store, &object, &before, &name(worker), line);
     }

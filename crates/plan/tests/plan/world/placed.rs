@@ -8,6 +8,7 @@ use lightbyte_api::assigned::{
 };
 use lightbyte_api::decided::{Decision, Verdict};
 use lightbyte_api::first_boot::FirstBoot;
+use lightbyte_api::health::{Health, HealthState};
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
@@ -166,6 +167,7 @@ fn assign(
         command_line: String::new(),
         shape: line.or("shape", "1"),
         restart: RestartPolicy::default(),
+        health: spec.health.clone(),
         disks: placement
             .disks
             .iter()
@@ -199,11 +201,24 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         restarts: 0,
         restarts_done: line.or("at_restarts", line.get("restarts").unwrap_or("0")),
         boot: None,
+        health: line.get("health").map(health),
         squatters: squatters(store, object, line),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
     };
     store
         .put(&Key::Observed(worker, HostObject { kind: Kind::Vm, uid: uid(object) }), Observed::Vm(observed));
+}
+
+/// `health=healthy`: what the checks came to. `unhealthy` says why.
+fn health(text: &str) -> Health {
+    let state = match text {
+        "starting" => HealthState::Starting,
+        "healthy" => HealthState::Healthy,
+        "unhealthy" => HealthState::Unhealthy,
+        other => panic!("`{other}` is no state of health"),
+    };
+    let problem = (state == HealthState::Unhealthy).then(|| "status 503".to_owned());
+    Health { state, since: at(20), problem }
 }
 
 /// `squatted=10.77.0.2`: the worker heard somebody answer for it.

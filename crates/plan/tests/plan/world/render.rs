@@ -241,12 +241,13 @@ impl Show for AssignedVm {
             .map(|nic| format!("{}/{} on {}{}", nic.address, nic.prefix_length, nic.bridge, rules(nic)))
             .collect();
         let shape = if self.shape > 1 { format!(" shape {}", self.shape) } else { String::new() };
+        let health = if self.health.is_some() { " checked" } else { "" };
         let restarts = match self.restarts_asked {
             0 => String::new(),
             restarts => format!(" restarts {restarts}"),
         };
         format!(
-            "{} sequence {} generation {}{restarts}{shape}, {} {}, {}, {} {}, {}",
+            "{} sequence {} generation {}{restarts}{shape}{health}, {} {}, {}, {} {}, {}",
             format!("{:?}", self.wanted).to_lowercase(),
             self.sequence,
             self.generation,

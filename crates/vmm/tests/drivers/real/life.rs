@@ -104,6 +104,7 @@ impl World {
             restarts_asked: 0,
             shape: 1,
             restart: RestartPolicy::default(),
+            health: None,
             cpus: 1,
             memory: ByteSize::from_mib(128),
             image: Name::new("demo").expect("a name"),
