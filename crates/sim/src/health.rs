@@ -110,8 +110,9 @@ pub(crate) fn check_step(worker: &Worker, object: HostObject, step: &Step) -> Ch
     let is_to_run = assigned.wanted == WantedVm::Running && saved.restarts_done >= assigned.restarts_asked;
     let is_bad = match step {
         Step::Save(next) if next.restarts > saved.restarts => {
-            let failed = worker.failed_checks.get(&vm).copied().unwrap_or(0);
-            !assigned.health.as_ref().is_some_and(|check| check.restart && failed >= check.failures)
+            // How many make it unhealthy may have been another number when they failed.
+            let has_failed = worker.failed_checks.get(&vm).is_some_and(|failed| *failed > 0);
+            !assigned.health.as_ref().is_some_and(|check| check.restart && has_failed)
         }
         Step::Shutdown | Step::Kill => is_to_run && !desk.volatile().crash_counted,
         _ => false,
