@@ -42,8 +42,14 @@ pub struct ObservedWorker {
     pub boot_id: String,
     /// Architecture as `uname -m` prints it.
     pub architecture: String,
-    /// Virtual CPUs that it offers to VMs.
+    /// Virtual CPUs that it offers to VMs: often several for each CPU that it has.
     pub cpus: u64,
+    /// CPUs that the host has; nought if it does not say.
+    #[serde(default, skip_serializing_if = "is_nought")]
+    pub host_cpus: u64,
+    /// The most VMs that it takes; no limit if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vms_max: Option<u64>,
     /// Memory that it offers to VMs.
     pub memory: ByteSize,
     /// The driver that runs its VMs: `firecracker`, `qemu` or `fake`.
@@ -57,6 +63,10 @@ pub struct ObservedWorker {
     /// [`PARTS_REPORTED_MAX`]. Other workers fetch them from it, and check what they get.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<String>,
+}
+
+const fn is_nought(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What a worker says of a VM.

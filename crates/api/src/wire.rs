@@ -10,12 +10,13 @@
 //! POST   /v1/workers/UID/report     Report  -> Reply              GET    /v1/workers/UID/stream?cursor= -> lines of Delivery
 //! ```
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::name::Name;
 use crate::object::{Object, ObjectRef};
-use crate::uid::Uid;
+use crate::uid::{Uid, VmId};
 
 /// A list of things.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -108,6 +109,15 @@ pub enum WatchLine {
         /// The revision.
         revision: u64,
     },
+}
+
+/// A VM of which a worker has nothing but what it said on its console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedVm {
+    /// Which.
+    pub vm: VmId,
+    /// When nothing else was left of it.
+    pub at: Timestamp,
 }
 
 /// Keeps a worker alive.

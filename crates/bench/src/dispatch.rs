@@ -256,6 +256,8 @@ impl Worker {
             boot_id: boot_id.clone(),
             architecture: "x86_64".to_owned(),
             cpus: 1 << 20,
+            host_cpus: 0,
+            vms_max: None,
             memory: ByteSize::from_mib(1 << 30),
             vmm: "fake".to_owned(),
             address: String::new(),

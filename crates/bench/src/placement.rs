@@ -231,6 +231,8 @@ fn of_worker(number: usize) -> Result<[Write; 4]> {
         boot_id: "boot".to_owned(),
         architecture: "x86_64".to_owned(),
         cpus: WORKER_CPUS,
+        host_cpus: 0,
+        vms_max: None,
         memory: ByteSize::from_mib(WORKER_CPUS << 10),
         vmm: "fake".to_owned(),
         address: String::new(),

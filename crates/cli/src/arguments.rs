@@ -11,10 +11,11 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use lightbyte_api::{ByteSize, Name, Span};
 use lightbyte_link::Endpoint;
+use lightbyte_worker::offer::{CPU_OVERCOMMIT, DISK_RESERVE, VMS_MAX};
 
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
@@ -482,12 +483,21 @@ pub(crate) struct Worker {
     /// Runs Firecracker with the worker's own rights
     #[arg(long)]
     pub(crate) no_jailer: bool,
-    /// The CPUs that it offers to VMs
+    /// The virtual CPUs that it offers to VMs; what the overcommit gives when left out
     #[arg(long, value_name = "N")]
-    pub(crate) cpus: u64,
-    /// The memory that it offers to VMs
+    pub(crate) cpus: Option<u64>,
+    /// How many virtual CPUs it offers for each CPU of the host
+    #[arg(long, value_name = "N", default_value_t = CPU_OVERCOMMIT, value_parser = value_parser!(u64).range(1..=64))]
+    pub(crate) cpu_overcommit: u64,
+    /// The memory that it offers to VMs; seven eighths, and never the last 1GiB, when left out
     #[arg(long, value_name = "SIZE")]
-    pub(crate) memory: ByteSize,
+    pub(crate) memory: Option<ByteSize>,
+    /// The most VMs that it takes
+    #[arg(long, value_name = "N", default_value_t = VMS_MAX)]
+    pub(crate) vms_max: u64,
+    /// What stays free of the disk: no disk is made, grown or fetched when there is less
+    #[arg(long, value_name = "SIZE", default_value_t = DISK_RESERVE)]
+    pub(crate) disk_reserve: ByteSize,
     /// Where it serves consoles and the like
     #[arg(long, value_name = "URL")]
     pub(crate) listen: Option<Endpoint>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use lightbyte_api::{Timestamp, VmId};
+use lightbyte_api::{ByteSize, Timestamp, VmId};
 use lightbyte_vmm::taps::Taps;
 use lightbyte_vmm::{Drivers, FakeHost, Files, KvmVerdict, Machines, Parts, firecracker, qemu};
 use lightbyte_worker::disks::HttpPeers;
@@ -14,6 +14,8 @@ use crate::arguments::{Worker, WorkerVmm};
 
 /// What a fake host has on its disks, in the state directory.
 const FAKE_DISKS: &str = "fake-host.json";
+/// The memory of a fake host that is not said.
+const FAKE_MEMORY: ByteSize = ByteSize::from_mib(2_048);
 /// How long a fake guest takes until it says that it is ready: long enough to be seen starting.
 const FAKE_BOOT: Duration = Duration::from_millis(50);
 /// Where jails are in the worker's state.
@@ -36,6 +38,7 @@ pub(crate) fn of(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Han
     let images = words.images.clone().context("--images is missing")?;
     let files = Files::new(&words.state, &images).context("set up the worker's files")?;
     let files = files.with_peers(Arc::new(HttpPeers::new(runtime.clone())));
+    let files = files.with_reserve(words.disk_reserve);
     let kvm = lightbyte_vmm::kvm::probe();
     tracing::info!("{kvm}");
     let name = words.firecracker.clone().unwrap_or_else(|| "firecracker".into());
@@ -76,7 +79,7 @@ fn choice(asked: Option<WorkerVmm>, kvm: &KvmVerdict, has_firecracker: bool) -> 
 
 /// A host in memory, with disks and records in a file. Its guests become ready after a while, and obey when they are asked to end.
 fn fake(words: &Worker, runtime: &tokio::runtime::Handle) -> Result<Drivers> {
-    let host = FakeHost::new(words.memory, ["br0".to_owned()]);
+    let host = FakeHost::new(words.memory.unwrap_or(FAKE_MEMORY), ["br0".to_owned()]);
     std::fs::create_dir_all(&words.state).with_context(|| format!("create {}", words.state.display()))?;
     let kept = words.state.join(FAKE_DISKS);
     host.keep_in(&kept).with_context(|| format!("read {}", kept.display()))?;

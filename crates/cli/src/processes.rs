@@ -14,6 +14,7 @@ use lightbyte_lab::rack::Wish;
 use lightbyte_lab::{VmmChoice, dev as lab};
 use lightbyte_store::{EtcdOptions, EtcdStore};
 use lightbyte_vmm::Parts;
+use lightbyte_worker::offer::Offer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -88,8 +89,7 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
         name: words.name.clone(),
         state: words.state.clone(),
         servers: words.server.clone(),
-        cpus: words.cpus,
-        memory: words.memory,
+        offer: Offer::of_host(words.cpus, words.cpu_overcommit, words.memory, words.vms_max)?,
         vmm: vmm.to_owned(),
         listen: words.listen.clone(),
         parts,

@@ -4,7 +4,7 @@ use lightbyte_api::object::Object;
 use lightbyte_api::{ByteSize, Kind, Timestamp};
 use serde_json::Value;
 
-use self::Cell::{At, Because, Count, Labels, Of, Since};
+use self::Cell::{At, Because, Count, Labels, Of, Ratio, Since};
 
 /// What stands where there is nothing to say.
 pub(crate) const NOTHING: &str = "-";
@@ -41,6 +41,8 @@ enum Cell {
     Count(&'static str),
     /// `used/total`.
     Of(&'static str, &'static str),
+    /// `used/total`, worked out.
+    Ratio(&'static str, &'static str),
     /// How long it has been in its state.
     Since,
     /// What it waits for.
@@ -89,6 +91,7 @@ const COLUMNS: &[(Kind, Columns)] = &[
                 SINCE,
             ],
             &[
+                ("OVERCOMMIT", Ratio("/status/cpus_used", "/status/host_cpus")),
                 ("ADDRESS", At("/status/address")),
                 ("ARCHITECTURE", At("/status/architecture")),
                 ("VMM", At("/status/vmm")),
@@ -194,6 +197,13 @@ fn text(cell: Cell, value: &Value, object: &Object, now: Timestamp) -> String {
             (used, total) if used == NOTHING && total == NOTHING => used,
             (used, total) => format!("{used}/{total}"),
         },
+        Ratio(used, total) => {
+            let number = |pointer| value.pointer(pointer).and_then(Value::as_f64);
+            match (number(used), number(total).filter(|total| *total > 0.0)) {
+                (Some(used), Some(total)) => format!("{:.2}", used / total),
+                _ => NOTHING.to_owned(),
+            }
+        }
         Since => object.status.since.map_or_else(|| NOTHING.to_owned(), |since| age(since, now)),
         Because => {
             let reasons: Vec<String> =

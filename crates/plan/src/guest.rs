@@ -17,6 +17,16 @@ pub struct Way {
     pub address: String,
 }
 
+/// Every worker that is alive, with where it listens.
+#[must_use]
+pub fn all_ways(view: &View) -> Vec<(Name, String)> {
+    let alive = view.objects_of(Kind::Worker).filter_map(|object| {
+        let worker = view.worker_id(object).filter(|worker| view.alive(*worker).is_some())?;
+        Some((object.name.clone(), view.observed_worker(worker)?.address.clone()))
+    });
+    alive.filter(|(_, address)| !address.is_empty()).collect()
+}
+
 /// The way into the guest of `object`. Whether it runs is the worker's to say: it knows best.
 ///
 /// # Errors

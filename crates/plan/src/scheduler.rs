@@ -98,7 +98,10 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
         }
     }
     let worker = best.first().map(|(_, chosen)| (chosen.id, chosen.object.name.clone()));
-    let missing = match (refused.contains_key(PORT_TAKEN), refused.contains_key(NO_ROOM)) {
+    let missing = match (
+        refused.contains_key(PORT_TAKEN),
+        [NO_ROOM, FULL].iter().any(|room| refused.contains_key(room)),
+    ) {
         (true, _) => Missing::Ports,
         (false, true) => Missing::Room,
         (false, false) => Missing::Worker,
@@ -162,6 +165,7 @@ fn verdict(candidate: &Candidate<'_>, need: &Need) -> Verdict {
 }
 
 const NO_ROOM: &str = "too little room";
+const FULL: &str = "as many VMs as it takes";
 const VOLUMES_ELSEWHERE: &str = "its volumes are on another worker";
 const PORT_TAKEN: &str = "a port of it is another VM's";
 const NO_LEDGER: &str = "no readable ledger";
@@ -181,6 +185,8 @@ fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static str> {
         Some("other architecture")
     } else if free_cpus(observed, ledger) < need.cpus || free_memory(observed, ledger) < need.memory.bytes() {
         Some(NO_ROOM)
+    } else if observed.vms_max.is_some_and(|vms_max| ledger.vms >= vms_max) {
+        Some(FULL)
     } else if need.ports.iter().any(|port| ledger.ports.contains(port)) {
         Some(PORT_TAKEN)
     } else {

@@ -266,6 +266,8 @@ fn of_worker(view: &View, asked: &Asked, cordoned: bool) -> Found {
     };
     let more = fields(json!({
         "cpus": observed.map(|observed| observed.cpus),
+        "host_cpus": observed.map(|observed| observed.host_cpus).filter(|cpus| *cpus > 0),
+        "vms_max": observed.and_then(|observed| observed.vms_max),
         "memory": observed.map(|observed| observed.memory),
         "cpus_used": ledger.map(|ledger| ledger.cpus),
         "memory_used": ledger.map(|ledger| ledger.memory),

@@ -348,11 +348,12 @@ fn placed(view: &View) -> BTreeMap<WorkerId, (u64, u64, u64)> {
 fn check_capacity(view: &View) -> Checked {
     let all_readable = view.unreadable_keys().next().is_none();
     let sums = placed(view);
-    for (worker, (cpus, memory, _)) in &sums {
-        if *cpus > CPUS || *memory > MEMORY.bytes() {
+    for (worker, (cpus, memory, vms)) in &sums {
+        let vms_max = view.observed_worker(*worker).and_then(|worker| worker.vms_max);
+        if *cpus > CPUS || *memory > MEMORY.bytes() || vms_max.is_some_and(|vms_max| *vms > vms_max) {
             return violated(
                 "rule 3",
-                format!("worker {worker} has {cpus} CPUs and {memory} bytes placed on it"),
+                format!("worker {worker} has {cpus} CPUs, {memory} bytes and {vms} VMs placed on it"),
             );
         }
     }
@@ -408,13 +409,14 @@ fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
         let worker = WorkerId::new(asked.meta.uid);
         let Spec::Worker(worker_spec) = &asked.spec else { return None };
         let observed = view.observed_worker(worker)?;
-        let (cpus, memory, _) = sums.get(&worker).copied().unwrap_or_default();
+        let (cpus, memory, vms) = sums.get(&worker).copied().unwrap_or_default();
         let fits = places.iter().all(|place| *place == worker)
             && !worker_spec.cordoned
             && view.alive(worker).is_some()
             && !walls::takes_ports(view, worker, spec)
             && observed.architecture == *architecture
             && cpus + spec.cpus <= observed.cpus
+            && observed.vms_max.is_none_or(|vms_max| vms < vms_max)
             && memory + spec.memory.bytes() <= observed.memory.bytes();
         fits.then(|| format!("on {}", object.name))
     })

@@ -222,13 +222,24 @@ pub(crate) fn never_comes(view: &View, workers: &[Worker], disk: VolumeId) -> bo
     }
     let host_object = HostObject { kind: Kind::Volume, uid: disk.uid() };
     workers.iter().any(|worker| {
-        let assigned = view.assigned(worker.id, host_object).map(AsRef::as_ref);
-        let Some(lightbyte_api::Assigned::Volume(assigned)) = assigned else { return false };
-        match assigned.source {
-            lightbyte_api::assigned::Source::Disk(source) => never_comes(view, workers, source),
-            _ => false,
+        let Some(assigned) = view.assigned(worker.id, host_object) else { return false };
+        match assigned.as_ref() {
+            lightbyte_api::Assigned::Volume(assigned) => match assigned.source {
+                lightbyte_api::assigned::Source::Disk(source) => {
+                    is_gone(view, workers, source) || never_comes(view, workers, source)
+                }
+                _ => false,
+            },
+            lightbyte_api::Assigned::Vm(_) => false,
         }
     })
+}
+
+/// Whether nobody has the disk, or is to have it.
+fn is_gone(view: &View, workers: &[Worker], disk: VolumeId) -> bool {
+    let host_object = HostObject { kind: Kind::Volume, uid: disk.uid() };
+    let is_asked = workers.iter().any(|worker| view.assigned(worker.id, host_object).is_some());
+    !is_asked && workers.iter().all(|worker| !worker.host.disks().contains(&disk))
 }
 
 fn check_disk(

@@ -25,6 +25,9 @@ pub(crate) const CPUS: u64 = 4;
 /// What every worker offers.
 pub(crate) const MEMORY: ByteSize = ByteSize::from_mib(1_024);
 
+/// What the second worker takes.
+const VMS_MAX: u64 = 3;
+
 /// One worker.
 pub(crate) struct Worker {
     /// Its identity.
@@ -95,6 +98,8 @@ impl Worker {
             boot_id: format!("boot-{index}-0"),
             architecture: if index == 2 && rng.once_in(3) { "aarch64" } else { "x86_64" }.to_owned(),
             cpus: CPUS,
+            host_cpus: 1,
+            vms_max: (index == 1).then_some(VMS_MAX),
             memory: MEMORY,
             vmm: "fake".to_owned(),
             address: String::new(),

@@ -95,6 +95,40 @@ fn keep_end(console: &Path, length: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// The files that a console in that directory may have.
+pub(crate) fn files(directory: &Path) -> [PathBuf; 4] {
+    let console = directory.join(CONSOLE);
+    [older(&console), console.with_extension("begin"), console.with_extension("life"), console]
+}
+
+/// Notes that a machine is about to start: what comes from here on is of its life.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn begin_life(console: &Path) -> io::Result<()> {
+    let now = read(console, ConsoleFrom::Position(u64::MAX))?.next();
+    let (_, before) = lives(console)?;
+    // In place, so that it can be on a full disk too.
+    let path = console.with_extension("life");
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    file.write_all_at(format!("{before:020} {now:020}\n").as_bytes(), 0)
+}
+
+/// Where the life before the last one began, and where the last one did.
+///
+/// # Errors
+/// If the note cannot be read. One that is damaged counts as none.
+pub(crate) fn lives(console: &Path) -> io::Result<(u64, u64)> {
+    match fs::read_to_string(console.with_extension("life")) {
+        Ok(text) => {
+            let mut numbers = text.split_whitespace().map(|word| word.parse().unwrap_or(0));
+            Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((0, 0)),
+        Err(error) => Err(error),
+    }
+}
+
 fn older(console: &Path) -> PathBuf {
     let mut older = console.as_os_str().to_owned();
     older.push(".1");
@@ -179,6 +213,23 @@ mod tests {
             assert_eq!(length(), left as u64, "after {more} more");
         }
         cut(&directory.join("none"));
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn the_last_two_lives_are_known() {
+        let directory = place("life");
+        let console = directory.join(CONSOLE);
+        assert_eq!(lives(&console).unwrap(), (0, 0));
+        begin_life(&console).unwrap();
+        assert_eq!(lives(&console).unwrap(), (0, 0));
+        for (lines, expected) in [(0..3, (0, 24)), (3..5, (24, 40)), (5..5, (40, 40))] {
+            write(&console, lines);
+            begin_life(&console).unwrap();
+            assert_eq!(lives(&console).unwrap(), expected);
+        }
+        fs::write(console.with_extension("life"), "no number").unwrap();
+        assert_eq!(lives(&console).unwrap(), (0, 0));
         fs::remove_dir_all(&directory).unwrap();
     }
 

@@ -34,6 +34,7 @@ impl Disks for Files {
         if self.size(volume)?.is_some() {
             return Ok(());
         }
+        self.check_reserve()?;
         let path = self.disk(volume);
         let temporary = path.with_extension("new");
         let directory = self.directory(of_volume(volume));
@@ -52,6 +53,7 @@ impl Disks for Files {
         if self.size(volume)?.is_some_and(|found| found >= size) {
             return Ok(());
         }
+        self.check_reserve()?;
         let _held = self.hold(volume, Access::Write)?;
         grow_file(&self.disk(volume), size).map_err(system(format!("grow disk {volume} to {size}")))
     }

@@ -8,9 +8,10 @@ use std::time::Duration;
 use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::Squatter;
-use lightbyte_api::{ByteSize, Timestamp, VmId, VolumeId};
+use lightbyte_api::{ByteSize, Name, Timestamp, VmId, VolumeId};
 use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
 
+use crate::ended::Ended;
 use crate::peers::Sum;
 
 /// Why a driver could not do it, in words for people: it ends up in the status of the object.
@@ -369,7 +370,20 @@ pub trait Guest: Send + Sync {
     /// [`DriverError::Refused`] when the guest does not run.
     fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError>;
 
-    /// What the guest has said on its console, as far as it is kept: at least the newest MiB, until the VM is forgotten.
+    /// The positions of what the guest said in the life of the machine before the last one; of a VM that is no more, in its
+    /// last. Empty if there was none. What lies there may not be kept any more.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn previous_life(&self, vm: VmId) -> Result<Range<u64>, DriverError>;
+
+    /// The newest VM of that name of which nothing but its console is left, if one ended within [`ENDED_KEPT_FOR`](crate::ended::ENDED_KEPT_FOR).
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn ended(&self, name: &Name) -> Result<Option<Ended>, DriverError>;
+
+    /// What the guest has said on its console, as far as it is kept: at least the newest MiB; for a week after the VM is forgotten.
     /// To follow it, ask again for what comes next: nothing tells of new bytes. A VM that has said nothing, or is not
     /// there, has an empty console.
     ///

@@ -7,15 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lightbyte_api::assigned::{AssignedNic, AssignedVm, HostObject};
+use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, HostObject};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::Squatter;
-use lightbyte_api::{ByteSize, MacAddress, Timestamp, VmId, VolumeId};
+use lightbyte_api::{ByteSize, MacAddress, Name, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
 use lightbyte_plan::agent::{Leaving, Saved, VmmState};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ use crate::driver::{
     ConsoleChunk, ConsoleFrom, DriverError, Drivers, Guest, Listener, Network, Parts, Records, TapState, Vmm,
     VmmEvent,
 };
+use crate::ended::Ended;
 use crate::fake_guest::{Calls, FakeGuest};
 use crate::files::short;
 use crate::identity;
@@ -62,6 +64,10 @@ struct State {
     peers: Option<Arc<dyn Peers>>,
     records: BTreeMap<HostObject, Saved>,
     consoles: BTreeMap<VmId, ConsoleChunk>,
+    /// Where the last two lives of a console begin.
+    lives: BTreeMap<VmId, (u64, u64)>,
+    /// VMs of which only the console is left.
+    ended: BTreeMap<Name, Ended>,
     /// VMs whose checks fail.
     sick: BTreeSet<VmId>,
     listener: Option<Listener>,
@@ -421,6 +427,9 @@ impl Vmm for FakeHost {
             started: Instant::now(),
             calls: Calls::default(),
         };
+        let end = state.consoles.get(&vm).map_or(0, ConsoleChunk::next);
+        let (_, last) = state.lives.get(&vm).copied().unwrap_or_default();
+        state.lives.insert(vm, (last, end));
         state.vms.insert(vm, started);
         state.say(vm, format!("{} begins\n", assigned.name).as_bytes());
         let on_start = state.on_start.clone();
@@ -551,8 +560,13 @@ impl Records for FakeHost {
         if state.vms.contains_key(&VmId::new(object.uid)) {
             return refuse("the object still has a machine process");
         }
-        state.records.remove(&object);
-        state.consoles.remove(&VmId::new(object.uid));
+        let forgotten = state.records.remove(&object);
+        let vm = VmId::new(object.uid);
+        if let (Some(Saved { assigned: Assigned::Vm(assigned), .. }), true) =
+            (forgotten, state.consoles.contains_key(&vm))
+        {
+            state.ended.insert(assigned.name, Ended { vm, at: Timestamp::now() });
+        }
         state.keep()
     }
 
@@ -589,6 +603,17 @@ impl Guest for FakeHost {
                 Err(DriverError::System { context: format!("reach port {port} of the guest"), source: error })
             }
         })
+    }
+
+    fn previous_life(&self, vm: VmId) -> Result<Range<u64>, DriverError> {
+        let state = self.lock();
+        let (before, last) = state.lives.get(&vm).copied().unwrap_or_default();
+        let is_ended = state.ended.values().any(|ended| ended.vm == vm);
+        Ok(if is_ended { last..u64::MAX } else { before..last })
+    }
+
+    fn ended(&self, name: &Name) -> Result<Option<Ended>, DriverError> {
+        Ok(self.lock().ended.get(name).copied())
     }
 
     fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError> {

@@ -16,18 +16,21 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lightbyte_api::assigned::{AssignedDisk, HostObject};
+use lightbyte_api::assigned::{Assigned, AssignedDisk, HostObject};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::{Kind, Uid, VolumeId};
+use lightbyte_api::{ByteSize, Kind, Uid, VolumeId};
 use lightbyte_plan::agent::Saved;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statvfs};
 use sha2::{Digest as _, Sha256};
 
 use crate::driver::{DriverError, Records};
+use crate::ended;
 use crate::parts::Parts;
 use crate::peers::{NoPeers, Peers};
 
 const RECORD: &str = "record";
+/// Where it is kept what VMs said that are no more.
+const ENDED: &str = "ended";
 /// The extension of a record that is not whole yet.
 const UNFINISHED: &str = "new";
 /// The extension of a record that cannot be read.
@@ -57,6 +60,8 @@ pub struct Files {
     state: PathBuf,
     parts: Parts,
     pub(crate) peers: Arc<dyn Peers>,
+    /// What stays free of the disk.
+    reserve: ByteSize,
 }
 
 impl std::fmt::Debug for Files {
@@ -81,7 +86,13 @@ impl Files {
             set_damaged_aside(&directory);
             sweep(&directory);
         }
-        let files = Files { state: state.to_owned(), parts: Parts::new(images)?, peers: Arc::new(NoPeers) };
+        let files = Files {
+            state: state.to_owned(),
+            parts: Parts::new(images)?,
+            peers: Arc::new(NoPeers),
+            reserve: ByteSize::default(),
+        };
+        ended::sweep(&files.ended());
         files.sweep_quarantine();
         Ok(files)
     }
@@ -90,6 +101,35 @@ impl Files {
     #[must_use]
     pub fn with_peers(self, peers: Arc<dyn Peers>) -> Files {
         Files { peers, ..self }
+    }
+
+    /// The same files, which leave so much of their file system free.
+    #[must_use]
+    pub fn with_reserve(self, reserve: ByteSize) -> Files {
+        Files { reserve, ..self }
+    }
+
+    /// Whether anything may be added to disks.
+    ///
+    /// # Errors
+    /// [`DriverError::Refused`] when less is free than stays free.
+    pub(crate) fn check_reserve(&self) -> Result<(), DriverError> {
+        let found = statvfs(&self.state).map_err(|error| {
+            let context = format!("look at the file system of {}", self.state.display());
+            DriverError::System { context, source: error.into() }
+        })?;
+        let free = ByteSize::from_mib(found.f_bavail.saturating_mul(found.f_frsize) >> 20);
+        if free < self.reserve {
+            let (state, reserve) = (self.state.display(), self.reserve);
+            let rule = format!("only {free} are free on the file system of {state}, and {reserve} stay free");
+            return Err(DriverError::Refused(format!("{rule}; delete volumes or snapshots, or move them")));
+        }
+        Ok(())
+    }
+
+    /// Where it is kept what VMs said that are no more.
+    pub(crate) fn ended(&self) -> PathBuf {
+        self.state.join(ENDED)
     }
 
     pub(crate) fn state(&self) -> &Path {
@@ -205,6 +245,12 @@ impl Records for Files {
 
     fn forget(&self, object: HostObject) -> Result<(), DriverError> {
         let directory = self.directory(object);
+        if let (Kind::Vm, Ok(Some(Saved { assigned: Assigned::Vm(vm), .. }))) =
+            (object.kind, self.load(object))
+        {
+            // What cannot be kept must not keep the rest from going.
+            let _ = ended::keep(&self.ended(), &directory, object.uid, &vm.name);
+        }
         match remove_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(system(format!("remove {}", directory.display()))(error))

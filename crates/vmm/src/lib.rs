@@ -10,6 +10,7 @@ pub mod clock;
 mod console;
 mod disks;
 pub mod driver;
+pub mod ended;
 pub mod fake;
 mod fake_guest;
 pub mod files;

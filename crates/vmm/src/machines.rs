@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,13 +20,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lightbyte_api::assigned::{AssignedVm, HostObject};
-use lightbyte_api::{ByteSize, Kind, Uid, VmId, VolumeId};
+use lightbyte_api::{ByteSize, Kind, Name, Uid, VmId, VolumeId};
 use lightbyte_guest::protocol;
 use lightbyte_plan::agent::VmmState;
 use lightbyte_plan::agent::vm::SHUTDOWN_GRACE;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::driver::{ConsoleChunk, ConsoleFrom, DriverError, Guest, Listener, Vmm, VmmEvent};
+use crate::ended::{self, Ended};
 use crate::files::Files;
 use crate::minder::Minder;
 use crate::process::{Held, Identity};
@@ -63,6 +65,13 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// The same, or where it is kept of a VM that is no more.
+    pub(crate) fn kept_console(&self, vm: VmId) -> PathBuf {
+        let console = self.console_file(vm);
+        let kept = ended::directory(&self.files.ended(), vm.uid()).join(console::CONSOLE);
+        if !console.exists() && kept.exists() { kept } else { console }
+    }
+
     /// The file of a VM's console.
     pub(crate) fn console_file(&self, vm: VmId) -> PathBuf {
         let object = HostObject { kind: Kind::Vm, uid: vm.uid() };
@@ -307,6 +316,8 @@ impl Vmm for Machines {
             VmmState::Exited => return refuse("an ended machine process has left its traces"),
             VmmState::Absent => {}
         }
+        // Without the note this life is taken for the end of the one before.
+        let _ = console::begin_life(&self.host.console_file(vm));
         // A thread that ended by itself may have left its handle.
         self.minders().insert(vm, None);
         match self.start(vm, assigned) {
@@ -417,6 +428,18 @@ impl Guest for Machines {
         })
     }
 
+    fn previous_life(&self, vm: VmId) -> Result<Range<u64>, DriverError> {
+        let console = self.host.kept_console(vm);
+        let (before, last) =
+            console::lives(&console).map_err(system(format!("read {}", console.display())))?;
+        // All lives of one that is no more are over.
+        Ok(if console == self.host.console_file(vm) { before..last } else { last..u64::MAX })
+    }
+
+    fn ended(&self, name: &Name) -> Result<Option<Ended>, DriverError> {
+        Ok(ended::find(&self.host.files.ended(), name))
+    }
+
     fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError> {
         let room = self.room(vm);
         let process = self.running(&room)?;
@@ -425,7 +448,7 @@ impl Guest for Machines {
     }
 
     fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError> {
-        let console = self.host.console_file(vm);
+        let console = self.host.kept_console(vm);
         console::read(&console, from).map_err(system(format!("read {}", console.display())))
     }
 }

@@ -57,6 +57,7 @@ impl Files {
 
     /// One slice of fetching.
     pub(crate) fn fetch_slice(&self, volume: VolumeId, arriving: &Arriving) -> Result<(), DriverError> {
+        self.check_reserve()?;
         let disk = PeerDisk { worker: arriving.from, address: arriving.address.clone(), disk: volume };
         let size = self.peers.size(&disk)?;
         if size > SIZE_MAX {

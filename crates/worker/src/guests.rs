@@ -6,22 +6,24 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use bytes::Bytes;
 use futures::stream;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use lightbyte_api::assigned::HostObject;
-use lightbyte_api::{Kind, Uid, VmId};
+use lightbyte_api::wire::EndedVm;
+use lightbyte_api::{Kind, Name, Uid, VmId};
 use lightbyte_guest::protocol::{self, AGENT_PORT, BODY_BYTES_MAX, CONSOLE_PROTOCOL, EXEC_PROTOCOL};
 use lightbyte_link::{Listener, Problem};
+use lightbyte_vmm::ended::Ended;
 use lightbyte_vmm::{ConsoleFrom, DriverError, Drivers};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink, split};
@@ -61,6 +63,7 @@ pub(crate) async fn serve(drivers: Drivers, parts: Router, listener: Listener) {
         .route("/v1/vms/{uid}/exec", post(exec))
         .route("/v1/vms/{uid}/console", post(console))
         .route("/v1/vms/{uid}/logs", get(logs))
+        .route("/v1/ended/{name}", get(ended))
         .with_state(guests)
         .merge(disks)
         .merge(parts)
@@ -303,6 +306,9 @@ struct Wanted {
     /// Whether to go on with what is still to come.
     #[serde(default)]
     follow: bool,
+    /// Only the life of the machine before the last one.
+    #[serde(default)]
+    previous: bool,
 }
 
 /// A console that is read.
@@ -325,30 +331,57 @@ async fn logs(
     let vm = vm(path)?;
     let _place = guests.place()?;
     let mut reading = Reading { guests, vm, position: 0, follow: wanted.follow, ready: Vec::new(), _place };
-    reading.begin(wanted.lines).await?;
+    let end = match wanted.previous {
+        false => reading.end().await?,
+        true => {
+            let life = reading.guests.ask(move |drivers| drivers.guest.previous_life(vm)).await?;
+            reading.position = life.start;
+            life.end.min(reading.end().await?)
+        }
+    };
+    reading.begin(wanted.lines, end).await?;
     let body = stream::unfold(reading, |mut reading| async move {
         Some((Ok::<_, Infallible>(reading.next().await?), reading))
     });
     Ok(([(CONTENT_TYPE, "application/octet-stream")], Body::from_stream(body)).into_response())
 }
 
+/// `GET /v1/ended/NAME`: the newest VM of that name that is no more, if what it said is kept.
+async fn ended(
+    State(guests): State<Arc<Guests>>,
+    Path(name): Path<String>,
+) -> Result<Json<Option<EndedVm>>, Problem> {
+    let name: Name = name
+        .parse()
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("`{name}` is no name: {error}")))?;
+    let found = guests.ask(move |drivers| drivers.guest.ended(&name)).await?;
+    Ok(Json(found.map(|Ended { vm, at }| EndedVm { vm, at })))
+}
+
 impl Reading {
     /// Reads all that is kept now, which is two MiB at the most, and leaves the last `lines` of it. What a guest adds
     /// meanwhile comes when it is followed: one that writes all the time would never end.
-    async fn begin(&mut self, lines: Option<usize>) -> Result<(), Problem> {
-        let (vm, nothing) = (self.vm, ConsoleFrom::Last(0));
-        let end = self.guests.ask(move |drivers| drivers.guest.read_console(vm, nothing)).await?.next();
+    async fn begin(&mut self, lines: Option<usize>, end: u64) -> Result<(), Problem> {
         let mut kept = Vec::new();
         while self.position < end {
             let bytes = self.read().await?;
             if bytes.is_empty() {
                 break;
             }
-            kept.extend_from_slice(&bytes);
+            // The beginning may not be kept any more, and the last chunk goes further.
+            let begin = self.position - bytes.len() as u64;
+            let wanted = usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX);
+            kept.extend(bytes.into_iter().take(wanted));
         }
         let begin = lines.map_or(0, |lines| begin_of_last_lines(&kept, lines));
         self.ready = kept.split_off(begin);
         Ok(())
+    }
+
+    /// Where the console ends now.
+    async fn end(&self) -> Result<u64, Problem> {
+        let (vm, nothing) = (self.vm, ConsoleFrom::Last(0));
+        Ok(self.guests.ask(move |drivers| drivers.guest.read_console(vm, nothing)).await?.next())
     }
 
     async fn read(&mut self) -> Result<Vec<u8>, Problem> {

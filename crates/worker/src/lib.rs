@@ -9,6 +9,7 @@ pub mod doctor;
 mod guests;
 pub mod identity;
 mod life;
+pub mod offer;
 mod parts;
 mod shell;
 mod systemd;
@@ -18,10 +19,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use lightbyte_api::Name;
 use lightbyte_api::observed::ObservedWorker;
-use lightbyte_api::{ByteSize, Name};
 use lightbyte_link::{Client, Endpoint, Listener};
 use lightbyte_vmm::{Drivers, Parts};
+
+use crate::offer::Offer;
 
 /// What an agent must be told.
 pub struct Config {
@@ -32,9 +35,7 @@ pub struct Config {
     /// The servers; one of them is enough.
     pub servers: Vec<Endpoint>,
     /// What the host offers to VMs.
-    pub cpus: u64,
-    /// What the host offers to VMs.
-    pub memory: ByteSize,
+    pub offer: Offer,
     /// What the driver is called, for people: such as `qemu (kvm)`, or `fake`.
     pub vmm: String,
     /// Where it serves the way into its guests, if anywhere.
@@ -53,8 +54,10 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
         name: config.name.clone(),
         boot_id: identity::boot_id().context("read the boot id")?,
         architecture: std::env::consts::ARCH.to_owned(),
-        cpus: config.cpus,
-        memory: config.memory,
+        cpus: config.offer.cpus,
+        host_cpus: config.offer.host_cpus,
+        vms_max: Some(config.offer.vms_max),
+        memory: config.offer.memory,
         vmm: config.vmm.clone(),
         address: config.listen.as_ref().map(address).unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -80,6 +80,9 @@ pub(crate) struct Logs {
     /// Goes on with what is still to come
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// The life of its machine before this one; of a VM that was deleted in the last seven days, the last
+    #[arg(long, conflicts_with_all = ["follow", "unit"])]
+    pub(crate) previous: bool,
     /// How many of the last lines to begin with; all that are kept when left out
     #[arg(short = 'n', long, value_name = "N")]
     pub(crate) lines: Option<usize>,

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
+use lightbyte_api::Kind;
 use lightbyte_api::object::ObjectRef;
 use lightbyte_link::ClientError;
 use tokio::sync::mpsc;
@@ -12,17 +13,24 @@ use crate::cluster::Cluster;
 use crate::failure::{Code, Failure};
 use crate::harmless::Harmless;
 use crate::remote::{self, CHUNKS_MAX};
-use crate::target;
+use crate::target::{self, Target};
 
 /// What knows what services wrote.
 const JOURNAL: &str = "journalctl";
 
 pub(crate) async fn run(cluster: &Cluster, words: &Logs) -> Result<Code> {
-    let object = cluster.resolve(target::read_single(&words.target)?).await?;
+    let object = match target::read_single(&words.target)? {
+        // It may be no more, and is looked for all the same.
+        Target::Named(name) if words.previous => ObjectRef::new(Kind::Vm, name),
+        target => cluster.resolve(target).await?,
+    };
     if let Some(unit) = &words.unit {
         return of_unit(cluster, &object, unit, words).await;
     }
     let mut query = vec![("follow", words.follow.to_string())];
+    if words.previous {
+        query.push(("previous", true.to_string()));
+    }
     query.extend(words.lines.map(|lines| ("lines", lines.to_string())));
     let stream = cluster.bytes(&object, "logs", &query).await;
     let mut stream = stream.with_context(|| format!("read the console of `{object}`"))?;

@@ -41,6 +41,7 @@ fn files_and_ports_of_a_vm_are_at_hand() {
         bed.run(&["exec", "hello", "--", "test", "!", "-e", "/run/mark"]).status.success()
     });
     assert_eq!(bed.ok(&["exec", "hello", "--", "cat", "/srv/site/a/b"]), "hi\n");
+    previous_lives_are_told(&bed);
 }
 
 fn files_go_in_and_out(bed: &Bed) {
@@ -159,6 +160,29 @@ fn health_is_told(bed: &Bed) {
     bed.ok(&["exec", "hello", "--", "touch", "/run/sick"]);
     ask("restart: true, exec: {command: [test, \"!\", -e, /run/sick]}");
     until("it was restarted, and is well", || state()["restarts"] == 1 && state()["ready"] == true);
+}
+
+/// What it said before its restart, and what it said at all when it is no more.
+fn previous_lives_are_told(bed: &Bed) {
+    let say = |mark: &str| {
+        bed.ok(&["exec", "hello", "--", "sh", "-c", &format!("echo {mark} > /dev/console")]);
+        until("it is on the console", || bed.ok(&["logs", "hello"]).contains(mark));
+    };
+    let says = |words: &[&str], expected: (bool, bool)| {
+        let said = bed.ok(words);
+        assert_eq!((said.contains("mark-1"), said.contains("mark-2")), expected, "{words:?}: {said}");
+    };
+    say("mark-1");
+    bed.ok(&["restart", "vm/hello"]);
+    say("mark-2");
+    says(&["logs", "hello"], (true, true));
+    says(&["logs", "hello", "--previous"], (true, false));
+    says(&["logs", "vm/hello", "--previous", "-n", "0"], (false, false));
+    bed.ok(&["delete", "vm/hello", "--yes"]);
+    says(&["logs", "hello", "--previous"], (false, true));
+    assert!(bed.fails(&["logs", "hello"]).1.contains("nothing is named `hello`"));
+    let (_, errors) = bed.fails(&["logs", "nobody", "--previous"]);
+    assert!(errors.contains("no worker has kept what one of that name said"), "{errors}");
 }
 
 #[test]

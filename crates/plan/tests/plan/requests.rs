@@ -334,6 +334,8 @@ fn register(text: &str, uid_of: &str, said_name: &str, boot_id: &str, cpus: u64)
         boot_id: boot_id.to_owned(),
         architecture: "x86_64".to_owned(),
         cpus,
+        host_cpus: 0,
+        vms_max: None,
         memory: ByteSize::from_mib(1_024),
         vmm: "fake".to_owned(),
         address: String::new(),

@@ -38,6 +38,23 @@ fn check(given: &str, need: &Need) -> String {
 }
 
 #[test]
+fn a_worker_takes_no_more_vms_than_it_says() {
+    assert_snapshot!(check("worker n1 vms_max=2 vms=2
+        worker n2 vms_max=2 vms=1 used_memory=512MiB", &need(1, 256)), @"
+    n2 of 2
+    1 as many VMs as it takes
+    kept n2 249999: spread: 25.0 % free after it; few: VMs there: 1
+    n1 refused: as many VMs as it takes
+    n2 249999: spread: 25.0 % free after it; few: VMs there: 1
+    ");
+    assert_snapshot!(check("worker n1 vms_max=2 vms=2", &need(1, 256)), @"
+    none of 1 for want of room
+    1 as many VMs as it takes
+    n1 refused: as many VMs as it takes
+    ");
+}
+
+#[test]
 fn every_refusal_has_its_words() {
     assert_snapshot!(check("worker n1 cordoned
         worker n2 away

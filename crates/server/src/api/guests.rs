@@ -17,9 +17,13 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _, stream};
+use lightbyte_api::wire::EndedVm;
+use lightbyte_api::{ObjectRef, Timestamp, Uid, VmId};
 use lightbyte_guest::protocol::{CONSOLE_PROTOCOL, EXEC_PROTOCOL, Exec};
 use lightbyte_link::{ByteStream, Client, ClientError, Endpoint, Upgraded};
+use lightbyte_plan::View;
 use lightbyte_plan::guest::{self, Way};
+use lightbyte_plan::request::Refusal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -41,6 +45,9 @@ const LINGER_MAX: Duration = Duration::from_secs(5);
 
 /// How long a worker may take to begin its answer to an upgrade: it waits for the guest twice, five seconds each time.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(12);
+/// How long a worker may take to say whether it had a VM, and how many are asked at once.
+const ENDED_WITHIN: Duration = Duration::from_secs(2);
+const ENDED_AT_ONCE_MAX: usize = 16;
 /// How long a worker may take to begin sending a console: less than a client waits for a read, so that it is told why.
 const LOGS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -98,15 +105,51 @@ pub(crate) async fn logs(
     path: Path<(String, String)>,
     parameters: Parameters,
 ) -> Result<Response, Failure> {
-    parameters.only(&["lines", "follow", "min_revision"])?;
+    parameters.only(&["lines", "follow", "previous", "min_revision"])?;
     let (lines, follow) = (parameters.number("lines")?, parameters.flag("follow")?);
-    let way = way_to(&server, path, &parameters).await?;
+    let previous = parameters.flag("previous")?;
+    let object = input::object(path)?;
+    let view = server.view_for(&parameters).await?;
+    let way = match guest::way_to(&view, &object) {
+        Err(Refusal::NotFound { .. }) if previous => ended(&view, &object).await?,
+        way => way?,
+    };
     let permit = server.stream_permit()?;
     let lines = lines.map(|lines| format!("&lines={lines}")).unwrap_or_default();
-    let path = format!("/v1/vms/{}/logs?follow={follow}{lines}", way.vm);
+    let path = format!("/v1/vms/{}/logs?follow={follow}&previous={previous}{lines}", way.vm);
     let source =
         client(&way)?.within(LOGS_WITHIN).bytes(&path).await.map_err(|error| failure(&way, error))?;
     Ok(pass_on(source, permit))
+}
+
+/// The way to what a VM said that is no more: only the worker that had it knows, and nothing tells which that was.
+async fn ended(view: &View, object: &ObjectRef) -> Result<Way, Failure> {
+    let mut answers = stream::iter(guest::all_ways(view))
+        .map(|(worker, address)| async move {
+            let asked = Way { vm: VmId::new(Uid::from_bits(0)), worker, address };
+            let client = client(&asked).ok()?.within(ENDED_WITHIN);
+            let answer = client.get::<Option<EndedVm>>(&format!("/v1/ended/{}", object.name)).await;
+            Some(answer.map(|answer| answer.value.map(|EndedVm { vm, at }| (at, Way { vm, ..asked }))))
+        })
+        .buffer_unordered(ENDED_AT_ONCE_MAX);
+    let (mut found, mut silent): (Vec<(Timestamp, Way)>, usize) = (Vec::new(), 0);
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Some(Ok(way)) => found.extend(way),
+            Some(Err(_)) => silent += 1,
+            None => {}
+        }
+    }
+    let newest = found.into_iter().max_by_key(|(at, _)| *at);
+    newest.map(|(_, way)| way).ok_or_else(|| {
+        let title = format!("`{object}` does not exist, and no worker has kept what one of that name said");
+        let failure = Failure::new(StatusCode::NOT_FOUND, title);
+        let failure = failure.hint("it is kept for seven days, by the worker that had it");
+        match silent {
+            0 => failure,
+            silent => failure.details([format!("{silent} workers did not answer")]),
+        }
+    })
 }
 
 async fn way_to(

@@ -79,7 +79,7 @@ pub(crate) fn routes() -> Vec<Route> {
         route("get", "/v1/objects/{kind}/{name}/console", "Opens a VM's serial console (a WebSocket)",
             reading, None, "WebSocket", get(guests::console)),
         route("get", "/v1/objects/{kind}/{name}/logs", "Streams what a VM wrote to its console",
-            &["lines", "follow", "min_revision"], None, "Bytes", get(guests::logs)),
+            &["lines", "follow", "previous", "min_revision"], None, "Bytes", get(guests::logs)),
         route("get", "/v1/objects/{kind}/{name}/fetches", "Lists the parts of images that an object's worker fetches now",
             reading, None, "FetchList", get(parts::fetches)),
         route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",

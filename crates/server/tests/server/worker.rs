@@ -34,6 +34,8 @@ impl TestWorker {
             boot_id: format!("boot-{name}"),
             architecture: "x86_64".to_owned(),
             cpus: 4,
+            host_cpus: 0,
+            vms_max: None,
             memory: ByteSize::from_mib(2_048),
             vmm: "fake".to_owned(),
             address: String::new(),

@@ -12,7 +12,7 @@ impl Cluster {
     /// Something happens to one worker.
     pub(crate) fn worker_fault(&mut self) -> Checked {
         let index = self.rng.below(self.workers.len());
-        match self.rng.below(11) {
+        match self.rng.below(12) {
             10 => self.part_rots(index),
             0 | 1 => {
                 self.counts.add("fault: agent killed");

@@ -404,3 +404,25 @@ fn a_lost_disk_is_told_and_never_made_again() {
     bench.rest();
     assert_eq!(bench.observed_volume().map(|observed| observed.phase), Some(VolumePhase::Present));
 }
+
+#[test]
+fn nothing_is_added_to_a_file_system_that_is_almost_full() {
+    let place = std::env::temp_dir().join(format!("lightbyte-reserve-{}", std::process::id()));
+    let files = Files::new(&place, &place.join("images")).expect("set up files");
+    let blank = AssignedVolume {
+        source: Source::Blank(Filesystem::None),
+        size: ByteSize::from_mib(1),
+        ..assigned_volume(1, WantedVolume::Present)
+    };
+    files.ensure(volume_id(), &blank, None).expect("there is room");
+    let full = files.clone().with_reserve(ByteSize::from_mib(u64::MAX >> 20));
+    full.ensure(volume_id(), &blank, None).expect("it is there already");
+    let other = lightbyte_api::VolumeId::new(Uid::from_bits(99));
+    for refused in [full.ensure(other, &blank, None), full.grow(volume_id(), ByteSize::from_mib(2))] {
+        let problem = refused.expect_err("nothing stays free").chain();
+        assert!(problem.contains("stay free; delete volumes or snapshots"), "{problem}");
+    }
+    assert_eq!(full.size(volume_id()).expect("its size"), Some(ByteSize::from_mib(1)));
+    assert_eq!(full.size(other).expect("its size"), None);
+    std::fs::remove_dir_all(&place).expect("remove it");
+}

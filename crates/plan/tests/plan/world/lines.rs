@@ -116,6 +116,8 @@ fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
             boot_id: boot_id.clone(),
             architecture: line.or("architecture", "x86_64"),
             cpus: line.or("cpus", "4"),
+            host_cpus: 0,
+            vms_max: line.get("vms_max").map(|vms_max| vms_max.parse().expect("a number")),
             memory: line.or("memory", "1GiB"),
             vmm: "fake".to_owned(),
             address: line.or("listens", ""),
