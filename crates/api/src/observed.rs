@@ -9,6 +9,7 @@ use crate::address::MacAddress;
 use crate::health::Health;
 use crate::kinds::Kind;
 use crate::name::Name;
+use crate::uid::Uid;
 use crate::units::ByteSize;
 
 /// The longest problem text that a worker may report.
@@ -19,6 +20,9 @@ pub const PROBLEM_LENGTH_MAX: usize = 500;
 pub const PART_NAME_LENGTH: usize = 16;
 /// How many parts a worker names: 5 KiB of its report.
 pub const PARTS_REPORTED_MAX: usize = 256;
+
+/// How many orphans a worker names.
+pub const ORPHANS_REPORTED_MAX: usize = 32;
 
 /// Written under `observed/<worker>/<kind>/<uid>` by that worker. While it exists, the assignment stays: it does the
 /// work of a finalizer.
@@ -63,6 +67,23 @@ pub struct ObservedWorker {
     /// [`PARTS_REPORTED_MAX`]. Other workers fetch them from it, and check what they get.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<String>,
+    /// What is on its host and nobody has assigned to it; at most [`ORPHANS_REPORTED_MAX`]. It is left alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub orphans: Vec<Orphan>,
+}
+
+/// Something on a host that nobody has assigned to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orphan {
+    /// Of a VM or a volume.
+    pub kind: Kind,
+    /// Which; the name of its directory, and in the names of its taps.
+    pub uid: Uid,
+    /// Its name, if there is a record of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// What there is of it, in words for people.
+    pub left: String,
 }
 
 const fn is_nought(count: &u64) -> bool {

@@ -258,6 +258,7 @@ impl Worker {
             cpus: 1 << 20,
             host_cpus: 0,
             vms_max: None,
+            orphans: Vec::new(),
             memory: ByteSize::from_mib(1 << 30),
             vmm: "fake".to_owned(),
             address: String::new(),

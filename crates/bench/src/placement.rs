@@ -233,6 +233,7 @@ fn of_worker(number: usize) -> Result<[Write; 4]> {
         cpus: WORKER_CPUS,
         host_cpus: 0,
         vms_max: None,
+        orphans: Vec::new(),
         memory: ByteSize::from_mib(WORKER_CPUS << 10),
         vmm: "fake".to_owned(),
         address: String::new(),

@@ -276,6 +276,7 @@ fn of_worker(view: &View, asked: &Asked, cordoned: bool) -> Found {
         "vmm": observed.map(|observed| &observed.vmm),
         "version": observed.map(|observed| &observed.version),
         "address": observed.map(|observed| &observed.address),
+        "orphans": observed.map(|observed| &observed.orphans).filter(|orphans| !orphans.is_empty()),
         "parts": observed.map(|observed| observed.parts.len()).filter(|parts| *parts > 0),
     }));
     Found { state, ready: alive.is_some() && observed.is_some(), since: alive.map(|alive| alive.since), more }

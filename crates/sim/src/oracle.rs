@@ -137,6 +137,10 @@ impl Oracle {
         for object in view.objects_of(Kind::Volume).chain(view.objects_of(Kind::Snapshot)) {
             if let Some(asked) = view.asked(object) {
                 self.owners.extend(asked.meta.owner.as_ref().map(|owner| (asked.meta.uid, owner.uid)));
+                if moves::is_old_copy(view, asked.meta.uid) {
+                    // Its volume has let it go, whether that can be read later or not.
+                    self.ends_asked.insert(asked.meta.uid);
+                }
             }
         }
         check_capacity(view)?;

@@ -100,6 +100,7 @@ impl Worker {
             cpus: CPUS,
             host_cpus: 1,
             vms_max: (index == 1).then_some(VMS_MAX),
+            orphans: Vec::new(),
             memory: MEMORY,
             vmm: "fake".to_owned(),
             address: String::new(),

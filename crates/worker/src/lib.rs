@@ -57,6 +57,7 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
         cpus: config.offer.cpus,
         host_cpus: config.offer.host_cpus,
         vms_max: Some(config.offer.vms_max),
+        orphans: Vec::new(),
         memory: config.offer.memory,
         vmm: config.vmm.clone(),
         address: config.listen.as_ref().map(address).unwrap_or_default(),
@@ -83,8 +84,9 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
     let (caught_up, is_caught_up) = tokio::sync::watch::channel(false);
     tasks.spawn(life::keep_alive(worker, said, client.clone(), is_caught_up));
     // Dropping the tasks ends them.
-    let outcome = shell::Shell::begin(worker, client, drivers, store, caught_up)?.run(shutdown).await;
-    drop((tasks, saying));
+    let shell = shell::Shell::begin(worker, client, drivers, store, caught_up, saying)?;
+    let outcome = shell.run(shutdown).await;
+    drop(tasks);
     outcome
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::health::HealthCheck;
+use lightbyte_api::observed::{ObservedWorker, Orphan};
 use lightbyte_api::{Kind, Timestamp, VmId, WorkerId};
 use lightbyte_link::{Client, ClientError, Lines};
 use lightbyte_plan::agent::health::Outcome;
@@ -63,6 +64,8 @@ pub(crate) struct Shell {
     checks: Arc<Semaphore>,
     caught_up: watch::Sender<bool>,
     fetches: Option<Fetches>,
+    /// What this worker says of itself.
+    said: watch::Sender<ObservedWorker>,
 }
 
 impl Shell {
@@ -73,6 +76,7 @@ impl Shell {
         drivers: Drivers,
         store: Option<Arc<parts::Store>>,
         caught_up: watch::Sender<bool>,
+        said: watch::Sender<ObservedWorker>,
     ) -> Result<Shell> {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
         let events = sender.clone();
@@ -101,6 +105,7 @@ impl Shell {
             checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE_MAX)),
             caught_up,
             fetches: store.map(Fetches::new),
+            said,
         })
     }
 
@@ -139,6 +144,18 @@ impl Shell {
                 Action::Check(check) => self.check(object, check),
             }
         }
+        let orphans = self.agent.orphans();
+        self.said.send_if_modified(|said| {
+            let is_new = said.orphans != orphans;
+            for orphan in orphans.iter().filter(|orphan| is_new && !said.orphans.contains(orphan)) {
+                let Orphan { kind, uid, left, .. } = orphan;
+                tracing::warn!("nobody has assigned {kind} {uid}, and it is left alone: {left}");
+            }
+            if is_new {
+                said.orphans = orphans;
+            }
+            is_new
+        });
         if let Some(fetches) = &mut self.fetches {
             fetches.want(&self.agent.parts_wanted());
         }

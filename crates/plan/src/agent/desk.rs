@@ -3,7 +3,7 @@
 use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume};
 use lightbyte_api::health::HealthCheck;
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::{Observed, PROBLEM_LENGTH_MAX, VolumePhase};
+use lightbyte_api::observed::{Observed, Orphan, PROBLEM_LENGTH_MAX, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Timestamp};
 
@@ -143,6 +143,28 @@ impl Desk {
             && self.reported.revision == 0
             && self.reported.in_flight.is_none()
             && self.step_in_flight.is_none()
+    }
+
+    /// What there is of it although nobody has assigned it.
+    pub(super) fn orphan(&self, object: HostObject) -> Option<Orphan> {
+        if self.wish.is_some() || self.facts.is_bare() || self.step_in_flight.is_some() {
+            return None;
+        }
+        let Facts { vmm, taps, disk, ref arriving, ref saved, .. } = self.facts;
+        let machine = match vmm {
+            VmmState::Running => Some("a machine that runs".to_owned()),
+            VmmState::Exited => Some("traces of a machine".to_owned()),
+            VmmState::Absent => None,
+        };
+        let left = [
+            machine,
+            taps.then(|| "taps".to_owned()),
+            disk.map(|size| format!("a disk of {size}")),
+            arriving.map(|_| "what was fetched of a disk".to_owned()),
+            saved.as_ref().map(|_| "a record".to_owned()),
+        ];
+        let left = left.into_iter().flatten().collect::<Vec<String>>().join(", ");
+        Some(Orphan { kind: object.kind, uid: object.uid, name: self.name().cloned(), left })
     }
 
     /// Whether the store has been told by this agent how the object is, or knew it already.

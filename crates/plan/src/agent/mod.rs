@@ -27,7 +27,7 @@ pub mod volume;
 use std::collections::BTreeMap;
 
 use lightbyte_api::assigned::{Assigned, HostObject, Source};
-use lightbyte_api::observed::Observed;
+use lightbyte_api::observed::{ORPHANS_REPORTED_MAX, Observed, Orphan};
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{Kind, Timestamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -293,6 +293,14 @@ impl Agent {
         if let Some(desk) = self.desks.get_mut(&object) {
             desk.checked(outcome, now);
         }
+    }
+
+    /// What is on this host and nobody has assigned to it; nothing before a server has said what is. At most
+    /// [`ORPHANS_REPORTED_MAX`].
+    #[must_use]
+    pub fn orphans(&self) -> Vec<Orphan> {
+        let known = self.epoch.iter().flat_map(|_| &self.desks);
+        known.filter_map(|(object, desk)| desk.orphan(*object)).take(ORPHANS_REPORTED_MAX).collect()
     }
 
     /// What is to be done now. Every returned action is in flight from here on: its outcome must be handed back.

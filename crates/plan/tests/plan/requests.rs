@@ -336,6 +336,7 @@ fn register(text: &str, uid_of: &str, said_name: &str, boot_id: &str, cpus: u64)
         cpus,
         host_cpus: 0,
         vms_max: None,
+        orphans: Vec::new(),
         memory: ByteSize::from_mib(1_024),
         vmm: "fake".to_owned(),
         address: String::new(),

@@ -36,6 +36,7 @@ impl TestWorker {
             cpus: 4,
             host_cpus: 0,
             vms_max: None,
+            orphans: Vec::new(),
             memory: ByteSize::from_mib(2_048),
             vmm: "fake".to_owned(),
             address: String::new(),

@@ -153,3 +153,31 @@ fn a_vm_without_its_disk_says_so() {
     let observed = bench.observed_vm().expect("a report");
     assert!(observed.problem.is_some(), "{:?}", observed.phase);
 }
+
+#[test]
+fn what_nobody_has_assigned_is_named_and_left_alone() {
+    let mut bench = Bench::running();
+    assert_eq!(bench.agent.orphans(), []);
+    // The assignments vanish: what runs goes on.
+    bench.assign(VM, None);
+    bench.assign(VOLUME, None);
+    bench.begin();
+    bench.act();
+    let named = |bench: &Bench| {
+        let orphans = bench.agent.orphans();
+        orphans
+            .into_iter()
+            .map(|orphan| format!("{} {}: {}", orphan.kind, orphan.name.expect("its name"), orphan.left))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        named(&bench),
+        ["volume a-root: a disk of 64MiB, a record", "vm a: a machine that runs, taps, a record",]
+    );
+    assert_eq!(bench.facts(VM).vmm, VmmState::Running);
+    // An agent that no server has told anything names nothing.
+    bench.agent = lightbyte_plan::agent::Agent::begin(
+        lightbyte_vmm::hands::find_all(&bench.drivers).expect("a whole list"),
+    );
+    assert_eq!(bench.agent.orphans(), []);
+}

@@ -118,6 +118,7 @@ fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
             cpus: line.or("cpus", "4"),
             host_cpus: 0,
             vms_max: line.get("vms_max").map(|vms_max| vms_max.parse().expect("a number")),
+            orphans: Vec::new(),
             memory: line.or("memory", "1GiB"),
             vmm: "fake".to_owned(),
             address: line.or("listens", ""),
