@@ -26,6 +26,8 @@ pub enum WaitingOn {
         /// Memory needed.
         memory: ByteSize,
     },
+    /// Every worker that has room for it has as many VMs as it takes.
+    WorkersFull,
     /// No worker may take it: none is registered, alive, schedulable and of the architecture.
     Workers {
         /// The architecture needed.
@@ -231,6 +233,7 @@ impl WaitingOn {
             | WaitingOn::InUse { .. } => Span::from_secs(0),
             WaitingOn::VolumeGiven { .. } | WaitingOn::Source { .. } => Span::from_secs(60),
             WaitingOn::Capacity { .. }
+            | WaitingOn::WorkersFull
             | WaitingOn::Workers { .. }
             | WaitingOn::WorkerRoom { .. }
             | WaitingOn::WorkerPorts { .. }
@@ -245,6 +248,9 @@ impl WaitingOn {
         match self {
             WaitingOn::Capacity { .. } => {
                 "`lightbyte get workers` shows what is free; add a worker, or delete something".to_owned()
+            }
+            WaitingOn::WorkersFull => {
+                "delete a VM, add a worker, or start an agent with a larger `--vms-max`".to_owned()
             }
             WaitingOn::Workers { .. } => {
                 "`lightbyte get workers` shows which are alive and cordoned".to_owned()
@@ -319,6 +325,9 @@ impl fmt::Display for WaitingOn {
         match self {
             WaitingOn::Capacity { cpus, memory } => {
                 write!(formatter, "no worker has {cpus} CPU and {memory} free")
+            }
+            WaitingOn::WorkersFull => {
+                formatter.write_str("every worker that has room for it has as many VMs as it takes")
             }
             WaitingOn::Workers { architecture } => {
                 write!(formatter, "no {architecture} worker is ready to take it")

@@ -151,7 +151,10 @@ fn too_late(wish: &Wish, patience: Duration, last: Option<&Object>) -> Failure {
     let has_no_place = |waiting: &Waiting| {
         matches!(
             waiting.on,
-            WaitingOn::Capacity { .. } | WaitingOn::Workers { .. } | WaitingOn::Address { .. }
+            WaitingOn::Capacity { .. }
+                | WaitingOn::WorkersFull
+                | WaitingOn::Workers { .. }
+                | WaitingOn::Address { .. }
         )
     };
     let seconds = patience.as_secs_f64();

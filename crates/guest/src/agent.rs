@@ -22,6 +22,9 @@ pub(crate) struct Agent {
     pub(crate) first_boot_begun: Cell<bool>,
     pub(crate) mount_error: RefCell<String>,
     pub(crate) frozen: RefCell<Option<Frozen>>,
+    /// How many freezes were begun, and how many of them are still beginning.
+    pub(crate) freezes: Cell<u64>,
+    pub(crate) freezing: Cell<u32>,
     /// Whose freeze was given up last, before it came.
     pub(crate) given_up: RefCell<String>,
     /// Held by whoever makes this guest what the host says.
@@ -39,6 +42,8 @@ impl Agent {
             first_boot_begun: Cell::new(false),
             mount_error: RefCell::default(),
             frozen: RefCell::default(),
+            freezes: Cell::new(0),
+            freezing: Cell::new(0),
             given_up: RefCell::default(),
             becoming: tokio::sync::Mutex::default(),
         })
@@ -49,6 +54,11 @@ impl Agent {
         let mut milestones = self.milestones.get();
         which(&mut milestones).get_or_insert_with(boot_ms);
         self.milestones.set(milestones);
+    }
+
+    /// Whether file systems stand still, or are about to.
+    pub(crate) fn is_freezing(&self) -> bool {
+        self.freezing.get() > 0 || self.frozen.borrow().as_ref().is_some_and(|frozen| !frozen.is_over())
     }
 
     pub(crate) fn milestones(&self) -> Milestones {

@@ -25,15 +25,20 @@ const SAID_BYTES_MAX: usize = 512;
 
 /// Tries it once. It is over after its time, and a command that is not dies with its group.
 pub(crate) async fn check(agent: &Rc<Agent>, wanted: &Check) -> Checked {
-    if agent.frozen.borrow().as_ref().is_some_and(|frozen| !frozen.is_over()) {
-        // Whatever writes would wait for the end of that, and says nothing of how the guest is.
-        return Checked { skipped: true, ..Checked::default() };
+    // Whatever writes waits for the end of that, and says nothing of how the guest is.
+    let skipped = Checked { skipped: true, ..Checked::default() };
+    if agent.is_freezing() {
+        return skipped;
     }
+    let freezes = agent.freezes.get();
     let time = Duration::from_millis(wanted.timeout_ms.min(CHECK_MS_MAX));
     let outcome = match timeout(time, attempt(agent, wanted)).await {
         Ok(outcome) => outcome.map_err(|error| format!("{error:#}")),
         Err(_) => Err(format!("no answer within {} ms", time.as_millis())),
     };
+    if outcome.is_err() && agent.freezes.get() != freezes {
+        return skipped;
+    }
     Checked { passed: outcome.is_ok(), skipped: false, problem: outcome.err().unwrap_or_default() }
 }
 

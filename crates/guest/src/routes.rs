@@ -93,6 +93,7 @@ async fn freeze(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer,
     }
     let time = Duration::from_millis(wanted.for_ms.min(FREEZE_MS_MAX));
     let (token, disks) = (wanted.token.clone(), wanted.disks);
+    let _freezing = Freezing::begin(agent);
     let frozen = in_thread(move || freeze::freeze(time, token, &disks))
         .await?
         .map_err(|error| problem(StatusCode::UNPROCESSABLE_ENTITY, &format!("{error:#}")))?;
@@ -105,6 +106,23 @@ async fn freeze(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer,
     // If two asked at once, the kernel has refused one (EBUSY, ioctl_fifreeze).
     agent.frozen.replace(Some(frozen));
     Ok(answer)
+}
+
+/// Says that file systems are about to stand still, until it is dropped: its host may hang up.
+struct Freezing<'a>(&'a Agent);
+
+impl Freezing<'_> {
+    fn begin(agent: &Agent) -> Freezing<'_> {
+        agent.freezes.set(agent.freezes.get().wrapping_add(1));
+        agent.freezing.set(agent.freezing.get().saturating_add(1));
+        Freezing(agent)
+    }
+}
+
+impl Drop for Freezing<'_> {
+    fn drop(&mut self) {
+        self.0.freezing.set(self.0.freezing.get().saturating_sub(1));
+    }
 }
 
 async fn thaw(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, Answer> {

@@ -461,6 +461,7 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
     matches!(
         on,
         On::Capacity { .. }
+            | On::WorkersFull
             | On::Workers { .. }
             | On::WorkerRoom { .. }
             | On::WorkerPorts { .. }

@@ -53,6 +53,8 @@ pub struct Scheduled {
 pub enum Missing {
     /// Ports of a worker that no other VM has.
     Ports,
+    /// A worker with room that takes one more.
+    Places,
     /// Room.
     Room,
     /// A worker that may take it at all.
@@ -98,13 +100,12 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
         }
     }
     let worker = best.first().map(|(_, chosen)| (chosen.id, chosen.object.name.clone()));
-    let missing = match (
-        refused.contains_key(PORT_TAKEN),
-        [NO_ROOM, FULL].iter().any(|room| refused.contains_key(room)),
-    ) {
-        (true, _) => Missing::Ports,
-        (false, true) => Missing::Room,
-        (false, false) => Missing::Worker,
+    let was = |refusal: &str| refused.contains_key(refusal);
+    let missing = match (was(PORT_TAKEN), was(FULL), was(NO_ROOM)) {
+        (true, ..) => Missing::Ports,
+        (false, true, _) => Missing::Places,
+        (false, false, true) => Missing::Room,
+        (false, false, false) => Missing::Worker,
     };
     let decision = Decision {
         revision: view.revision(),

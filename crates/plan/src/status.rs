@@ -150,7 +150,9 @@ fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
         (true, ..) => ("starting", false),
     };
     let ready = at_goal && reached && observed.is_some_and(|observed| observed.problem.is_none());
-    let since = observed.map(|observed| observed.since).or(Some(asked.meta.changed_at));
+    let health = observed.and_then(|observed| observed.health.as_ref()).filter(|_| is_sick);
+    let since = health.map(|health| health.since).or(observed.map(|observed| observed.since));
+    let since = since.or(Some(asked.meta.changed_at));
     Found { state, ready, since, more: vm_fields(view, Some(placement), assigned, observed) }
 }
 

@@ -91,6 +91,7 @@ fn count_waits(cluster: &mut Cluster) {
         for waiting in view.decided(object).iter().flat_map(|decided| &decided.waiting_on) {
             met.push(match waiting.on {
                 WaitingOn::Capacity { .. } => "wait: capacity",
+                WaitingOn::WorkersFull => "wait: workers full",
                 WaitingOn::Workers { .. } => "wait: workers",
                 WaitingOn::Missing { .. } => "wait: missing",
                 WaitingOn::Address { .. } => "wait: address",

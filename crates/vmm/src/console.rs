@@ -108,6 +108,10 @@ pub(crate) fn files(directory: &Path) -> [PathBuf; 4] {
 pub(crate) fn begin_life(console: &Path) -> io::Result<()> {
     let now = read(console, ConsoleFrom::Position(u64::MAX))?.next();
     let (_, before) = lives(console)?;
+    if now == before {
+        // The machine before has said nothing: most often it was never there.
+        return Ok(());
+    }
     // In place, so that it can be on a full disk too.
     let path = console.with_extension("life");
     let file = File::options().write(true).create(true).truncate(false).open(path)?;
@@ -223,7 +227,7 @@ mod tests {
         assert_eq!(lives(&console).unwrap(), (0, 0));
         begin_life(&console).unwrap();
         assert_eq!(lives(&console).unwrap(), (0, 0));
-        for (lines, expected) in [(0..3, (0, 24)), (3..5, (24, 40)), (5..5, (40, 40))] {
+        for (lines, expected) in [(0..3, (0, 24)), (3..5, (24, 40)), (5..5, (24, 40)), (5..6, (40, 48))] {
             write(&console, lines);
             begin_life(&console).unwrap();
             assert_eq!(lives(&console).unwrap(), expected);

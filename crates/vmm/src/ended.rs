@@ -9,6 +9,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lightbyte_api::{Name, Timestamp, Uid, VmId};
@@ -23,6 +24,9 @@ pub const ENDED_MAX: usize = 256;
 
 /// The file that holds the VM's name; its age is that of the end.
 const NAME: &str = "name";
+
+/// Held by whoever keeps or sweeps: half of what is kept is not to be swept.
+static KEEPING: Mutex<()> = Mutex::new(());
 
 /// A VM that is no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,26 +47,34 @@ pub(crate) fn directory(place: &Path, uid: Uid) -> PathBuf {
 /// # Errors
 /// When a file cannot be written or moved.
 pub(crate) fn keep(place: &Path, of_vm: &Path, uid: Uid, name: &Name) -> io::Result<()> {
-    let to = directory(place, uid);
-    let mut moved = 0;
-    for file in console::files(of_vm) {
-        let Some(file_name) = file.file_name() else { continue };
+    let _one_at_a_time = KEEPING.lock().unwrap_or_else(PoisonError::into_inner);
+    let console = of_vm.join(console::CONSOLE);
+    if console.exists() {
+        // Nobody may have looked at it since its machine ended.
+        let _ = console::rotate(&console);
+        let to = directory(place, uid);
         fs::create_dir_all(&to)?;
-        match fs::rename(&file, to.join(file_name)) {
-            Ok(()) => moved += 1,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        fs::write(to.join(NAME), name.as_str())?;
+        // The console itself is the last: one that is killed in between begins again.
+        for file in console::files(of_vm) {
+            let Some(file_name) = file.file_name() else { continue };
+            match fs::rename(&file, to.join(file_name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
-    if moved > 0 {
-        fs::write(to.join(NAME), name.as_str())?;
-    }
-    sweep(place);
+    sweep_alone(place);
     Ok(())
 }
 
 /// Removes what is too old, or too much.
 pub(crate) fn sweep(place: &Path) {
+    let _one_at_a_time = KEEPING.lock().unwrap_or_else(PoisonError::into_inner);
+    sweep_alone(place);
+}
+
+fn sweep_alone(place: &Path) {
     let mut all = list(place);
     all.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
     let now = SystemTime::now();

@@ -26,7 +26,7 @@ use crate::driver::{
     ConsoleChunk, ConsoleFrom, DriverError, Drivers, Guest, Listener, Network, Parts, Records, TapState, Vmm,
     VmmEvent,
 };
-use crate::ended::Ended;
+use crate::ended::{ENDED_MAX, Ended};
 use crate::fake_guest::{Calls, FakeGuest};
 use crate::files::short;
 use crate::identity;
@@ -395,6 +395,17 @@ impl State {
         self.keep()
     }
 
+    /// As many consoles of VMs that are no more are kept as a real host keeps.
+    fn forget_oldest(&mut self) {
+        let oldest =
+            self.ended.iter().min_by_key(|(_, ended)| ended.at).map(|(name, ended)| (name.clone(), ended.vm));
+        if let Some((name, vm)) = oldest.filter(|_| self.ended.len() > ENDED_MAX) {
+            self.ended.remove(&name);
+            self.consoles.remove(&vm);
+            self.lives.remove(&vm);
+        }
+    }
+
     /// The guest says something on its console.
     fn say(&mut self, vm: VmId, bytes: &[u8]) {
         let console = self.consoles.entry(vm).or_default();
@@ -565,7 +576,12 @@ impl Records for FakeHost {
         if let (Some(Saved { assigned: Assigned::Vm(assigned), .. }), true) =
             (forgotten, state.consoles.contains_key(&vm))
         {
-            state.ended.insert(assigned.name, Ended { vm, at: Timestamp::now() });
+            let before = state.ended.insert(assigned.name, Ended { vm, at: Timestamp::now() });
+            if let Some(Ended { vm, .. }) = before.filter(|before| before.vm != vm) {
+                state.consoles.remove(&vm);
+                state.lives.remove(&vm);
+            }
+            state.forget_oldest();
         }
         state.keep()
     }

@@ -54,6 +54,13 @@ impl Access {
     }
 }
 
+/// Makes a directory whose disks, consoles, and what is to be done at a first boot, are nobody else's to read.
+fn keep_from_others(directory: &Path) -> Result<(), DriverError> {
+    fs::create_dir_all(directory).map_err(system(format!("create {}", directory.display())))?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+        .map_err(system(format!("keep {} from others", directory.display())))
+}
+
 /// Where a worker keeps what must outlive it.
 #[derive(Clone)]
 pub struct Files {
@@ -79,10 +86,7 @@ impl Files {
     pub fn new(state: &Path, images: &Path) -> Result<Files, DriverError> {
         for kind in [Kind::Vm, Kind::Volume] {
             let directory = state.join(kind.word());
-            fs::create_dir_all(&directory).map_err(system(format!("create {}", directory.display())))?;
-            // Disks, and what is to be done at a first boot, are nobody else's to read.
-            fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))
-                .map_err(system(format!("keep {} from others", directory.display())))?;
+            keep_from_others(&directory)?;
             set_damaged_aside(&directory);
             sweep(&directory);
         }
@@ -92,6 +96,9 @@ impl Files {
             peers: Arc::new(NoPeers),
             reserve: ByteSize::default(),
         };
+        for place in [files.ended(), files.quarantine()] {
+            keep_from_others(&place)?;
+        }
         ended::sweep(&files.ended());
         files.sweep_quarantine();
         Ok(files)

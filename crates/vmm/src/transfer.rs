@@ -177,7 +177,7 @@ impl Files {
         Ok(())
     }
 
-    fn quarantine(&self) -> PathBuf {
+    pub(crate) fn quarantine(&self) -> PathBuf {
         self.state().join(QUARANTINE)
     }
 

@@ -35,6 +35,8 @@ use tokio::time::{sleep, timeout};
 const STREAMS_MAX: usize = 256;
 /// How long a guest may take to accept a connection, and to begin its answer.
 const GUEST_WITHIN: Duration = Duration::from_secs(5);
+/// The most of a console that is read at once: twice what is kept of one.
+const READING_BYTES_MAX: u64 = 4 << 20;
 /// How often a followed console is looked at: nothing tells of what a guest writes.
 const CONSOLE_LOOK_PERIOD: Duration = Duration::from_millis(200);
 /// How long a server may take to end a connection whose guest's side has ended.
@@ -329,6 +331,9 @@ async fn logs(
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Problem> {
     let vm = vm(path)?;
+    if wanted.previous && wanted.follow {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "what is over cannot be followed"));
+    }
     let _place = guests.place()?;
     let mut reading = Reading { guests, vm, position: 0, follow: wanted.follow, ready: Vec::new(), _place };
     let end = match wanted.previous {
@@ -362,6 +367,8 @@ impl Reading {
     /// Reads all that is kept now, which is two MiB at the most, and leaves the last `lines` of it. What a guest adds
     /// meanwhile comes when it is followed: one that writes all the time would never end.
     async fn begin(&mut self, lines: Option<usize>, end: u64) -> Result<(), Problem> {
+        // More than that is there only of a console that nobody has cut yet.
+        self.position = self.position.max(end.saturating_sub(READING_BYTES_MAX));
         let mut kept = Vec::new();
         while self.position < end {
             let bytes = self.read().await?;

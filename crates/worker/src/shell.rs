@@ -147,7 +147,8 @@ impl Shell {
         let orphans = self.agent.orphans();
         self.said.send_if_modified(|said| {
             let is_new = said.orphans != orphans;
-            for orphan in orphans.iter().filter(|orphan| is_new && !said.orphans.contains(orphan)) {
+            let is_unknown = |orphan: &&Orphan| said.orphans.iter().all(|said| said.uid != orphan.uid);
+            for orphan in orphans.iter().filter(|orphan| is_new && is_unknown(orphan)) {
                 let Orphan { kind, uid, left, .. } = orphan;
                 tracing::warn!("nobody has assigned {kind} {uid}, and it is left alone: {left}");
             }

@@ -135,6 +135,8 @@ fn health_is_told(bed: &Bed) {
     };
     let state = || bed.json(&["get", "vm/hello"])["status"].clone();
     for check in ["http: {port: 80}", "tcp: {port: 80}", "exec: {command: [test, -e, /proc]}"] {
+        ask("exec: {command: [\"false\"]}");
+        until("it is unhealthy", || state()["state"] == "unhealthy");
         ask(check);
         bed.ok(&["wait", "vm/hello", "--for", "ready"]);
         assert_eq!(state()["health"]["state"], "healthy", "{check}");

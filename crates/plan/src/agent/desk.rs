@@ -1,9 +1,9 @@
 //! One object on one worker: from what is assigned, saved, shown by the host and reported to the next step and report.
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume};
-use lightbyte_api::health::HealthCheck;
+use lightbyte_api::health::{HealthCheck, HealthProbe};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::{Observed, Orphan, PROBLEM_LENGTH_MAX, VolumePhase};
+use lightbyte_api::observed::{Observed, Orphan, PROBLEM_LENGTH_MAX, VmPhase, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Timestamp};
 
@@ -147,10 +147,19 @@ impl Desk {
 
     /// What there is of it although nobody has assigned it.
     pub(super) fn orphan(&self, object: HostObject) -> Option<Orphan> {
-        if self.wish.is_some() || self.facts.is_bare() || self.step_in_flight.is_some() {
+        if self.wish.is_some() || self.facts.is_bare() {
             return None;
         }
+        let name = self.name().cloned();
         let Facts { vmm, taps, disk, ref arriving, ref saved, .. } = self.facts;
+        if saved.is_some() {
+            // What comes and goes with its machine is no news.
+            let left = "what it was assigned once, and goes on with".to_owned();
+            return Some(Orphan { kind: object.kind, uid: object.uid, name, left });
+        }
+        if self.step_in_flight.is_some() {
+            return None;
+        }
         let machine = match vmm {
             VmmState::Running => Some("a machine that runs".to_owned()),
             VmmState::Exited => Some("traces of a machine".to_owned()),
@@ -161,10 +170,9 @@ impl Desk {
             taps.then(|| "taps".to_owned()),
             disk.map(|size| format!("a disk of {size}")),
             arriving.map(|_| "what was fetched of a disk".to_owned()),
-            saved.as_ref().map(|_| "a record".to_owned()),
         ];
         let left = left.into_iter().flatten().collect::<Vec<String>>().join(", ");
-        Some(Orphan { kind: object.kind, uid: object.uid, name: self.name().cloned(), left })
+        Some(Orphan { kind: object.kind, uid: object.uid, name, left })
     }
 
     /// Whether the store has been told by this agent how the object is, or knew it already.
@@ -209,6 +217,14 @@ impl Desk {
         // A report in flight may be newer than the inventory; its reply, or its loss, will tell.
         if self.reported.in_flight.is_none() {
             self.set_stored(observed);
+        }
+        let was_running = match &self.reported.stored {
+            Some(Observed::Vm(stored)) if stored.phase == VmPhase::Running => Some(stored),
+            _ => None,
+        };
+        let is_found = self.volatile.adopted && self.facts.vmm == VmmState::Running;
+        if let (Some(stored), true, None) = (was_running, is_found, self.volatile.checks.life()) {
+            self.volatile.checks = Checks::go_on(stored);
         }
     }
 
@@ -268,6 +284,10 @@ impl Desk {
         }
         let before = std::mem::replace(&mut self.facts, facts);
         let counted = restarts(&before) < restarts(&self.facts);
+        if probe(&before) != probe(&self.facts) {
+            self.volatile.checks.begin_anew();
+            self.checking = None;
+        }
         vm::note(&mut self.volatile, before.vmm, self.facts.vmm, step, counted, now);
         self.catch_up_with_guest(now);
     }
@@ -298,7 +318,9 @@ impl Desk {
             self.early_ready = Some(agent_at);
         } else if self.facts.vmm == VmmState::Running && !self.volatile.ready {
             self.volatile.ready = true;
-            self.volatile.checks = Checks::begin(self.volatile.adopted, now);
+            if self.volatile.checks.life().is_none() {
+                self.volatile.checks = Checks::begin(now);
+            }
             let asked_at = self.saved_vm().map(|vm| vm.asked_at);
             self.volatile.boot = vm::boot_times(&self.volatile, asked_at, agent_at, now);
             self.volatile.delivered_at = None;
@@ -360,7 +382,7 @@ impl Desk {
 
     /// The next check with its time, unless one is under way or there is nothing to check.
     fn next_check(&self) -> Option<(Timestamp, &HealthCheck)> {
-        let assigned = self.saved_vm().filter(|_| self.checking.is_none() && self.volatile.ready)?;
+        let assigned = self.saved_vm().filter(|_| self.checking.is_none())?;
         let is_to_run = assigned.wanted == WantedVm::Running && self.volatile.stopping_since.is_none();
         let check = assigned.health.as_ref().filter(|_| is_to_run)?;
         Some((self.volatile.checks.due(check)?, check))
@@ -550,6 +572,14 @@ impl Desk {
 fn was_made(stored: Option<&Observed>) -> bool {
     let not_made = [VolumePhase::Claimed, VolumePhase::Copied];
     matches!(stored, Some(Observed::Volume(stored)) if !not_made.contains(&stored.phase))
+}
+
+/// What is tried in its guest.
+fn probe(facts: &Facts) -> Option<&HealthProbe> {
+    match &facts.saved.as_ref()?.assigned {
+        Assigned::Vm(assigned) => assigned.health.as_ref().map(|check| &check.probe),
+        Assigned::Volume(_) => None,
+    }
 }
 
 fn restarts(facts: &Facts) -> u64 {

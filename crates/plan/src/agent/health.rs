@@ -39,16 +39,34 @@ pub struct Checks {
     /// Whether failures count.
     count: bool,
     failures: u64,
-    /// What is to be told; what was told holds while there is nothing.
+    /// What is to be told.
     told: Option<(HealthState, Option<String>)>,
 }
 
 impl Checks {
-    /// The guest has become ready. One that was found running booted long ago: there is no grace for it, and what was told of
-    /// it holds.
-    pub(super) fn begin(found_running: bool, now: Timestamp) -> Checks {
-        let told = (!found_running).then_some((HealthState::Starting, None));
-        Checks { ready_at: Some(now), count: found_running, told, ..Checks::default() }
+    /// The guest has become ready.
+    pub(super) fn begin(now: Timestamp) -> Checks {
+        Checks { ready_at: Some(now), told: Some((HealthState::Starting, None)), ..Checks::default() }
+    }
+
+    /// An earlier agent has reported this of the same machine: it goes on from there, whether the guest says anything or not.
+    pub(super) fn go_on(stored: &ObservedVm) -> Checks {
+        match &stored.health {
+            Some(Health { state, since, problem }) => Checks {
+                ready_at: Some(*since),
+                count: *state != HealthState::Starting,
+                told: Some((*state, problem.clone())),
+                ..Checks::default()
+            },
+            None => Checks::begin(stored.since),
+        }
+    }
+
+    /// Something else is tried from now on: what came of the other means nothing.
+    pub(super) fn begin_anew(&mut self) {
+        self.last_at = None;
+        self.failures = 0;
+        self.told = Some((HealthState::Starting, None));
     }
 
     /// Which guest's these are: a check that was begun for an earlier one means nothing.
@@ -97,14 +115,8 @@ impl Checks {
             Some(Observed::Vm(ObservedVm { health: Some(health), .. })) => Some(health),
             _ => None,
         };
-        match &self.told {
-            Some((state, problem)) => {
-                let since = stored.filter(|stored| stored.state == *state).map_or(now, |stored| stored.since);
-                Health { state: *state, since, problem: problem.clone() }
-            }
-            None => {
-                stored.cloned().unwrap_or(Health { state: HealthState::Starting, since: now, problem: None })
-            }
-        }
+        let (state, problem) = self.told.clone().unwrap_or((HealthState::Starting, None));
+        let since = stored.filter(|stored| stored.state == state).map_or(now, |stored| stored.since);
+        Health { state, since, problem }
     }
 }

@@ -370,8 +370,10 @@ impl Agent {
             let Some(desk) = self.desks.get(&HostObject { kind: Kind::Volume, uid: volume.uid() }) else {
                 return false;
             };
-            let is_made =
-                desk.facts().disk.is_some() || desk.facts().saved.as_ref().is_none_or(|saved| saved.created);
+            // What arrives is made elsewhere, of what is there.
+            let saved = desk.facts().saved.as_ref();
+            let is_made = desk.facts().disk.is_some()
+                || saved.is_none_or(|saved| saved.created || volume::is_arriving(&saved.assigned));
             let source = desk.saved_volume().filter(|_| !is_made).map(|assigned| &assigned.source);
             let Some(Source::Disk(source)) = source else { return false };
             let source_desk = self.desks.get(&HostObject { kind: Kind::Volume, uid: source.uid() });

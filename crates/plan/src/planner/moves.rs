@@ -148,10 +148,11 @@ impl Moving<'_> {
         match assigned.wanted {
             WantedVolume::Present => match &self.used {
                 // What is fetched while it is used need not be fetched when nobody may.
-                // Both are waited for: should it be free before it is fetched, that wakes.
+                // A fetch that cannot go on may go on once it is free: then that has to wake.
                 Some(used) if !to.is(VolumePhase::Copied, coming) => {
                     let fetch = to.hindrance(WorkerTask::Fetch);
-                    Step::wait(fetch.into_iter().chain([used.clone()]).collect())
+                    let is_hindered = matches!(fetch.as_slice(), [WaitingOn::WorkerProblem { .. }]);
+                    Step::wait(fetch.into_iter().chain(is_hindered.then(|| used.clone())).collect())
                 }
                 Some(used) => Step::wait(vec![used.clone()]),
                 None => let_go(from, assigned, WantedVolume::Held),

@@ -28,6 +28,7 @@ fn check(given: &str, need: &Need) -> String {
             format!("{name} of {}", decision.workers)
         }
         None if missing == Missing::Room => format!("none of {} for want of room", decision.workers),
+        None if missing == Missing::Places => format!("none of {} for want of a place", decision.workers),
         None => format!("none of {}", decision.workers),
     };
     let refused = decision.refused.iter().map(|(reason, count)| format!("{count} {reason}"));
@@ -48,7 +49,7 @@ fn a_worker_takes_no_more_vms_than_it_says() {
     n2 249999: spread: 25.0 % free after it; few: VMs there: 1
     ");
     assert_snapshot!(check("worker n1 vms_max=2 vms=2", &need(1, 256)), @"
-    none of 1 for want of room
+    none of 1 for want of a place
     1 as many VMs as it takes
     n1 refused: as many VMs as it takes
     ");

@@ -45,8 +45,10 @@ const LINGER_MAX: Duration = Duration::from_secs(5);
 
 /// How long a worker may take to begin its answer to an upgrade: it waits for the guest twice, five seconds each time.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(12);
-/// How long a worker may take to say whether it had a VM, and how many are asked at once.
-const ENDED_WITHIN: Duration = Duration::from_secs(2);
+/// How long a worker may take to say whether it had a VM, how long all of them may, and how many are asked at once: a client
+/// waits five seconds.
+const ENDED_EACH_WITHIN: Duration = Duration::from_secs(1);
+const ENDED_WITHIN: Duration = Duration::from_millis(1_500);
 const ENDED_AT_ONCE_MAX: usize = 16;
 /// How long a worker may take to begin sending a console: less than a client waits for a read, so that it is told why.
 const LOGS_WITHIN: Duration = Duration::from_secs(3);
@@ -108,13 +110,17 @@ pub(crate) async fn logs(
     parameters.only(&["lines", "follow", "previous", "min_revision"])?;
     let (lines, follow) = (parameters.number("lines")?, parameters.flag("follow")?);
     let previous = parameters.flag("previous")?;
+    if previous && follow {
+        let title = "what is over cannot be followed";
+        return Err(Failure::new(StatusCode::BAD_REQUEST, title).hint("leave out `follow`"));
+    }
+    let permit = server.stream_permit()?;
     let object = input::object(path)?;
     let view = server.view_for(&parameters).await?;
     let way = match guest::way_to(&view, &object) {
         Err(Refusal::NotFound { .. }) if previous => ended(&view, &object).await?,
         way => way?,
     };
-    let permit = server.stream_permit()?;
     let lines = lines.map(|lines| format!("&lines={lines}")).unwrap_or_default();
     let path = format!("/v1/vms/{}/logs?follow={follow}&previous={previous}{lines}", way.vm);
     let source =
@@ -127,13 +133,15 @@ async fn ended(view: &View, object: &ObjectRef) -> Result<Way, Failure> {
     let mut answers = stream::iter(guest::all_ways(view))
         .map(|(worker, address)| async move {
             let asked = Way { vm: VmId::new(Uid::from_bits(0)), worker, address };
-            let client = client(&asked).ok()?.within(ENDED_WITHIN);
+            let client = client(&asked).ok()?.within(ENDED_EACH_WITHIN);
             let answer = client.get::<Option<EndedVm>>(&format!("/v1/ended/{}", object.name)).await;
             Some(answer.map(|answer| answer.value.map(|EndedVm { vm, at }| (at, Way { vm, ..asked }))))
         })
         .buffer_unordered(ENDED_AT_ONCE_MAX);
     let (mut found, mut silent): (Vec<(Timestamp, Way)>, usize) = (Vec::new(), 0);
-    while let Some(answer) = answers.next().await {
+    // Those that are not heard in time are as silent as those that fail.
+    let until = tokio::time::Instant::now() + ENDED_WITHIN;
+    while let Ok(Some(answer)) = tokio::time::timeout_at(until, answers.next()).await {
         match answer {
             Some(Ok(way)) => found.extend(way),
             Some(Err(_)) => silent += 1,

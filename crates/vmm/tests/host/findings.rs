@@ -1,11 +1,12 @@
 //! What these tests found wrong in the agent when they were first run, each mended since.
 
 use lightbyte_api::Span;
-use lightbyte_api::assigned::WantedVm;
-use lightbyte_api::observed::VmPhase;
-use lightbyte_plan::agent::{Action, VmmState};
+use lightbyte_api::assigned::{Arriving, Assigned, AssignedVolume, Source, WantedVm, WantedVolume};
+use lightbyte_api::observed::{Observed, VmPhase};
+use lightbyte_api::{Uid, VolumeId, WorkerId};
+use lightbyte_plan::agent::{Action, Stamped, Step, VmmState};
 
-use crate::bench::{Bench, Guest, VM, VOLUME};
+use crate::bench::{Bench, Ended, Guest, VM, VOLUME, assigned_volume};
 
 /// a failed `Shutdown` leaves `retry_at` in the past: `next_wake` says "now" for the whole grace, and the shell spins.
 #[test]
@@ -33,13 +34,8 @@ fn a_problem_goes_when_nothing_is_left_to_do() {
     loop {
         let mut removed = false;
         for (object, action) in bench.agent.actions(bench.now) {
-            if action == Action::Step(lightbyte_plan::agent::Step::RemoveTaps) {
-                lightbyte_vmm::hands::perform(
-                    &bench.drivers,
-                    object,
-                    &lightbyte_plan::agent::Step::RemoveTaps,
-                )
-                .expect("taps go");
+            if action == Action::Step(Step::RemoveTaps) {
+                lightbyte_vmm::hands::perform(&bench.drivers, object, &Step::RemoveTaps).expect("taps go");
                 bench.agent.failed(object, bench.facts(object), "time-out", bench.now);
                 removed = true;
             } else {
@@ -172,7 +168,10 @@ fn what_nobody_has_assigned_is_named_and_left_alone() {
     };
     assert_eq!(
         named(&bench),
-        ["volume a-root: a disk of 64MiB, a record", "vm a: a machine that runs, taps, a record",]
+        [
+            "volume a-root: what it was assigned once, and goes on with",
+            "vm a: what it was assigned once, and goes on with",
+        ]
     );
     assert_eq!(bench.facts(VM).vmm, VmmState::Running);
     // An agent that no server has told anything names nothing.
@@ -180,4 +179,44 @@ fn what_nobody_has_assigned_is_named_and_left_alone() {
         lightbyte_vmm::hands::find_all(&bench.drivers).expect("a whole list"),
     );
     assert_eq!(bench.agent.orphans(), []);
+}
+
+/// It was made of a disk that its new worker never had.
+#[test]
+fn a_disk_that_arrives_misses_nothing_that_it_was_made_from() {
+    let mut bench = Bench::new();
+    let arriving =
+        Arriving { from: WorkerId::new(Uid::from_bits(9)), address: String::new(), held: false, base: None };
+    let disk = |arriving, sequence| {
+        let source = Source::Disk(VolumeId::new(Uid::from_bits(99)));
+        Assigned::Volume(AssignedVolume {
+            source,
+            arriving,
+            ..assigned_volume(sequence, WantedVolume::Present)
+        })
+    };
+    let problem = |bench: &Bench| match bench.store.get(&VOLUME).and_then(|slot| slot.observed.as_ref()) {
+        Some(Stamped { value: Observed::Volume(observed), .. }) => {
+            observed.problem.clone().unwrap_or_default()
+        }
+        other => panic!("{other:?}"),
+    };
+    bench.assign(VOLUME, Some(disk(Some(arriving), 1)));
+    bench.begin();
+    let mut is_fetched = false;
+    while !is_fetched {
+        for (object, action) in bench.agent.actions(bench.now) {
+            match action {
+                Action::Step(Step::FetchDisk) => is_fetched = true,
+                action => assert_eq!(bench.do_one(object, action), Ended::AtRest),
+            }
+        }
+    }
+    assert!(!problem(&bench).contains("gone"), "{}", problem(&bench));
+    // One that is to be made here of what is not here never will be.
+    let mut bench = Bench::new();
+    bench.assign(VOLUME, Some(disk(None, 1)));
+    bench.begin();
+    bench.rest();
+    assert_eq!(problem(&bench), "what it is made from is gone from the worker");
 }

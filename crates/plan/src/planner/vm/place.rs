@@ -114,6 +114,7 @@ fn nowhere(view: &View, need: Need, missing: Missing) -> WaitingOn {
     let Need { cpus, memory, architecture, pinned, ports } = need;
     let pinned = pinned.and_then(|worker| Some((worker, view.object_of(worker.uid())?.name.clone())));
     match (pinned, missing) {
+        (_, Missing::Places) => WaitingOn::WorkersFull,
         (_, Missing::Ports) => WaitingOn::WorkerPorts { ports },
         (None, Missing::Room) => WaitingOn::Capacity { cpus, memory },
         (Some((_, worker)), Missing::Room) => WaitingOn::WorkerRoom { worker, cpus, memory },

@@ -81,8 +81,7 @@ fn a_volume_that_somebody_has_is_fetched_and_waits_for_him() {
         );
         plans(&world, "volume/data")
     };
-    // Both: if the VM lets go of it first, nothing need be fetched twice.
-    assert_snapshot!(attached("fetched=claimed"), @"put decided volume/data on n1 and n2 held by vm/a, since 60 waits: worker `n2` to fetch the disk, since 60 waits: volume/data is attached to vm/a");
+    assert_snapshot!(attached("fetched=claimed"), @"put decided volume/data on n1 and n2 held by vm/a, since 60 waits: worker `n2` to fetch the disk");
     assert_snapshot!(attached("fetched=copied"), @"put decided volume/data on n1 and n2 held by vm/a, since 60 waits: volume/data is attached to vm/a");
     // Who does not have it already is not given it.
     assert_snapshot!(plans("rack
