@@ -77,7 +77,7 @@ pub(crate) fn sweep(place: &Path) {
 fn sweep_alone(place: &Path) {
     let mut all = list(place);
     all.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-    let now = SystemTime::now();
+    let now = SystemTime::from(Timestamp::now());
     let old = |at: &Option<SystemTime>| at.is_none_or(|at| is_old(at, now));
     let surplus = all.iter().enumerate().filter(|(index, (at, _))| *index >= ENDED_MAX || old(at));
     for (_, (_, path)) in surplus {
@@ -88,7 +88,7 @@ fn sweep_alone(place: &Path) {
 
 /// The newest VM of that name.
 pub(crate) fn find(place: &Path, name: &Name) -> Option<Ended> {
-    let now = SystemTime::now();
+    let now = SystemTime::from(Timestamp::now());
     let found = list(place).into_iter().filter_map(|(at, path)| {
         let at = at.filter(|at| !is_old(*at, now))?;
         let is_it = fs::read_to_string(path.join(NAME)).is_ok_and(|found| found == name.as_str());
@@ -127,7 +127,7 @@ mod tests {
             keep(&ended, &of_vm, Uid::from_bits(uid), &name).expect("keep it");
             let file = directory(&ended, Uid::from_bits(uid)).join(NAME);
             let file = fs::File::options().write(true).open(file).expect("its name");
-            file.set_modified(SystemTime::now() - ago).expect("set its age");
+            file.set_modified(SystemTime::from(Timestamp::now()) - ago).expect("set its age");
             assert!(!of_vm.join(console::CONSOLE).exists());
         };
         let ended = place.join("ended");

@@ -53,6 +53,8 @@ struct Reported {
     stored: Option<Observed>,
     /// Something else is stored by now, which an earlier run has sent: what is true must be told again.
     is_overwritten: bool,
+    /// What was heard of the stored report while another was in flight: its revision, and that of the view that had it.
+    heard: Option<(u64, u64)>,
     in_flight: Option<Option<Observed>>,
     /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
     refused_assignment: Option<u64>,
@@ -211,12 +213,14 @@ impl Desk {
     }
 
     /// Takes what an inventory says of this worker's own report.
-    pub(super) fn adopt_report(&mut self, observed: Option<Stamped<Observed>>) {
+    pub(super) fn adopt_report(&mut self, observed: Option<Stamped<Observed>>, seen: u64) {
         self.reported.known = true;
         self.reported.refused_assignment = None;
-        // A report in flight may be newer than the inventory; its reply, or its loss, will tell.
+        // A report in flight may be newer than the inventory.
         if self.reported.in_flight.is_none() {
             self.set_stored(observed);
+        } else {
+            self.reported.heard = Some((observed.map_or(0, |observed| observed.mod_revision), seen));
         }
         let was_running = match &self.reported.stored {
             Some(Observed::Vm(stored)) if stored.phase == VmPhase::Running => Some(stored),
@@ -230,9 +234,13 @@ impl Desk {
 
     /// Takes the revision at which a view of `seen` has this worker's report; nought if it has none.
     pub(super) fn note_stored(&mut self, mod_revision: u64, seen: u64) {
-        // A report in flight was either stored, or is refused for what was: its reply, or its loss, will tell.
+        if self.reported.in_flight.is_some() {
+            // It was either stored, or is refused for what was; or it is lost, and then nothing else tells.
+            self.reported.heard = Some((mod_revision, seen));
+            return;
+        }
         let is_news = mod_revision != self.reported.revision && seen > self.reported.revision;
-        if self.reported.known && self.reported.in_flight.is_none() && is_news {
+        if self.reported.known && is_news {
             self.reported.revision = mod_revision;
             self.reported.is_overwritten = mod_revision != 0;
             if mod_revision == 0 {
@@ -250,6 +258,13 @@ impl Desk {
 
     pub(super) fn reply(&mut self, reply: Reply) {
         let Some(sent) = self.reported.in_flight.take() else { return };
+        self.take_reply(reply, sent);
+        if let Some((mod_revision, seen)) = self.reported.heard.take() {
+            self.note_stored(mod_revision, seen);
+        }
+    }
+
+    fn take_reply(&mut self, reply: Reply, sent: Option<Observed>) {
         match reply {
             Reply::Accepted { revision } => {
                 self.reported.claim_unsure = false;

@@ -222,17 +222,18 @@ impl Agent {
     }
 
     fn take_inventory(&mut self, items: Vec<Item>, now: Timestamp) {
+        let seen = self.delivered;
         let mut listed = BTreeMap::new();
         for Item { object, assigned, observed } in items {
             listed.insert(object, ());
             let desk = self.desk_mut(object);
             desk.assign(assigned, now);
-            desk.adopt_report(observed);
+            desk.adopt_report(observed, seen);
         }
         for (object, desk) in &mut self.desks {
             if !listed.contains_key(object) {
                 desk.assign(None, now);
-                desk.adopt_report(None);
+                desk.adopt_report(None, seen);
             }
         }
     }

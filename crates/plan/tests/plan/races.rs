@@ -4,7 +4,7 @@ use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source, Want
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{ByteSize, Kind, Name, Timestamp, Uid};
-use lightbyte_plan::agent::{Action, Agent, Delivery, Item, News, Reply, Stamped, Step};
+use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Item, News, Reply, Stamped, Step};
 
 const OBJECT: HostObject = HostObject { kind: Kind::Volume, uid: Uid::from_bits(7) };
 
@@ -92,5 +92,40 @@ fn a_report_of_an_earlier_run_that_comes_late_does_not_stand() {
     assert!(
         matches!(actions.as_slice(), [(_, Action::Report(report))] if report.own_revision == 12),
         "what is stored is not true: {actions:?}"
+    );
+}
+
+/// The same, while a report of this run is on its way that gets lost: nothing is left to be told, and what is stored is not
+/// what was read.
+#[test]
+fn a_late_report_that_comes_while_another_gets_lost_does_not_stand() {
+    let mut agent = claiming();
+    agent.reply(OBJECT, Reply::Accepted { revision: 11 });
+    drop(agent.actions(now()));
+    let problem = |agent: &mut Agent| agent.failed(OBJECT, Facts::default(), "no storage space", now());
+    problem(&mut agent);
+    let sent = agent.actions(now());
+    assert!(
+        sent.iter().all(|(_, action)| !matches!(action, Action::Report(_))),
+        "nothing is saved yet: {sent:?}"
+    );
+    agent
+        .deliver(delivery(12, News::Reported { object: OBJECT, mod_revision: 12 }), now())
+        .expect("fresh news");
+    let sent = agent.actions(now());
+    assert!(
+        matches!(sent.as_slice(), [(_, Action::Report(report))] if report.own_revision == 12),
+        "{sent:?}"
+    );
+    // While that is on its way, and before it is lost, another one is stored.
+    agent
+        .deliver(delivery(13, News::Reported { object: OBJECT, mod_revision: 13 }), now())
+        .expect("fresh news");
+    assert_eq!(agent.actions(now()), []);
+    agent.reply(OBJECT, Reply::Lost);
+    let sent = agent.actions(now());
+    assert!(
+        matches!(sent.as_slice(), [(_, Action::Report(report))] if report.own_revision == 13),
+        "{sent:?}"
     );
 }
