@@ -32,7 +32,7 @@ pub struct Desk {
     /// When the agent of a guest began that was ready before the end of the step that starts its machine was told.
     early_ready: Option<Timestamp>,
     /// The guest of this life is being checked; see [`Checks::life`].
-    checking: Option<Timestamp>,
+    checking: Option<(Timestamp, u64)>,
     /// Something has happened on the host that no step did.
     look_wanted: bool,
     problem: Option<String>,
@@ -301,7 +301,6 @@ impl Desk {
         let counted = restarts(&before) < restarts(&self.facts);
         if probe(&before) != probe(&self.facts) {
             self.volatile.checks.begin_anew();
-            self.checking = None;
         }
         vm::note(&mut self.volatile, before.vmm, self.facts.vmm, step, counted, now);
         self.catch_up_with_guest(now);

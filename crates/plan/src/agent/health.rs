@@ -34,6 +34,8 @@ pub enum Outcome {
 pub struct Checks {
     /// When the guest was ready: nothing is checked before.
     ready_at: Option<Timestamp>,
+    /// How often something else was asked for since.
+    asked_anew: u64,
     /// When the last check ended.
     last_at: Option<Timestamp>,
     /// Whether failures count.
@@ -64,14 +66,15 @@ impl Checks {
 
     /// Something else is tried from now on: what came of the other means nothing.
     pub(super) fn begin_anew(&mut self) {
+        self.asked_anew += 1;
         self.last_at = None;
         self.failures = 0;
         self.told = Some((HealthState::Starting, None));
     }
 
-    /// Which guest's these are: a check that was begun for an earlier one means nothing.
-    pub(super) const fn life(&self) -> Option<Timestamp> {
-        self.ready_at
+    /// Which guest's these are, and which check's: what was begun for another one means nothing.
+    pub(super) fn life(&self) -> Option<(Timestamp, u64)> {
+        self.ready_at.map(|ready_at| (ready_at, self.asked_anew))
     }
 
     /// When the next check is due.

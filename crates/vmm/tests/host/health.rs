@@ -4,6 +4,8 @@ use lightbyte_api::Span;
 use lightbyte_api::assigned::{Assigned, AssignedVm, WantedVm};
 use lightbyte_api::health::{HealthCheck, HealthProbe, HealthState};
 use lightbyte_api::observed::VmPhase;
+use lightbyte_plan::agent::Action;
+use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::vm::SHUTDOWN_GRACE;
 
 use crate::bench::{Bench, Guest, VM, assigned_vm, vm_id};
@@ -116,6 +118,23 @@ fn another_check_begins_anew() {
     bench.act();
     assert_eq!(health(&bench), Some((HealthState::Starting, None)));
     assert_eq!(bench.observed_vm().map(|observed| observed.restarts), Some(0));
+}
+
+#[test]
+fn what_comes_back_of_an_older_check_means_nothing() {
+    let mut bench = checked(false);
+    bench.after(Span::from_secs(1));
+    let due = bench.agent.actions(bench.now);
+    assert!(matches!(due.as_slice(), [(_, Action::Check(_))]), "{due:?}");
+    let check = HealthCheck { failures: 1, ..HealthCheck::of(HealthProbe::Tcp { port: 81 }) };
+    let assigned = AssignedVm { health: Some(check), ..assigned_vm(3, WantedVm::Running, 0) };
+    bench.assign(VM, Some(Assigned::Vm(assigned)));
+    bench.news(VM);
+    bench.act();
+    assert_eq!(health(&bench), Some((HealthState::Starting, None)), "one at a time");
+    bench.agent.checked(VM, Outcome::Failed("of the other".to_owned()), bench.now);
+    bench.act();
+    assert_eq!(health(&bench), Some((HealthState::Healthy, None)));
 }
 
 #[test]
