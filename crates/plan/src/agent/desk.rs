@@ -223,7 +223,12 @@ impl Desk {
             self.reported.heard = Some((observed.map_or(0, |observed| observed.mod_revision), seen));
         }
         let was_running = match &self.reported.stored {
-            Some(Observed::Vm(stored)) if stored.phase == VmPhase::Running => Some(stored),
+            // A machine that was counted as ended since is another one.
+            Some(Observed::Vm(stored))
+                if stored.phase == VmPhase::Running && stored.restarts == restarts(&self.facts) =>
+            {
+                Some(stored)
+            }
             _ => None,
         };
         let is_found = self.volatile.adopted && self.facts.vmm == VmmState::Running;

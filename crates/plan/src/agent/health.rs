@@ -97,7 +97,7 @@ impl Checks {
             Outcome::Failed(problem) => {
                 self.count |= self.ready_at.is_some_and(|ready_at| later(ready_at, check.grace) <= now);
                 self.failures = if self.count { self.failures.saturating_add(1) } else { 0 };
-                if self.failures >= check.failures && !self.is_unhealthy() {
+                if self.failures >= check.failures && !self.is_told_unhealthy() {
                     let plain = problem.chars().filter(|character| !character.is_control());
                     let plain: String = plain.take(PROBLEM_LENGTH_MAX).collect();
                     self.told = Some((HealthState::Unhealthy, Some(plain)));
@@ -106,9 +106,14 @@ impl Checks {
         }
     }
 
-    /// Whether too many have failed in a row.
+    /// Whether too many have failed in a row, and one of them in the life of this agent: what was reported may be of a machine
+    /// that was there before this one.
     #[must_use]
     pub fn is_unhealthy(&self) -> bool {
+        self.failures > 0 && self.is_told_unhealthy()
+    }
+
+    const fn is_told_unhealthy(&self) -> bool {
         matches!(self.told, Some((HealthState::Unhealthy, _)))
     }
 
