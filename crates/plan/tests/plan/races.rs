@@ -2,6 +2,7 @@
 
 use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source, WantedVolume};
 use lightbyte_api::kinds::image::Part;
+use lightbyte_api::observed::{Observed, ObservedVolume, VolumePhase};
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{ByteSize, Kind, Name, Timestamp, Uid};
 use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Item, News, Reply, Stamped, Step};
@@ -127,5 +128,27 @@ fn a_late_report_that_comes_while_another_gets_lost_does_not_stand() {
     assert!(
         matches!(sent.as_slice(), [(_, Action::Report(report))] if report.own_revision == 13),
         "{sent:?}"
+    );
+}
+
+/// A refusal says what is stored: that is what the next report is guarded by.
+#[test]
+fn a_refused_report_is_not_sent_again_as_it_was() {
+    let mut agent = claiming();
+    agent.reply(OBJECT, Reply::Accepted { revision: 11 });
+    drop(agent.actions(now()));
+    agent
+        .deliver(delivery(12, News::Reported { object: OBJECT, mod_revision: 12 }), now())
+        .expect("fresh news");
+    let sent = agent.actions(now());
+    let [(_, Action::Report(report))] = sent.as_slice() else { panic!("a report: {sent:?}") };
+    let Some(Observed::Volume(claim)) = report.observed.clone() else { panic!("a claim: {report:?}") };
+    let stored = Observed::Volume(ObservedVolume { phase: VolumePhase::Present, ..claim });
+    let observed = Some(Stamped { mod_revision: 13, value: stored });
+    agent.reply(OBJECT, Reply::Refused { observed, assigned_revision: 10 });
+    let sent = agent.actions(now());
+    assert!(
+        matches!(sent.as_slice(), [(_, Action::Report(report))] if report.own_revision == 13),
+        "sent again as it was: {sent:?}"
     );
 }

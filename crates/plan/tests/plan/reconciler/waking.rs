@@ -113,6 +113,18 @@ fn whoever_waits_for_room_wakes_when_there_is_some() {
     check(&full, gone, "vm/a", "on n1, waits: worker `n1` to start it");
 }
 
+/// A VM that was detached from a volume names it no more: only what it held leads from the one to the other.
+#[test]
+fn whoever_waits_for_a_volume_wakes_when_it_is_let_go() {
+    let given = format!(
+        "{BARE}volume data size=1GiB on=n1 held=a
+        vm a nonic on=n1 had=data observed=running
+        vm b nonic attach=data"
+    );
+    let let_go = "vm a nonic on=n1 sequence=2 shape=2 observed=running";
+    check(&given, let_go, "vm/b", "on n1, waits: worker `n1` to start it");
+}
+
 #[test]
 fn a_placed_vm_wakes_for_its_worker_and_its_report() {
     let text = format!("{BARE}vm a on=n1 observed=claimed");
