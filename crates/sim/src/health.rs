@@ -96,8 +96,8 @@ pub(crate) fn check_told(
     Ok(is_sick)
 }
 
-/// A VM that is asked to run is ended for nothing but its health, and only where that is asked for: `step` is about to be
-/// done.
+/// A VM that is asked to run is ended for nothing but its health, and only where that is asked for: judged when the step is
+/// chosen, since a check may come back before it is done.
 pub(crate) fn check_step(worker: &Worker, object: HostObject, step: &Step) -> Checked {
     let vm = VmId::new(object.uid);
     let desk = worker.agent().and_then(|agent| agent.desk(&object));

@@ -205,6 +205,15 @@ pub(crate) fn is_copy(view: &View, object: &ObjectRef) -> bool {
     matches!(asked.spec, Spec::Snapshot(_)) && asked.meta.owner.is_some()
 }
 
+/// Whether this is a copy of a volume that takes them, and lets the old ones go.
+pub(crate) fn is_taken_in_turn(view: &View, object: &ObjectRef) -> bool {
+    let copy = view.asked(object).filter(|_| is_copy(view, object));
+    let owner = copy.and_then(|copy| copy.meta.owner.as_ref());
+    let volume =
+        owner.and_then(|owner| view.living(&owner.object).filter(|asked| asked.meta.uid == owner.uid));
+    matches!(volume.map(|asked| &asked.spec), Some(Spec::Volume(volume::Spec { copies: Some(_), .. })))
+}
+
 /// A copy is let go only when as many newer ones as are kept are where they are to be.
 pub(crate) fn check_copies(key: &Key, write: &Write, before: &View) -> Checked {
     let Key::Asked(object) = key else { return Ok(()) };

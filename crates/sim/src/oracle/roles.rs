@@ -42,8 +42,8 @@ fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
         (Writer::Leader(_), Key::Asked(object)) => match write {
             Write::Put(_, Record::Asked(asked)) => asked.meta.owner.is_some(),
             Write::Put(..) => false,
-            // Which copy may go is judged by `check_copies`.
-            Write::Delete(_) if moves::is_copy(before, object) => true,
+            // Which copy may go when its volume takes copies in turn is judged by `check_copies`.
+            Write::Delete(_) if moves::is_taken_in_turn(before, object) => true,
             Write::Delete(_) => before.asked(object).is_some_and(|asked| {
                 // One batch may ask for the end of a child and carry it out.
                 let owner = asked.meta.owner.as_ref().and_then(|owner| before.asked(&owner.object));
