@@ -9,6 +9,7 @@ use lightbyte_api::{Kind, Timestamp};
 
 use super::facts::{Around, Facts, Leaving, Saved, VmmState, Volatile};
 use super::health::Checks;
+use super::reported::Reported;
 use super::step::{Action, Next, Reply, Report, Step};
 use super::{Stamped, health, vm, volume};
 
@@ -43,27 +44,6 @@ pub struct Desk {
     /// A machine may use this volume.
     used: bool,
     part_problem: Option<String>,
-}
-
-/// What the store holds of this worker's reports on the object, as far as it knows.
-#[derive(Clone, Debug, Default)]
-struct Reported {
-    /// Revision of the stored report; 0 when there is none.
-    revision: u64,
-    stored: Option<Observed>,
-    /// Something else is stored by now, which an earlier run has sent: what is true must be told again.
-    is_overwritten: bool,
-    /// What was heard of the stored report while another was in flight: its revision, and that of the view that had it.
-    heard: Option<(u64, u64)>,
-    in_flight: Option<Option<Observed>>,
-    /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
-    refused_assignment: Option<u64>,
-    /// A claim was sent and its answer was lost: it may be stored, and must be sent again before it can be given up.
-    claim_unsure: bool,
-    /// Whether an inventory has said what is stored. Before that nothing can be guarded, and so nothing is sent.
-    known: bool,
-    /// Whether what is stored has been what was to be said, at any time since this agent began.
-    told: bool,
 }
 
 impl Desk {
@@ -142,8 +122,7 @@ impl Desk {
     pub fn is_empty(&self) -> bool {
         self.wish.is_none()
             && self.facts.is_bare()
-            && self.reported.revision == 0
-            && self.reported.in_flight.is_none()
+            && self.reported.is_nothing()
             && self.step_in_flight.is_none()
     }
 
@@ -180,7 +159,7 @@ impl Desk {
     /// Whether the store has been told by this agent how the object is, or knew it already.
     #[must_use]
     pub const fn is_told(&self) -> bool {
-        self.reported.told
+        self.reported.is_told()
     }
 
     // ------------------------------------------------------------------------------------------------- events
@@ -190,7 +169,7 @@ impl Desk {
         let Some(assigned) = assigned else {
             // Absence never acts: what is saved goes on. Without anything saved there is nothing to go on with.
             self.wish = None;
-            self.reported.known = true;
+            self.reported.make_known();
             return;
         };
         let saved = self.facts.saved.as_ref().map_or(0, |saved| saved.assigned.sequence());
@@ -209,20 +188,13 @@ impl Desk {
         }
         self.wish = Some(assigned);
         // A stream that has begun with an inventory without this object means that no report is stored.
-        self.reported.known = true;
+        self.reported.make_known();
     }
 
-    /// Takes what an inventory says of this worker's own report.
+    /// Takes what an inventory of a view of `seen` says of this worker's own report.
     pub(super) fn adopt_report(&mut self, observed: Option<Stamped<Observed>>, seen: u64) {
-        self.reported.known = true;
-        self.reported.refused_assignment = None;
-        // A report in flight may be newer than the inventory.
-        if self.reported.in_flight.is_none() {
-            self.set_stored(observed);
-        } else {
-            self.reported.heard = Some((observed.map_or(0, |observed| observed.mod_revision), seen));
-        }
-        let was_running = match &self.reported.stored {
+        self.reported.adopt(observed, seen);
+        let was_running = match self.reported.stored() {
             // A machine that was counted as ended since is another one.
             Some(Observed::Vm(stored))
                 if stored.phase == VmPhase::Running && stored.restarts == restarts(&self.facts) =>
@@ -239,56 +211,11 @@ impl Desk {
 
     /// Takes the revision at which a view of `seen` has this worker's report; nought if it has none.
     pub(super) fn note_stored(&mut self, mod_revision: u64, seen: u64) {
-        if self.reported.in_flight.is_some() {
-            // It was either stored, or is refused for what was; or it is lost, and then nothing else tells.
-            self.reported.heard = Some((mod_revision, seen));
-            return;
-        }
-        let is_news = mod_revision != self.reported.revision && seen > self.reported.revision;
-        if self.reported.known && is_news {
-            self.reported.revision = mod_revision;
-            self.reported.is_overwritten = mod_revision != 0;
-            if mod_revision == 0 {
-                self.reported.stored = None;
-            }
-        }
-    }
-
-    fn set_stored(&mut self, observed: Option<Stamped<Observed>>) {
-        self.reported.claim_unsure = false;
-        self.reported.is_overwritten = false;
-        self.reported.revision = observed.as_ref().map_or(0, |observed| observed.mod_revision);
-        self.reported.stored = observed.map(|observed| observed.value);
+        self.reported.note(mod_revision, seen);
     }
 
     pub(super) fn reply(&mut self, reply: Reply) {
-        let Some(sent) = self.reported.in_flight.take() else { return };
-        self.take_reply(reply, sent);
-        if let Some((mod_revision, seen)) = self.reported.heard.take() {
-            self.note_stored(mod_revision, seen);
-        }
-    }
-
-    fn take_reply(&mut self, reply: Reply, sent: Option<Observed>) {
-        match reply {
-            Reply::Accepted { revision } => {
-                self.reported.claim_unsure = false;
-                self.reported.is_overwritten = false;
-                self.reported.revision = if sent.is_some() { revision } else { 0 };
-                self.reported.stored = sent;
-                self.reported.told = true;
-            }
-            Reply::Refused { observed, assigned_revision } => {
-                let was_claim = self.reported.revision == 0;
-                let seen = self.wish.as_ref().map(|wish| wish.mod_revision);
-                if was_claim && observed.is_none() && seen != Some(assigned_revision) {
-                    self.reported.refused_assignment = seen;
-                }
-                self.set_stored(observed);
-            }
-            // Sent again as it was: the guard tells whether the first one was stored.
-            Reply::Lost => self.reported.claim_unsure |= self.reported.revision == 0,
-        }
+        self.reported.reply(reply, self.wish.as_ref().map(|wish| wish.mod_revision));
     }
 
     pub(super) fn observed(&mut self, facts: Facts, step: Option<&Step>, now: Timestamp) {
@@ -408,34 +335,13 @@ impl Desk {
     }
 
     fn report(&mut self, now: Timestamp) -> Option<Report> {
-        if self.reported.in_flight.is_some() || !self.reported.known {
-            return None;
-        }
         let observed = self.wanted_report(now);
-        let is_stored = same_report(self.reported.stored.as_ref(), observed.as_ref());
-        if is_stored && !self.reported.is_overwritten {
-            self.reported.told = true;
-            return None;
-        }
-        let is_claim = self.reported.revision == 0;
-        let assigned_revision = self.wish.as_ref().map(|wish| wish.mod_revision);
-        if is_claim && (assigned_revision.is_none() || assigned_revision == self.reported.refused_assignment)
-        {
-            return None;
-        }
-        self.reported.in_flight = Some(observed.clone());
-        let own_revision = self.reported.revision;
-        Some(Report {
-            object: self.object,
-            observed,
-            own_revision,
-            assigned_revision: assigned_revision.filter(|_| is_claim),
-        })
+        self.reported.send(self.object, observed, self.wish.as_ref().map(|wish| wish.mod_revision))
     }
 
     /// What should be stored; `None` when nothing should.
     fn wanted_report(&self, now: Timestamp) -> Option<Observed> {
-        let stored = self.reported.stored.as_ref();
+        let stored = self.reported.stored();
         match (&self.facts.saved, &self.wish) {
             (Some(saved), _) => match &saved.assigned {
                 Assigned::Vm(assigned) => {
@@ -456,7 +362,7 @@ impl Desk {
                     now,
                 ))),
             },
-            (None, Some(wish)) if !wish.value.is_removal() || self.reported.claim_unsure => {
+            (None, Some(wish)) if !wish.value.is_removal() || self.reported.is_claim_unsure() => {
                 Some(match &wish.value {
                     Assigned::Vm(assigned) => {
                         Observed::Vm(vm::claim(assigned, self.next_shape(&wish.value, 0), now))
@@ -533,7 +439,7 @@ impl Desk {
     fn accept(&self) -> Option<Saved> {
         let wish = self.wish.as_ref()?;
         let Some(saved) = &self.facts.saved else {
-            let claimed = self.reported.revision != 0;
+            let claimed = self.reported.is_stored();
             let fresh = Saved {
                 assigned: wish.value.clone(),
                 restarts: 0,
@@ -542,7 +448,7 @@ impl Desk {
                 off: false,
                 squatted: None,
                 // What was reported as made was made, whatever has become of the record: it is lost, and not made again.
-                created: was_made(self.reported.stored.as_ref()),
+                created: was_made(self.reported.stored()),
             };
             return (claimed && !wish.value.is_removal()).then_some(fresh);
         };
@@ -609,20 +515,6 @@ fn restarts_asked(assigned: &Assigned) -> u64 {
     match assigned {
         Assigned::Vm(assigned) => assigned.restarts_asked,
         Assigned::Volume(_) => 0,
-    }
-}
-
-/// Whether two reports say the same; when it began to be true does not count.
-fn same_report(stored: Option<&Observed>, wanted: Option<&Observed>) -> bool {
-    match (stored, wanted) {
-        (Some(Observed::Vm(stored)), Some(Observed::Vm(wanted))) => {
-            *stored == lightbyte_api::ObservedVm { since: stored.since, ..wanted.clone() }
-        }
-        (Some(Observed::Volume(stored)), Some(Observed::Volume(wanted))) => {
-            *stored == lightbyte_api::ObservedVolume { since: stored.since, ..wanted.clone() }
-        }
-        (None, None) => true,
-        _ => false,
     }
 }
 

@@ -10,7 +10,7 @@
 //! its firewall nor where it listens matters. A guest may lie about itself, and harms nobody else by that.
 
 use lightbyte_api::health::{Health, HealthCheck, HealthState, PROBLEM_LENGTH_MAX};
-use lightbyte_api::observed::{Observed, ObservedVm};
+use lightbyte_api::observed::ObservedVm;
 use lightbyte_api::{Span, Timestamp};
 
 use super::desk::later;
@@ -118,11 +118,7 @@ impl Checks {
     }
 
     /// What is reported of a VM that runs.
-    pub(super) fn report(&self, stored: Option<&Observed>, now: Timestamp) -> Health {
-        let stored = match stored {
-            Some(Observed::Vm(ObservedVm { health: Some(health), .. })) => Some(health),
-            _ => None,
-        };
+    pub(super) fn report(&self, stored: Option<&Health>, now: Timestamp) -> Health {
         let (state, problem) = self.told.clone().unwrap_or((HealthState::Starting, None));
         let since = stored.filter(|stored| stored.state == state).map_or(now, |stored| stored.since);
         Health { state, since, problem }

@@ -20,6 +20,7 @@ pub mod facts;
 pub mod health;
 pub mod parts;
 pub mod probe;
+mod reported;
 pub mod step;
 pub mod vm;
 pub mod volume;

@@ -310,7 +310,6 @@ pub(super) fn report(
     now: Timestamp,
 ) -> ObservedVm {
     let phase = phase(saved, facts, volatile, stored);
-    let stored_report = stored;
     let stored = match stored {
         Some(Observed::Vm(stored)) => Some(stored),
         _ => None,
@@ -326,7 +325,9 @@ pub(super) fn report(
         // An agent that was restarted did not see the boot; what was reported of it still holds.
         boot: volatile.boot.or_else(|| stored.and_then(|stored| stored.boot)),
         health: match (&assigned.health, facts.vmm) {
-            (Some(_), VmmState::Running) => Some(volatile.checks.report(stored_report, now)),
+            (Some(_), VmmState::Running) => {
+                Some(volatile.checks.report(stored.and_then(|stored| stored.health.as_ref()), now))
+            }
             _ => None,
         },
         squatters: probe::squatters(saved, assigned).to_vec(),

@@ -1,0 +1,169 @@
+//! What the store holds of a worker's reports on one object, as far as the worker knows: one report at a time is on its way,
+//! each guarded by the revision of the one before.
+//!
+//! ```text
+//!   send ──> in flight ── accepted ──> stored
+//!              │  │ refused: what is stored is taken, and told anew
+//!              │  └ lost: sent again; its guard tells
+//!              └ heard meanwhile that something else is stored: looked at after the answer
+//! ```
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::observed::Observed;
+
+use super::Stamped;
+use super::step::{Reply, Report};
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reported {
+    /// Revision of the stored report; 0 when there is none.
+    revision: u64,
+    stored: Option<Observed>,
+    /// Something else is stored by now, which an earlier run has sent: what is true must be told again.
+    is_overwritten: bool,
+    /// What was heard of the stored report while another was in flight: its revision, and that of the view that had it.
+    heard: Option<(u64, u64)>,
+    in_flight: Option<Option<Observed>>,
+    /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
+    refused_assignment: Option<u64>,
+    /// A claim was sent and its answer was lost: it may be stored, and must be sent again before it can be given up.
+    claim_unsure: bool,
+    /// Whether an inventory has said what is stored. Before that nothing can be guarded, and so nothing is sent.
+    known: bool,
+    /// Whether what is stored has been what was to be said, at any time since this agent began.
+    told: bool,
+}
+
+impl Reported {
+    /// What was stored last, as far as is known.
+    pub(super) const fn stored(&self) -> Option<&Observed> {
+        self.stored.as_ref()
+    }
+
+    /// Whether a report is stored: the object is claimed.
+    pub(super) const fn is_stored(&self) -> bool {
+        self.revision != 0
+    }
+
+    /// Whether none is stored, and none is on its way.
+    pub(super) const fn is_nothing(&self) -> bool {
+        self.revision == 0 && self.in_flight.is_none()
+    }
+
+    pub(super) const fn is_claim_unsure(&self) -> bool {
+        self.claim_unsure
+    }
+
+    pub(super) const fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// A stream has begun: where it named no report, none is stored.
+    pub(super) const fn make_known(&mut self) {
+        self.known = true;
+    }
+
+    /// Takes what an inventory of a view of `seen` says.
+    pub(super) fn adopt(&mut self, observed: Option<Stamped<Observed>>, seen: u64) {
+        self.known = true;
+        self.refused_assignment = None;
+        // A report in flight may be newer than the inventory.
+        if self.in_flight.is_none() {
+            self.set_stored(observed);
+        } else {
+            self.heard = Some((observed.map_or(0, |observed| observed.mod_revision), seen));
+        }
+    }
+
+    /// Takes the revision at which a view of `seen` has the report; nought if it has none.
+    pub(super) fn note(&mut self, mod_revision: u64, seen: u64) {
+        if self.in_flight.is_some() {
+            // It was either stored, or is refused for what was; or it is lost, and then nothing else tells.
+            self.heard = Some((mod_revision, seen));
+            return;
+        }
+        let is_news = mod_revision != self.revision && seen > self.revision;
+        if self.known && is_news {
+            self.revision = mod_revision;
+            self.is_overwritten = mod_revision != 0;
+            if mod_revision == 0 {
+                self.stored = None;
+            }
+        }
+    }
+
+    fn set_stored(&mut self, observed: Option<Stamped<Observed>>) {
+        self.claim_unsure = false;
+        self.is_overwritten = false;
+        self.revision = observed.as_ref().map_or(0, |observed| observed.mod_revision);
+        self.stored = observed.map(|observed| observed.value);
+    }
+
+    /// Takes the answer to what is in flight. `wish_revision` is that of the assignment that is known.
+    pub(super) fn reply(&mut self, reply: Reply, wish_revision: Option<u64>) {
+        let Some(sent) = self.in_flight.take() else { return };
+        match reply {
+            Reply::Accepted { revision } => {
+                self.claim_unsure = false;
+                self.is_overwritten = false;
+                self.revision = if sent.is_some() { revision } else { 0 };
+                self.stored = sent;
+                self.told = true;
+            }
+            Reply::Refused { observed, assigned_revision } => {
+                let was_claim = self.revision == 0;
+                if was_claim && observed.is_none() && wish_revision != Some(assigned_revision) {
+                    self.refused_assignment = wish_revision;
+                }
+                self.set_stored(observed);
+            }
+            // Sent again as it was: the guard tells whether the first one was stored.
+            Reply::Lost => self.claim_unsure |= self.revision == 0,
+        }
+        if let Some((mod_revision, seen)) = self.heard.take() {
+            self.note(mod_revision, seen);
+        }
+    }
+
+    /// The report to send so that `observed` becomes what is stored; nothing if it is, or if none may be sent now.
+    pub(super) fn send(
+        &mut self,
+        object: HostObject,
+        observed: Option<Observed>,
+        wish_revision: Option<u64>,
+    ) -> Option<Report> {
+        if self.in_flight.is_some() || !self.known {
+            return None;
+        }
+        if same_report(self.stored.as_ref(), observed.as_ref()) && !self.is_overwritten {
+            self.told = true;
+            return None;
+        }
+        let is_claim = self.revision == 0;
+        if is_claim && (wish_revision.is_none() || wish_revision == self.refused_assignment) {
+            return None;
+        }
+        self.in_flight = Some(observed.clone());
+        Some(Report {
+            object,
+            observed,
+            own_revision: self.revision,
+            assigned_revision: wish_revision.filter(|_| is_claim),
+        })
+    }
+}
+
+/// Whether two reports say the same; when it began to be true does not count.
+fn same_report(stored: Option<&Observed>, wanted: Option<&Observed>) -> bool {
+    match (stored, wanted) {
+        (Some(Observed::Vm(stored)), Some(Observed::Vm(wanted))) => {
+            *stored == lightbyte_api::ObservedVm { since: stored.since, ..wanted.clone() }
+        }
+        (Some(Observed::Volume(stored)), Some(Observed::Volume(wanted))) => {
+            *stored == lightbyte_api::ObservedVolume { since: stored.since, ..wanted.clone() }
+        }
+        (None, None) => true,
+        _ => false,
+    }
+}
