@@ -8,10 +8,10 @@ use std::time::Duration;
 use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::Squatter;
+use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{ByteSize, Name, Timestamp, VmId, VolumeId};
 use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
 
-use crate::ended::Ended;
 use crate::peers::Sum;
 
 /// Why a driver could not do it, in words for people: it ends up in the status of the object.
@@ -381,7 +381,7 @@ pub trait Guest: Send + Sync {
     ///
     /// # Errors
     /// When it cannot be read.
-    fn ended(&self, name: &Name) -> Result<Option<Ended>, DriverError>;
+    fn ended(&self, name: &Name) -> Result<Option<EndedVm>, DriverError>;
 
     /// What the guest has said on its console, as far as it is kept: at least the newest MiB; for a week after the VM is forgotten.
     /// To follow it, ask again for what comes next: nothing tells of new bytes. A VM that has said nothing, or is not

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{Name, Timestamp, Uid, VmId};
 
 use crate::console;
@@ -27,15 +28,6 @@ const NAME: &str = "name";
 
 /// Held by whoever keeps or sweeps: half of what is kept is not to be swept.
 static KEEPING: Mutex<()> = Mutex::new(());
-
-/// A VM that is no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Which.
-    pub vm: VmId,
-    /// When nothing was left of it here.
-    pub at: Timestamp,
-}
 
 /// The directory of one.
 pub(crate) fn directory(place: &Path, uid: Uid) -> PathBuf {
@@ -87,7 +79,7 @@ fn sweep_alone(place: &Path) {
 }
 
 /// The newest VM of that name.
-pub(crate) fn find(place: &Path, name: &Name) -> Option<Ended> {
+pub(crate) fn find(place: &Path, name: &Name) -> Option<EndedVm> {
     let now = SystemTime::from(Timestamp::now());
     let found = list(place).into_iter().filter_map(|(at, path)| {
         let at = at.filter(|at| !is_old(*at, now))?;
@@ -96,7 +88,7 @@ pub(crate) fn find(place: &Path, name: &Name) -> Option<Ended> {
         Some((at, uid))
     });
     let (at, uid) = found.max_by_key(|(at, _)| *at)?;
-    Some(Ended { vm: VmId::new(uid), at: Timestamp::try_from(at).ok()? })
+    Some(EndedVm { vm: VmId::new(uid), at: Timestamp::try_from(at).ok()? })
 }
 
 /// All of them, with the time of their end if that is known.

@@ -2,34 +2,31 @@
 //! order of steps fails here as it would there. It outlives agents, as a host does.
 
 mod disks;
+mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::ops::Range;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, HostObject};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::Squatter;
+use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{ByteSize, MacAddress, Name, Timestamp, VmId, VolumeId};
-use lightbyte_guest::protocol::AGENT_PORT;
 use lightbyte_plan::agent::{Leaving, Saved, VmmState};
 use serde::{Deserialize, Serialize};
 
 use self::disks::{FakeDisk, FakeFetched};
 use crate::driver::{
-    ConsoleChunk, ConsoleFrom, DriverError, Drivers, Guest, Listener, Network, Parts, Records, TapState, Vmm,
-    VmmEvent,
+    ConsoleChunk, DriverError, Drivers, Listener, Network, Parts, Records, TapState, Vmm, VmmEvent,
 };
-use crate::ended::{ENDED_MAX, Ended};
-use crate::fake_guest::{Calls, FakeGuest};
+use crate::ended::ENDED_MAX;
+use crate::fake_guest::Calls;
 use crate::files::short;
-use crate::identity;
 use crate::peers::Peers;
 
 /// How much of a console is kept.
@@ -67,7 +64,7 @@ struct State {
     /// Where the last two lives of a console begin.
     lives: BTreeMap<VmId, (u64, u64)>,
     /// VMs of which only the console is left.
-    ended: BTreeMap<Name, Ended>,
+    ended: BTreeMap<Name, EndedVm>,
     /// VMs whose checks fail.
     sick: BTreeSet<VmId>,
     listener: Option<Listener>,
@@ -576,8 +573,8 @@ impl Records for FakeHost {
         if let (Some(Saved { assigned: Assigned::Vm(assigned), .. }), true) =
             (forgotten, state.consoles.contains_key(&vm))
         {
-            let before = state.ended.insert(assigned.name, Ended { vm, at: Timestamp::now() });
-            if let Some(Ended { vm, .. }) = before.filter(|before| before.vm != vm) {
+            let before = state.ended.insert(assigned.name, EndedVm { vm, at: Timestamp::now() });
+            if let Some(EndedVm { vm, .. }) = before.filter(|before| before.vm != vm) {
                 state.consoles.remove(&vm);
                 state.lives.remove(&vm);
             }
@@ -592,64 +589,5 @@ impl Records for FakeHost {
 
     fn list(&self) -> Result<Vec<HostObject>, DriverError> {
         Ok(self.lock().records.keys().copied().collect())
-    }
-}
-
-impl Guest for FakeHost {
-    /// Never waits: the guest is in this process.
-    fn connect(&self, vm: VmId, port: u32, _wait: Duration) -> Result<UnixStream, DriverError> {
-        let mut state = self.lock();
-        let is_sick = state.sick.contains(&vm);
-        let Some(found) = state.vms.get_mut(&vm).filter(|found| found.running) else {
-            return refuse("the guest does not run");
-        };
-        let guest = FakeGuest {
-            identity: identity::of(vm, &found.assigned, ""),
-            memory_bytes: found.assigned.memory.bytes(),
-            started: found.started,
-            sick: is_sick,
-        };
-        let no_connection = || refuse(format!("the guest takes no connection on port {port}"));
-        if port != AGENT_PORT {
-            return no_connection();
-        }
-        found.calls.take(guest).or_else(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => no_connection(),
-            _ => {
-                Err(DriverError::System { context: format!("reach port {port} of the guest"), source: error })
-            }
-        })
-    }
-
-    fn previous_life(&self, vm: VmId) -> Result<Range<u64>, DriverError> {
-        let state = self.lock();
-        let (before, last) = state.lives.get(&vm).copied().unwrap_or_default();
-        let is_ended = state.ended.values().any(|ended| ended.vm == vm);
-        Ok(if is_ended { last..u64::MAX } else { before..last })
-    }
-
-    fn ended(&self, name: &Name) -> Result<Option<Ended>, DriverError> {
-        Ok(self.lock().ended.get(name).copied())
-    }
-
-    fn open_console(&self, vm: VmId) -> Result<UnixStream, DriverError> {
-        let mut state = self.lock();
-        let Some(found) = state.vms.get_mut(&vm).filter(|found| found.running) else {
-            return refuse("the guest does not run");
-        };
-        let host = self.clone();
-        let opened = found.calls.open_console(move |typed| host.lock().say(vm, typed));
-        opened
-            .map_err(|source| DriverError::System { context: "reach the guest's console".to_owned(), source })
-    }
-
-    fn read_console(&self, vm: VmId, from: ConsoleFrom) -> Result<ConsoleChunk, DriverError> {
-        let state = self.lock();
-        let Some(kept) = state.consoles.get(&vm) else { return Ok(ConsoleChunk::default()) };
-        let wanted = from.within(kept.begin..kept.next());
-        let skipped = usize::try_from(wanted.start - kept.begin).unwrap_or(usize::MAX);
-        let length = usize::try_from(wanted.end - wanted.start).unwrap_or(usize::MAX);
-        let bytes = kept.bytes.iter().skip(skipped).take(length).copied().collect();
-        Ok(ConsoleChunk { begin: wanted.start, bytes })
     }
 }

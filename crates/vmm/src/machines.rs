@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lightbyte_api::assigned::{AssignedVm, HostObject};
+use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{ByteSize, Kind, Name, Uid, VmId, VolumeId};
 use lightbyte_guest::protocol;
 use lightbyte_plan::agent::VmmState;
@@ -27,12 +28,11 @@ use lightbyte_plan::agent::vm::SHUTDOWN_GRACE;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::driver::{ConsoleChunk, ConsoleFrom, DriverError, Guest, Listener, Vmm, VmmEvent};
-use crate::ended::{self, Ended};
 use crate::files::Files;
 use crate::minder::Minder;
 use crate::process::{Held, Identity};
 use crate::room::{Room, bind, check_run, refuse, system};
-use crate::{channel, console, identity};
+use crate::{channel, console, ended, identity};
 
 /// How long a guest may take to take the word that it is to shut down.
 const ASK_MAX: Duration = Duration::from_secs(2);
@@ -436,7 +436,7 @@ impl Guest for Machines {
         Ok(if console == self.host.console_file(vm) { before..last } else { last..u64::MAX })
     }
 
-    fn ended(&self, name: &Name) -> Result<Option<Ended>, DriverError> {
+    fn ended(&self, name: &Name) -> Result<Option<EndedVm>, DriverError> {
         Ok(ended::find(&self.host.files.ended(), name))
     }
 

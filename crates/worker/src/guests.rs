@@ -23,7 +23,6 @@ use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{Kind, Name, Uid, VmId};
 use lightbyte_guest::protocol::{self, AGENT_PORT, BODY_BYTES_MAX, CONSOLE_PROTOCOL, EXEC_PROTOCOL};
 use lightbyte_link::{Listener, Problem};
-use lightbyte_vmm::ended::Ended;
 use lightbyte_vmm::{ConsoleFrom, DriverError, Drivers};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink, split};
@@ -359,8 +358,7 @@ async fn ended(
     let name: Name = name
         .parse()
         .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("`{name}` is no name: {error}")))?;
-    let found = guests.ask(move |drivers| drivers.guest.ended(&name)).await?;
-    Ok(Json(found.map(|Ended { vm, at }| EndedVm { vm, at })))
+    Ok(Json(guests.ask(move |drivers| drivers.guest.ended(&name)).await?))
 }
 
 impl Reading {
