@@ -1,0 +1,94 @@
+//! Words of the processes that run for long: a server, and the agent of a VM host.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum, value_parser};
+use lightbyte_api::{ByteSize, Name};
+use lightbyte_link::Endpoint;
+use lightbyte_worker::offer::{CPU_OVERCOMMIT, DISK_RESERVE, VMS_MAX};
+
+/// How VMs of a worker run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WorkerVmm {
+    /// In memory: everything is real but the machines
+    Fake,
+    /// Firecracker microVMs; they need KVM
+    Firecracker,
+    /// QEMU microVMs
+    Qemu,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Server {
+    /// Its name
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// Where it listens: http://ADDRESS:PORT or unix:/PATH
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    pub(crate) listen: Vec<Endpoint>,
+    /// Where others reach it
+    #[arg(long, value_name = "URL")]
+    pub(crate) advertise: Endpoint,
+    /// Where etcd's members are
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    pub(crate) etcd: Vec<String>,
+    /// What stands before every key in etcd
+    #[arg(long, value_name = "PREFIX", default_value = lightbyte_api::key::ROOT)]
+    pub(crate) root: String,
+    /// Where it keeps the parts of images that are imported, by checksum; without it nobody can import through it.
+    /// A worker on the same host may use the same directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parts: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Worker {
+    /// Its name
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// Where it keeps its identity and its VMs
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    /// Where the servers are
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    pub(crate) server: Vec<Endpoint>,
+    /// How VMs run; Firecracker where KVM is usable and it is installed, and QEMU elsewhere, when left out
+    #[arg(long, value_enum)]
+    pub(crate) vmm: Option<WorkerVmm>,
+    /// Firecracker; the one in PATH when left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) firecracker: Option<PathBuf>,
+    /// Firecracker's jailer; the one beside it or in PATH when left out
+    #[arg(long, value_name = "FILE", conflicts_with = "no_jailer")]
+    pub(crate) jailer: Option<PathBuf>,
+    /// Where jails are, on the file system of the state; a directory in the state when left out
+    #[arg(long, value_name = "DIR", conflicts_with = "no_jailer")]
+    pub(crate) jails: Option<PathBuf>,
+    /// Runs Firecracker with the worker's own rights
+    #[arg(long)]
+    pub(crate) no_jailer: bool,
+    /// The virtual CPUs that it offers to VMs; what the overcommit gives when left out
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u64>,
+    /// How many virtual CPUs it offers for each CPU of the host
+    #[arg(long, value_name = "N", default_value_t = CPU_OVERCOMMIT, value_parser = value_parser!(u64).range(1..=64))]
+    pub(crate) cpu_overcommit: u64,
+    /// The memory that it offers to VMs; seven eighths, and never the last 1GiB, when left out
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<ByteSize>,
+    /// The most VMs that it takes
+    #[arg(long, value_name = "N", default_value_t = VMS_MAX)]
+    pub(crate) vms_max: u64,
+    /// What stays free of the disk: no disk is made, grown or fetched when there is less
+    #[arg(long, value_name = "SIZE", default_value_t = DISK_RESERVE)]
+    pub(crate) disk_reserve: ByteSize,
+    /// Where it serves consoles and the like
+    #[arg(long, value_name = "URL")]
+    pub(crate) listen: Option<Endpoint>,
+    /// Where the parts of images are kept, by checksum; what is missing is fetched
+    #[arg(long, value_name = "DIR", required_if_eq_any([("vmm", "qemu"), ("vmm", "firecracker")]))]
+    pub(crate) images: Option<PathBuf>,
+    /// Where the sockets of VMs are; on a tmpfs, and short
+    #[arg(long, value_name = "DIR", default_value = "/run/lightbyte/vm")]
+    pub(crate) run: PathBuf,
+}
