@@ -66,13 +66,13 @@ pub(crate) const VERBS: &[Verb] = &[
     },
     Verb {
         name: "planted",
-        words: "",
-        about: "plant known bugs in a copy and see that each turns red",
+        words: "[NAME]…",
+        about: "plant known bugs in a copy and see that each turns red; NAME is how a patch's name begins",
         run: planted::run,
     },
     Verb {
         name: "bench",
-        words: "[placement|dispatch|boot]… [--runs N] [--nodes N] [--json FILE] [--yes]",
+        words: "[placement|dispatch|boot|host]… [--runs N] [--nodes N] [--json FILE] [--yes]",
         about: "what lightbyte adds, beside a raw baseline in the same run",
         run: bench::run,
     },
@@ -166,8 +166,7 @@ fn dispatch() -> Result<ExitCode> {
 fn usage() -> String {
     let mut text = String::from("usage: cargo xtask VERB\n");
     for verb in VERBS {
-        let left = format!("{} {}", verb.name, verb.words);
-        text.push_str(&format!("\n  {left:<40}{}", verb.about));
+        text.push_str(&format!("\n  {} {}\n          {}", verb.name, verb.words, verb.about));
     }
     text
 }

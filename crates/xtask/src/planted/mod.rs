@@ -29,7 +29,7 @@ use self::tree::Tree;
 use crate::counts::Counts;
 use crate::stages::Outcome;
 use crate::workspace::{PROFILE, Workspace};
-use crate::{flags, process, sim};
+use crate::{WrongWords, process, sim};
 
 /// A planted bug may make a run endless. It is stopped after this many seconds and counts as unnoticed.
 const RUN_SECONDS_MAX: &str = "120";
@@ -39,8 +39,10 @@ const OUTPUT_BYTES_MAX: u64 = 64 << 20;
 
 /// `cargo xtask planted`.
 pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
-    flags(words, &[])?;
-    Ok(match stage(workspace)? {
+    if let Some(word) = words.iter().find(|word| word.starts_with('-')) {
+        return Err(WrongWords::error(format!("unknown word `{word}`")));
+    }
+    Ok(match some(workspace, words)? {
         Outcome::Counted(Counts { failed: 0, .. }) => ExitCode::SUCCESS,
         Outcome::Skipped(why) => {
             eprintln!("nothing to do: {why}");
@@ -52,7 +54,19 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
 
 /// The planted bugs as a stage of `test`; each counts as one.
 pub(crate) fn stage(workspace: &Workspace) -> Result<Outcome> {
-    let patches = patch::read_all(&workspace.root.join("crates/sim/planted"))?;
+    some(workspace, &[])
+}
+
+/// The planted bugs whose names begin with one of `prefixes`; without any, all.
+fn some(workspace: &Workspace, prefixes: &[String]) -> Result<Outcome> {
+    let mut patches = patch::read_all(&workspace.root.join("crates/sim/planted"))?;
+    if let Some(prefix) =
+        prefixes.iter().find(|prefix| patches.iter().all(|patch| !patch.name.starts_with(*prefix)))
+    {
+        return Err(WrongWords::error(format!("no patch in crates/sim/planted begins with `{prefix}`")));
+    }
+    patches
+        .retain(|patch| prefixes.is_empty() || prefixes.iter().any(|prefix| patch.name.starts_with(prefix)));
     if patches.is_empty() {
         return Ok(Outcome::Skipped("crates/sim/planted holds no patch".into()));
     }
