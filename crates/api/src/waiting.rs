@@ -106,8 +106,8 @@ pub enum WaitingOn {
     VolumeElsewhere {
         /// One of them.
         volume: Name,
-        /// Where it is.
-        worker: Name,
+        /// Where it is; none while that worker's own record cannot be read.
+        worker: Option<Name>,
     },
     /// The disk that it is made from is not there yet.
     Source {
@@ -296,8 +296,8 @@ impl WaitingOn {
             WaitingOn::VolumeHeld { volume, by } => {
                 format!("`lightbyte detach volume/{volume} {by}` first, or attach it read-only to all")
             }
-            WaitingOn::VolumeElsewhere { volume, worker } => format!(
-                "detach volume/{volume}, or use one on the VM's worker; a snapshot of it makes another on `{worker}`"
+            WaitingOn::VolumeElsewhere { volume, .. } => format!(
+                "detach volume/{volume}, or use one on the VM's worker; a snapshot of it makes another beside it"
             ),
             WaitingOn::VolumeGiven { volume } => format!("`lightbyte why volume/{volume}` says more"),
             WaitingOn::Source { object } => format!("`lightbyte why {object}` says more"),
@@ -377,8 +377,11 @@ impl fmt::Display for WaitingOn {
             }
             WaitingOn::VolumeHeld { volume, by } => write!(formatter, "volume/{volume} is attached to {by}"),
             WaitingOn::VolumeGiven { volume } => write!(formatter, "volume/{volume} to be given to it"),
-            WaitingOn::VolumeElsewhere { volume, worker } => {
+            WaitingOn::VolumeElsewhere { volume, worker: Some(worker) } => {
                 write!(formatter, "volume/{volume} is on worker `{worker}`, and it cannot be there")
+            }
+            WaitingOn::VolumeElsewhere { volume, worker: None } => {
+                write!(formatter, "volume/{volume} is on another worker, and it cannot be there")
             }
             WaitingOn::Source { object } => write!(formatter, "{object} is not made yet"),
             WaitingOn::WorkerAway { worker } => write!(formatter, "worker `{worker}`, which is away"),

@@ -440,6 +440,9 @@ impl Reconciler {
         }
         if let Some(worker) = view.worker_id(object) {
             self.wake_worker(view, worker);
+        }
+        // Also by one that cannot be read any more: a reason may name it.
+        if object.kind == Kind::Worker {
             self.wake_bystanders();
         }
     }
@@ -466,6 +469,7 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
             | On::WorkerRoom { .. }
             | On::WorkerPorts { .. }
             | On::WorkerClosed { .. }
+            | On::VolumeElsewhere { .. }
             | On::Address { .. }
             | On::Squatted { .. }
             | On::InUse { .. }

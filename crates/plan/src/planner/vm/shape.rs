@@ -207,8 +207,8 @@ pub(super) fn assigned_disk(disk: &Disk, placed: &PlacedDisk) -> AssignedDisk {
 
 /// A volume is on a worker where the VM is not.
 pub(super) fn elsewhere(view: &View, volume: &Name, worker: WorkerId) -> WaitingOn {
-    let name = view.object_of(worker.uid()).map(|object| object.name.clone());
-    WaitingOn::VolumeElsewhere { volume: volume.clone(), worker: name.unwrap_or_else(|| volume.clone()) }
+    let worker = view.object_of(worker.uid()).map(|object| object.name.clone());
+    WaitingOn::VolumeElsewhere { volume: volume.clone(), worker }
 }
 
 /// Asks for more of the VM's own disks that are to be larger.
