@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lightbyte_api::assigned::HostObject;
+use lightbyte_api::assigned::{HostObject, WantedVolume};
 use lightbyte_api::kinds::{snapshot, vm, volume};
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::{Observed, VolumePhase};
@@ -213,14 +213,22 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, asked: &Asked, workers
 
 /// Whether the disk has vanished, or what it is to be made from has.
 pub(crate) fn never_comes(view: &View, workers: &[Worker], disk: VolumeId) -> bool {
+    let host_object = HostObject { kind: Kind::Volume, uid: disk.uid() };
+    // What a worker has given up is nothing that anybody gets: it may be older than what was lost.
+    let counts = |worker: &Worker| match view.assigned(worker.id, host_object).map(AsRef::as_ref) {
+        Some(lightbyte_api::Assigned::Volume(assigned)) => {
+            assigned.arriving.is_none()
+                && matches!(assigned.wanted, WantedVolume::Present | WantedVolume::Held)
+        }
+        _ => false,
+    };
     let has = |worker: &Worker| worker.host.disks().contains(&disk) && !worker.lost.contains(&disk);
-    if workers.iter().any(has) {
+    if workers.iter().any(|worker| counts(worker) && has(worker)) {
         return false;
     }
     if workers.iter().any(|worker| worker.lost.contains(&disk)) {
         return true;
     }
-    let host_object = HostObject { kind: Kind::Volume, uid: disk.uid() };
     workers.iter().any(|worker| {
         let Some(assigned) = view.assigned(worker.id, host_object) else { return false };
         match assigned.as_ref() {
