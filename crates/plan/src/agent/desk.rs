@@ -215,7 +215,7 @@ impl Desk {
     }
 
     pub(super) fn reply(&mut self, reply: Reply) {
-        self.reported.reply(reply, self.wish.as_ref().map(|wish| wish.mod_revision));
+        self.reported.reply(reply);
     }
 
     pub(super) fn observed(&mut self, facts: Facts, step: Option<&Step>, now: Timestamp) {

@@ -24,7 +24,7 @@ pub(super) struct Reported {
     is_overwritten: bool,
     /// What was heard of the stored report while another was in flight: its revision, and that of the view that had it.
     heard: Option<(u64, u64)>,
-    in_flight: Option<Option<Observed>>,
+    in_flight: Option<Sent>,
     /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
     refused_assignment: Option<u64>,
     /// A claim was sent and its answer was lost: it may be stored, and must be sent again before it can be given up.
@@ -33,6 +33,14 @@ pub(super) struct Reported {
     known: bool,
     /// Whether what is stored has been what was to be said, at any time since this agent began.
     told: bool,
+}
+
+/// A report on its way.
+#[derive(Clone, Debug)]
+struct Sent {
+    observed: Option<Observed>,
+    /// The revision of the assignment that it claims. Another may have come since.
+    claims: Option<u64>,
 }
 
 impl Reported {
@@ -100,21 +108,20 @@ impl Reported {
         self.stored = observed.map(|observed| observed.value);
     }
 
-    /// Takes the answer to what is in flight. `wish_revision` is that of the assignment that is known.
-    pub(super) fn reply(&mut self, reply: Reply, wish_revision: Option<u64>) {
+    /// Takes the answer to what is in flight.
+    pub(super) fn reply(&mut self, reply: Reply) {
         let Some(sent) = self.in_flight.take() else { return };
         match reply {
             Reply::Accepted { revision } => {
                 self.claim_unsure = false;
                 self.is_overwritten = false;
-                self.revision = if sent.is_some() { revision } else { 0 };
-                self.stored = sent;
+                self.revision = if sent.observed.is_some() { revision } else { 0 };
+                self.stored = sent.observed;
                 self.told = true;
             }
             Reply::Refused { observed, assigned_revision } => {
-                let was_claim = self.revision == 0;
-                if was_claim && observed.is_none() && wish_revision != Some(assigned_revision) {
-                    self.refused_assignment = wish_revision;
+                if observed.is_none() && sent.claims.is_some_and(|claimed| claimed != assigned_revision) {
+                    self.refused_assignment = sent.claims;
                 }
                 self.set_stored(observed);
             }
@@ -144,13 +151,9 @@ impl Reported {
         if is_claim && (wish_revision.is_none() || wish_revision == self.refused_assignment) {
             return None;
         }
-        self.in_flight = Some(observed.clone());
-        Some(Report {
-            object,
-            observed,
-            own_revision: self.revision,
-            assigned_revision: wish_revision.filter(|_| is_claim),
-        })
+        let claims = wish_revision.filter(|_| is_claim);
+        self.in_flight = Some(Sent { observed: observed.clone(), claims });
+        Some(Report { object, observed, own_revision: self.revision, assigned_revision: claims })
     }
 }
 

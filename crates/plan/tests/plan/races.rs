@@ -1,4 +1,4 @@
-//! Two races between a claim and the end of its object, which the simulator did not meet and a reader did.
+//! Races between claims, reports and what they are about, which the simulator met seldom or a reader found.
 
 use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source, WantedVolume};
 use lightbyte_api::kinds::image::Part;
@@ -151,4 +151,22 @@ fn a_refused_report_is_not_sent_again_as_it_was() {
         matches!(sent.as_slice(), [(_, Action::Report(report))] if report.own_revision == 13),
         "sent again as it was: {sent:?}"
     );
+}
+
+/// A claim on an older assignment is refused when the newer one is known already: the refusal is about the older.
+#[test]
+fn a_refusal_of_a_claim_says_nothing_of_an_assignment_that_came_since() {
+    let mut agent = claiming();
+    let next = News::Change { object: OBJECT, assigned: Some(assigned(2, WantedVolume::Present)) };
+    agent.deliver(delivery(20, next), now()).expect("fresh news");
+    // What the answer names may be something in between.
+    for named in [15, 20] {
+        let mut agent = agent.clone();
+        agent.reply(OBJECT, Reply::Refused { observed: None, assigned_revision: named });
+        let actions = agent.actions(now());
+        assert!(
+            matches!(actions.as_slice(), [(_, Action::Report(report))] if report.assigned_revision == Some(20)),
+            "the newer assignment is never claimed: {actions:?}"
+        );
+    }
 }
