@@ -53,7 +53,8 @@ pub(crate) async fn serve(agent: Rc<Agent>) {
                 let page = page(&agent);
                 async move { Ok::<_, Infallible>(page) }
             });
-            let _ = builder().serve_connection(TokioIo::new(stream), service).await;
+            // One that has said all that it wants to may still listen, as `nc` does when its input ends.
+            let _ = builder().half_close(true).serve_connection(TokioIo::new(stream), service).await;
             drop(place);
         });
     }
