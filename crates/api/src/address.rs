@@ -1,7 +1,7 @@
-//! IPv4 subnets and MAC addresses, as far as lightbyte speaks of them.
+//! Subnets and MAC addresses, as far as lightbyte speaks of them.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -13,73 +13,165 @@ pub struct Subnet {
     prefix_length: u8,
 }
 
-/// Why a text is no [`Subnet`] or no [`MacAddress`].
+/// An IPv6 subnet (RFC 4291, 2.3), with all host bits zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subnet6 {
+    base: Ipv6Addr,
+    prefix_length: u8,
+}
+
+/// Why a text is no subnet or no [`MacAddress`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Not of the form `a.b.c.d/length`.
     #[error("`{0}` is not a subnet such as 10.77.0.0/16")]
     Subnet(String),
+    /// Not of the form `a:b::/length`.
+    #[error("`{0}` is not a subnet of IPv6 such as fd00:77::/64")]
+    Subnet6(String),
     /// Host bits are set.
     #[error("`{0}` has host bits set; the subnet is `{1}`")]
-    HostBits(String, Subnet),
+    HostBits(String, String),
     /// Not six pairs of hexadecimal digits.
     #[error("`{0}` is not a MAC address such as 02:00:5e:10:00:01")]
     Mac(String),
 }
 
+macro_rules! subnet {
+    ($subnet:ident, $address:ident, $number:ident, $bits:literal) => {
+        impl $subnet {
+            /// The subnet of that prefix length that `address` lies in. A length over the address's counts as that.
+            #[must_use]
+            pub fn of(address: $address, prefix_length: u8) -> $subnet {
+                let prefix_length = prefix_length.min($bits);
+                let base = $address::from($number::from(address) & Self::mask(prefix_length));
+                $subnet { base, prefix_length }
+            }
+
+            /// The network address.
+            #[must_use]
+            pub const fn base(self) -> $address {
+                self.base
+            }
+
+            /// The length of the prefix in bits.
+            #[must_use]
+            pub const fn prefix_length(self) -> u8 {
+                self.prefix_length
+            }
+
+            /// Whether `address` lies in it.
+            #[must_use]
+            pub fn contains(self, address: $address) -> bool {
+                $number::from(address) & Self::mask(self.prefix_length) == $number::from(self.base)
+            }
+
+            fn mask(prefix_length: u8) -> $number {
+                $number::MAX.checked_shl($bits - u32::from(prefix_length)).unwrap_or(0)
+            }
+        }
+
+        impl FromStr for $subnet {
+            type Err = AddressError;
+            fn from_str(text: &str) -> Result<$subnet, AddressError> {
+                let bad = || AddressError::$subnet(text.to_owned());
+                let (address, length) = text.split_once('/').ok_or_else(bad)?;
+                let address: $address = address.parse().map_err(|_| bad())?;
+                let prefix_length: u8 =
+                    length.parse().ok().filter(|length| *length <= $bits).ok_or_else(bad)?;
+                let subnet = $subnet::of(address, prefix_length);
+                if subnet.base == address {
+                    Ok(subnet)
+                } else {
+                    Err(AddressError::HostBits(text.to_owned(), subnet.to_string()))
+                }
+            }
+        }
+
+        impl fmt::Display for $subnet {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, "{}/{}", self.base, self.prefix_length)
+            }
+        }
+    };
+}
+subnet!(Subnet, Ipv4Addr, u32, 32);
+subnet!(Subnet6, Ipv6Addr, u128, 128);
+
 impl Subnet {
-    /// The subnet of that prefix length that `address` lies in. A length over 32 counts as 32.
-    #[must_use]
-    pub fn of(address: Ipv4Addr, prefix_length: u8) -> Subnet {
-        let prefix_length = prefix_length.min(32);
-        Subnet { base: Ipv4Addr::from(u32::from(address) & mask(prefix_length)), prefix_length }
-    }
-
-    /// The network address.
-    #[must_use]
-    pub const fn base(self) -> Ipv4Addr {
-        self.base
-    }
-
-    /// The prefix length in bits, 0 to 32.
-    #[must_use]
-    pub const fn prefix_length(self) -> u8 {
-        self.prefix_length
-    }
-
-    /// Whether `address` lies in it.
-    #[must_use]
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        u32::from(address) & mask(self.prefix_length) == u32::from(self.base)
-    }
-
     /// The broadcast address.
     #[must_use]
     pub fn broadcast(self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.base) | !mask(self.prefix_length))
+        Ipv4Addr::from(u32::from(self.base) | !Subnet::mask(self.prefix_length))
     }
 }
 
-fn mask(prefix_length: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(prefix_length)).unwrap_or(0)
+/// The last half of an IPv6 address, which says whose it is in its subnet (RFC 4291, 2.5.1). A network card's is the IPv4
+/// address that it holds: so nobody else of its network has it, and it can be read off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InterfaceId(u64);
+
+impl InterfaceId {
+    /// That of a card with an IPv4 address.
+    #[must_use]
+    pub fn of(address: Ipv4Addr) -> InterfaceId {
+        InterfaceId(u64::from(u32::from(address)))
+    }
+
+    /// Its bits.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The address with it in a subnet. What the subnet's prefix covers is the subnet's.
+    #[must_use]
+    pub fn within(self, subnet: Subnet6) -> Ipv6Addr {
+        let own = u128::from(self.0) & !Subnet6::mask(subnet.prefix_length);
+        Ipv6Addr::from(u128::from(subnet.base) | own)
+    }
+
+    /// The address with it that is good on its link alone (RFC 4291, 2.5.6).
+    #[must_use]
+    pub fn link_local(self) -> Ipv6Addr {
+        self.within(Subnet6::of(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64))
+    }
 }
 
-impl FromStr for Subnet {
+/// A subnet of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cidr {
+    /// Of IPv4.
+    V4(Subnet),
+    /// Of IPv6.
+    V6(Subnet6),
+}
+
+impl Cidr {
+    /// One address alone.
+    #[must_use]
+    pub fn only(address: IpAddr) -> Cidr {
+        match address {
+            IpAddr::V4(address) => Cidr::V4(Subnet::of(address, 32)),
+            IpAddr::V6(address) => Cidr::V6(Subnet6::of(address, 128)),
+        }
+    }
+}
+
+impl FromStr for Cidr {
     type Err = AddressError;
-    fn from_str(text: &str) -> Result<Subnet, AddressError> {
-        let bad = || AddressError::Subnet(text.to_owned());
-        let (address, length) = text.split_once('/').ok_or_else(bad)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
-        let prefix_length: u8 = length.parse().ok().filter(|length| *length <= 32).ok_or_else(bad)?;
-        let base = Ipv4Addr::from(u32::from(address) & mask(prefix_length));
-        let subnet = Subnet { base, prefix_length };
-        if base == address { Ok(subnet) } else { Err(AddressError::HostBits(text.to_owned(), subnet)) }
+    fn from_str(text: &str) -> Result<Cidr, AddressError> {
+        if text.contains(':') { text.parse().map(Cidr::V6) } else { text.parse().map(Cidr::V4) }
     }
 }
 
-impl fmt::Display for Subnet {
+impl fmt::Display for Cidr {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.base, self.prefix_length)
+        match self {
+            Cidr::V4(subnet) => subnet.fmt(formatter),
+            Cidr::V6(subnet) => subnet.fmt(formatter),
+        }
     }
 }
 
@@ -171,7 +263,7 @@ macro_rules! serde_as_text {
         }
     )*};
 }
-serde_as_text!(Subnet, MacAddress);
+serde_as_text!(Subnet, Subnet6, Cidr, MacAddress);
 
 #[cfg(test)]
 mod tests {
@@ -190,6 +282,29 @@ mod tests {
         check("10.77.0.1/16", "`10.77.0.1/16` has host bits set; the subnet is `10.77.0.0/16`");
         check("10.77.0.0", "`10.77.0.0` is not a subnet such as 10.77.0.0/16");
         check("10.77.0.0/33", "`10.77.0.0/33` is not a subnet such as 10.77.0.0/16");
+    }
+
+    #[test]
+    fn a_subnet_of_ipv6_is_read_alike() {
+        let check = |text: &str, expect: &str| {
+            let found = text.parse::<Cidr>();
+            assert_eq!(found.map_or_else(|error| error.to_string(), |subnet| subnet.to_string()), expect);
+        };
+        check("fd00:77::/64", "fd00:77::/64");
+        check("::/0", "::/0");
+        check("10.77.0.0/16", "10.77.0.0/16");
+        check("fd00:77::1/64", "`fd00:77::1/64` has host bits set; the subnet is `fd00:77::/64`");
+        check("fd00:77::", "`fd00:77::` is not a subnet of IPv6 such as fd00:77::/64");
+        check("fd00:77::/129", "`fd00:77::/129` is not a subnet of IPv6 such as fd00:77::/64");
+    }
+
+    #[test]
+    fn a_card_s_ipv6_address_is_made_from_its_ipv4_address() {
+        let id = InterfaceId::of(Ipv4Addr::new(10, 77, 0, 5));
+        let within = |subnet: &str| id.within(subnet.parse().expect("a subnet")).to_string();
+        assert_eq!(within("fd00:77::/64"), "fd00:77::a4d:5");
+        assert_eq!(within("fd00:77::ffff:0:0/96"), "fd00:77::ffff:a4d:5");
+        assert_eq!(id.link_local().to_string(), "fe80::a4d:5");
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Assignments: what a worker is to do, fully resolved. There is no choice left in them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::address::MacAddress;
+use crate::address::{InterfaceId, MacAddress};
 use crate::firewall::Wall;
 use crate::first_boot::FirstBoot;
 use crate::health::HealthCheck;
@@ -119,7 +119,10 @@ pub struct AssignedNic {
     pub gateway: Option<Ipv4Addr>,
     /// The name servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
+    /// Its IPv6; without, it speaks none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<AssignedIpv6>,
     /// The largest packets; those of Ethernet without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
@@ -129,6 +132,22 @@ pub struct AssignedNic {
     /// Which ports of the worker lead here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortForward>,
+}
+
+/// The IPv6 of a network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedIpv6 {
+    /// The last half of each of its addresses.
+    pub interface: InterfaceId,
+    /// Its address; without, those that routers advertise the first half of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv6Addr>,
+    /// The length of the subnet's prefix.
+    #[serde(default)]
+    pub prefix_length: u8,
+    /// The gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// A disk on its worker: a volume's, or a snapshot's, which is the same there.

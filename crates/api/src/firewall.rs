@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::address::Subnet;
+use crate::address::Cidr;
 use crate::reader::Reader;
 
 /// How many rules a firewall has at most: each is looked at for each new connection.
@@ -44,7 +44,7 @@ pub struct Rule {
 #[serde(rename_all = "lowercase")]
 pub enum From {
     /// Those from these addresses.
-    Cidr(Subnet),
+    Cidr(Cidr),
     /// Those from VMs that have all these labels, whichever they are at the time.
     Labels(BTreeMap<String, String>),
 }
@@ -142,7 +142,7 @@ pub struct Wall {
 pub struct Opening {
     /// From these addresses; from anybody if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub from: Vec<Subnet>,
+    pub from: Vec<Cidr>,
     /// Of this protocol.
     pub protocol: Protocol,
     /// To these ports; to all if there are none.
@@ -181,7 +181,7 @@ fn read_rule(fields: &mut Reader<'_>) -> Option<Rule> {
 }
 
 fn read_from(fields: &mut Reader<'_>) -> Option<From> {
-    let cidr: Option<Subnet> = fields.optional("cidr");
+    let cidr: Option<Cidr> = fields.optional("cidr");
     let labels: Option<BTreeMap<String, String>> = fields.optional("labels");
     let group: Option<String> = fields.optional("group");
     if group.is_some() {

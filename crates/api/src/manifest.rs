@@ -182,6 +182,30 @@ mod tests {
                  (name a smaller range with pool_first and pool_last)",
             ],
         );
+        let network = |more: Value| {
+            let mut spec = json!({"subnet": "10.0.0.0/24"});
+            spec.as_object_mut().expect("fields").extend(more.as_object().cloned().expect("fields"));
+            json!({"kind": "network", "name": "lan", "spec": spec})
+        };
+        check(
+            &network(json!({"subnet6": "fd00::/97", "gateway6": "2001:db8::1"})),
+            &[
+                "spec.subnet6: fd00::/97 is too small (the last 32 bits are the VM's IPv4 address; a /96 is the least)",
+                "spec.gateway6: 2001:db8::1 is neither in fd00::/97 nor link-local",
+            ],
+        );
+        check(
+            &network(json!({"subnet6": "auto", "gateway6": "fe80::1"})),
+            &[
+                "spec.gateway6: is what routers say where subnet6 is `auto` (leave it out, or name the subnet)",
+            ],
+        );
+        check(&network(json!({"gateway6": "fe80::1"})), &["spec.gateway6: needs subnet6"]);
+        check(
+            &network(json!({"subnet6": "fd00::1/64"})),
+            &["spec.subnet6: `fd00::1/64` has host bits set; the subnet is `fd00::/64`"],
+        );
+        check(&network(json!({"subnet6": "fd00::/64", "gateway6": "fe80::1", "dns": ["fd00::53"]})), &[]);
         check(
             &json!({"kind": "image", "name": "demo", "spec": {"current": "v1", "versions": [{"version": "v2", "kernel": {"sha256": "ab", "size": 1}}]}}),
             &[

@@ -209,6 +209,8 @@ fn ground(workers: usize) -> Result<Vec<Write>> {
         pool_last: Ipv4Addr::new(10, 77, 255, 254),
         bridge: "br0".to_owned(),
         mtu: None,
+        subnet6: None,
+        gateway6: None,
     };
     writes.push(asked(
         ObjectRef::new(Kind::Network, name("default")?),

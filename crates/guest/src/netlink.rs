@@ -1,10 +1,10 @@
-//! The few rtnetlink requests that a guest needs: link up, MTU, address, default route. Blocking: the kernel answers at once.
+//! The few rtnetlink requests that a guest needs: link up, MTU, token, address, default route. Blocking: the kernel answers at once.
 //!
-//! Written out by hand because these are five messages; a netlink library would double the agent's size.
+//! Written out by hand because these are six messages; a netlink library would double the agent's size.
 //! Source: rtnetlink(7), netlink(7).
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -20,8 +20,15 @@ const FLAG_REPLACE: u16 = 0x100;
 const FLAG_CREATE: u16 = 0x400;
 const LINK_UP: u32 = 1;
 const IFLA_MTU: u16 = 4;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_TOKEN: u16 = 7;
+/// What an attribute that holds others has set in its kind.
+const NESTED: u16 = 0x8000;
+const INET6: u8 = 10;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+/// Nobody is asked whether they have the address: the host has.
+const ADDRESS_UNASKED: u8 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const ROUTE_TABLE_MAIN: u8 = 254;
@@ -62,6 +69,18 @@ impl Netlink {
         // Neither flags nor a mask of them: it stays up or down.
         body.extend_from_slice(&[0; 8]);
         attribute(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
+        self.request(RTM_NEWLINK, 0, &body)
+    }
+
+    /// Sets the last half of the IPv6 addresses that routers advertise the first half of.
+    pub(crate) fn set_token(&mut self, index: u32, token: Ipv6Addr) -> io::Result<()> {
+        let mut body = vec![0, 0, 0, 0];
+        body.extend_from_slice(&index.to_ne_bytes());
+        body.extend_from_slice(&[0; 8]);
+        let (mut of_family, mut of_inet6) = (Vec::new(), Vec::new());
+        attribute(&mut of_inet6, IFLA_INET6_TOKEN, &token.octets());
+        attribute(&mut of_family, NESTED | u16::from(INET6), &of_inet6);
+        attribute(&mut body, NESTED | IFLA_AF_SPEC, &of_family);
         self.request(RTM_NEWLINK, 0, &body)
     }
 
@@ -124,7 +143,8 @@ fn error_of(answer: &[u8]) -> Option<i32> {
 }
 
 fn address_body(index: u32, address: IpAddr, length: u8) -> Vec<u8> {
-    let mut body = vec![family(address), length, 0, 0];
+    let flags = if address.is_ipv6() { ADDRESS_UNASKED } else { 0 };
+    let mut body = vec![family(address), length, flags, 0];
     body.extend_from_slice(&index.to_ne_bytes());
     attribute(&mut body, IFA_LOCAL, &octets(address));
     attribute(&mut body, IFA_ADDRESS, &octets(address));
@@ -132,7 +152,7 @@ fn address_body(index: u32, address: IpAddr, length: u8) -> Vec<u8> {
 }
 
 fn family(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 2 } else { 10 }
+    if address.is_ipv4() { 2 } else { INET6 }
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use lightbyte_guest::protocol::{Identity, Nic};
+use lightbyte_guest::protocol::{Identity, Ipv6, Nic};
 
 use crate::boot::read_limited;
 use crate::netlink::Netlink;
@@ -63,6 +63,7 @@ fn check(identity: &Identity) -> anyhow::Result<()> {
     }
     for nic in &identity.nics {
         parse(&nic.address).with_context(|| format!("{} is no address with a length", nic.address))?;
+        nic.ipv6.as_ref().map_or(Ok(Vec::new()), addresses6)?;
     }
     Ok(())
 }
@@ -73,19 +74,77 @@ fn add(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
     if let Some(mtu) = nic.mtu {
         netlink.set_mtu(index, mtu).context("set its MTU")?;
     }
-    // The address first: an interface that comes up announces those that it has.
+    // The addresses first: an interface that comes up announces those that it has.
     netlink.add_address(index, address, length).context("set its address")?;
+    prepare_ipv6(netlink, index, nic).context("set up IPv6")?;
     netlink.link_up(index).context("bring it up")?;
-    match nic.gateway {
-        Some(gateway) => netlink.default_route(index, gateway).context("set the default route"),
-        None => Ok(()),
+    let gateway6 = nic.ipv6.as_ref().and_then(|ipv6| ipv6.gateway);
+    for gateway in nic.gateway.into_iter().chain(gateway6) {
+        netlink.default_route(index, gateway).context("set the default route")?;
+    }
+    Ok(())
+}
+
+/// Gives the interface its addresses of IPv6 and none that it would give itself, or turns IPv6 off.
+fn prepare_ipv6(netlink: &mut Netlink, index: u32, nic: &Nic) -> anyhow::Result<()> {
+    let name = name_of(&nic.mac).context("there is no such interface")?;
+    let Some(settings) = Settings::of(&name) else {
+        // A kernel without IPv6 has nothing to turn off.
+        return if nic.ipv6.is_some() { bail!("this kernel has no IPv6") } else { Ok(()) };
+    };
+    let Some(ipv6) = &nic.ipv6 else { return settings.set("disable_ipv6", "1") };
+    let is_auto = if ipv6.address.is_empty() { "1" } else { "0" };
+    settings.set("disable_ipv6", "0")?;
+    // No address from the hardware's, which the host lets nothing through for (`IN6_ADDR_GEN_MODE_NONE`).
+    settings.set("addr_gen_mode", "1")?;
+    settings.set("use_tempaddr", "0")?;
+    settings.set("accept_ra", is_auto)?;
+    settings.set("autoconf", is_auto)?;
+    settings.set("ndisc_notify", "1")?;
+    for (address, length) in addresses6(ipv6)? {
+        netlink.add_address(index, address, length).with_context(|| format!("set {address}"))?;
+    }
+    if ipv6.address.is_empty() {
+        let token: Ipv6Addr = ipv6.link_local.parse().context("read the link-local address")?;
+        netlink.set_token(index, token).context("set the last half of its addresses")?;
+    }
+    Ok(())
+}
+
+/// The kernel's settings of IPv6 for one interface (ip-sysctl of its documentation).
+struct Settings(PathBuf);
+
+impl Settings {
+    /// None where the kernel has no IPv6.
+    fn of(interface: &str) -> Option<Settings> {
+        let directory = Path::new("/proc/sys/net/ipv6/conf").join(interface);
+        directory.is_dir().then_some(Settings(directory))
+    }
+
+    fn set(&self, name: &str, value: &str) -> anyhow::Result<()> {
+        fs::write(self.0.join(name), value).with_context(|| format!("set {name}"))
     }
 }
 
 fn remove(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
     let index = interface(&nic.mac).context("there is no such interface")?;
     let (address, length) = parse(&nic.address).context("read the address")?;
+    for (address, length) in nic.ipv6.as_ref().map_or(Ok(Vec::new()), addresses6)? {
+        let _ = netlink.remove_address(index, address, length);
+    }
     netlink.remove_address(index, address, length).context("remove its address")
+}
+
+/// The addresses that are said, with the lengths of their prefixes.
+fn addresses6(ipv6: &Ipv6) -> anyhow::Result<Vec<(IpAddr, u8)>> {
+    let link_local = parse(&format!("{}/64", ipv6.link_local)).filter(|(address, _)| address.is_ipv6());
+    let mut addresses = vec![link_local.with_context(|| format!("{} is no IPv6 address", ipv6.link_local))?];
+    if !ipv6.address.is_empty() {
+        let address = parse(&ipv6.address).filter(|(address, _)| address.is_ipv6());
+        addresses
+            .push(address.with_context(|| format!("{} is no IPv6 address with a length", ipv6.address))?);
+    }
+    Ok(addresses)
 }
 
 /// `10.77.0.11/24`.
@@ -98,10 +157,15 @@ fn parse(text: &str) -> Option<(IpAddr, u8)> {
 
 /// Index of the interface with this hardware address.
 fn interface(mac: &str) -> Option<u32> {
+    index_of(&name_of(mac)?)
+}
+
+/// Name of the interface with this hardware address.
+fn name_of(mac: &str) -> Option<String> {
     let entries = fs::read_dir("/sys/class/net").ok()?;
     entries.flatten().find_map(|entry| {
         let address = read_limited(&entry.path().join("address"), 64).ok()?;
-        if address.trim().eq_ignore_ascii_case(mac) { index_of(entry.file_name().to_str()?) } else { None }
+        if address.trim().eq_ignore_ascii_case(mac) { entry.file_name().into_string().ok() } else { None }
     })
 }
 
@@ -115,7 +179,8 @@ fn write_files(identity: &Identity) -> anyhow::Result<()> {
         let _ = writeln!(resolvers, "nameserver {server}");
     }
     let mut hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
-    for (address, _) in identity.nics.iter().filter_map(|nic| parse(&nic.address)) {
+    let addresses6 = identity.nics.iter().filter_map(|nic| parse(&nic.ipv6.as_ref()?.address));
+    for (address, _) in identity.nics.iter().filter_map(|nic| parse(&nic.address)).chain(addresses6) {
         let _ = writeln!(hosts, "{address} {}", identity.name);
     }
     fs::write("/etc/resolv.conf", resolvers).context("write /etc/resolv.conf")?;
@@ -145,6 +210,7 @@ mod tests {
             address: address.into(),
             gateway: None,
             mtu: None,
+            ipv6: None,
         };
         let good = Identity { name: "a-1".into(), nics: vec![nic("10.0.0.1/8")], ..Identity::default() };
         assert!(check(&good).is_ok());
@@ -152,6 +218,18 @@ mod tests {
             assert!(check(&Identity { name: name.into(), ..good.clone() }).is_err(), "{name}");
         }
         assert!(check(&Identity { nics: vec![nic("10.0.0.1")], ..good.clone() }).is_err());
+        let with_ipv6 = |link_local: &str, address: &str| {
+            let ipv6 = Ipv6 { link_local: link_local.into(), address: address.into(), gateway: None };
+            let nics = vec![Nic { ipv6: Some(ipv6), ..nic("10.0.0.1/8") }];
+            check(&Identity { nics, ..good.clone() })
+        };
+        assert!(with_ipv6("fe80::1", "fd00::1/64").is_ok());
+        assert!(with_ipv6("fe80::1", "").is_ok());
+        for (link_local, address) in
+            [("", ""), ("10.0.0.1", ""), ("fe80::1", "fd00::1"), ("fe80::1", "10.0.0.1/8")]
+        {
+            assert!(with_ipv6(link_local, address).is_err(), "{link_local} {address}");
+        }
         assert!(check(&Identity { nics: vec![nic("10.0.0.1/8"); 9], ..good }).is_err());
     }
 }

@@ -129,6 +129,21 @@ pub struct Nic {
     /// The largest packets; what the interface has by itself where nothing is said.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// Its IPv6; it speaks none where nothing is said.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6>,
+}
+
+/// The IPv6 of a network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ipv6 {
+    /// `fe80::a4d:b`. The last half of every other address is the same: nothing else is let through.
+    pub link_local: String,
+    /// `fd00:77::a4d:b/64`; where it is empty, routers say what the first half is (RFC 4862).
+    pub address: String,
+    /// The default route, where there is one.
+    pub gateway: Option<std::net::IpAddr>,
 }
 
 /// `GET /v1/info`.

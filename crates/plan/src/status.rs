@@ -162,11 +162,14 @@ fn vm_fields(
     assigned: Option<&AssignedVm>,
     observed: Option<&ObservedVm>,
 ) -> Map<String, Value> {
-    let addresses: Vec<String> = placement
-        .iter()
-        .flat_map(|placement| &placement.nics)
-        .map(|nic| format!("{}/{}", nic.address, prefix_length(view, &nic.network)))
-        .collect();
+    let nics = || placement.iter().flat_map(|placement| &placement.nics);
+    // The first is the one that people are told first: of the first card, and IPv4.
+    let addresses = nics().map(|nic| format!("{}/{}", nic.address, prefix_length(view, &nic.network)));
+    let addresses6 = assigned.iter().flat_map(|assigned| &assigned.nics).filter_map(|nic| {
+        let ipv6 = nic.ipv6.as_ref()?;
+        Some(format!("{}/{}", ipv6.address?, ipv6.prefix_length))
+    });
+    let addresses: Vec<String> = addresses.chain(addresses6).collect();
     // What was changed and takes effect when it starts next.
     let restart_to_apply =
         assigned.zip(observed).is_some_and(|(assigned, observed)| observed.shape < assigned.shape);

@@ -7,6 +7,7 @@ mod roles;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lightbyte_api::address::InterfaceId;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::vm::{self, Placement};
 use lightbyte_api::records::Record;
@@ -192,6 +193,11 @@ impl Oracle {
                     let other = addresses.insert((nic.bridge.clone(), nic.address), vm);
                     if let Some(other) = other.filter(|other| *other != vm) {
                         checked = violated("rule 6", format!("VMs {vm} and {other} have {}", nic.address));
+                    }
+                    let own = InterfaceId::of(nic.address);
+                    if nic.ipv6.as_ref().is_some_and(|ipv6| ipv6.interface != own) {
+                        let why = format!("VM {vm} has {} and IPv6 of another address", nic.address);
+                        checked = violated("rule 6", why);
                     }
                 }
             });

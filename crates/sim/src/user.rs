@@ -1,8 +1,10 @@
 //! People: they ask for things through any server, however old its view is.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use lightbyte_api::address::Subnet6;
+use lightbyte_api::kinds::network::Prefix6;
 use lightbyte_api::kinds::{image, network, vm, worker};
 use lightbyte_api::{ByteSize, Kind, Manifest, Name, ObjectRef, Spec, Uid};
 use lightbyte_plan::request::{self, Context, Refusal};
@@ -184,6 +186,10 @@ impl Cluster {
                 pool_last: at(if index == 0 { 7 } else { 3 }),
                 bridge: if index == 1 && self.rng.once_in(6) { "br9" } else { "br0" }.to_owned(),
                 mtu: None,
+                subnet6: self.rng.once_in(2).then(|| {
+                    Prefix6::Subnet(Subnet6::of(Ipv6Addr::new(0xfd00, index as u16, 0, 0, 0, 0, 0, 0), 64))
+                }),
+                gateway6: None,
             };
             Manifest { name: name(NETWORKS[index]), labels: BTreeMap::new(), spec: Spec::Network(spec) }
         }

@@ -1,8 +1,9 @@
 //! Firewalls and ports of workers: what people ask, and what must hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use lightbyte_api::address::Cidr;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::firewall::{Firewall, From, Opening, Protocol, Rule, Wall};
 use lightbyte_api::kinds::vm::{self, PortForward, WorkerPort};
@@ -36,7 +37,7 @@ impl Cluster {
             labels.insert("tier".to_owned(), "a".to_owned());
         }
         let rule = |from| Rule { from: Some(from), protocol: Protocol::Tcp, ports: Vec::new() };
-        let lan = From::Cidr(Subnet::of(Ipv4Addr::new(10, 78, 0, 0), 24));
+        let lan = From::Cidr(Cidr::V4(Subnet::of(Ipv4Addr::new(10, 78, 0, 0), 24)));
         Some(Firewall { allow: vec![rule(From::Labels(labels)), rule(lan)] })
     }
 
@@ -130,13 +131,16 @@ fn wall(view: &View, uid: Uid, spec: &vm::Spec) -> Option<Wall> {
                     };
                     let has = labels.iter().all(|(key, value)| asked.meta.labels.get(key) == Some(value));
                     if has && asked.meta.deleting_since.is_none() && asked.meta.uid != uid {
-                        found.extend(placement.nics.iter().map(|nic| nic.address));
+                        for nic in &placement.nics {
+                            found.insert(IpAddr::from(nic.address));
+                            found.extend(nic.address6.map(IpAddr::from));
+                        }
                     }
                 }
                 if found.is_empty() {
                     continue;
                 }
-                found.into_iter().map(|address| Subnet::of(address, 32)).collect()
+                found.into_iter().map(Cidr::only).collect()
             }
         };
         allow.push(Opening { from, protocol: rule.protocol, ports: rule.ports.clone() });

@@ -1,23 +1,31 @@
 //! Who a guest is, in the words that it takes.
 
 use lightbyte_api::VmId;
-use lightbyte_api::assigned::{AssignedDisk, AssignedNic, AssignedVm};
-use lightbyte_guest::protocol::{FirstBoot, Identity, Mount, NewFile, Nic};
+use lightbyte_api::assigned::{AssignedDisk, AssignedIpv6, AssignedNic, AssignedVm};
+use lightbyte_guest::protocol::{FirstBoot, Identity, Ipv6, Mount, NewFile, Nic};
 
 /// The identity of a VM on `worker`.
 pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
     // A guest has one default route: by the first card that leads anywhere.
     let out = assigned.nics.iter().position(|nic| nic.gateway.is_some());
+    let gateway6 = |nic: &AssignedNic| nic.ipv6.as_ref().and_then(|ipv6| ipv6.gateway);
+    let out6 = assigned.nics.iter().position(|nic| gateway6(nic).is_some());
+    let ipv6 = |index, ipv6: &AssignedIpv6| Ipv6 {
+        link_local: ipv6.interface.link_local().to_string(),
+        address: ipv6.address.map_or_else(String::new, |address| format!("{address}/{}", ipv6.prefix_length)),
+        gateway: ipv6.gateway.filter(|_| out6 == Some(index)).map(Into::into),
+    };
     let nic = |(index, nic): (usize, &AssignedNic)| Nic {
         mac: nic.mac.to_string(),
         address: format!("{}/{}", nic.address, nic.prefix_length),
         gateway: nic.gateway.filter(|_| out == Some(index)).map(Into::into),
         mtu: nic.mtu,
+        ipv6: nic.ipv6.as_ref().map(|of_nic| ipv6(index, of_nic)),
     };
     let mut dns = Vec::new();
-    for address in assigned.nics.iter().flat_map(|nic| &nic.dns).map(|address| (*address).into()) {
-        if !dns.contains(&address) {
-            dns.push(address);
+    for address in assigned.nics.iter().flat_map(|nic| &nic.dns) {
+        if !dns.contains(address) {
+            dns.push(*address);
         }
     }
     Identity {

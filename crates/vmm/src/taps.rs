@@ -15,9 +15,10 @@ mod walls;
 
 use std::fs::{self, File};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use lightbyte_api::address::tap_name;
+use lightbyte_api::address::{InterfaceId, tap_name};
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
 use lightbyte_api::observed::Squatter;
@@ -28,9 +29,11 @@ use self::probe::Question;
 use self::sources::{Source, Walled};
 use crate::driver::{DriverError, Network, TapState};
 
-/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow, and for one with
-/// rules of its own which these are.
+/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow, for one that speaks IPv6
+/// the word for that, and for one with rules of its own which these are.
 const ALIAS_PREFIX: &str = "lightbyte vm ";
+/// The last half of its addresses is made from its IPv4 address.
+const IPV6: &str = "ipv6";
 /// Before the hash of its rules, for one with a wall and for one without.
 const WALL: &str = "wall:";
 const PORTS: &str = "ports:";
@@ -161,21 +164,31 @@ impl Network for Taps {
     fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError> {
         let links = links()?;
         let named = |name: &str| links.iter().find(|link| link.name == name);
-        let question = |nic: &AssignedNic| {
+        let on_bridge = |nic: &AssignedNic| {
             let bridge = named(&nic.bridge)
                 .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))?;
             if !bridge.is_up {
                 return Err(DriverError::Refused(format!("bridge `{}` is down", nic.bridge)));
             }
             let from = bridge.mac.unwrap_or(MacAddress::new([0; 6]));
-            Ok(Question { bridge: bridge.index, from, own: nic.mac, address: nic.address })
+            Ok((bridge.index, from))
         };
-        let questions: Vec<Question> = nics.iter().map(question).collect::<Result<_, _>>()?;
+        let mut questions = Vec::new();
+        let mut cards = Vec::new();
+        for (card, nic) in (0..).zip(nics) {
+            let (bridge, from) = on_bridge(nic)?;
+            for address in addresses(nic) {
+                questions.push(Question { bridge, from, own: nic.mac, address });
+                cards.push((card, nic));
+            }
+        }
         let answers = probe::ask(&questions).map_err(system("probe for the VM's addresses"))?;
         let squatter = |((nic, card), answer): ((u32, &AssignedNic), Option<MacAddress>)| {
             Some(Squatter { nic, address: card.address, mac: answer? })
         };
-        let squatters: Vec<Squatter> = (0..).zip(nics).zip(answers).filter_map(squatter).collect();
+        let mut squatters: Vec<Squatter> = cards.into_iter().zip(answers).filter_map(squatter).collect();
+        // Who has the address of one family means the card's, whatever becomes of the other.
+        squatters.dedup_by_key(|squatter| squatter.nic);
         if squatters.is_empty() {
             let marked = sources(vm, nics).iter().try_for_each(|source| {
                 let tap = named(&source.tap).ok_or(io::ErrorKind::NotFound)?;
@@ -250,6 +263,7 @@ fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
         tap: tap_name(vm.uid(), index),
         mac: nic.mac,
         address: nic.address,
+        interface6: nic.ipv6.as_ref().map(|ipv6| ipv6.interface),
         wall: if nic.firewall.is_some() { Walled::Open } else { Walled::No },
         rules: walls::has_rules(nic).then(|| walls::hash(nic)),
     };
@@ -259,7 +273,14 @@ fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
 fn alias(vm: VmId, source: &Source) -> String {
     let mark = if source.wall == Walled::No { PORTS } else { WALL };
     let rules = source.rules.map_or_else(String::new, |rules| format!(" {mark}{rules:x}"));
-    format!("{ALIAS_PREFIX}{vm} {} {}{rules}", source.mac, source.address)
+    let ipv6 = source.interface6.map_or_else(String::new, |_| format!(" {IPV6}"));
+    format!("{ALIAS_PREFIX}{vm} {} {}{ipv6}{rules}", source.mac, source.address)
+}
+
+/// What a card is probed for: its addresses, and where routers say the first half of one, the address that it has at once.
+fn addresses(nic: &AssignedNic) -> impl Iterator<Item = IpAddr> + use<> {
+    let ipv6 = nic.ipv6.as_ref().map(|ipv6| ipv6.address.unwrap_or_else(|| ipv6.interface.link_local()));
+    [Some(nic.address.into()), ipv6.map(Into::into)].into_iter().flatten()
 }
 
 /// What takes away the rules that these taps have of their own.
@@ -276,12 +297,16 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
     let source = |link: &Link| {
         let mut words = link.alias.strip_prefix(ALIAS_PREFIX)?.split(' ').skip(1);
         let mut next = || words.next();
-        let (mac, address) = (next()?.parse().ok()?, next()?.parse().ok()?);
-        let rules = next().unwrap_or_default();
+        let (mac, address): (_, Ipv4Addr) = (next()?.parse().ok()?, next()?.parse().ok()?);
+        let mut rules = next().unwrap_or_default();
+        let interface6 = (rules == IPV6).then(|| InterfaceId::of(address));
+        if interface6.is_some() {
+            rules = next().unwrap_or_default();
+        }
         let hash = |mark| rules.strip_prefix(mark).and_then(|hash| u64::from_str_radix(hash, 16).ok());
         let (walled, ports) = (hash(WALL), hash(PORTS));
         let wall = if walled.is_some() { Walled::Open } else { Walled::No };
-        Some(Source { tap: link.name.clone(), mac, address, wall, rules: walled.or(ports) })
+        Some(Source { tap: link.name.clone(), mac, address, interface6, wall, rules: walled.or(ports) })
     };
     links.iter().filter_map(source).collect()
 }

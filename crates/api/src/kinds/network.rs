@@ -1,18 +1,22 @@
 //! A **network**: a Linux bridge that every worker has, and the addresses that lightbyte may give on it.
 
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{Field, SpecRules};
-use crate::address::Subnet;
+use crate::address::{AddressError, InterfaceId, Subnet, Subnet6};
 use crate::reader::Reader;
 
 /// How many addresses one pool has at most: a /16. A larger pool would make a full scan of claims slow.
 pub const POOL_ADDRESSES_MAX: u64 = 1 << 16;
 /// How many name servers a guest is told: more are ignored by resolvers (resolv.conf(5), `MAXNS`).
 pub const DNS_SERVERS_MAX: usize = 3;
+/// The longest prefix of a subnet of IPv6: behind it stands a VM's IPv4 address.
+pub const PREFIX6_LENGTH_MAX: u8 = 96;
 /// The longest name of a Linux interface (netdevice(7), `IFNAMSIZ` less the final zero).
 pub const INTERFACE_NAME_LENGTH_MAX: usize = 15;
 
@@ -31,7 +35,7 @@ pub struct Spec {
     pub gateway: Option<Ipv4Addr>,
     /// The name servers that guests are told.
     #[serde(default)]
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
     /// The first address that VMs may get.
     pub pool_first: Ipv4Addr,
     /// The last address that VMs may get.
@@ -41,6 +45,52 @@ pub struct Spec {
     /// The largest packets of VMs; those of Ethernet without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// Where the IPv6 addresses of VMs are from; they have none without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Prefix6>,
+    /// Where guests send what is not in the subnet of IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
+}
+
+/// Where the first half of VMs' IPv6 addresses is from. The last is [`InterfaceId::of`] their IPv4 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefix6 {
+    /// This subnet.
+    Subnet(Subnet6),
+    /// What routers of the network advertise (RFC 4862).
+    Auto,
+}
+
+/// The word for [`Prefix6::Auto`].
+const AUTO: &str = "auto";
+
+impl FromStr for Prefix6 {
+    type Err = AddressError;
+    fn from_str(text: &str) -> Result<Prefix6, AddressError> {
+        if text == AUTO { Ok(Prefix6::Auto) } else { text.parse().map(Prefix6::Subnet) }
+    }
+}
+
+impl fmt::Display for Prefix6 {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Prefix6::Subnet(subnet) => subnet.fmt(formatter),
+            Prefix6::Auto => formatter.write_str(AUTO),
+        }
+    }
+}
+
+impl Serialize for Prefix6 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix6 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Prefix6, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// Nothing is chosen for a network.
@@ -60,6 +110,15 @@ impl Spec {
         (u32::from(self.pool_first)..=u32::from(self.pool_last)).map(Ipv4Addr::from)
     }
 
+    /// The IPv6 address of a VM with that IPv4 address, where the network says which.
+    #[must_use]
+    pub fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        match self.subnet6? {
+            Prefix6::Subnet(subnet) => Some(InterfaceId::of(address).within(subnet)),
+            Prefix6::Auto => None,
+        }
+    }
+
     /// Whether a VM may be given `address`: in the pool, and not the gateway's.
     #[must_use]
     pub fn may_give(&self, address: Ipv4Addr) -> bool {
@@ -77,6 +136,8 @@ impl SpecRules for Spec {
         ("pool_first", "the first address that VMs may get; the subnet's second when left out"),
         ("pool_last", "the last address that VMs may get; the one before broadcast when left out"),
         ("bridge", "the Linux bridge that every worker has, at most 15 characters"),
+        ("subnet6", "the IPv6 subnet of the bridge, or `auto` for what its routers advertise; none when left out; fixed for life"),
+        ("gateway6", "where guests send what is not in subnet6; nowhere when left out"),
         ("mtu", "the largest packets of VMs that are made from then on, 1280 to 9216; 1500 when left out"),
     ];
 
@@ -87,7 +148,7 @@ impl SpecRules for Spec {
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         let subnet: Option<Subnet> = fields.required("subnet");
         let gateway: Option<Ipv4Addr> = fields.optional("gateway");
-        let dns: Vec<Ipv4Addr> = fields.or("dns", Vec::new());
+        let dns: Vec<IpAddr> = fields.or("dns", Vec::new());
         let first = fields.optional("pool_first");
         let last = fields.optional("pool_last");
         let bridge = fields.or("bridge", "br0".to_owned());
@@ -103,6 +164,8 @@ impl SpecRules for Spec {
         if mtu.is_some_and(|mtu| !(MTU_MIN..=MTU_MAX).contains(&mtu)) {
             fields.problem("mtu", format!("must be between {MTU_MIN} and {MTU_MAX}"), None);
         }
+        let subnet6: Option<Prefix6> = fields.optional("subnet6");
+        let gateway6: Option<Ipv6Addr> = fields.optional("gateway6");
         let subnet = subnet?;
         let host = |offset: i64| {
             Ipv4Addr::from((i64::from(u32::from(subnet.base())) + offset).clamp(0, u32::MAX.into()) as u32)
@@ -110,14 +173,16 @@ impl SpecRules for Spec {
         let before_broadcast = Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1));
         let pool_first = first.unwrap_or_else(|| host(2));
         let pool_last = last.unwrap_or(before_broadcast);
-        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge, mtu };
+        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge, mtu, subnet6, gateway6 };
         check_ranges(&spec, fields);
+        check_ipv6(&spec, fields);
         Some(spec)
     }
 
     fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {
         let reason = "VMs hold addresses of it; make a new network instead";
-        (self.subnet != next.subnet).then_some(("subnet", reason))
+        let subnet = (self.subnet != next.subnet).then_some(("subnet", reason));
+        subnet.or_else(|| (self.subnet6 != next.subnet6).then_some(("subnet6", reason)))
     }
 }
 
@@ -143,5 +208,26 @@ fn check_ranges(spec: &Spec, fields: &mut Reader<'_>) {
         let message =
             format!("the pool has {} addresses, at most {POOL_ADDRESSES_MAX} are allowed", spec.pool_size());
         fields.problem("pool_last", message, Some(hint));
+    }
+}
+
+fn check_ipv6(spec: &Spec, fields: &mut Reader<'_>) {
+    match (spec.subnet6, spec.gateway6) {
+        (Some(Prefix6::Subnet(subnet)), gateway) => {
+            if subnet.prefix_length() > PREFIX6_LENGTH_MAX {
+                let hint = format!("the last 32 bits are the VM's IPv4 address; a /{PREFIX6_LENGTH_MAX} is the least");
+                fields.problem("subnet6", format!("{subnet} is too small"), Some(hint));
+            }
+            let is_near = |gateway: Ipv6Addr| subnet.contains(gateway) || gateway.is_unicast_link_local();
+            if let Some(gateway) = gateway.filter(|gateway| !is_near(*gateway)) {
+                fields.problem("gateway6", format!("{gateway} is neither in {subnet} nor link-local"), None);
+            }
+        }
+        (Some(Prefix6::Auto), Some(_)) => {
+            let hint = "leave it out, or name the subnet".to_owned();
+            fields.problem("gateway6", "is what routers say where subnet6 is `auto`", Some(hint));
+        }
+        (None, Some(_)) => fields.problem("gateway6", "needs subnet6", None),
+        (Some(Prefix6::Auto), None) | (None, None) => {}
     }
 }

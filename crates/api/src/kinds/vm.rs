@@ -1,6 +1,6 @@
 //! A **VM**: one virtual machine, with its disks and network cards.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -227,6 +227,9 @@ pub struct PlacedNic {
     pub mac: MacAddress,
     /// Its IPv4 address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where its network says which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
 }
 
 fn default_cpus() -> u64 {

@@ -1,6 +1,14 @@
 //! Networks of real VMs, with strangers on the LAN.
 
+use std::fs::File;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::os::fd::AsFd as _;
 use std::process::Command;
+
+use rustix::net::netdevice::name_to_index;
+use rustix::net::sockopt::set_ipv6_multicast_hops;
+use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType, sendto, socket};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::bed::{Bed, skip, until};
 use crate::real::{missing, page, page_at};
@@ -28,6 +36,36 @@ impl Stranger {
 
     fn ip(&self, words: &str) {
         ip(&format!("-n {} {words}", self.namespace));
+    }
+
+    /// Does something in its namespace.
+    fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.namespace)).expect("its namespace");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                    .expect("enter its namespace");
+                act()
+            });
+            thread.join().expect("done")
+        })
+    }
+
+    /// Tells everybody of a prefix, as a router does (RFC 4861, 4.2 and 4.6.2).
+    fn advertise(&self, prefix: Ipv6Addr) {
+        // 64 hops, nothing else to say, a router for 1800 s; a prefix of 64 bits, on the link and for addresses, for an hour.
+        let (mut message, lifetime) = (vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0], 3_600_u32);
+        message.extend([3, 4, 64, 0xc0]);
+        message.extend([lifetime.to_be_bytes(), lifetime.to_be_bytes(), [0; 4]].concat());
+        message.extend(prefix.octets());
+        let icmpv6 = std::num::NonZero::new(58).map(Protocol::from_raw);
+        self.inside(|| {
+            let socket = socket(AddressFamily::INET6, SocketType::RAW, icmpv6).expect("a socket");
+            let scope = name_to_index(&socket, "eth0").expect("its index");
+            set_ipv6_multicast_hops(&socket, 255).expect("as neighbours do");
+            let all = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, scope);
+            sendto(&socket, &message, SendFlags::empty(), &all).expect("send it");
+        });
     }
 
     fn mac(&self) -> String {
@@ -193,4 +231,68 @@ fn a_vm_on_two_networks_answers_on_both_and_leaves_by_the_first() {
     let out: Vec<&str> = routes.lines().filter(|route| route.starts_with("default")).collect();
     assert!(matches!(out.as_slice(), [route] if route.contains(".0.1 dev eth0")), "{routes}");
     assert_eq!(inside("cat /sys/class/net/eth0/mtu /sys/class/net/eth1/mtu"), "1500\n1400\n");
+}
+
+#[test]
+fn vms_speak_ipv6_from_a_subnet_and_by_their_router() {
+    let test = "vms_speak_ipv6_from_a_subnet_and_by_their_router";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let Some(bed) = Bed::new("six", &["--vmm", "qemu", "--nodes", "2"]) else { return };
+    bed.start();
+    let file = bed.manifests(
+        "{kind: network, name: six, spec: {subnet: 198.18.66.0/24, subnet6: \"fd00:66::/64\", gateway6: \"fd00:66::fe\"}}
+---
+{kind: network, name: auto, spec: {subnet: 198.18.67.0/24, subnet6: auto}}
+---
+{kind: vm, name: one, spec: {image: demo, nics: [{network: default}, {network: six}, {network: auto}]}}
+---
+{kind: vm, name: two, spec: {image: demo, nics: [{network: six}, {network: default}]}}
+",
+    );
+    bed.ok(&["apply", "-f", crate::bed::path(&file)]);
+    for vm in ["one", "two"] {
+        bed.ok(&["wait", &format!("vm/{vm}"), "--for", "ready"]);
+    }
+    let six = |vm: &str| {
+        let addresses = bed.json(&["get", &format!("vm/{vm}")])["status"]["addresses"].clone();
+        let addresses = addresses.as_array().expect("a list").iter().filter_map(|text| text.as_str());
+        let found = addresses.filter_map(|text| text.strip_suffix("/64")).next();
+        found.unwrap_or_else(|| panic!("{vm} has no address of IPv6")).to_owned()
+    };
+    let (one, two) = (six("one"), six("two"));
+    assert!(one.starts_with("fd00:66::c612:42"), "made from its IPv4 address: {one}");
+    // The machine is the gateway, and each VM sees the other.
+    ip(&format!("addr add fd00:66::fe/64 dev lb{} nodad", bed.hash()));
+    for (vm, address) in [("one", &one), ("two", &two)] {
+        assert!(page_at(&format!("[{address}]:80")).is_some_and(|text| text.contains(vm)), "{address}");
+    }
+    assert!(sees(&bed, "one", &two) && sees(&bed, "two", &one));
+    let inside = |vm: &str, command: &str| bed.ok(&["exec", vm, "--", "sh", "-c", command]);
+    assert!(inside("one", "ip -6 route").contains("default via fd00:66::fe dev eth1"));
+    let own = inside("one", "ip -6 addr show dev eth1; ip -6 addr show dev eth0");
+    assert_eq!(own.matches("inet6").count(), 2, "no address that would not get through: {own}");
+
+    // A router tells of its prefix. What is made from it has the last half that the VM may send from.
+    let router = Stranger::new(&bed, "router");
+    router.ip("addr add 2001:db8:67::1/64 dev eth0 nodad");
+    router.ip("addr add fe80::67/64 dev eth0 nodad");
+    let prefix = "2001:db8:67::".parse().expect("a prefix");
+    let learned = || inside("one", "ip -6 addr show dev eth2 scope global");
+    until("the VM takes the prefix", || {
+        router.advertise(prefix);
+        learned().contains("2001:db8:67::c612:43")
+    });
+    until("it is its own by now", || !learned().contains("tentative"));
+    let text = learned();
+    let address = text.split_whitespace().find_map(|word| word.strip_suffix("/64")).expect("an address");
+    let page = router.inside(|| page_at(&format!("[{address}]:80")));
+    assert!(page.is_some_and(|text| text.contains("one")), "{address}");
+    assert!(
+        inside("one", "ip -6 route").contains("default via fe80::67 dev eth2"),
+        "{}",
+        inside("one", "ip -6 route")
+    );
+    assert!(!inside("two", "ip -6 addr").contains("2001:db8"), "only where the network says so");
 }

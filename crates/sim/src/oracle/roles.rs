@@ -99,11 +99,14 @@ fn check_choice(key: &Key, write: &Write, before: &View) -> Checked {
     for nic in &chosen.nics {
         let network = ObjectRef::new(Kind::Network, nic.network.clone());
         let gives = matches!(before.living(&network).map(|asked| &asked.spec),
-            Some(Spec::Network(spec)) if spec.may_give(nic.address));
+            Some(Spec::Network(spec)) if spec.may_give(nic.address) && nic.address6 == spec.address6(nic.address));
         if !gives {
             return violated(
                 "rule 3",
-                format!("{object} got {} of {network}, which does not give it", nic.address),
+                format!(
+                    "{object} got {} and {:?} of {network}, which does not give them",
+                    nic.address, nic.address6
+                ),
             );
         }
     }

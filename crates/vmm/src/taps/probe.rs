@@ -1,12 +1,16 @@
-//! Whether anybody on a bridge has an address: probes of ARP (RFC 5227), shortened to what a start of a VM can bear.
+//! Whether anybody on a bridge has an address: probes of ARP (RFC 5227) and of neighbour discovery (RFC 4862, 5.4), shortened
+//! to what a start of a VM can bear.
 //!
 //! They leave by the bridge itself, from its own hardware address and from no IPv4 address, so that nobody remembers
 //! anything for them. What answers is a machine on the wire or another port of the bridge. It is not the VM: that does not
 //! run; and what carries its hardware address is a copy of its own earlier words. An address of the host's own answers
 //! nothing that the host sends, so that is asked otherwise.
 
+mod arp;
+mod ndp;
+
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -26,12 +30,8 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(60);
 /// Most frames that are read for one address: a LAN that says more of ARP in so short a time is broken.
 const FRAMES_MAX: usize = 10_000;
 
-/// `ETH_P_ARP` (linux/if_ether.h).
-const ARP: u16 = 0x0806;
-/// A frame of ARP for IPv4 over Ethernet.
-const FRAME_BYTES: usize = 42;
-/// The hardware type Ethernet, the protocol IPv4, and the length of their addresses (RFC 826).
-const ETHERNET_AND_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+/// As much of a frame as is looked at.
+const FRAME_BYTES: usize = 128;
 
 /// Who has `address` on a bridge?
 pub(super) struct Question {
@@ -41,7 +41,33 @@ pub(super) struct Question {
     pub(super) from: MacAddress,
     /// The hardware address of whoever is about to have the address.
     pub(super) own: MacAddress,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
+}
+
+impl Question {
+    /// The type of the frames that ask it and answer it (linux/if_ether.h).
+    const fn protocol(&self) -> u16 {
+        match self.address {
+            IpAddr::V4(_) => arp::PROTOCOL,
+            IpAddr::V6(_) => ndp::PROTOCOL,
+        }
+    }
+
+    fn probe(&self) -> Vec<u8> {
+        match self.address {
+            IpAddr::V4(address) => arp::probe(self.from, address),
+            IpAddr::V6(address) => ndp::probe(self.from, address),
+        }
+    }
+
+    /// Who says in this frame that the address is theirs, or is about to be.
+    fn conflict(&self, frame: &[u8]) -> Option<MacAddress> {
+        let mac = match self.address {
+            IpAddr::V4(address) => arp::claimed_by(frame, address),
+            IpAddr::V6(address) => ndp::claimed_by(frame, address),
+        }?;
+        (mac != self.own && mac != self.from).then_some(mac)
+    }
 }
 
 /// The hardware addresses that answer, for each question. Blocks for as long as the probes take, less if all are answered.
@@ -49,7 +75,7 @@ pub(super) fn ask(questions: &[Question]) -> io::Result<Vec<Option<MacAddress>>>
     let mut asked: Vec<Asked<'_>> = questions.iter().map(Asked::begin).collect::<Result<_, _>>()?;
     for round in 1..=PROBES {
         for asked in asked.iter().filter(|asked| asked.answer.is_none()) {
-            send(&asked.socket, &probe(asked.question), SendFlags::empty())?;
+            send(&asked.socket, &asked.question.probe(), SendFlags::empty())?;
         }
         let wait = if round == PROBES { ANSWER_WITHIN } else { PROBE_PAUSE };
         listen(&mut asked, Instant::now() + wait)?;
@@ -67,9 +93,9 @@ struct Asked<'a> {
 impl Asked<'_> {
     fn begin(question: &Question) -> io::Result<Asked<'_>> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let protocol = std::num::NonZero::new(u32::from(ARP.to_be())).map(Protocol::from_raw);
+        let protocol = std::num::NonZero::new(u32::from(question.protocol().to_be())).map(Protocol::from_raw);
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, protocol)?;
-        bind(&socket, &LinkAddress::of(question.bridge)?)?;
+        bind(&socket, &LinkAddress::of(question)?)?;
         let answer = is_hosts_own(question.address).then_some(question.from);
         Ok(Asked { question, socket, answer, frames: 0 })
     }
@@ -80,7 +106,7 @@ impl Asked<'_> {
         while self.answer.is_none() && self.frames < FRAMES_MAX {
             self.frames += 1;
             match recv(&self.socket, &mut frame, RecvFlags::empty()) {
-                Ok((length, _)) => self.answer = conflict(&frame[..length.min(FRAME_BYTES)], self.question),
+                Ok((length, _)) => self.answer = self.question.conflict(&frame[..length.min(FRAME_BYTES)]),
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -111,36 +137,10 @@ fn listen(asked: &mut [Asked<'_>], until: Instant) -> io::Result<()> {
     }
 }
 
-/// The probe: a request to everybody from no IPv4 address.
-fn probe(question: &Question) -> [u8; FRAME_BYTES] {
-    let mut frame = [0; FRAME_BYTES];
-    frame[..6].fill(0xff);
-    frame[6..12].copy_from_slice(&question.from.bytes());
-    frame[12..14].copy_from_slice(&ARP.to_be_bytes());
-    frame[14..20].copy_from_slice(&ETHERNET_AND_IPV4);
-    frame[21] = 1;
-    frame[22..28].copy_from_slice(&question.from.bytes());
-    frame[38..42].copy_from_slice(&question.address.octets());
-    frame
-}
-
-/// The hardware address of whoever shows by this frame that it has the address, or is about to take it itself.
-fn conflict(frame: &[u8], question: &Question) -> Option<MacAddress> {
-    let part = |from: usize, to: usize| frame.get(from..to);
-    if part(12, 14)? != ARP.to_be_bytes() || part(14, 20)? != ETHERNET_AND_IPV4 {
-        return None;
-    }
-    let mac = MacAddress::new(part(22, 28)?.try_into().ok()?);
-    let (sender, target) = (part(28, 32)?, part(38, 42)?);
-    let address = question.address.octets();
-    let probes = part(20, 22)? == [0, 1] && sender == [0; 4] && target == address;
-    let is_other = mac != question.own && mac != question.from;
-    (is_other && (sender == address || probes)).then_some(mac)
-}
-
 /// Whether the host itself has the address. Only then can a socket be bound to it, unless the host allows others.
-fn is_hosts_own(address: Ipv4Addr) -> bool {
-    let allows_others = std::fs::read_to_string("/proc/sys/net/ipv4/ip_nonlocal_bind");
+fn is_hosts_own(address: IpAddr) -> bool {
+    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let allows_others = std::fs::read_to_string(format!("/proc/sys/net/{family}/ip_nonlocal_bind"));
     allows_others.is_ok_and(|text| text.trim() == "0") && UdpSocket::bind((address, 0)).is_ok()
 }
 
@@ -157,12 +157,12 @@ struct LinkAddress {
 }
 
 impl LinkAddress {
-    fn of(index: u32) -> io::Result<LinkAddress> {
-        let index = i32::try_from(index).map_err(io::Error::other)?;
+    fn of(question: &Question) -> io::Result<LinkAddress> {
+        let index = i32::try_from(question.bridge).map_err(io::Error::other)?;
         let family = AddressFamily::PACKET.as_raw();
         Ok(LinkAddress {
             family,
-            protocol: ARP.to_be(),
+            protocol: question.protocol().to_be(),
             index,
             hardware: 0,
             kind: 0,
@@ -178,54 +178,5 @@ unsafe impl SocketAddrArg for LinkAddress {
     unsafe fn with_sockaddr<R>(&self, call: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
         let length = SocketAddrLen::try_from(size_of::<LinkAddress>()).unwrap_or(0);
         call(std::ptr::from_ref(self).cast(), length)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SQUATTER: [u8; 6] = [2, 0, 0, 0, 0, 9];
-
-    fn question() -> Question {
-        Question {
-            bridge: 1,
-            from: MacAddress::new([2, 0, 0, 0, 0, 1]),
-            own: MacAddress::new([2, 0, 0, 0, 0, 2]),
-            address: Ipv4Addr::new(10, 77, 0, 5),
-        }
-    }
-
-    fn frame(operation: u8, mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
-        let mut frame = probe(&question()).to_vec();
-        frame[21] = operation;
-        frame[22..28].copy_from_slice(&mac);
-        frame[28..32].copy_from_slice(&sender);
-        frame[38..42].copy_from_slice(&target);
-        frame
-    }
-
-    #[test]
-    fn who_has_the_address_is_told_from_who_asks_for_it() {
-        let (wanted, other, nobody) = ([10, 77, 0, 5], [10, 77, 0, 6], [0; 4]);
-        let (from, own) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
-        let check = |what: &str, frame: &[u8], expect: bool| {
-            let expect = expect.then_some(MacAddress::new(SQUATTER));
-            assert_eq!(conflict(frame, &question()), expect, "{what}");
-        };
-        check("an answer", &frame(2, SQUATTER, wanted, other), true);
-        check("a request from it", &frame(1, SQUATTER, wanted, other), true);
-        check("an announcement", &frame(1, SQUATTER, wanted, wanted), true);
-        check("somebody probes for it", &frame(1, SQUATTER, nobody, wanted), true);
-        check("somebody asks for it", &frame(1, SQUATTER, other, wanted), false);
-        check("an answer of another", &frame(2, SQUATTER, other, wanted), false);
-        check("a probe for another", &frame(1, SQUATTER, nobody, other), false);
-        check("the VM's own words", &frame(2, own, wanted, other), false);
-        check("our own probe", &frame(1, from, nobody, wanted), false);
-        let whole = frame(2, SQUATTER, wanted, other);
-        (0..whole.len()).for_each(|length| check("a part", &whole[..length], false));
-        let mut broken = whole;
-        broken[18] = 8;
-        check("of another length", &broken, false);
     }
 }

@@ -1,5 +1,7 @@
-//! What each tap may send from: one hardware address and one IPv4 address. Everything else that comes out of a tap is
-//! dropped before the bridge sees it: frames and ARP of others, IPv6, tags of VLANs, and what is neither IPv4 nor ARP.
+//! What each tap may send from: one hardware address and one IPv4 address, and on a network with IPv6 the addresses whose last
+//! half is the tap's own (`InterfaceId`). Everything else that comes out of a tap is dropped before the bridge sees it:
+//! frames, ARP and neighbour discovery of others, tags of VLANs, what is neither IPv4 nor ARP nor IPv6, and what only a router
+//! or a DHCP server says.
 //!
 //! One set holds a key for each tap, so that making or removing one changes an element and no rule. A tap without a key
 //! may send nothing. Rules are made by the program `nft`, which alone knows how the kernel wants them.
@@ -8,6 +10,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::MacAddress;
+use lightbyte_api::address::InterfaceId;
 
 use super::nft::{NFT, NO_TABLE, run};
 use crate::driver::DriverError;
@@ -17,22 +20,40 @@ use crate::driver::DriverError;
 const TABLE: &str = "\
 add table bridge lightbyte-taps
 add set bridge lightbyte-taps sources { type ifname . ether_addr . ipv4_addr; }
+add set bridge lightbyte-taps interfaces6 { typeof iifname . ether saddr . @nh,128,64; }
 add chain bridge lightbyte-taps sent { type filter hook prerouting priority -300; policy accept; }
 flush chain bridge lightbyte-taps sent
 add rule bridge lightbyte-taps sent iifname != \"lb*\" accept
+add rule bridge lightbyte-taps sent @ll,96,16 0x0800 udp sport 67 drop
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 iifname . ether saddr . ip saddr @sources accept
 add rule bridge lightbyte-taps sent @ll,96,16 0x0806 iifname . ether saddr . arp saddr ip @sources \
     iifname . arp saddr ether . arp saddr ip @sources accept
+add rule bridge lightbyte-taps sent @ll,96,16 != 0x86dd drop
+add rule bridge lightbyte-taps sent icmpv6 type { nd-router-advert, nd-redirect } drop
+add rule bridge lightbyte-taps sent meta l4proto udp udp sport 547 drop
+add rule bridge lightbyte-taps sent icmpv6 type nd-neighbor-advert \
+    iifname . ether saddr . @th,128,64 != @interfaces6 drop
+add rule bridge lightbyte-taps sent @ll,96,16 0x86dd iifname . ether saddr . @nh,128,64 @interfaces6 accept
+add rule bridge lightbyte-taps sent ip6 saddr :: icmpv6 type nd-neighbor-solicit \
+    iifname . ether saddr . @th,128,64 @interfaces6 accept
 add rule bridge lightbyte-taps sent drop
 add set bridge lightbyte-taps walled { type ifname; }
 add set bridge lightbyte-taps walls { type ifname . ipv4_addr; }
+add set bridge lightbyte-taps walls6 { typeof oifname . @nh,256,64; }
 add chain bridge lightbyte-taps received { type filter hook postrouting priority 0; policy accept; }
 flush chain bridge lightbyte-taps received
 add rule bridge lightbyte-taps received oifname != @walled accept
 add rule bridge lightbyte-taps received @ll,96,16 0x0806 accept
 add rule bridge lightbyte-taps received @ll,96,16 0x0800 oifname . ip daddr @walls accept
+add rule bridge lightbyte-taps received @ll,96,16 0x86dd oifname . @nh,256,64 @walls6 accept
+add rule bridge lightbyte-taps received @ll,96,16 0x86dd ip6 hoplimit 255 \
+    icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
+add rule bridge lightbyte-taps received @ll,96,16 0x86dd icmpv6 type mld-listener-query accept
 add rule bridge lightbyte-taps received drop
 ";
+
+/// The sets of the table.
+const SETS: [&str; 5] = ["sources", "interfaces6", "walled", "walls", "walls6"];
 
 /// What one tap may send from, and whether what comes to it is filtered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +61,8 @@ pub(super) struct Source {
     pub(super) tap: String,
     pub(super) mac: MacAddress,
     pub(super) address: Ipv4Addr,
+    /// The last half of its addresses of IPv6; without, it sends none of it.
+    pub(super) interface6: Option<InterfaceId>,
     pub(super) wall: Walled,
     /// Tells its rules of its own from others; nought while they are not known.
     pub(super) rules: Option<u64>,
@@ -50,9 +73,9 @@ pub(super) struct Source {
 pub(super) enum Walled {
     /// It has none: everything comes in.
     No,
-    /// Its rules are not there: nothing comes in but ARP.
+    /// Its rules are not there: nothing comes in but ARP and neighbour discovery.
     Closed,
-    /// IPv4 for its own address comes as far as its rules.
+    /// What is for its own addresses comes as far as its rules.
     Open,
 }
 
@@ -67,7 +90,7 @@ impl fmt::Display for Source {
 /// # Errors
 /// [`DriverError::Refused`] when `nft` is missing or says no.
 pub(super) fn begin(all: &[Source]) -> Result<(), DriverError> {
-    let sets = ["sources", "walled", "walls"].map(|set| format!("flush set bridge lightbyte-taps {set}\n"));
+    let sets = SETS.map(|set| format!("flush set bridge lightbyte-taps {set}\n"));
     run(NFT, &format!("{TABLE}{}{}", sets.concat(), elements("add", all)))
 }
 
@@ -112,12 +135,19 @@ fn elements(verb: &str, sources: &[Source]) -> String {
     };
     let walled = |is_it: fn(Walled) -> bool| sources.iter().filter(move |source| is_it(source.wall));
     let names = walled(|wall| wall != Walled::No).map(|source| format!("\"{}\"", source.tap));
-    let open = walled(|wall| wall == Walled::Open);
-    let open = open.map(|source| format!("\"{}\" . {}", source.tap, source.address));
+    let open = || walled(|wall| wall == Walled::Open);
+    let walls = open().map(|source| format!("\"{}\" . {}", source.tap, source.address));
+    let interfaces6 = sources.iter().filter_map(|source| {
+        Some(format!("\"{}\" . {} . {}", source.tap, source.mac, source.interface6?.bits()))
+    });
+    let walls6 =
+        open().filter_map(|source| Some(format!("\"{}\" . {}", source.tap, source.interface6?.bits())));
     [
         line("sources", sources.iter().map(Source::to_string).collect()),
+        line("interfaces6", interfaces6.collect()),
         line("walled", names.collect()),
-        line("walls", open.collect()),
+        line("walls", walls.collect()),
+        line("walls6", walls6.collect()),
     ]
     .concat()
 }
@@ -131,6 +161,7 @@ mod tests {
             tap: tap.to_owned(),
             mac: "02:00:00:00:00:01".parse().expect("a hardware address"),
             address: Ipv4Addr::new(10, 0, 0, last),
+            interface6: None,
             wall: Walled::No,
             rules: None,
         }
@@ -152,6 +183,10 @@ mod tests {
         let walls = "add element bridge lightbyte-taps walled { \"lbb\" }\n\
                      add element bridge lightbyte-taps walls { \"lbb\" . 10.0.0.2 }\n";
         check(&[], &[&walled], &format!("add {{ \"lbb\" 2 }}\n{walls}"));
+        let both = Source { interface6: Some(InterfaceId::of(a.address)), ..a.clone() };
+        let interfaces6 =
+            "add element bridge lightbyte-taps interfaces6 { \"lba\" . 02:00:00:00:00:01 . 167772161 }\n";
+        check(&[], &[&both], &format!("add {{ \"lba\" 1 }}\n{interfaces6}"));
         check(&[&a, &b], &[&a], "add { \"lbb\" 2 }\ndelete { \"lbb\" 2 }\nadd { \"lba\" 1 }\n");
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Connections are tracked, so that answers to the VM's own come in. Bridges have no tracking of their own on every kernel,
 //! so this is done where the host's does it: with `br_netfilter`, what a bridge passes on goes through the hooks of IPv4,
-//! and there through one table of ours. A VM is known there by its bridge and its address, which nobody else can send
-//! from. What IPv4 does not see (other kinds of frames, other addresses) is kept from a walled tap by the bridge itself.
+//! and there through one table of ours; what is of IPv6 likewise. A VM is known there by its bridge and its address, or the last
+//! half of it, which nobody else can send from. What neither sees (other kinds of frames, other addresses) is kept from a walled
+//! tap by the bridge itself.
 //!
 //! ```text
-//!   postrouting ── walls { bridge . address : jump wall-TAP } ──> known connection, allowed, or dropped
+//!   postrouting ── walls, walls6 { bridge . address : jump wall-TAP } ──> known connection, allowed, or dropped
 //!   prerouting, output ── ports { protocol . port : jump ports-TAP } ──> to the VM
 //! ```
 
@@ -14,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 
+use lightbyte_api::address::Cidr;
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::firewall::{Opening, Protocol, Wall};
 use serde_json::Value;
@@ -24,6 +26,7 @@ use crate::driver::DriverError;
 const TABLE: &str = "\
 add table inet lightbyte
 add map inet lightbyte walls { type ifname . ipv4_addr : verdict; }
+add map inet lightbyte walls6 { typeof oifname . @nh,256,64 : verdict; }
 add map inet lightbyte ports { type inet_proto . inet_service : verdict; }
 add chain inet lightbyte received { type filter hook postrouting priority 0; policy accept; }
 add chain inet lightbyte incoming { type nat hook prerouting priority -100; policy accept; }
@@ -32,9 +35,13 @@ flush chain inet lightbyte received
 flush chain inet lightbyte incoming
 flush chain inet lightbyte own
 add rule inet lightbyte received oifname . ip daddr vmap @walls
+add rule inet lightbyte received meta nfproto ipv6 oifname . @nh,256,64 vmap @walls6
 add rule inet lightbyte incoming fib daddr type local meta l4proto . th dport vmap @ports
 add rule inet lightbyte own fib daddr type local meta l4proto . th dport vmap @ports
 ";
+
+/// Told apart from rules as an earlier version makes them, which are made again.
+const WALL_VERSION: u32 = 2;
 
 /// What the names of chains begin with; the tap's follows.
 const WALL: &str = "wall-";
@@ -52,14 +59,16 @@ pub(super) fn has_rules(nic: &AssignedNic) -> bool {
 pub(super) fn check(nic: &AssignedNic) -> Result<(), DriverError> {
     let is_on = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
     let bridge = &nic.bridge;
-    let seen = is_on("/proc/sys/net/bridge/bridge-nf-call-iptables")
-        || is_on(&format!("/sys/class/net/{bridge}/bridge/nf_call_iptables"));
-    if !seen {
-        return Err(DriverError::Refused(
-            "this host keeps no track of connections over bridges, which firewalls and ports of VMs need: `modprobe br_netfilter && \
-             sysctl net.bridge.bridge-nf-call-iptables=1`"
-                .to_owned(),
-        ));
+    let of_ipv6 = nic.ipv6.as_ref().filter(|_| nic.firewall.is_some()).map(|_| "ip6tables");
+    for tables in ["iptables"].into_iter().chain(of_ipv6) {
+        let seen = is_on(&format!("/proc/sys/net/bridge/bridge-nf-call-{tables}"))
+            || is_on(&format!("/sys/class/net/{bridge}/bridge/nf_call_{tables}"));
+        if !seen {
+            return Err(DriverError::Refused(format!(
+                "this host keeps no track of connections over bridges, which firewalls and ports of VMs need: \
+                 `modprobe br_netfilter && sysctl net.bridge.bridge-nf-call-{tables}=1`"
+            )));
+        }
     }
     if !nic.ports.is_empty() && !is_on(&format!("/proc/sys/net/ipv4/conf/{bridge}/forwarding")) {
         return Err(DriverError::Refused(format!(
@@ -81,6 +90,13 @@ pub(super) fn rules(tap: &str, nic: &AssignedNic) -> String {
             script,
             "add element inet lightbyte walls {{ \"{bridge}\" . {address} : jump {chain} }}"
         );
+        if let Some(ipv6) = &nic.ipv6 {
+            let _ = writeln!(
+                script,
+                "add element inet lightbyte walls6 {{ \"{bridge}\" . {} : jump {chain} }}",
+                ipv6.interface.bits()
+            );
+        }
     }
     if !nic.ports.is_empty() {
         let chain = format!("{PORTS}{tap}");
@@ -108,26 +124,35 @@ fn wall_rules(script: &mut String, chain: &str, wall: &Wall) {
         let _ = writeln!(script, "add rule inet lightbyte {chain} {text}");
     };
     rule("ct state established,related accept");
-    wall.allow.iter().for_each(|opening| rule(&opening_rule(opening)));
+    // Without these nobody could send anything to the VM; a router does not pass them on.
+    rule(
+        "icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-query } accept",
+    );
+    wall.allow.iter().flat_map(opening_rules).for_each(|opening| rule(&opening));
     rule("drop");
 }
 
-fn opening_rule(opening: &Opening) -> String {
+/// The rules of an opening: one for each family that its sources are of, or one for anybody.
+fn opening_rules(opening: &Opening) -> Vec<String> {
     let list = |items: Vec<String>| format!("{{ {} }}", items.join(", "));
-    let mut words = Vec::new();
-    if !opening.from.is_empty() {
-        words.push(format!("ip saddr {}", list(opening.from.iter().map(ToString::to_string).collect())));
-    }
-    match (opening.protocol, opening.ports.is_empty()) {
-        (Protocol::Icmp, _) => words.push("meta l4proto icmp".to_owned()),
-        (protocol, true) => words.push(format!("meta l4proto {}", protocol.word())),
+    let what = match (opening.protocol, opening.ports.is_empty()) {
+        (Protocol::Icmp, _) => "meta l4proto { icmp, ipv6-icmp } accept".to_owned(),
+        (protocol, true) => format!("meta l4proto {} accept", protocol.word()),
         (protocol, false) => {
             let ports = list(opening.ports.iter().map(ToString::to_string).collect());
-            words.push(format!("{} dport {ports}", protocol.word()));
+            format!("{} dport {ports} accept", protocol.word())
         }
+    };
+    if opening.from.is_empty() {
+        return vec![what];
     }
-    words.push("accept".to_owned());
-    words.join(" ")
+    let of = |family: &str, is_it: fn(&Cidr) -> bool| {
+        let sources =
+            opening.from.iter().filter(|source| is_it(source)).map(ToString::to_string).collect::<Vec<_>>();
+        (!sources.is_empty()).then(|| format!("{family} saddr {} {what}", list(sources)))
+    };
+    let v4 = of("ip", |source| matches!(source, Cidr::V4(_)));
+    v4.into_iter().chain(of("ip6", |source| matches!(source, Cidr::V6(_)))).collect()
 }
 
 /// What takes the rules of some taps away, from a list of the table as `nft -j` prints it.
@@ -161,13 +186,14 @@ pub(super) fn clear(list: &Value, is_gone: impl Fn(&str) -> bool) -> String {
 fn element_key(map: &str, parts: &[Value]) -> Option<String> {
     let [first, second] = parts else { return None };
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-    let first = if map == "walls" { format!("\"{}\"", text(first)) } else { text(first) };
+    let first = if map.starts_with("walls") { format!("\"{}\"", text(first)) } else { text(first) };
     Some(format!("{first} . {}", text(second)))
 }
 
 /// Tells one set of rules from another (Fowler, Noll, Vo: FNV-1a).
 pub(super) fn hash(nic: &AssignedNic) -> u64 {
-    let bytes = serde_json::to_vec(&(&nic.bridge, &nic.firewall, &nic.ports)).unwrap_or_default();
+    let bytes =
+        serde_json::to_vec(&(&nic.bridge, &nic.firewall, &nic.ports, WALL_VERSION)).unwrap_or_default();
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
@@ -181,13 +207,17 @@ mod tests {
     fn an_opening_is_a_rule() {
         let check = |opening: Value, expect: &str| {
             let opening: Opening = serde_json::from_value(opening).expect("an opening");
-            assert_eq!(opening_rule(&opening), expect);
+            assert_eq!(opening_rules(&opening).join("; "), expect);
         };
-        check(json!({"protocol": "icmp"}), "meta l4proto icmp accept");
+        check(json!({"protocol": "icmp"}), "meta l4proto { icmp, ipv6-icmp } accept");
         check(json!({"protocol": "udp"}), "meta l4proto udp accept");
         check(
             json!({"protocol": "tcp", "ports": [80, "8000-8010"], "from": ["10.0.0.0/8", "10.77.0.3/32"]}),
             "ip saddr { 10.0.0.0/8, 10.77.0.3/32 } tcp dport { 80, 8000-8010 } accept",
+        );
+        check(
+            json!({"protocol": "udp", "from": ["fd00:77::/64", "10.0.0.0/8"]}),
+            "ip saddr { 10.0.0.0/8 } meta l4proto udp accept; ip6 saddr { fd00:77::/64 } meta l4proto udp accept",
         );
     }
 
@@ -200,6 +230,9 @@ mod tests {
                 [{"concat": ["br0", "10.77.0.2"]}, {"jump": {"target": "wall-lba"}}],
                 [{"concat": ["br0", "10.77.0.3"]}, {"jump": {"target": "wall-lbb"}}],
             ]}},
+            {"map": {"name": "walls6", "elem": [
+                [{"concat": ["br0", 172_818_434]}, {"jump": {"target": "wall-lba"}}],
+            ]}},
             {"map": {"name": "ports", "elem": [[{"concat": ["tcp", 8080]}, {"jump": {"target": "ports-lba"}}]]}},
             {"chain": {"name": "received"}},
             {"chain": {"name": "wall-lba"}},
@@ -209,7 +242,8 @@ mod tests {
         let found = clear(&list, |tap| tap == "lba").replace(" inet lightbyte", "");
         assert_eq!(
             found,
-            "delete element walls { \"br0\" . 10.77.0.2 }\ndelete element ports { tcp . 8080 }\n\
+            "delete element walls { \"br0\" . 10.77.0.2 }\ndelete element walls6 { \"br0\" . 172818434 }\n\
+             delete element ports { tcp . 8080 }\n\
              flush chain ports-lba\ndelete chain ports-lba\nflush chain wall-lba\ndelete chain wall-lba\n"
         );
         assert_eq!(clear(&list, |_| false), "");

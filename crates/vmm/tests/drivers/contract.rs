@@ -66,6 +66,7 @@ impl<'a> Bed<'a> {
             gateway: None,
             dns: Vec::new(),
             mtu: None,
+            ipv6: None,
             firewall: None,
             ports: Vec::new(),
         };

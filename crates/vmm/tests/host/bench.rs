@@ -59,6 +59,7 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         gateway: None,
         dns: Vec::new(),
         mtu: None,
+        ipv6: None,
         firewall: None,
         ports: Vec::new(),
     };

@@ -295,6 +295,7 @@ fn assigned_vm() -> AssignedVm {
         gateway: None,
         dns: Vec::new(),
         mtu: None,
+        ipv6: None,
         firewall: None,
         ports: Vec::new(),
     };

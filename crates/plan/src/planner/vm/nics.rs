@@ -9,15 +9,16 @@
 //! exchanged. A squatted claim is the network's, until a person releases it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use lightbyte_api::assigned::{AssignedNic, AssignedVm};
+use lightbyte_api::address::{Cidr, InterfaceId};
+use lightbyte_api::assigned::{AssignedIpv6, AssignedNic, AssignedVm};
 use lightbyte_api::firewall::{From, Opening, SOURCES_MAX, Wall};
-use lightbyte_api::kinds::network;
+use lightbyte_api::kinds::network::{self, Prefix6};
 use lightbyte_api::kinds::vm::{Nic, PlacedNic, Placement};
 use lightbyte_api::observed::{ObservedVm, Squatter};
 use lightbyte_api::records::{AddressClaim, Squatted};
-use lightbyte_api::{Key, Kind, MacAddress, Name, ObjectRef, Spec, Subnet, WaitingOn};
+use lightbyte_api::{Key, Kind, MacAddress, Name, ObjectRef, Spec, WaitingOn};
 
 use super::{Inputs, Vm, placement, unreadable};
 use crate::planner::network::free_address;
@@ -42,7 +43,7 @@ pub(super) fn choose(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, Waiti
             .ok_or_else(|| no_address(vm.view, nic))?;
         taken.insert((nic.network.clone(), address));
         let mac = MacAddress::of_nic(vm.meta.uid, index);
-        let placed = PlacedNic { network: nic.network.clone(), mac, address };
+        let placed = PlacedNic { network: nic.network.clone(), mac, address, address6: spec.address6(address) };
         let ports = if index == 0 { vm.spec.ports.clone() } else { Vec::new() };
         let assigned = AssignedNic { firewall: wall.clone(), ports, ..assigned_nic(spec, &placed) };
         nics.push((placed, assigned));
@@ -65,9 +66,24 @@ fn assigned_nic(spec: &network::Spec, placed: &PlacedNic) -> AssignedNic {
         gateway: spec.gateway,
         dns: spec.dns.clone(),
         mtu: spec.mtu,
+        ipv6: ipv6(spec, placed.address),
         firewall: None,
         ports: Vec::new(),
     }
+}
+
+/// The IPv6 of a card that holds `address`: nobody else of the network can have its last half.
+fn ipv6(spec: &network::Spec, address: Ipv4Addr) -> Option<AssignedIpv6> {
+    let prefix_length = match spec.subnet6? {
+        Prefix6::Subnet(subnet) => subnet.prefix_length(),
+        Prefix6::Auto => 0,
+    };
+    Some(AssignedIpv6 {
+        interface: InterfaceId::of(address),
+        address: spec.address6(address),
+        prefix_length,
+        gateway: spec.gateway6,
+    })
 }
 
 /// What may come in to the VM, with the addresses that VMs with the named labels have now. Whoever gets or loses such
@@ -106,13 +122,18 @@ fn wall(vm: &Vm<'_>) -> (Option<Wall>, Option<WaitingOn>) {
 }
 
 /// The addresses of the other VMs that have all of `labels`, in order.
-fn addresses(vm: &Vm<'_>, labels: &BTreeMap<String, String>) -> Vec<Subnet> {
+fn addresses(vm: &Vm<'_>, labels: &BTreeMap<String, String>) -> Vec<Cidr> {
     let others = vm.view.vms_with(labels).filter(|(_, asked)| asked.meta.uid != vm.meta.uid);
     let placed = others.filter_map(|(object, _)| placement(vm.view, &object));
-    let addresses = placed.flat_map(|placement| placement.nics.iter().map(|nic| nic.address));
+    let addresses = placed.flat_map(|placement| placement.nics.iter().flat_map(of_nic));
     // One more than may be is enough to know that they are too many.
-    let addresses: BTreeSet<Ipv4Addr> = addresses.take(SOURCES_MAX + 1).collect();
-    addresses.into_iter().map(|address| Subnet::of(address, 32)).collect()
+    let addresses: BTreeSet<IpAddr> = addresses.take(SOURCES_MAX + 1).collect();
+    addresses.into_iter().map(Cidr::only).collect()
+}
+
+/// The addresses of a placed card.
+fn of_nic(nic: &PlacedNic) -> impl Iterator<Item = IpAddr> + use<> {
+    [Some(nic.address.into()), nic.address6.map(Into::into)].into_iter().flatten()
 }
 
 /// The network with what is asked of it, unless it is going.
@@ -215,7 +236,7 @@ fn exchange(
     let wished = vm.spec.nics.get(nic as usize).is_none_or(|nic| nic.address.is_some());
     let (of_network, spec) = living(vm.view, &network).map_err(|_| stays())?;
     let free = free_address(vm.view, &network, spec, None, taken).filter(|_| !wished).ok_or_else(stays)?;
-    let next = PlacedNic { address: free, ..placed.clone() };
+    let next = PlacedNic { address: free, address6: spec.address6(free), ..placed.clone() };
     let squatted = Some(Squatted { mac, worker: worker.clone(), since: inputs.now });
     let squatted = AddressClaim { squatted, ..of_network };
     Ok(Exchange {

@@ -173,6 +173,8 @@ fn network(store: &mut Store, given: &Name, subnet: &str, line: &Line<'_>) {
         pool_last: host(last),
         bridge: "br0".to_owned(),
         mtu: None,
+        subnet6: None,
+        gateway6: None,
     };
     ask(store, ObjectRef::new(Kind::Network, given.clone()), Spec::Network(spec), line);
 }

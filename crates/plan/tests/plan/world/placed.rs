@@ -65,6 +65,7 @@ pub(super) fn vm(
             network: nic.network.clone(),
             mac: MacAddress::of_nic(owner, index),
             address: nic.address.unwrap_or(address),
+            address6: None,
         })
         .collect();
     for nic in &nics {
@@ -149,6 +150,7 @@ fn assign(
         gateway: None,
         dns: Vec::new(),
         mtu: None,
+        ipv6: None,
         firewall: None,
         ports: Vec::new(),
     });

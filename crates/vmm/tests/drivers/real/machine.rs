@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -65,12 +65,21 @@ impl Machine {
         self.inside(|| TcpListener::bind(("0.0.0.0", port)).expect("listen"))
     }
 
+    /// On one address of its own.
+    pub(super) fn listen_on(&self, address: SocketAddr) -> TcpListener {
+        self.inside(|| TcpListener::bind(address).expect("listen"))
+    }
+
     pub(super) fn connect(&self, to: &str) -> Option<TcpStream> {
         self.inside(|| connect(to))
     }
 
     pub(super) fn udp(&self, port: u16) -> UdpSocket {
-        let socket = self.inside(|| UdpSocket::bind(("0.0.0.0", port)).expect("a socket"));
+        self.udp_on((Ipv4Addr::UNSPECIFIED, port).into())
+    }
+
+    pub(super) fn udp_on(&self, address: SocketAddr) -> UdpSocket {
+        let socket = self.inside(|| UdpSocket::bind(address).expect("a socket"));
         socket.set_read_timeout(Some(SILENCE)).expect("a time-out");
         socket
     }

@@ -4,6 +4,7 @@
 
 mod contract;
 mod firecracker;
+mod ipv6;
 mod life;
 mod machine;
 mod squatters;

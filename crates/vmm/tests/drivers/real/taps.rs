@@ -21,9 +21,9 @@ const FOREIGN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 22);
 /// The header of virtio-net in front of each frame: no offload (linux/virtio_net.h).
 const OFFLOAD: [u8; 10] = [0; 10];
 /// The end of every frame of this test; a number comes before it.
-const MARK: &[u8] = b"lightbyte test";
+pub(super) const MARK: &[u8] = b"lightbyte test";
 /// How long a frame may take: it is through the bridge before the write returns.
-const FRAME_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+pub(super) const FRAME_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How long a bridge may take to see that somebody has opened its port.
 const PORT_MAX: Duration = Duration::from_secs(30);
 const PORT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -36,16 +36,17 @@ pub(super) fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
         gateway: None,
         dns: Vec::new(),
         mtu: None,
+        ipv6: None,
         firewall: None,
         ports: Vec::new(),
     }
 }
 
-fn open(vm: VmId) -> File {
+pub(super) fn open(vm: VmId) -> File {
     taps::open(&lightbyte_api::address::tap_name(vm.uid(), 0)).expect("open the tap").into()
 }
 
-fn frame(source: [u8; 6], kind: &[u8], content: &[u8], number: u16) -> Vec<u8> {
+pub(super) fn frame(source: [u8; 6], kind: &[u8], content: &[u8], number: u16) -> Vec<u8> {
     let to_all = [0xff; 6];
     [&OFFLOAD[..], &to_all, &source, kind, content, &number.to_be_bytes(), MARK].concat()
 }
@@ -98,7 +99,7 @@ fn forged(own: [u8; 6], foreign: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// The number of the next frame of this test that comes to `tap`.
-fn receive(tap: &File, wait: &Timespec) -> Option<u16> {
+pub(super) fn receive(tap: &File, wait: &Timespec) -> Option<u16> {
     loop {
         if poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(wait)).expect("wait") == 0 {
             return None;
@@ -113,12 +114,12 @@ fn receive(tap: &File, wait: &Timespec) -> Option<u16> {
     }
 }
 
-fn send(mut tap: &File, frame: &[u8]) {
+pub(super) fn send(mut tap: &File, frame: &[u8]) {
     assert_eq!(tap.write(frame).expect("send a frame"), frame.len());
 }
 
 /// Sends what is allowed until it arrives.
-fn until_ports_forward(from: &File, to: &File, allowed: &[u8]) {
+pub(super) fn until_ports_forward(from: &File, to: &File, allowed: &[u8]) {
     let begin = Instant::now();
     loop {
         send(from, allowed);
@@ -198,7 +199,7 @@ fn a_tap_sends_from_its_own_addresses_only() {
     });
 }
 
-fn mac_bytes(mac: MacAddress) -> [u8; 6] {
+pub(super) fn mac_bytes(mac: MacAddress) -> [u8; 6] {
     let text = mac.to_string();
     let mut pairs = text.split(':').map(|pair| u8::from_str_radix(pair, 16).expect("a hexadecimal pair"));
     std::array::from_fn(|_| pairs.next().expect("six pairs"))
