@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::failure::{Code, Failure};
-use crate::target::Target;
+use crate::target::{self, Target};
 
 /// How long a request is tried on other servers while they say that they cannot answer now.
 const RETRY_WITHIN: Duration = Duration::from_secs(5);
@@ -229,9 +229,7 @@ impl Cluster {
         match target {
             Target::Object(object) => Ok(object),
             Target::Named(name) => self.resolve_name(&name).await,
-            Target::Kind(kind) => Err(Failure::usage(format!("which {kind}?"))
-                .hint(format!("name it as `{kind}/NAME`; `lightbyte get {kind}` lists them"))
-                .into()),
+            Target::Kind(kind) => Err(target::which(kind).into()),
         }
     }
 

@@ -41,11 +41,25 @@ fn read_one(kind: Option<Kind>, word: &str) -> Result<Target, Failure> {
 pub(crate) fn read_single(words: &[String]) -> Result<Target, Failure> {
     let mut targets = read(words)?;
     match (targets.pop(), targets.is_empty()) {
-        (Some(Target::Kind(kind)), true) => Err(Failure::usage(format!("which {kind}?"))
-            .hint(format!("name it as `{kind}/NAME`; `lightbyte get {kind}` lists them"))),
+        (Some(Target::Kind(kind)), true) => Err(which(kind)),
         (Some(target), true) => Ok(target),
         _ => Err(Failure::usage("one object is needed").hint("name it as `KIND/NAME`, such as `vm/hello`")),
     }
+}
+
+/// The one VM that a verb needs: a bare name is a VM's, whatever else is called so.
+pub(crate) fn read_vm(words: &[String]) -> Result<ObjectRef, Failure> {
+    match read_single(words)? {
+        Target::Object(object) => Ok(object),
+        Target::Named(name) => Ok(ObjectRef::new(Kind::Vm, name)),
+        Target::Kind(kind) => Err(which(kind)),
+    }
+}
+
+/// A kind was named where one object is needed.
+pub(crate) fn which(kind: Kind) -> Failure {
+    Failure::usage(format!("which {kind}?"))
+        .hint(format!("name it as `{kind}/NAME`; `lightbyte get {kind}` lists them"))
 }
 
 /// Reads a kind, and says which are near.
@@ -108,6 +122,8 @@ mod tests {
         };
         check("vm hello", "vm/hello");
         check("hello", "?/hello");
+        let vm = |text: &str| read_vm(&words(text)).expect("a VM").to_string();
+        assert_eq!([vm("hello"), vm("vm/hello"), vm("vm hello")], ["vm/hello"; 3]);
         check("vm", "which vm? (name it as `vm/NAME`; `lightbyte get vm` lists them)");
         check("vm/a vm/b", "one object is needed (name it as `KIND/NAME`, such as `vm/hello`)");
         check("", "one object is needed (name it as `KIND/NAME`, such as `vm/hello`)");

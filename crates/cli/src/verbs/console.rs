@@ -17,7 +17,7 @@ use crate::terminal::say;
 const LEAVE: u8 = 0x1d;
 
 pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
-    let object = cluster.resolve(target::read_single(&words.target)?).await?;
+    let object = target::read_vm(&words.target)?;
     let socket = cluster.web_socket(&object, "console", &[]).await;
     let (sender, receiver) = socket.with_context(|| format!("open the console of `{object}`"))?.split();
     let is_interactive = session::is_interactive();

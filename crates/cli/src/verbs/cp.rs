@@ -37,10 +37,10 @@ enum End {
 pub(crate) async fn run(cluster: &Cluster, words: &Cp) -> Result<Code> {
     match (read(&words.from), read(&words.to)) {
         (End::Guest { vm, path }, to @ (End::Here(_) | End::Stream)) => {
-            out_of(cluster, &resolve(cluster, vm).await?, &path, to).await?;
+            out_of(cluster, &target::read_vm(&[vm])?, &path, to).await?;
         }
         (from @ (End::Here(_) | End::Stream), End::Guest { vm, path }) => {
-            into(cluster, from, &resolve(cluster, vm).await?, &path).await?;
+            into(cluster, from, &target::read_vm(&[vm])?, &path).await?;
         }
         (End::Guest { .. }, End::Guest { .. }) => {
             return Err(Failure::usage("both are in VMs")
@@ -69,10 +69,6 @@ fn read(word: &str) -> End {
         }
         _ => End::Here(word.to_owned()),
     }
-}
-
-async fn resolve(cluster: &Cluster, vm: String) -> Result<ObjectRef> {
-    cluster.resolve(target::read_single(&[vm])?).await
 }
 
 async fn out_of(cluster: &Cluster, object: &ObjectRef, path: &str, to: End) -> Result<()> {

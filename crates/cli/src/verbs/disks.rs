@@ -25,6 +25,11 @@ pub(crate) async fn create(cluster: &Cluster, words: &Create) -> Result<Code> {
         return Err(failure.hint("name it as `volume/NAME` or `snapshot/NAME`").into());
     };
     let document = manifest(&object, words)?;
+    if let Some(from) = &words.from {
+        // A manifest may come before what it names. Who says it in a command has mistaken the name.
+        let from = cluster.resolve(target::read_single(std::slice::from_ref(from))?).await?;
+        cluster.object(&from).await.with_context(|| format!("create `{object}`"))?;
+    }
     let request = Apply { documents: vec![document], create_only: true, dry_run: false };
     let applied = cluster.apply(&request, None).await.with_context(|| format!("create `{object}`"))?;
     applied.changes.iter().try_for_each(|change| print(&apply::summary(change)))?;

@@ -24,7 +24,7 @@ const INTERRUPT: u8 = 2;
 const TERMINATE: u8 = 15;
 
 pub(crate) async fn run(cluster: &Cluster, words: &Exec) -> Result<Exit> {
-    let object = cluster.resolve(target::read_single(std::slice::from_ref(&words.target))?).await?;
+    let object = target::read_vm(std::slice::from_ref(&words.target))?;
     let terminal = session::is_interactive() && !words.no_terminal && !words.no_stdin;
     let size = session::size().filter(|_| terminal);
     let mut query = vec![("terminal", terminal.to_string())];

@@ -33,7 +33,9 @@ const PORTS_MAX: usize = 32;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(cluster: Cluster, words: &Forward) -> Result<Code> {
-    let object = cluster.resolve(target::read_single(std::slice::from_ref(&words.target))?).await?;
+    let object = target::read_vm(std::slice::from_ref(&words.target))?;
+    // Ports are listened on before anybody connects, and nobody would be told then.
+    cluster.object(&object).await?;
     if words.stdio {
         let [Ports { here, guest }] = words.ports.as_slice() else {
             return Err(Failure::usage("with `--stdio` one port of the guest is needed").into());

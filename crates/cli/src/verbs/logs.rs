@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
-use lightbyte_api::Kind;
 use lightbyte_api::object::ObjectRef;
 use lightbyte_link::ClientError;
 use tokio::sync::mpsc;
@@ -13,17 +12,13 @@ use crate::cluster::Cluster;
 use crate::failure::{Code, Failure};
 use crate::harmless::Harmless;
 use crate::remote::{self, CHUNKS_MAX};
-use crate::target::{self, Target};
+use crate::target;
 
 /// What knows what services wrote.
 const JOURNAL: &str = "journalctl";
 
 pub(crate) async fn run(cluster: &Cluster, words: &Logs) -> Result<Code> {
-    let object = match target::read_single(&words.target)? {
-        // It may be no more, and is looked for all the same.
-        Target::Named(name) if words.previous => ObjectRef::new(Kind::Vm, name),
-        target => cluster.resolve(target).await?,
-    };
+    let object = target::read_vm(&words.target)?;
     if let Some(unit) = &words.unit {
         return of_unit(cluster, &object, unit, words).await;
     }

@@ -23,7 +23,7 @@ const PORT: &str = "22";
 const KNOWN_HOSTS: &str = "known_hosts";
 
 pub(crate) async fn run(cluster: &Cluster, words: &Ssh, context: Option<&str>) -> Result<Exit> {
-    let object = cluster.resolve(target::read_single(std::slice::from_ref(&words.target))?).await?;
+    let object = target::read_vm(std::slice::from_ref(&words.target))?;
     let found = cluster.object(&object).await.with_context(|| format!("look for `{object}`"))?;
     let (output, _unheard) = mpsc::channel(1);
     let reached = remote::run(cluster, &object, &[AGENT, "reaches", PORT], None, output).await?;
