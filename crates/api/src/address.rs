@@ -303,7 +303,7 @@ mod tests {
         let id = InterfaceId::of(Ipv4Addr::new(10, 77, 0, 5));
         let within = |subnet: &str| id.within(subnet.parse().expect("a subnet")).to_string();
         assert_eq!(within("fd00:77::/64"), "fd00:77::a4d:5");
-        assert_eq!(within("fd00:77::ffff:0:0/96"), "fd00:77::ffff:a4d:5");
+        assert_eq!(within("fd00::/16"), "fd00::a4d:5");
         assert_eq!(id.link_local().to_string(), "fe80::a4d:5");
     }
 

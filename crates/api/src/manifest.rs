@@ -188,10 +188,10 @@ mod tests {
             json!({"kind": "network", "name": "lan", "spec": spec})
         };
         check(
-            &network(json!({"subnet6": "fd00::/97", "gateway6": "2001:db8::1"})),
+            &network(json!({"subnet6": "fd00::/65", "gateway6": "2001:db8::1"})),
             &[
-                "spec.subnet6: fd00::/97 is too small (the last 32 bits are the VM's IPv4 address; a /96 is the least)",
-                "spec.gateway6: 2001:db8::1 is neither in fd00::/97 nor link-local",
+                "spec.subnet6: fd00::/65 is too small (the last 64 bits are the VM's; a /64 is the least)",
+                "spec.gateway6: 2001:db8::1 is neither in fd00::/65 nor link-local",
             ],
         );
         check(
@@ -199,6 +199,11 @@ mod tests {
             &[
                 "spec.gateway6: is what routers say where subnet6 is `auto` (leave it out, or name the subnet)",
             ],
+        );
+        check(
+            &network(json!({"subnet6": "ff05::/64"})),
+            &["spec.subnet6: ff05::/64 has no addresses that a VM could have \
+               (such as fd00:77::/64, or what your provider has given you)"],
         );
         check(&network(json!({"gateway6": "fe80::1"})), &["spec.gateway6: needs subnet6"]);
         check(

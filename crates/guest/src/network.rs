@@ -38,7 +38,9 @@ pub(crate) fn apply(identity: &Identity, before: Option<&Identity>) -> anyhow::R
         }
     }
     for nic in &identity.nics {
-        add(&mut netlink, nic).with_context(|| format!("set up {}", nic.mac))?;
+        // A token that is set again takes the addresses away that were made with it.
+        let is_set_up = before.is_some_and(|before| before.nics.contains(nic));
+        add(&mut netlink, nic, is_set_up).with_context(|| format!("set up {}", nic.mac))?;
     }
     if !identity.name.is_empty() {
         rustix::system::sethostname(identity.name.as_bytes()).context("set the host name")?;
@@ -68,7 +70,7 @@ fn check(identity: &Identity) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn add(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
+fn add(netlink: &mut Netlink, nic: &Nic, is_set_up: bool) -> anyhow::Result<()> {
     let index = interface(&nic.mac).context("there is no such interface")?;
     let (address, length) = parse(&nic.address).context("read the address")?;
     if let Some(mtu) = nic.mtu {
@@ -76,35 +78,40 @@ fn add(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
     }
     // The addresses first: an interface that comes up announces those that it has.
     netlink.add_address(index, address, length).context("set its address")?;
-    prepare_ipv6(netlink, index, nic).context("set up IPv6")?;
+    let prepared = prepare_ipv6(netlink, index, nic, is_set_up);
     netlink.link_up(index).context("bring it up")?;
-    let gateway6 = nic.ipv6.as_ref().and_then(|ipv6| ipv6.gateway);
-    for gateway in nic.gateway.into_iter().chain(gateway6) {
+    if let Some(gateway) = nic.gateway {
         netlink.default_route(index, gateway).context("set the default route")?;
     }
-    Ok(())
+    // What hinders IPv6 is told when all else works.
+    prepared.context("set up IPv6")?;
+    match nic.ipv6.as_ref().and_then(|ipv6| ipv6.gateway) {
+        Some(gateway) => netlink.default_route(index, gateway).context("set the default route of IPv6"),
+        None => Ok(()),
+    }
 }
 
 /// Gives the interface its addresses of IPv6 and none that it would give itself, or turns IPv6 off.
-fn prepare_ipv6(netlink: &mut Netlink, index: u32, nic: &Nic) -> anyhow::Result<()> {
+fn prepare_ipv6(netlink: &mut Netlink, index: u32, nic: &Nic, is_set_up: bool) -> anyhow::Result<()> {
     let name = name_of(&nic.mac).context("there is no such interface")?;
     let Some(settings) = Settings::of(&name) else {
         // A kernel without IPv6 has nothing to turn off.
         return if nic.ipv6.is_some() { bail!("this kernel has no IPv6") } else { Ok(()) };
     };
     let Some(ipv6) = &nic.ipv6 else { return settings.set("disable_ipv6", "1") };
-    let is_auto = if ipv6.address.is_empty() { "1" } else { "0" };
+    let is_auto = ipv6.address.is_empty();
     settings.set("disable_ipv6", "0")?;
     // No address from the hardware's, which the host lets nothing through for (`IN6_ADDR_GEN_MODE_NONE`).
     settings.set("addr_gen_mode", "1")?;
     settings.set("use_tempaddr", "0")?;
-    settings.set("accept_ra", is_auto)?;
-    settings.set("autoconf", is_auto)?;
+    // Also where the guest forwards, as one with containers does.
+    settings.set("accept_ra", if is_auto { "2" } else { "0" })?;
+    settings.set("autoconf", if is_auto { "1" } else { "0" })?;
     settings.set("ndisc_notify", "1")?;
     for (address, length) in addresses6(ipv6)? {
         netlink.add_address(index, address, length).with_context(|| format!("set {address}"))?;
     }
-    if ipv6.address.is_empty() {
+    if is_auto && !is_set_up {
         let token: Ipv6Addr = ipv6.link_local.parse().context("read the link-local address")?;
         netlink.set_token(index, token).context("set the last half of its addresses")?;
     }

@@ -250,7 +250,7 @@ impl Lab<'_> {
             Request::Status => Answer::Status(self.status(ready)),
             Request::Stop => Answer::Done,
             Request::Kill(host) => answer(self.cut_power(host).await),
-            Request::Start(host) => answer(self.supervisor.set_power(host, true)),
+            Request::Start(host) => answer(self.supervisor.set_power(host, true).await),
         };
         let _ = tokio::time::timeout(ASK_WITHIN, control::answer(&mut stream, &reply)).await;
         request == Request::Stop
@@ -268,7 +268,7 @@ impl Lab<'_> {
 
     /// Everything on the host ends at once, its VMs included.
     async fn cut_power(&self, host: &str) -> Result<()> {
-        self.supervisor.set_power(host, false)?;
+        self.supervisor.set_power(host, false).await?;
         let in_namespace = |found: &&Host| found.name == host && self.rack.lan.is_some();
         let Some(found) = self.rack.hosts.iter().find(in_namespace) else { return Ok(()) };
         namespaces::kill_all(&self.rack.namespace(found)).await?;

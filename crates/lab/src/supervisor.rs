@@ -32,11 +32,35 @@ const STOP_WITHIN: Duration = Duration::from_secs(3);
 
 /// The processes of a lab.
 pub struct Supervisor {
-    /// Whether each host has power.
-    powered: BTreeMap<String, watch::Sender<Power>>,
+    hosts: BTreeMap<String, Host>,
     tasks: Vec<JoinHandle<()>>,
     /// Those of etcd, which ends last.
     last: Vec<JoinHandle<()>>,
+}
+
+/// One host.
+#[derive(Clone)]
+struct Host {
+    /// What is wanted of it.
+    power: watch::Sender<Power>,
+    /// How many of its processes run.
+    running: watch::Sender<usize>,
+}
+
+/// A process that runs on a host, for as long as this is not dropped.
+struct Running(watch::Sender<usize>);
+
+impl Running {
+    fn on(host: &Host) -> Running {
+        host.running.send_modify(|count| *count += 1);
+        Running(host.running.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// What is wanted of a host.
@@ -57,13 +81,11 @@ impl Supervisor {
     /// # Errors
     /// When a log cannot be opened.
     pub fn start(processes: Vec<Process>, state: &State, show: bool) -> Result<Supervisor> {
-        let mut powered: BTreeMap<String, watch::Sender<Power>> = BTreeMap::new();
+        let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
         let (mut tasks, mut last) = (Vec::new(), Vec::new());
         for process in processes {
-            let power = powered
-                .entry(process.host.clone())
-                .or_insert_with(|| watch::channel(Power::On).0)
-                .subscribe();
+            let new = || Host { power: watch::channel(Power::On).0, running: watch::channel(0).0 };
+            let host = hosts.entry(process.host.clone()).or_insert_with(new).clone();
             let name = format!("{}-{}", process.host, process.role);
             let log = state.directory.join("log").join(format!("{name}.log"));
             // Opened here once, so that an unwritable directory is an error now and not a silence later.
@@ -76,39 +98,45 @@ impl Supervisor {
                 // etcd's own words are of use when something is wrong with it, and they are in its log.
                 show: show && process.role != ETCD,
                 process,
-                power,
+                power: host.power.subscribe(),
+                host,
             };
             let tasks = if slot.process.role == ETCD { &mut last } else { &mut tasks };
             tasks.push(tokio::spawn(slot.keep()));
         }
-        Ok(Supervisor { powered, tasks, last })
+        Ok(Supervisor { hosts, tasks, last })
     }
 
     /// The hosts, and whether each has power.
     pub fn hosts(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.powered.iter().map(|(name, power)| (name.as_str(), *power.borrow() == Power::On))
+        self.hosts.iter().map(|(name, host)| (name.as_str(), *host.power.borrow() == Power::On))
     }
 
-    /// Cuts or restores the power of a host.
+    /// Cuts or restores the power of a host. When it is cut, nothing of it runs any more: nobody is connected to what is about
+    /// to end.
     ///
     /// # Errors
     /// When there is no such host.
-    pub fn set_power(&self, host: &str, on: bool) -> Result<()> {
-        let Some(power) = self.powered.get(host) else {
-            let known: Vec<&str> = self.powered.keys().map(String::as_str).collect();
+    pub async fn set_power(&self, host: &str, on: bool) -> Result<()> {
+        let Some(Host { power, running }) = self.hosts.get(host) else {
+            let known: Vec<&str> = self.hosts.keys().map(String::as_str).collect();
             bail!("there is no host `{host}` in this lab; there are {}", known.join(", "));
         };
         let wanted = if on { Power::On } else { Power::Cut };
         // Only a change wakes the host's processes: one that has power is not started again by getting it.
         power.send_if_modified(|power| std::mem::replace(power, wanted) != wanted);
+        if !on {
+            // The sender is ours, so this ends with the last process.
+            let _ = running.subscribe().wait_for(|count| *count == 0).await;
+        }
         Ok(())
     }
 
     /// Ends everything in good order.
     pub async fn stop(self) {
         for (wanted, tasks) in [(Power::Down, self.tasks), (Power::Off, self.last)] {
-            for power in self.powered.values() {
-                power.send_replace(wanted);
+            for host in self.hosts.values() {
+                host.power.send_replace(wanted);
             }
             for task in tasks {
                 // A task that failed has no process left that could be waited for.
@@ -126,6 +154,7 @@ struct Slot {
     log: std::path::PathBuf,
     show: bool,
     process: Process,
+    host: Host,
     power: watch::Receiver<Power>,
 }
 
@@ -167,6 +196,7 @@ impl Slot {
 
     /// Runs the process until it ends, or until it is not wanted.
     async fn run_once(&mut self) -> Result<()> {
+        let running = Running::on(&self.host);
         let mut child = self.spawn()?;
         let id = child.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
         // On a full disk there is no note, and the process runs all the same.
@@ -175,6 +205,7 @@ impl Slot {
         }
         tokio::select! {
             status = child.wait() => {
+                drop(running);
                 tracing::warn!("{} ended ({}); it is started again", self.name, status.context("wait for it")?);
                 tokio::time::sleep(RESTART_PAUSE).await;
             }

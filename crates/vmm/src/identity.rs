@@ -8,8 +8,11 @@ use lightbyte_guest::protocol::{FirstBoot, Identity, Ipv6, Mount, NewFile, Nic};
 pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
     // A guest has one default route: by the first card that leads anywhere.
     let out = assigned.nics.iter().position(|nic| nic.gateway.is_some());
-    let gateway6 = |nic: &AssignedNic| nic.ipv6.as_ref().and_then(|ipv6| ipv6.gateway);
-    let out6 = assigned.nics.iter().position(|nic| gateway6(nic).is_some());
+    // Where routers say the addresses, they say the way out as well.
+    let leads_out6 = |nic: &AssignedNic| {
+        nic.ipv6.as_ref().is_some_and(|ipv6| ipv6.address.is_none() || ipv6.gateway.is_some())
+    };
+    let out6 = assigned.nics.iter().position(leads_out6);
     let ipv6 = |index, ipv6: &AssignedIpv6| Ipv6 {
         link_local: ipv6.interface.link_local().to_string(),
         address: ipv6.address.map_or_else(String::new, |address| format!("{address}/{}", ipv6.prefix_length)),

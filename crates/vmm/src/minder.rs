@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use lightbyte_api::{Timestamp, VmId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use lightbyte_guest::protocol::{Info, Way};
+use lightbyte_guest::protocol::{Info, Problem, Way};
 use lightbyte_plan::agent::Leaving;
 
 use crate::channel::Call;
@@ -166,8 +166,19 @@ impl Minder {
                 if is_well { Talk::Introduce(now) } else { Talk::Ask(Instant::now() + ASK_AGAIN) }
             }
             Talk::Introduce(at) if at <= now => {
-                let Some(answer) = request("PUT", "/v1/identity", &self.identity, IDENTITY_MAX) else {
-                    return Talk::Introduce(Instant::now() + ASK_AGAIN);
+                let answer =
+                    channel::request(&self.room.uds, "PUT", "/v1/identity", &self.identity, IDENTITY_MAX);
+                let answer = match answer {
+                    Ok((200, answer)) => answer,
+                    refused => {
+                        let said =
+                            refused.ok().and_then(|(_, said)| serde_json::from_slice::<Problem>(&said).ok());
+                        if let Some(Problem { error: problem }) = said {
+                            self.is_hindered.set(true);
+                            self.shared.tell(VmmEvent::Hindered { vm: self.vm, problem });
+                        }
+                        return Talk::Introduce(Instant::now() + ASK_AGAIN);
+                    }
                 };
                 // Before it is ready: a VM whose disks are not where they were asked is not as it was asked.
                 let info = serde_json::from_slice::<Info>(&answer).unwrap_or_default();

@@ -18,7 +18,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use lightbyte_api::address::{InterfaceId, tap_name};
+use lightbyte_api::address::tap_name;
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
 use lightbyte_api::observed::Squatter;
@@ -26,14 +26,15 @@ use lightbyte_api::{MacAddress, Uid, VmId};
 
 use self::netlink::{Link, Netlink};
 use self::probe::Question;
-use self::sources::{Source, Walled};
+use self::sources::{Source, Source6, Walled};
 use crate::driver::{DriverError, Network, TapState};
 
 /// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow, for one that speaks IPv6
 /// the word for that, and for one with rules of its own which these are.
 const ALIAS_PREFIX: &str = "lightbyte vm ";
-/// The last half of its addresses is made from its IPv4 address.
-const IPV6: &str = "ipv6";
+/// Before what it may send from of IPv6: an address, or the word for all with its own last half.
+const IPV6: &str = "ipv6:";
+const AUTO: &str = "auto";
 /// Before the hash of its rules, for one with a wall and for one without.
 const WALL: &str = "wall:";
 const PORTS: &str = "ports:";
@@ -263,7 +264,7 @@ fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
         tap: tap_name(vm.uid(), index),
         mac: nic.mac,
         address: nic.address,
-        interface6: nic.ipv6.as_ref().map(|ipv6| ipv6.interface),
+        ipv6: nic.ipv6.as_ref().map(|ipv6| ipv6.address.map_or(Source6::Auto, Source6::Address)),
         wall: if nic.firewall.is_some() { Walled::Open } else { Walled::No },
         rules: walls::has_rules(nic).then(|| walls::hash(nic)),
     };
@@ -273,14 +274,19 @@ fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
 fn alias(vm: VmId, source: &Source) -> String {
     let mark = if source.wall == Walled::No { PORTS } else { WALL };
     let rules = source.rules.map_or_else(String::new, |rules| format!(" {mark}{rules:x}"));
-    let ipv6 = source.interface6.map_or_else(String::new, |_| format!(" {IPV6}"));
+    let ipv6 = match source.ipv6 {
+        None => String::new(),
+        Some(Source6::Auto) => format!(" {IPV6}{AUTO}"),
+        Some(Source6::Address(address)) => format!(" {IPV6}{address}"),
+    };
     format!("{ALIAS_PREFIX}{vm} {} {}{ipv6}{rules}", source.mac, source.address)
 }
 
-/// What a card is probed for: its addresses, and where routers say the first half of one, the address that it has at once.
+/// What a card is probed for: every address that its guest gives it by itself.
 fn addresses(nic: &AssignedNic) -> impl Iterator<Item = IpAddr> + use<> {
-    let ipv6 = nic.ipv6.as_ref().map(|ipv6| ipv6.address.unwrap_or_else(|| ipv6.interface.link_local()));
-    [Some(nic.address.into()), ipv6.map(Into::into)].into_iter().flatten()
+    let link_local = nic.ipv6.as_ref().map(|ipv6| ipv6.interface.link_local());
+    let address6 = nic.ipv6.as_ref().and_then(|ipv6| ipv6.address);
+    [Some(nic.address.into()), link_local.map(Into::into), address6.map(Into::into)].into_iter().flatten()
 }
 
 /// What takes away the rules that these taps have of their own.
@@ -299,14 +305,18 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
         let mut next = || words.next();
         let (mac, address): (_, Ipv4Addr) = (next()?.parse().ok()?, next()?.parse().ok()?);
         let mut rules = next().unwrap_or_default();
-        let interface6 = (rules == IPV6).then(|| InterfaceId::of(address));
-        if interface6.is_some() {
+        let ipv6 = match rules.strip_prefix(IPV6) {
+            None => None,
+            Some(AUTO) => Some(Source6::Auto),
+            Some(address) => Some(Source6::Address(address.parse().ok()?)),
+        };
+        if ipv6.is_some() {
             rules = next().unwrap_or_default();
         }
         let hash = |mark| rules.strip_prefix(mark).and_then(|hash| u64::from_str_radix(hash, 16).ok());
         let (walled, ports) = (hash(WALL), hash(PORTS));
         let wall = if walled.is_some() { Walled::Open } else { Walled::No };
-        Some(Source { tap: link.name.clone(), mac, address, interface6, wall, rules: walled.or(ports) })
+        Some(Source { tap: link.name.clone(), mac, address, ipv6, wall, rules: walled.or(ports) })
     };
     links.iter().filter_map(source).collect()
 }

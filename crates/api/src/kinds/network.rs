@@ -15,8 +15,8 @@ use crate::reader::Reader;
 pub const POOL_ADDRESSES_MAX: u64 = 1 << 16;
 /// How many name servers a guest is told: more are ignored by resolvers (resolv.conf(5), `MAXNS`).
 pub const DNS_SERVERS_MAX: usize = 3;
-/// The longest prefix of a subnet of IPv6: behind it stands a VM's IPv4 address.
-pub const PREFIX6_LENGTH_MAX: u8 = 96;
+/// The longest prefix of a subnet of IPv6: behind it stands an interface identifier (RFC 4291, 2.5.1).
+pub const PREFIX6_LENGTH_MAX: u8 = 64;
 /// The longest name of a Linux interface (netdevice(7), `IFNAMSIZ` less the final zero).
 pub const INTERFACE_NAME_LENGTH_MAX: usize = 15;
 
@@ -119,10 +119,13 @@ impl Spec {
         }
     }
 
-    /// Whether a VM may be given `address`: in the pool, and not the gateway's.
+    /// Whether a VM may be given `address`: in the pool, and neither it nor what is made from it a gateway's.
     #[must_use]
     pub fn may_give(&self, address: Ipv4Addr) -> bool {
-        (self.pool_first..=self.pool_last).contains(&address) && self.gateway != Some(address)
+        let is_gateways6 = self.gateway6.is_some() && self.gateway6 == self.address6(address);
+        (self.pool_first..=self.pool_last).contains(&address)
+            && self.gateway != Some(address)
+            && !is_gateways6
     }
 }
 
@@ -215,8 +218,13 @@ fn check_ipv6(spec: &Spec, fields: &mut Reader<'_>) {
     match (spec.subnet6, spec.gateway6) {
         (Some(Prefix6::Subnet(subnet)), gateway) => {
             if subnet.prefix_length() > PREFIX6_LENGTH_MAX {
-                let hint = format!("the last 32 bits are the VM's IPv4 address; a /{PREFIX6_LENGTH_MAX} is the least");
+                let hint = format!("the last 64 bits are the VM's; a /{PREFIX6_LENGTH_MAX} is the least");
                 fields.problem("subnet6", format!("{subnet} is too small"), Some(hint));
+            }
+            let base = subnet.base();
+            if base.is_multicast() || base.is_unicast_link_local() || base.is_loopback() || base.is_unspecified() {
+                let hint = "such as fd00:77::/64, or what your provider has given you".to_owned();
+                fields.problem("subnet6", format!("{subnet} has no addresses that a VM could have"), Some(hint));
             }
             let is_near = |gateway: Ipv6Addr| subnet.contains(gateway) || gateway.is_unicast_link_local();
             if let Some(gateway) = gateway.filter(|gateway| !is_near(*gateway)) {

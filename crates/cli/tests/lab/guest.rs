@@ -182,7 +182,7 @@ fn previous_lives_are_told(bed: &Bed) {
     says(&["logs", "vm/hello", "--previous", "-n", "0"], (false, false));
     bed.ok(&["delete", "vm/hello", "--yes"]);
     says(&["logs", "hello", "--previous"], (false, true));
-    assert!(bed.fails(&["logs", "hello"]).1.contains("nothing is named `hello`"));
+    assert!(bed.fails(&["logs", "hello"]).1.contains("vm/hello does not exist"));
     let (_, errors) = bed.fails(&["logs", "nobody", "--previous"]);
     assert!(errors.contains("no worker has kept what one of that name said"), "{errors}");
 }

@@ -7,7 +7,7 @@
 //! may send nothing. Rules are made by the program `nft`, which alone knows how the kernel wants them.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lightbyte_api::MacAddress;
 use lightbyte_api::address::InterfaceId;
@@ -15,25 +15,36 @@ use lightbyte_api::address::InterfaceId;
 use super::nft::{NFT, NO_TABLE, run};
 use crate::driver::DriverError;
 
-/// The table, as often as it is asked for. The type of a frame is read from the frame (`@ll`), not from what the kernel
+/// The table, as often as it is asked for. What says nothing that could be looked at (`meta l4proto` knows none) is not let
+/// through as IPv6. The type of a frame is read from the frame (`@ll`), not from what the kernel
 /// took it for: that leaves out the tag of a VLAN.
 const TABLE: &str = "\
 add table bridge lightbyte-taps
 add set bridge lightbyte-taps sources { type ifname . ether_addr . ipv4_addr; }
+add set bridge lightbyte-taps addresses6 { typeof iifname . ether saddr . @nh,64,128; }
 add set bridge lightbyte-taps interfaces6 { typeof iifname . ether saddr . @nh,128,64; }
 add chain bridge lightbyte-taps sent { type filter hook prerouting priority -300; policy accept; }
 flush chain bridge lightbyte-taps sent
 add rule bridge lightbyte-taps sent iifname != \"lb*\" accept
-add rule bridge lightbyte-taps sent @ll,96,16 0x0800 udp sport 67 drop
+add rule bridge lightbyte-taps sent @ll,96,16 0x0800 meta l4proto udp udp sport 67 drop
+add rule bridge lightbyte-taps sent @ll,96,16 0x0800 meta l4proto udp udp dport 68 drop
+add rule bridge lightbyte-taps sent @ll,96,16 0x0800 ip protocol igmp @th,0,8 0x11 drop
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 iifname . ether saddr . ip saddr @sources accept
 add rule bridge lightbyte-taps sent @ll,96,16 0x0806 iifname . ether saddr . arp saddr ip @sources \
     iifname . arp saddr ether . arp saddr ip @sources accept
 add rule bridge lightbyte-taps sent @ll,96,16 != 0x86dd drop
-add rule bridge lightbyte-taps sent icmpv6 type { nd-router-advert, nd-redirect } drop
+add rule bridge lightbyte-taps sent icmpv6 type { nd-router-advert, nd-redirect, mld-listener-query } drop
+add rule bridge lightbyte-taps sent meta l4proto ipv6-icmp exthdr frag exists drop
 add rule bridge lightbyte-taps sent meta l4proto udp udp sport 547 drop
+add rule bridge lightbyte-taps sent meta l4proto udp udp dport 546 drop
 add rule bridge lightbyte-taps sent icmpv6 type nd-neighbor-advert \
-    iifname . ether saddr . @th,128,64 != @interfaces6 drop
-add rule bridge lightbyte-taps sent @ll,96,16 0x86dd iifname . ether saddr . @nh,128,64 @interfaces6 accept
+    iifname . ether saddr . @th,64,128 != @addresses6 iifname . ether saddr . @th,128,64 != @interfaces6 drop
+add rule bridge lightbyte-taps sent @ll,96,16 0x86dd meta l4proto != 255 \
+    iifname . ether saddr . @nh,64,128 @addresses6 accept
+add rule bridge lightbyte-taps sent @ll,96,16 0x86dd meta l4proto != 255 \
+    iifname . ether saddr . @nh,128,64 @interfaces6 accept
+add rule bridge lightbyte-taps sent ip6 saddr :: icmpv6 type nd-neighbor-solicit \
+    iifname . ether saddr . @th,64,128 @addresses6 accept
 add rule bridge lightbyte-taps sent ip6 saddr :: icmpv6 type nd-neighbor-solicit \
     iifname . ether saddr . @th,128,64 @interfaces6 accept
 add rule bridge lightbyte-taps sent drop
@@ -53,7 +64,7 @@ add rule bridge lightbyte-taps received drop
 ";
 
 /// The sets of the table.
-const SETS: [&str; 5] = ["sources", "interfaces6", "walled", "walls", "walls6"];
+const SETS: [&str; 6] = ["sources", "addresses6", "interfaces6", "walled", "walls", "walls6"];
 
 /// What one tap may send from, and whether what comes to it is filtered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,11 +72,36 @@ pub(super) struct Source {
     pub(super) tap: String,
     pub(super) mac: MacAddress,
     pub(super) address: Ipv4Addr,
-    /// The last half of its addresses of IPv6; without, it sends none of it.
-    pub(super) interface6: Option<InterfaceId>,
+    /// What it sends of IPv6; without, none of it.
+    pub(super) ipv6: Option<Source6>,
     pub(super) wall: Walled,
     /// Tells its rules of its own from others; nought while they are not known.
     pub(super) rules: Option<u64>,
+}
+
+/// What one tap may send from of IPv6, its link-local address aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source6 {
+    /// One address.
+    Address(Ipv6Addr),
+    /// All whose last half is that of its IPv4 address: routers say the first.
+    Auto,
+}
+
+impl Source {
+    /// The last half of its addresses of IPv6.
+    fn interface6(&self) -> Option<InterfaceId> {
+        self.ipv6.map(|_| InterfaceId::of(self.address))
+    }
+
+    /// The addresses of IPv6 that it may send from, where they are known.
+    fn addresses6(&self) -> impl Iterator<Item = Ipv6Addr> + use<> {
+        let known = match self.ipv6 {
+            Some(Source6::Address(address)) => Some([address, InterfaceId::of(self.address).link_local()]),
+            _ => None,
+        };
+        known.into_iter().flatten()
+    }
 }
 
 /// Whether a tap has a wall, see `walls`.
@@ -137,13 +173,17 @@ fn elements(verb: &str, sources: &[Source]) -> String {
     let names = walled(|wall| wall != Walled::No).map(|source| format!("\"{}\"", source.tap));
     let open = || walled(|wall| wall == Walled::Open);
     let walls = open().map(|source| format!("\"{}\" . {}", source.tap, source.address));
-    let interfaces6 = sources.iter().filter_map(|source| {
-        Some(format!("\"{}\" . {} . {}", source.tap, source.mac, source.interface6?.bits()))
-    });
+    let of_tap = |source: &Source, key: u128| format!("\"{}\" . {} . {key:#x}", source.tap, source.mac);
+    let addresses6 = sources
+        .iter()
+        .flat_map(|source| source.addresses6().map(|address| of_tap(source, address.to_bits())));
+    let auto = sources.iter().filter(|source| source.ipv6 == Some(Source6::Auto));
+    let interfaces6 = auto.filter_map(|source| Some(of_tap(source, source.interface6()?.bits().into())));
     let walls6 =
-        open().filter_map(|source| Some(format!("\"{}\" . {}", source.tap, source.interface6?.bits())));
+        open().filter_map(|source| Some(format!("\"{}\" . {}", source.tap, source.interface6()?.bits())));
     [
         line("sources", sources.iter().map(Source::to_string).collect()),
+        line("addresses6", addresses6.collect()),
         line("interfaces6", interfaces6.collect()),
         line("walled", names.collect()),
         line("walls", walls.collect()),
@@ -161,7 +201,7 @@ mod tests {
             tap: tap.to_owned(),
             mac: "02:00:00:00:00:01".parse().expect("a hardware address"),
             address: Ipv4Addr::new(10, 0, 0, last),
-            interface6: None,
+            ipv6: None,
             wall: Walled::No,
             rules: None,
         }
@@ -183,9 +223,9 @@ mod tests {
         let walls = "add element bridge lightbyte-taps walled { \"lbb\" }\n\
                      add element bridge lightbyte-taps walls { \"lbb\" . 10.0.0.2 }\n";
         check(&[], &[&walled], &format!("add {{ \"lbb\" 2 }}\n{walls}"));
-        let both = Source { interface6: Some(InterfaceId::of(a.address)), ..a.clone() };
+        let both = Source { ipv6: Some(Source6::Auto), ..a.clone() };
         let interfaces6 =
-            "add element bridge lightbyte-taps interfaces6 { \"lba\" . 02:00:00:00:00:01 . 167772161 }\n";
+            "add element bridge lightbyte-taps interfaces6 { \"lba\" . 02:00:00:00:00:01 . 0xa000001 }\n";
         check(&[], &[&both], &format!("add {{ \"lba\" 1 }}\n{interfaces6}"));
         check(&[&a, &b], &[&a], "add { \"lbb\" 2 }\ndelete { \"lbb\" 2 }\nadd { \"lba\" 1 }\n");
     }

@@ -33,17 +33,18 @@ pub(super) fn probe(from: MacAddress, address: Ipv6Addr) -> Vec<u8> {
     frame[IPV6 + 24..ICMP].copy_from_slice(&group.octets());
     frame[ICMP] = SOLICITATION;
     frame[ICMP + 8..].copy_from_slice(&address.octets());
-    let sum = checksum(&frame);
+    let sum = checksum(&frame, ICMP_BYTES as u16);
     frame[ICMP + 2..ICMP + 4].copy_from_slice(&sum.to_be_bytes());
     frame
 }
 
-/// The checksum of a frame whose own is nought: over the addresses, the length and the protocol too (RFC 8200, 8.1).
-fn checksum(frame: &[u8]) -> u16 {
+/// The checksum of a frame that carries so much: over the addresses, the length and the protocol too (RFC 8200, 8.1). That of one
+/// with its own in it is nought.
+fn checksum(frame: &[u8], content_bytes: u16) -> u16 {
     let pairs = frame[IPV6 + 8..]
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or_default()])));
-    let sum = pairs.sum::<u32>() + ICMP_BYTES as u32 + u32::from(ICMPV6);
+    let sum = pairs.sum::<u32>() + u32::from(content_bytes) + u32::from(ICMPV6);
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) + (folded >> 16)) as u16
 }
@@ -51,7 +52,12 @@ fn checksum(frame: &[u8]) -> u16 {
 /// Who says in this frame that the address is theirs, or asks for it in order to have it.
 pub(super) fn claimed_by(frame: &[u8], address: Ipv6Addr) -> Option<MacAddress> {
     let part = |from: usize, to: usize| frame.get(from..to);
+    let content_bytes = u16::from_be_bytes(part(IPV6 + 4, IPV6 + 6)?.try_into().ok()?);
+    let whole = part(0, ICMP + usize::from(content_bytes))?;
+    // What no host would take for true is not: a guest may get it out that may not say the same in order.
     let is_neighbours = part(12, 14)? == PROTOCOL.to_be_bytes()
+        && part(IPV6, IPV6 + 1)?[0] >> 4 == 6
+        && checksum(whole, content_bytes) == 0
         && part(IPV6 + 6, IPV6 + 8)? == [ICMPV6, HOP_LIMIT]
         && part(ICMP + 8, ICMP + ICMP_BYTES)? == address.octets();
     if !is_neighbours {
@@ -76,6 +82,13 @@ mod tests {
         let mut frame = probe(OTHER, target);
         frame[ICMP] = kind;
         frame[IPV6 + 8..IPV6 + 24].copy_from_slice(&sender.octets());
+        summed(frame)
+    }
+
+    fn summed(mut frame: Vec<u8>) -> Vec<u8> {
+        frame[ICMP + 2..ICMP + 4].fill(0);
+        let sum = checksum(&frame, ICMP_BYTES as u16);
+        frame[ICMP + 2..ICMP + 4].copy_from_slice(&sum.to_be_bytes());
         frame
     }
 
@@ -87,11 +100,8 @@ mod tests {
             frame[IPV6 + 24..ICMP],
             *Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff4d, 5).octets().as_slice()
         );
-        let mut zeroed = frame.clone();
-        zeroed[ICMP + 2..ICMP + 4].fill(0);
-        assert_eq!(checksum(&zeroed).to_be_bytes(), frame[ICMP + 2..ICMP + 4]);
         // With its checksum in it, the sum over all is nought.
-        assert_eq!(checksum(&frame), 0);
+        assert_eq!(checksum(&frame, ICMP_BYTES as u16), 0);
     }
 
     #[test]
@@ -107,8 +117,14 @@ mod tests {
         check("another message", &frame(134, other, WANTED), false);
         let whole = frame(ADVERTISEMENT, WANTED, WANTED);
         (0..whole.len()).for_each(|length| check("a part", &whole[..length], false));
-        let mut routed = whole;
-        routed[IPV6 + 7] = 254;
-        check("from beyond a router", &routed, false);
+        let changed = |at: usize, byte: u8| {
+            let mut frame = whole.clone();
+            frame[at] = byte;
+            frame
+        };
+        check("from beyond a router", &summed(changed(IPV6 + 7, 254)), false);
+        check("of another version", &changed(IPV6, 4 << 4), false);
+        check("longer than it is", &changed(IPV6 + 5, 255), false);
+        check("with another checksum", &changed(ICMP + 2, whole[ICMP + 2] ^ 1), false);
     }
 }

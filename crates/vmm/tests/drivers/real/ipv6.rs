@@ -30,6 +30,9 @@ const OTHER_MAC: &str = "02:00:00:00:00:97";
 const ICMP: u8 = 58;
 const UDP: u8 = 17;
 const NOTHING: u8 = 59;
+const FRAGMENT: u8 = 44;
+/// With the VM's own last half.
+const ELSEWHERE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0x0a4d, 0x33);
 
 fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
     let interface = InterfaceId::of(address);
@@ -37,6 +40,12 @@ fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
     let ipv6 =
         AssignedIpv6 { interface, address: Some(interface.within(subnet)), prefix_length: 64, gateway: None };
     AssignedNic { ipv6: Some(ipv6), ..taps::nic(vm, address) }
+}
+
+/// The card where routers say the first half.
+fn auto() -> AssignedNic {
+    let ipv6 = nic(VM, ADDRESS).ipv6.map(|ipv6| AssignedIpv6 { address: None, ..ipv6 });
+    AssignedNic { ipv6, ..nic(VM, ADDRESS) }
 }
 
 /// A packet whose content is the end of a frame.
@@ -51,9 +60,9 @@ fn discovery(kind: u8, about: Ipv6Addr) -> Vec<u8> {
     [&[kind, 0, 0, 0, 0x20, 0, 0, 0][..], &about.octets()].concat()
 }
 
-fn udp(from: u16) -> Vec<u8> {
+fn udp(from: u16, to: u16) -> Vec<u8> {
     let bytes = u16::try_from(8 + 2 + MARK.len()).expect("a small datagram");
-    [from, 546, bytes, 0].map(u16::to_be_bytes).concat()
+    [from, to, bytes, 0].map(u16::to_be_bytes).concat()
 }
 
 /// What a VM may not send, and why.
@@ -63,11 +72,20 @@ fn forged() -> Vec<(&'static str, Vec<u8>)> {
         ("from another address", packet(FOREIGN, ALL, NOTHING, &[])),
         ("from nobody", packet(nobody, ALL, NOTHING, &[])),
         ("from nobody to where multicast is reported", packet(nobody, REPORTS, NOTHING, &[])),
+        ("from its own half elsewhere", packet(ELSEWHERE, ALL, NOTHING, &[])),
+        ("a query for listeners", packet(OWN_LINK_LOCAL, ALL, ICMP, &discovery(130, ALL))),
+        ("the words of a DHCP server from another port", packet(OWN_LINK_LOCAL, ALL, UDP, &udp(1547, 546))),
+        ("a fragment of neighbour discovery", packet(OWN, ALL, FRAGMENT, &[ICMP, 0, 0, 1, 0, 0, 0, 1])),
+        ("what is not of its version", {
+            let mut packet = packet(OWN, ALL, ICMP, &discovery(136, FOREIGN));
+            packet[0] = 4 << 4;
+            packet
+        }),
         ("an advertisement of a router", packet(OWN_LINK_LOCAL, ALL, ICMP, &discovery(134, OWN))),
         ("a redirection", packet(OWN_LINK_LOCAL, ALL, ICMP, &discovery(137, OWN))),
         ("an advertisement for another address", packet(OWN, ALL, ICMP, &discovery(136, FOREIGN))),
         ("a probe for another address", packet(nobody, ALL, ICMP, &discovery(135, FOREIGN))),
-        ("the words of a DHCP server", packet(OWN_LINK_LOCAL, ALL, UDP, &udp(547))),
+        ("the words of a DHCP server", packet(OWN_LINK_LOCAL, ALL, UDP, &udp(547, 547))),
     ]
 }
 
@@ -75,12 +93,10 @@ fn allowed() -> Vec<Vec<u8>> {
     vec![
         packet(OWN, ALL, NOTHING, &[]),
         packet(OWN_LINK_LOCAL, ALL, NOTHING, &[]),
-        // What a router advertises elsewhere, with the VM's own last half.
-        packet(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0x0a4d, 0x33), ALL, NOTHING, &[]),
         packet(OWN, ALL, ICMP, &discovery(136, OWN)),
         packet(OWN, ALL, ICMP, &discovery(135, FOREIGN)),
         packet(Ipv6Addr::UNSPECIFIED, ALL, ICMP, &discovery(135, OWN)),
-        packet(OWN, ALL, UDP, &udp(546)),
+        packet(OWN, ALL, UDP, &udp(546, 547)),
     ]
 }
 
@@ -115,6 +131,15 @@ fn a_tap_speaks_ipv6_for_itself_alone() {
         check();
         // An agent begins anew, and finds in the taps what may be sent from them.
         Taps::new().expect("make the rules");
+        check();
+        // Where routers say the first half, any is let through before the VM's own last half.
+        driver.ensure(VM, &[auto()]).expect("change it");
+        for (number, content) in [(200, ELSEWHERE), (201, OWN_LINK_LOCAL)] {
+            send(&a, &make(own, &packet(FOREIGN, ALL, NOTHING, &[]), 0));
+            send(&a, &make(own, &packet(content, ALL, NOTHING, &[]), number));
+            assert_eq!(receive(&b, &FRAME_MAX), Some(number), "{content}");
+        }
+        driver.ensure(VM, &[nic(VM, ADDRESS)]).expect("change it back");
         check();
         // A card without IPv6 sends none.
         driver.ensure(VM, &[taps::nic(VM, ADDRESS)]).expect("take it away");
@@ -188,10 +213,6 @@ fn a_squatter_of_the_ipv6_address_is_heard() {
     in_namespace(name, network_is_possible(), |()| {
         let driver = Taps::new().expect("make the rules");
         let mut other = Machine::new("wire", OTHER_MAC);
-        let auto = AssignedNic {
-            ipv6: nic(VM, ADDRESS).ipv6.map(|ipv6| AssignedIpv6 { address: None, ..ipv6 }),
-            ..nic(VM, ADDRESS)
-        };
         let probe = |nic: &AssignedNic| {
             driver.ensure(VM, std::slice::from_ref(nic)).expect("make a tap");
             driver.probe(VM, std::slice::from_ref(nic)).expect("an answer")
@@ -201,11 +222,11 @@ fn a_squatter_of_the_ipv6_address_is_heard() {
         assert_eq!(probe(&nic(VM, ADDRESS)), []);
         other.ip(&format!("addr add {OWN}/64 dev eth0 nodad"));
         assert_eq!(probe(&nic(VM, ADDRESS)), squatted);
-        // Another address of the pool has another last half; and where routers say the first half, that one counts.
+        // Another address of the pool has another last half; and where routers say the first half, nobody has that yet.
         assert_eq!(probe(&nic(VM, Ipv4Addr::new(10, 77, 0, 53))), []);
-        assert_eq!(probe(&auto), []);
+        assert_eq!(probe(&auto()), []);
         other.ip(&format!("addr add {OWN_LINK_LOCAL}/64 dev eth0 nodad"));
-        assert_eq!(probe(&auto), squatted);
+        assert_eq!(probe(&auto()), squatted);
         driver.remove(VM).expect("remove it");
     });
 }
