@@ -108,8 +108,7 @@ impl Subnet {
 
 /// The last half of an IPv6 address, which says whose it is in its subnet (RFC 4291, 2.5.1). A network card's is the IPv4
 /// address that it holds: so nobody else of its network has it, and it can be read off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InterfaceId(u64);
 
 impl InterfaceId {
@@ -273,7 +272,7 @@ mod tests {
     #[test]
     fn a_subnet_has_no_host_bits() {
         let check = |text: &str, expect: &str| {
-            let found = text.parse::<Subnet>();
+            let found = text.parse::<Cidr>();
             assert_eq!(found.map_or_else(|error| error.to_string(), |subnet| subnet.to_string()), expect);
         };
         check("10.77.0.0/16", "10.77.0.0/16");
@@ -282,17 +281,8 @@ mod tests {
         check("10.77.0.1/16", "`10.77.0.1/16` has host bits set; the subnet is `10.77.0.0/16`");
         check("10.77.0.0", "`10.77.0.0` is not a subnet such as 10.77.0.0/16");
         check("10.77.0.0/33", "`10.77.0.0/33` is not a subnet such as 10.77.0.0/16");
-    }
-
-    #[test]
-    fn a_subnet_of_ipv6_is_read_alike() {
-        let check = |text: &str, expect: &str| {
-            let found = text.parse::<Cidr>();
-            assert_eq!(found.map_or_else(|error| error.to_string(), |subnet| subnet.to_string()), expect);
-        };
         check("fd00:77::/64", "fd00:77::/64");
         check("::/0", "::/0");
-        check("10.77.0.0/16", "10.77.0.0/16");
         check("fd00:77::1/64", "`fd00:77::1/64` has host bits set; the subnet is `fd00:77::/64`");
         check("fd00:77::", "`fd00:77::` is not a subnet of IPv6 such as fd00:77::/64");
         check("fd00:77::/129", "`fd00:77::/129` is not a subnet of IPv6 such as fd00:77::/64");

@@ -134,11 +134,17 @@ pub struct AssignedNic {
     pub ports: Vec<PortForward>,
 }
 
-/// The IPv6 of a network card.
+impl AssignedNic {
+    /// The last half of each of its IPv6 addresses; none where it speaks no IPv6.
+    #[must_use]
+    pub fn interface6(&self) -> Option<InterfaceId> {
+        self.ipv6.as_ref().map(|_| InterfaceId::of(self.address))
+    }
+}
+
+/// The IPv6 of a network card. The last half of its addresses is [`AssignedNic::interface6`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssignedIpv6 {
-    /// The last half of each of its addresses.
-    pub interface: InterfaceId,
     /// Its address; without, those that routers advertise the first half of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv6Addr>,

@@ -71,14 +71,21 @@ fn check(identity: &Identity) -> anyhow::Result<()> {
 }
 
 fn add(netlink: &mut Netlink, nic: &Nic, is_set_up: bool) -> anyhow::Result<()> {
-    let index = interface(&nic.mac).context("there is no such interface")?;
+    let name = name_of(&nic.mac).context("there is no such interface")?;
+    let index = index_of(&name).context("the interface has gone")?;
     let (address, length) = parse(&nic.address).context("read the address")?;
     if let Some(mtu) = nic.mtu {
         netlink.set_mtu(index, mtu).context("set its MTU")?;
     }
     // The addresses first: an interface that comes up announces those that it has.
     netlink.add_address(index, address, length).context("set its address")?;
-    let prepared = prepare_ipv6(netlink, index, nic, is_set_up);
+    let prepared = match &nic.ipv6 {
+        Some(ipv6) => prepare_ipv6(netlink, &name, index, ipv6, is_set_up),
+        None => {
+            turn_ipv6_off(&name);
+            Ok(())
+        }
+    };
     netlink.link_up(index).context("bring it up")?;
     if let Some(gateway) = nic.gateway {
         netlink.default_route(index, gateway).context("set the default route")?;
@@ -91,14 +98,20 @@ fn add(netlink: &mut Netlink, nic: &Nic, is_set_up: bool) -> anyhow::Result<()> 
     }
 }
 
-/// Gives the interface its addresses of IPv6 and none that it would give itself, or turns IPv6 off.
-fn prepare_ipv6(netlink: &mut Netlink, index: u32, nic: &Nic, is_set_up: bool) -> anyhow::Result<()> {
-    let name = name_of(&nic.mac).context("there is no such interface")?;
-    let Some(settings) = Settings::of(&name) else {
-        // A kernel without IPv6 has nothing to turn off.
-        return if nic.ipv6.is_some() { bail!("this kernel has no IPv6") } else { Ok(()) };
-    };
-    let Some(ipv6) = &nic.ipv6 else { return settings.set("disable_ipv6", "1") };
+/// Nothing of it would get out. Where it cannot be turned off, or is not there, that is all there is to it.
+fn turn_ipv6_off(interface: &str) {
+    let _ = Settings::of(interface).map(|settings| settings.set("disable_ipv6", "1"));
+}
+
+/// Gives the interface its addresses of IPv6, and none that it would give itself.
+fn prepare_ipv6(
+    netlink: &mut Netlink,
+    interface: &str,
+    index: u32,
+    ipv6: &Ipv6,
+    is_set_up: bool,
+) -> anyhow::Result<()> {
+    let settings = Settings::of(interface).context("this kernel has no IPv6")?;
     let is_auto = ipv6.address.is_empty();
     settings.set("disable_ipv6", "0")?;
     // No address from the hardware's, which the host lets nothing through for (`IN6_ADDR_GEN_MODE_NONE`).

@@ -195,7 +195,8 @@ impl Oracle {
                         checked = violated("rule 6", format!("VMs {vm} and {other} have {}", nic.address));
                     }
                     let own = InterfaceId::of(nic.address);
-                    if nic.ipv6.as_ref().is_some_and(|ipv6| ipv6.interface != own) {
+                    let address6 = nic.ipv6.as_ref().and_then(|ipv6| ipv6.address);
+                    if address6.is_some_and(|address| address.octets()[8..] != own.bits().to_be_bytes()) {
                         let why = format!("VM {vm} has {} and IPv6 of another address", nic.address);
                         checked = violated("rule 6", why);
                     }

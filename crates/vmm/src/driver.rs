@@ -10,6 +10,7 @@ use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::Squatter;
 use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{ByteSize, Name, Timestamp, VmId, VolumeId};
+use lightbyte_guest::protocol::AGENT_PORT;
 use lightbyte_plan::agent::{Fetched, Leaving, Saved, VmmState};
 
 use crate::peers::Sum;
@@ -29,6 +30,18 @@ pub enum DriverError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl DriverError {
+    /// Nobody in the guest listens on that port of vsock.
+    pub(crate) fn nobody_at(port: u32) -> DriverError {
+        DriverError::Refused(match port {
+            AGENT_PORT => {
+                "the guest's agent is not there: it boots, shuts down, or its image has none".to_owned()
+            }
+            port => format!("the guest takes no connection on port {port}"),
+        })
+    }
 }
 
 impl DriverError {

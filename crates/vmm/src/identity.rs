@@ -1,6 +1,7 @@
 //! Who a guest is, in the words that it takes.
 
 use lightbyte_api::VmId;
+use lightbyte_api::address::InterfaceId;
 use lightbyte_api::assigned::{AssignedDisk, AssignedIpv6, AssignedNic, AssignedVm};
 use lightbyte_guest::protocol::{FirstBoot, Identity, Ipv6, Mount, NewFile, Nic};
 
@@ -13,8 +14,8 @@ pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
         nic.ipv6.as_ref().is_some_and(|ipv6| ipv6.address.is_none() || ipv6.gateway.is_some())
     };
     let out6 = assigned.nics.iter().position(leads_out6);
-    let ipv6 = |index, ipv6: &AssignedIpv6| Ipv6 {
-        link_local: ipv6.interface.link_local().to_string(),
+    let ipv6 = |index, interface: InterfaceId, ipv6: &AssignedIpv6| Ipv6 {
+        link_local: interface.link_local().to_string(),
         address: ipv6.address.map_or_else(String::new, |address| format!("{address}/{}", ipv6.prefix_length)),
         gateway: ipv6.gateway.filter(|_| out6 == Some(index)).map(Into::into),
     };
@@ -23,7 +24,10 @@ pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
         address: format!("{}/{}", nic.address, nic.prefix_length),
         gateway: nic.gateway.filter(|_| out == Some(index)).map(Into::into),
         mtu: nic.mtu,
-        ipv6: nic.ipv6.as_ref().map(|of_nic| ipv6(index, of_nic)),
+        ipv6: nic
+            .interface6()
+            .zip(nic.ipv6.as_ref())
+            .map(|(interface, of_nic)| ipv6(index, interface, of_nic)),
     };
     let mut dns = Vec::new();
     for address in assigned.nics.iter().flat_map(|nic| &nic.dns) {

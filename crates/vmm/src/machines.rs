@@ -421,12 +421,7 @@ impl Guest for Machines {
         let room = self.room(vm);
         self.running(&room)?;
         channel::dial(&room.uds, port, Instant::now() + wait).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => DriverError::Refused(match port {
-                protocol::AGENT_PORT => {
-                    "the guest's agent is not there: it boots, shuts down, or its image has none".to_owned()
-                }
-                port => format!("the guest takes no connection on port {port}"),
-            }),
+            io::ErrorKind::ConnectionRefused => DriverError::nobody_at(port),
             _ => system(format!("reach port {port} of the guest"))(error),
         })
     }

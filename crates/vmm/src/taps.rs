@@ -18,7 +18,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use lightbyte_api::address::tap_name;
+use lightbyte_api::address::{InterfaceId, tap_name};
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
 use lightbyte_api::observed::Squatter;
@@ -284,7 +284,7 @@ fn alias(vm: VmId, source: &Source) -> String {
 
 /// What a card is probed for: every address that its guest gives it by itself.
 fn addresses(nic: &AssignedNic) -> impl Iterator<Item = IpAddr> + use<> {
-    let link_local = nic.ipv6.as_ref().map(|ipv6| ipv6.interface.link_local());
+    let link_local = nic.interface6().map(InterfaceId::link_local);
     let address6 = nic.ipv6.as_ref().and_then(|ipv6| ipv6.address);
     [Some(nic.address.into()), link_local.map(Into::into), address6.map(Into::into)].into_iter().flatten()
 }

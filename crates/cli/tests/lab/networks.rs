@@ -295,4 +295,22 @@ fn vms_speak_ipv6_from_a_subnet_and_by_their_router() {
         inside("one", "ip -6 route")
     );
     assert!(!inside("two", "ip -6 addr").contains("2001:db8"), "only where the network says so");
+
+    // Its agent's next one finds it with its addresses, and says what hinders the guest from having them.
+    let worker = bed.json(&["get", "vm/one"])["status"]["worker"].as_str().expect("a worker").to_owned();
+    let next_agent = || {
+        let agent = bed.process(&format!("{worker}-worker"));
+        let agent = rustix::process::Pid::from_raw(agent).expect("a process");
+        rustix::process::kill_process(agent, rustix::process::Signal::KILL).expect("it is killed");
+    };
+    let problem =
+        || bed.json(&["get", "vm/one"])["status"]["problem"].as_str().unwrap_or_default().to_owned();
+    inside("one", "mount -o bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+    next_agent();
+    until("it is told", || problem().contains("set up IPv6"));
+    assert!(learned().contains(address), "it has it still");
+    inside("one", "umount /proc/sys");
+    until("it is told no more", || problem().is_empty());
+    let text = learned();
+    assert!(text.contains(address) && !text.contains("tentative"), "it was not taken away: {text}");
 }

@@ -28,15 +28,12 @@ impl Guest for FakeHost {
             started: found.started,
             sick: is_sick,
         };
-        let no_connection = || refuse(format!("the guest takes no connection on port {port}"));
         if port != AGENT_PORT {
-            return no_connection();
+            return Err(DriverError::nobody_at(port));
         }
-        found.calls.take(guest).or_else(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => no_connection(),
-            _ => {
-                Err(DriverError::System { context: format!("reach port {port} of the guest"), source: error })
-            }
+        found.calls.take(guest).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => DriverError::nobody_at(port),
+            _ => DriverError::System { context: format!("reach port {port} of the guest"), source: error },
         })
     }
 

@@ -180,3 +180,21 @@ unsafe impl SocketAddrArg for LinkAddress {
         call(std::ptr::from_ref(self).cast(), length)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_taken_for_a_squatter_by_ones_own_words() {
+        let mac = |last| MacAddress::new([2, 0, 0, 0, 0, last]);
+        let (from, own, other) = (mac(1), mac(2), mac(9));
+        for address in ["10.77.0.5", "fd00:77::a4d:5"] {
+            let question = Question { bridge: 1, from, own, address: address.parse().expect("an address") };
+            let probed_by = |from| question.conflict(&Question { bridge: 1, from, ..question }.probe());
+            assert_eq!(probed_by(from), None, "our own probe for {address}");
+            assert_eq!(probed_by(own), None, "the VM's own words about {address}");
+            assert_eq!(probed_by(other), Some(other), "somebody probes for {address}");
+        }
+    }
+}

@@ -90,11 +90,11 @@ pub(super) fn rules(tap: &str, nic: &AssignedNic) -> String {
             script,
             "add element inet lightbyte walls {{ \"{bridge}\" . {address} : jump {chain} }}"
         );
-        if let Some(ipv6) = &nic.ipv6 {
+        if let Some(interface) = nic.interface6() {
             let _ = writeln!(
                 script,
                 "add element inet lightbyte walls6 {{ \"{bridge}\" . {} : jump {chain} }}",
-                ipv6.interface.bits()
+                interface.bits()
             );
         }
     }

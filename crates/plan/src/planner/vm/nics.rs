@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use lightbyte_api::address::{Cidr, InterfaceId};
+use lightbyte_api::address::Cidr;
 use lightbyte_api::assigned::{AssignedIpv6, AssignedNic, AssignedVm};
 use lightbyte_api::firewall::{From, Opening, SOURCES_MAX, Wall};
 use lightbyte_api::kinds::network::{self, Prefix6};
@@ -72,14 +72,13 @@ fn assigned_nic(spec: &network::Spec, placed: &PlacedNic) -> AssignedNic {
     }
 }
 
-/// The IPv6 of a card that holds `address`: nobody else of the network can have its last half.
+/// The IPv6 of a card that holds `address`.
 fn ipv6(spec: &network::Spec, address: Ipv4Addr) -> Option<AssignedIpv6> {
     let prefix_length = match spec.subnet6? {
         Prefix6::Subnet(subnet) => subnet.prefix_length(),
         Prefix6::Auto => 0,
     };
     Some(AssignedIpv6 {
-        interface: InterfaceId::of(address),
         address: spec.address6(address),
         prefix_length,
         gateway: spec.gateway6,

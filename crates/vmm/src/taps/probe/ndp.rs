@@ -51,9 +51,10 @@ fn checksum(frame: &[u8], content_bytes: u16) -> u16 {
 
 /// Who says in this frame that the address is theirs, or asks for it in order to have it.
 pub(super) fn claimed_by(frame: &[u8], address: Ipv6Addr) -> Option<MacAddress> {
-    let part = |from: usize, to: usize| frame.get(from..to);
-    let content_bytes = u16::from_be_bytes(part(IPV6 + 4, IPV6 + 6)?.try_into().ok()?);
-    let whole = part(0, ICMP + usize::from(content_bytes))?;
+    let content_bytes = u16::from_be_bytes(frame.get(IPV6 + 4..IPV6 + 6)?.try_into().ok()?);
+    // Without what a frame may have after its packet.
+    let whole = frame.get(..ICMP + usize::from(content_bytes))?;
+    let part = |from: usize, to: usize| whole.get(from..to);
     // What no host would take for true is not: a guest may get it out that may not say the same in order.
     let is_neighbours = part(12, 14)? == PROTOCOL.to_be_bytes()
         && part(IPV6, IPV6 + 1)?[0] >> 4 == 6
@@ -125,6 +126,11 @@ mod tests {
         check("from beyond a router", &summed(changed(IPV6 + 7, 254)), false);
         check("of another version", &changed(IPV6, 4 << 4), false);
         check("longer than it is", &changed(IPV6 + 5, 255), false);
+        let mut cut = changed(IPV6 + 5, 8);
+        cut[ICMP + 2..ICMP + 4].fill(0);
+        let sum = checksum(&cut[..ICMP + 8], 8);
+        cut[ICMP + 2..ICMP + 4].copy_from_slice(&sum.to_be_bytes());
+        check("about an address that is behind its end", &cut, false);
         check("with another checksum", &changed(ICMP + 2, whole[ICMP + 2] ^ 1), false);
     }
 }

@@ -35,10 +35,12 @@ const FRAGMENT: u8 = 44;
 const ELSEWHERE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0x0a4d, 0x33);
 
 fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
-    let interface = InterfaceId::of(address);
     let subnet = "fd00:77::/64".parse().expect("a subnet");
-    let ipv6 =
-        AssignedIpv6 { interface, address: Some(interface.within(subnet)), prefix_length: 64, gateway: None };
+    let ipv6 = AssignedIpv6 {
+        address: Some(InterfaceId::of(address).within(subnet)),
+        prefix_length: 64,
+        gateway: None,
+    };
     AssignedNic { ipv6: Some(ipv6), ..taps::nic(vm, address) }
 }
 
