@@ -118,6 +118,14 @@ impl InterfaceId {
         InterfaceId(u64::from(u32::from(address)))
     }
 
+    /// That of a card whose IPv4 address nobody knows before it runs: from its Ethernet address (modified EUI-64; RFC 4291,
+    /// appendix A).
+    #[must_use]
+    pub const fn of_mac(mac: MacAddress) -> InterfaceId {
+        let [first, second, third, fourth, fifth, sixth] = mac.bytes();
+        InterfaceId(u64::from_be_bytes([first ^ 0x02, second, third, 0xff, 0xfe, fourth, fifth, sixth]))
+    }
+
     /// Its bits.
     #[must_use]
     pub const fn bits(self) -> u64 {
@@ -295,6 +303,8 @@ mod tests {
         assert_eq!(within("fd00:77::/64"), "fd00:77::a4d:5");
         assert_eq!(within("fd00::/16"), "fd00::a4d:5");
         assert_eq!(id.link_local().to_string(), "fe80::a4d:5");
+        let mac = "02:00:0a:4d:00:0b".parse().expect("an Ethernet address");
+        assert_eq!(InterfaceId::of_mac(mac).link_local().to_string(), "fe80::aff:fe4d:b");
     }
 
     #[test]

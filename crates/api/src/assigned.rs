@@ -110,9 +110,11 @@ pub struct AssignedNic {
     pub bridge: String,
     /// Its Ethernet address.
     pub mac: MacAddress,
-    /// Its IPv4 address.
-    pub address: Ipv4Addr,
-    /// The length of the subnet's prefix.
+    /// Its IPv4 address; without, a DHCP server of its network says which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// The length of the subnet's prefix, for an address that is known.
+    #[serde(default)]
     pub prefix_length: u8,
     /// The gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,7 +140,8 @@ impl AssignedNic {
     /// The last half of each of its IPv6 addresses; none where it speaks no IPv6.
     #[must_use]
     pub fn interface6(&self) -> Option<InterfaceId> {
-        self.ipv6.as_ref().map(|_| InterfaceId::of(self.address))
+        let of_mac = || InterfaceId::of_mac(self.mac);
+        self.ipv6.as_ref().map(|_| self.address.map_or_else(of_mac, InterfaceId::of))
     }
 }
 

@@ -210,6 +210,21 @@ mod tests {
             &network(json!({"subnet6": "fd00::1/64"})),
             &["spec.subnet6: `fd00::1/64` has host bits set; the subnet is `fd00::/64`"],
         );
+        check(&network(json!({"subnet": "dhcp", "subnet6": "auto", "dns": ["10.0.0.53"]})), &[]);
+        check(
+            &network(
+                json!({"subnet": "dhcp", "gateway": "10.0.0.1", "pool_last": "10.0.0.9", "subnet6": "fd00::/64"}),
+            ),
+            &[
+                "spec.gateway: is what the DHCP server says where subnet is `dhcp` (leave it out, or name the subnet)",
+                "spec.pool_last: is what the DHCP server says where subnet is `dhcp` (leave it out, or name the subnet)",
+                "spec.subnet6: needs a pool: addresses of it are made from those of the pool (say `auto`, or leave it out)",
+            ],
+        );
+        check(
+            &network(json!({"subnet": "dchp"})),
+            &["spec.subnet: `dchp` is not a subnet such as 10.77.0.0/16"],
+        );
         check(&network(json!({"subnet6": "fd00::/64", "gateway6": "fe80::1", "dns": ["fd00::53"]})), &[]);
         check(
             &json!({"kind": "image", "name": "demo", "spec": {"current": "v1", "versions": [{"version": "v2", "kernel": {"sha256": "ab", "size": 1}}]}}),

@@ -119,9 +119,21 @@ pub struct ObservedVm {
     /// Addresses of this assignment that somebody else on the network has. Under it the machine is never started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub squatters: Vec<Squatter>,
+    /// Addresses that DHCP servers have given to its cards, while it runs: as the worker saw it, whatever the guest says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<Lease>,
     /// What hinders it, in words for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// An address that a DHCP server has given to a card (RFC 2131, `DHCPACK`); of several the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Lease {
+    /// Which of the VM's network cards, the first being 0.
+    pub nic: u32,
+    /// The address.
+    pub address: Ipv4Addr,
 }
 
 /// Somebody who answered for an address that a VM was about to have.

@@ -50,6 +50,13 @@ pub enum WaitingOn {
         /// The network.
         network: Name,
     },
+    /// It asks for what only a network with a pool can give.
+    NeedsPool {
+        /// The network, whose addresses come by DHCP.
+        network: Name,
+        /// The field of the VM that asks for it.
+        field: String,
+    },
     /// Somebody else on the network has the address, and the VM can have no other.
     Squatted {
         /// The network.
@@ -220,6 +227,7 @@ impl WaitingOn {
             WaitingOn::Missing { .. }
             | WaitingOn::ImageVersion { .. }
             | WaitingOn::Squatted { .. }
+            | WaitingOn::NeedsPool { .. }
             | WaitingOn::FirewallSources { .. }
             | WaitingOn::DiskTooSmall { .. }
             | WaitingOn::WorkerProblem { .. }
@@ -266,6 +274,9 @@ impl WaitingOn {
                 format!(
                     "`lightbyte describe network/{network}` shows its pool; delete something, or widen the pool"
                 )
+            }
+            WaitingOn::NeedsPool { field, .. } => {
+                format!("leave `{field}` out, or put it on a network that has a subnet and a pool")
             }
             WaitingOn::Squatted { network, address, .. } => format!(
                 "take the address from that machine, then `lightbyte release address/{address} --network {network}`"
@@ -341,6 +352,10 @@ impl fmt::Display for WaitingOn {
             WaitingOn::Address { network } => {
                 write!(formatter, "network `{network}` has no free address for it")
             }
+            WaitingOn::NeedsPool { network, field } => write!(
+                formatter,
+                "its `{field}` needs an address that is known, and those of network `{network}` come by DHCP"
+            ),
             WaitingOn::Squatted { network, address, mac, worker } => write!(
                 formatter,
                 "{address} of network `{network}` is in use by a machine that is no VM of ours: worker `{worker}` heard {mac} answer for it"

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::network::{Ipv4, Pool};
 use lightbyte_api::kinds::{image, network, vm, worker};
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::observed::{Observed, ObservedWorker};
@@ -201,12 +202,15 @@ fn ground(workers: usize) -> Result<Vec<Write>> {
     };
     let spec = image::Spec { current: "v1".to_owned(), versions: vec![version] };
     writes.push(asked(ObjectRef::new(Kind::Image, name("demo")?), Uid::from_bits(2), Spec::Image(spec)));
-    let spec = network::Spec {
+    let pool = Pool {
         subnet: Subnet::of(Ipv4Addr::new(10, 77, 0, 0), 16),
         gateway: None,
+        first: Ipv4Addr::new(10, 77, 0, 2),
+        last: Ipv4Addr::new(10, 77, 255, 254),
+    };
+    let spec = network::Spec {
+        ipv4: Ipv4::Pool(pool),
         dns: Vec::new(),
-        pool_first: Ipv4Addr::new(10, 77, 0, 2),
-        pool_last: Ipv4Addr::new(10, 77, 255, 254),
         bridge: "br0".to_owned(),
         mtu: None,
         subnet6: None,

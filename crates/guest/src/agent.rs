@@ -7,6 +7,7 @@ use lightbyte_guest::protocol::{FirstBootState, Identity, Info, Milestones};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::children::Children;
+use crate::dhcp;
 use crate::freeze::Frozen;
 
 /// This agent's version.
@@ -29,6 +30,7 @@ pub(crate) struct Agent {
     pub(crate) given_up: RefCell<String>,
     /// Held by whoever makes this guest what the host says.
     pub(crate) becoming: tokio::sync::Mutex<()>,
+    pub(crate) dhcp: RefCell<dhcp::Clients>,
 }
 
 impl Agent {
@@ -46,6 +48,7 @@ impl Agent {
             freezing: Cell::new(0),
             given_up: RefCell::default(),
             becoming: tokio::sync::Mutex::default(),
+            dhcp: RefCell::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use lightbyte_guest::protocol::{FirstBoot, Identity};
 use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::agent::Agent;
-use crate::{first_boot, grow, mounts, network, notify};
+use crate::{dhcp, first_boot, grow, mounts, network, notify};
 
 /// Applies an identity; the same again changes nothing. Disks that cannot be mounted and a first boot that fails are
 /// told by `GET /v1/info`: a guest that runs can be mended.
@@ -18,6 +18,9 @@ pub(crate) async fn apply(agent: &Rc<Agent>, mut identity: Identity) -> Result<(
     let _alone = agent.becoming.lock().await;
     let before = agent.identity.borrow().clone();
     network::apply(&identity, before.as_ref())?;
+    let leased = dhcp::apply(agent, &identity).await;
+    network::write_files(&identity, &agent.dhcp.borrow().leases())?;
+    leased?;
     let wanted = std::mem::take(&mut identity.first_boot);
     let mounts = identity.mounts.clone();
     agent.identity.replace(Some(identity));

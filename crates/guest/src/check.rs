@@ -67,7 +67,11 @@ async fn connect(agent: &Agent, port: u16) -> io::Result<TcpStream> {
 
 fn first_address(agent: &Agent) -> Option<IpAddr> {
     let identity = agent.identity.borrow();
-    let (address, _) = identity.as_ref()?.nics.first()?.address.split_once('/')?;
+    let nic = identity.as_ref()?.nics.first()?;
+    if nic.address.is_empty() {
+        return agent.dhcp.borrow().leases().get(&nic.mac).map(|lease| lease.address.into());
+    }
+    let (address, _) = nic.address.split_once('/')?;
     address.parse().ok()
 }
 

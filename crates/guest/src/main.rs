@@ -9,6 +9,7 @@ mod boot;
 mod check;
 mod children;
 mod console;
+mod dhcp;
 mod exec;
 mod first_boot;
 mod freeze;
@@ -28,6 +29,7 @@ mod routes;
 mod serve;
 mod shutdown;
 mod terminal;
+mod wire;
 mod words;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,14 +1,16 @@
 //! Makes the guest's name and network what the host says. Doing it again changes nothing.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use lightbyte_guest::protocol::{Identity, Ipv6, Nic};
 
 use crate::boot::read_limited;
+use crate::dhcp::Lease;
 use crate::netlink::Netlink;
 
 /// Interfaces that one guest may have; the host sends fewer.
@@ -20,7 +22,7 @@ const NAME_SERVERS_MAX: usize = 3;
 /// Longest host name (hostname(7)).
 const NAME_BYTES_MAX: usize = 63;
 
-/// Applies an identity; `before` is the one that was applied last.
+/// Gives the cards what an identity says; `before` is the one that was applied last. Its files are for [`write_files`].
 ///
 /// # Errors
 /// If the identity makes no sense (then nothing is changed), or the kernel refuses a step (then saying it again repairs).
@@ -45,7 +47,32 @@ pub(crate) fn apply(identity: &Identity, before: Option<&Identity>) -> anyhow::R
     if !identity.name.is_empty() {
         rustix::system::sethostname(identity.name.as_bytes()).context("set the host name")?;
     }
-    write_files(identity)
+    Ok(())
+}
+
+/// Gives a card what a DHCP server has given, in place of what it gave before.
+///
+/// # Errors
+/// If the kernel refuses a step.
+pub(crate) fn take_lease(
+    index: u32,
+    before: Option<&Lease>,
+    lease: Option<&Lease>,
+    takes_route: bool,
+) -> anyhow::Result<()> {
+    let mut netlink = Netlink::open().context("open netlink")?;
+    if let Some(Lease { address, prefix_length, .. }) = before
+        && lease.is_none_or(|lease| (lease.address, lease.prefix_length) != (*address, *prefix_length))
+    {
+        // What is no longer ours must not be answered for.
+        let _ = netlink.remove_address(index, (*address).into(), *prefix_length);
+    }
+    let Some(lease) = lease else { return Ok(()) };
+    netlink.add_address(index, lease.address.into(), lease.prefix_length).context("set the address")?;
+    match lease.gateway.filter(|_| takes_route) {
+        Some(gateway) => netlink.default_route(index, gateway.into()).context("set the default route"),
+        None => Ok(()),
+    }
 }
 
 /// Lets interfaces that come up say to whom their addresses belong (RFC 5227, 2.3; `arp_notify` of the kernel's
@@ -64,7 +91,8 @@ fn check(identity: &Identity) -> anyhow::Result<()> {
         bail!("more than {NICS_MAX} interfaces");
     }
     for nic in &identity.nics {
-        parse(&nic.address).with_context(|| format!("{} is no address with a length", nic.address))?;
+        let is_good = nic.address.is_empty() || parse(&nic.address).is_some();
+        ensure!(is_good, "{} is no address with a length", nic.address);
         nic.ipv6.as_ref().map_or(Ok(Vec::new()), addresses6)?;
     }
     Ok(())
@@ -73,12 +101,13 @@ fn check(identity: &Identity) -> anyhow::Result<()> {
 fn add(netlink: &mut Netlink, nic: &Nic, is_set_up: bool) -> anyhow::Result<()> {
     let name = name_of(&nic.mac).context("there is no such interface")?;
     let index = index_of(&name).context("the interface has gone")?;
-    let (address, length) = parse(&nic.address).context("read the address")?;
     if let Some(mtu) = nic.mtu {
         netlink.set_mtu(index, mtu).context("set its MTU")?;
     }
     // The addresses first: an interface that comes up announces those that it has.
-    netlink.add_address(index, address, length).context("set its address")?;
+    if let Some((address, length)) = parse(&nic.address) {
+        netlink.add_address(index, address, length).context("set its address")?;
+    }
     let prepared = match &nic.ipv6 {
         Some(ipv6) => prepare_ipv6(netlink, &name, index, ipv6, is_set_up),
         None => {
@@ -148,11 +177,15 @@ impl Settings {
 
 fn remove(netlink: &mut Netlink, nic: &Nic) -> anyhow::Result<()> {
     let index = interface(&nic.mac).context("there is no such interface")?;
-    let (address, length) = parse(&nic.address).context("read the address")?;
     for (address, length) in nic.ipv6.as_ref().map_or(Ok(Vec::new()), addresses6)? {
         let _ = netlink.remove_address(index, address, length);
     }
-    netlink.remove_address(index, address, length).context("remove its address")
+    match parse(&nic.address) {
+        Some((address, length)) => {
+            netlink.remove_address(index, address, length).context("remove its address")
+        }
+        None => Ok(()),
+    }
 }
 
 /// The addresses that are said, with the lengths of their prefixes.
@@ -176,7 +209,7 @@ fn parse(text: &str) -> Option<(IpAddr, u8)> {
 }
 
 /// Index of the interface with this hardware address.
-fn interface(mac: &str) -> Option<u32> {
+pub(crate) fn interface(mac: &str) -> Option<u32> {
     index_of(&name_of(mac)?)
 }
 
@@ -193,14 +226,22 @@ fn index_of(name: &str) -> Option<u32> {
     read_limited(&Path::new("/sys/class/net").join(name).join("ifindex"), 16).ok()?.trim().parse().ok()
 }
 
-fn write_files(identity: &Identity) -> anyhow::Result<()> {
+/// Writes who the guest is into the files that its programs read. `leases` is what DHCP servers have given.
+///
+/// # Errors
+/// If a file cannot be written.
+pub(crate) fn write_files(identity: &Identity, leases: &BTreeMap<String, Lease>) -> anyhow::Result<()> {
     let mut resolvers = String::new();
-    for server in identity.dns.iter().take(NAME_SERVERS_MAX) {
+    let leased = leases.values().flat_map(|lease| &lease.dns).map(|server| IpAddr::from(*server));
+    for server in identity.dns.iter().copied().chain(leased).take(NAME_SERVERS_MAX) {
         let _ = writeln!(resolvers, "nameserver {server}");
     }
     let mut hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
     let addresses6 = identity.nics.iter().filter_map(|nic| parse(&nic.ipv6.as_ref()?.address));
-    for (address, _) in identity.nics.iter().filter_map(|nic| parse(&nic.address)).chain(addresses6) {
+    let leased = leases.values().map(|lease| (lease.address.into(), 0));
+    let addresses =
+        identity.nics.iter().filter_map(|nic| parse(&nic.address)).chain(leased).chain(addresses6);
+    for (address, _) in addresses {
         let _ = writeln!(hosts, "{address} {}", identity.name);
     }
     fs::write("/etc/resolv.conf", resolvers).context("write /etc/resolv.conf")?;
@@ -229,6 +270,7 @@ mod tests {
             mac: "02:00:00:00:00:01".into(),
             address: address.into(),
             gateway: None,
+            takes_route: false,
             mtu: None,
             ipv6: None,
         };
@@ -238,6 +280,7 @@ mod tests {
             assert!(check(&Identity { name: name.into(), ..good.clone() }).is_err(), "{name}");
         }
         assert!(check(&Identity { nics: vec![nic("10.0.0.1")], ..good.clone() }).is_err());
+        assert!(check(&Identity { nics: vec![nic("")], ..good.clone() }).is_ok(), "by DHCP");
         let with_ipv6 = |link_local: &str, address: &str| {
             let ipv6 = Ipv6 { link_local: link_local.into(), address: address.into(), gateway: None };
             let nics = vec![Nic { ipv6: Some(ipv6), ..nic("10.0.0.1/8") }];

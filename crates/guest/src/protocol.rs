@@ -121,11 +121,14 @@ pub struct Mount {
 pub struct Nic {
     /// `02:00:0a:4d:00:0b`, lower case.
     pub mac: String,
-    /// `10.77.0.11/24`.
+    /// `10.77.0.11/24`; where it is empty, a DHCP server says it (RFC 2131).
     pub address: String,
     /// The default route, where there is one.
     #[serde(default)]
     pub gateway: Option<std::net::IpAddr>,
+    /// Whether the default route is taken that a DHCP server says.
+    #[serde(default)]
+    pub takes_route: bool,
     /// The largest packets; what the interface has by itself where nothing is said.
     #[serde(default)]
     pub mtu: Option<u32>,

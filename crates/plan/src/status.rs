@@ -1,8 +1,11 @@
 //! Objects as people see them: one pure function of the parts that the view holds. Nothing of this is stored.
 
+use std::net::Ipv4Addr;
+
 use lightbyte_api::Timestamp;
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::health::HealthState;
+use lightbyte_api::kinds::network;
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
@@ -77,7 +80,7 @@ fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
         Spec::Vm(_) => of_vm(view, object, asked),
         Spec::Volume(_) | Spec::Snapshot(_) => of_disk(view, object, asked),
         Spec::Worker(spec) => of_worker(view, asked, spec.cordoned),
-        Spec::Network(spec) => of_network(view, &object.name, spec.pool_size()),
+        Spec::Network(spec) => of_network(view, &object.name, spec),
         // A kind that nothing on any host belongs to is what it was asked to be.
         _ => at_rest(asked),
     };
@@ -162,9 +165,12 @@ fn vm_fields(
     assigned: Option<&AssignedVm>,
     observed: Option<&ObservedVm>,
 ) -> Map<String, Value> {
-    let nics = || placement.iter().flat_map(|placement| &placement.nics);
     // The first is the one that people are told first: of the first card, and IPv4.
-    let addresses = nics().map(|nic| format!("{}/{}", nic.address, prefix_length(view, &nic.network)));
+    let addresses = (0..).zip(placement.iter().flat_map(|placement| &placement.nics));
+    let addresses = addresses.filter_map(|(index, nic)| match nic.address {
+        Some(address) => Some(format!("{address}/{}", prefix_length(view, &nic.network))),
+        None => lease(observed?, index).map(|address| address.to_string()),
+    });
     let addresses6 = assigned.iter().flat_map(|assigned| &assigned.nics).filter_map(|nic| {
         let ipv6 = nic.ipv6.as_ref()?;
         Some(format!("{}/{}", ipv6.address?, ipv6.prefix_length))
@@ -185,9 +191,14 @@ fn vm_fields(
     }))
 }
 
+/// The address that a card has by DHCP, as its worker saw it.
+fn lease(observed: &ObservedVm, nic: u32) -> Option<Ipv4Addr> {
+    observed.leases.iter().find(|lease| lease.nic == nic).map(|lease| lease.address)
+}
+
 fn prefix_length(view: &View, network: &Name) -> u8 {
     match view.asked(&ObjectRef::new(Kind::Network, network.clone())).map(|asked| &asked.spec) {
-        Some(Spec::Network(spec)) => spec.subnet.prefix_length(),
+        Some(Spec::Network(spec)) => spec.pool().map_or(32, |pool| pool.subnet.prefix_length()),
         _ => 32,
     }
 }
@@ -287,13 +298,18 @@ fn of_worker(view: &View, asked: &Asked, cordoned: bool) -> Found {
     Found { state, ready: alive.is_some() && observed.is_some(), since: alive.map(|alive| alive.since), more }
 }
 
-fn of_network(view: &View, name: &Name, pool_size: u64) -> Found {
+fn of_network(view: &View, name: &Name, spec: &network::Spec) -> Found {
     let used = view.claimed_addresses(name).count() as u64;
     let squatted = view.claimed_addresses(name).filter_map(|address| {
         let Squatted { mac, worker, since } = view.address_claim(name, address)?.squatted.clone()?;
         Some(json!({ "address": address, "mac": mac, "worker": worker, "since": since }))
     });
     let squatted: Vec<Value> = squatted.take(SQUATTED_SHOWN_MAX).collect();
-    let more = fields(json!({ "addresses_used": used, "addresses": pool_size, "squatted": squatted }));
+    let more = match spec.pool() {
+        Some(pool) => {
+            fields(json!({ "addresses_used": used, "addresses": pool.size(), "squatted": squatted }))
+        }
+        None => Map::new(),
+    };
     Found { state: "ready", ready: true, since: None, more }
 }

@@ -147,7 +147,9 @@ fn told(before: Option<&Look>, after: Option<&Look>) -> Vec<(&'static str, Strin
     let waits = after.map_or(&nothing, |look| &look.waiting_on);
     told.extend(waits.difference(waited).map(|on| ("waiting", format!("it waits: {on}"))));
     if let (Some(before), Some(after)) = (before, after) {
-        if !before.addresses.is_empty() && before.addresses != after.addresses {
+        // One that a DHCP server gives comes and goes with the machine: another in its place is what counts.
+        let is_exchanged = before.addresses.len() == after.addresses.len();
+        if is_exchanged && before.addresses != after.addresses {
             let (old, new) = (before.addresses.join(", "), after.addresses.join(", "));
             told.push(("address", format!("it had {old} and has {new}")));
         }

@@ -6,6 +6,7 @@
 mod cluster;
 mod counts;
 mod health;
+mod leases;
 #[cfg(test)]
 mod matrix;
 mod moves;
@@ -95,6 +96,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Workers { .. } => "wait: workers",
                 WaitingOn::Missing { .. } => "wait: missing",
                 WaitingOn::Address { .. } => "wait: address",
+                WaitingOn::NeedsPool { .. } => "wait: pool needed",
                 WaitingOn::Squatted { .. } => "wait: squatted",
                 WaitingOn::Worker { .. } => "wait: worker",
                 WaitingOn::WorkerAway { .. } => "wait: worker away",

@@ -21,7 +21,7 @@ use lightbyte_store::feed::Feed;
 pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{health, moves, squatters, volumes, walls};
+use crate::{health, leases, moves, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -189,15 +189,15 @@ impl Oracle {
                     checked =
                         violated("rule 5", format!("VM {vm} runs on n{} and n{}", other + 1, index + 1));
                 }
-                for nic in &assigned.nics {
-                    let other = addresses.insert((nic.bridge.clone(), nic.address), vm);
+                for (nic, address) in assigned.nics.iter().filter_map(|nic| Some((nic, nic.address?))) {
+                    let other = addresses.insert((nic.bridge.clone(), address), vm);
                     if let Some(other) = other.filter(|other| *other != vm) {
-                        checked = violated("rule 6", format!("VMs {vm} and {other} have {}", nic.address));
+                        checked = violated("rule 6", format!("VMs {vm} and {other} have {address}"));
                     }
-                    let own = InterfaceId::of(nic.address);
+                    let own = InterfaceId::of(address);
                     let address6 = nic.ipv6.as_ref().and_then(|ipv6| ipv6.address);
                     if address6.is_some_and(|address| address.octets()[8..] != own.bits().to_be_bytes()) {
-                        let why = format!("VM {vm} has {} and IPv6 of another address", nic.address);
+                        let why = format!("VM {vm} has {address} and IPv6 of another address");
                         checked = violated("rule 6", why);
                     }
                 }
@@ -224,17 +224,16 @@ impl Oracle {
         }
         let mut checked = Ok(());
         worker.host.each_running(|vm, assigned| {
-            for nic in &assigned.nics {
+            for address in assigned.nics.iter().filter_map(|nic| nic.address) {
                 let held = view.objects_of(Kind::Network).any(|network| {
-                    let key = Key::Address(network.name.clone(), nic.address);
+                    let key = Key::Address(network.name.clone(), address);
                     view.unreadable(&key).is_some()
                         || view
-                            .address_claim(&network.name, nic.address)
+                            .address_claim(&network.name, address)
                             .is_some_and(|claim| claim.owner == vm.uid())
                 });
                 if !held {
-                    checked =
-                        violated("rule 6", format!("VM {vm} runs with {} and does not hold it", nic.address));
+                    checked = violated("rule 6", format!("VM {vm} runs with {address} and does not hold it"));
                 }
             }
         });
@@ -297,6 +296,7 @@ impl Oracle {
                     );
                 }
                 walls::check_goal(view, object, asked.meta.uid, workers)?;
+                leases::check_goal(view, object, asked.meta.uid, placement, workers)?;
                 check_placed(view, object, asked.meta.uid, spec, placement, workers)
             }
         }
@@ -383,13 +383,12 @@ fn check_capacity(view: &View) -> Checked {
 fn check_addresses(view: &View) -> Checked {
     for object in view.objects_of(Kind::Vm) {
         let (Some(placement), Some(asked)) = (placement(view, object), view.asked(object)) else { continue };
-        for nic in &placement.nics {
-            let key = Key::Address(nic.network.clone(), nic.address);
-            let held = view
-                .address_claim(&nic.network, nic.address)
-                .is_some_and(|claim| claim.owner == asked.meta.uid);
+        for (nic, address) in placement.nics.iter().filter_map(|nic| Some((nic, nic.address?))) {
+            let key = Key::Address(nic.network.clone(), address);
+            let held =
+                view.address_claim(&nic.network, address).is_some_and(|claim| claim.owner == asked.meta.uid);
             if !held && view.unreadable(&key).is_none() {
-                return violated("rule 6", format!("{object} has {} and does not hold it", nic.address));
+                return violated("rule 6", format!("{object} has {address} and does not hold it"));
             }
         }
     }
@@ -406,9 +405,10 @@ fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
         let network = ObjectRef::new(Kind::Network, nic.network.clone());
         let Spec::Network(network) = &view.living(&network)?.spec else { return None };
         let free = |address| network.may_give(address) && view.address_claim(&nic.network, address).is_none();
-        let found = match nic.address {
-            Some(address) => free(address),
-            None => network.pool().any(free),
+        let found = match (network.pool(), nic.address) {
+            (Some(_), Some(address)) => free(address),
+            (Some(pool), None) => pool.addresses().any(free),
+            (None, address) => !leases::asks_for_pool(spec) && address.is_none(),
         };
         if !found {
             return None;
@@ -516,6 +516,9 @@ fn is_settled(view: &View, object: &ObjectRef, uid: Uid, placement: &Placement) 
         let placed = placement.disks.iter().find(|placed| name(placed)).map(|placed| placed.volume);
         assigned.disks.iter().any(|found| Some(found.volume) == placed && found.read_only == disk.read_only)
     };
-    (assigned.cpus, assigned.memory, assigned.disks.len()) == (spec.cpus, spec.memory, spec.disks.len())
+    let can_be = spec.firewall.is_none() || assigned.nics.iter().all(|nic| nic.address.is_some());
+    can_be
+        && (assigned.cpus, assigned.memory, assigned.disks.len())
+            == (spec.cpus, spec.memory, spec.disks.len())
         && spec.disks.iter().all(has)
 }

@@ -69,7 +69,7 @@ impl Worker {
                 let facts = hands::facts(&self.drivers, object);
                 let saved = facts.ok().and_then(|facts| facts.saved).map(|saved| saved.assigned);
                 if let Some(Assigned::Vm(assigned)) = saved {
-                    let heard = assigned.nics.iter().map(|nic| nic.address);
+                    let heard = assigned.nics.iter().filter_map(|nic| nic.address);
                     let heard = heard.map(|address| ((vm, address), squatters.contains_key(&address)));
                     self.heard.extend(heard);
                 }
@@ -77,16 +77,15 @@ impl Worker {
             Step::Start => {
                 let mut checked = Ok(());
                 self.host.each_running(|running, assigned| {
-                    for nic in assigned.nics.iter().filter(|_| running == vm) {
-                        let problem = match self.heard.get(&(vm, nic.address)) {
+                    let own = assigned.nics.iter().filter(|_| running == vm);
+                    for address in own.filter_map(|nic| nic.address) {
+                        let problem = match self.heard.get(&(vm, address)) {
                             Some(false) => continue,
                             Some(true) => "was heard to be somebody else's",
                             None => "was not probed for",
                         };
-                        checked = violated(
-                            "squatters",
-                            format!("VM {vm} starts with {}, which {problem}", nic.address),
-                        );
+                        checked =
+                            violated("squatters", format!("VM {vm} starts with {address}, which {problem}"));
                     }
                 });
                 return checked;
@@ -134,5 +133,7 @@ fn has_free(view: &View, nic: &vm::Nic) -> bool {
     let network = ObjectRef::new(Kind::Network, nic.network.clone());
     let Some(Spec::Network(network)) = view.living(&network).map(|asked| &asked.spec) else { return false };
     let claimed = |address| view.contains(&Key::Address(nic.network.clone(), address));
-    network.pool().any(|address| network.may_give(address) && !claimed(address))
+    network
+        .pool()
+        .is_some_and(|pool| pool.addresses().any(|address| network.may_give(address) && !claimed(address)))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lightbyte_api::address::Subnet6;
-use lightbyte_api::kinds::network::Prefix6;
+use lightbyte_api::kinds::network::{Ipv4, Pool, Prefix6};
 use lightbyte_api::kinds::{image, network, vm, worker};
 use lightbyte_api::{ByteSize, Kind, Manifest, Name, ObjectRef, Spec, Uid};
 use lightbyte_plan::request::{self, Context, Refusal};
@@ -14,7 +14,7 @@ use crate::oracle::Writer;
 
 const VMS: usize = 14;
 const IMAGES: [&str; 2] = ["demo", "base"];
-const NETWORKS: [&str; 2] = ["default", "lan"];
+const NETWORKS: [&str; 3] = ["default", "lan", "home"];
 
 pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap_or_else(|_| unreachable!("names of the simulation are names"))
@@ -101,7 +101,9 @@ impl Cluster {
     pub(crate) fn user_prepares(&mut self, round: usize) -> Checked {
         let view = self.servers[0].feed.view().clone();
         let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
-        let manifest = self.ground(round.is_multiple_of(2), (round / 2) % 2);
+        let is_image = round.is_multiple_of(2);
+        let manifest =
+            self.ground(is_image, (round / 2) % if is_image { IMAGES.len() } else { NETWORKS.len() });
         if let Ok(Some(decision)) =
             request::apply(&view, &manifest, &context).map(request::Outcome::transaction)
         {
@@ -126,7 +128,7 @@ impl Cluster {
         spec.cpus = 1 + self.rng.below(2) as u64;
         spec.memory = ByteSize::from_mib(128 << self.rng.below(3));
         if self.rng.once_in(4) {
-            spec.nics[0].network = name(NETWORKS[1]);
+            spec.nics[0].network = name(NETWORKS[1 + self.rng.below(2)]);
         }
         if self.rng.once_in(8) {
             spec.nics[0].address = Some(Ipv4Addr::new(10, 77, 0, 3));
@@ -155,7 +157,8 @@ impl Cluster {
 
     /// What VMs stand on: an image or a network.
     fn some_ground(&mut self) -> Manifest {
-        let (is_image, index) = (self.rng.once_in(2), self.rng.below(2));
+        let is_image = self.rng.once_in(2);
+        let index = self.rng.below(if is_image { IMAGES.len() } else { NETWORKS.len() });
         self.ground(is_image, index)
     }
 
@@ -178,15 +181,22 @@ impl Cluster {
             // Few addresses, so that they run out.
             let subnet = if index == 0 { [10, 77, 0, 0] } else { [10, 78, 0, 0] };
             let at = |host| Ipv4Addr::new(subnet[0], subnet[1], 0, host);
-            let spec = network::Spec {
+            let pool = Pool {
                 subnet: format!("{}/24", at(0)).parse().unwrap_or_else(|_| unreachable!("a subnet")),
                 gateway: Some(at(1)),
+                first: at(1),
+                last: at(if index == 0 { 7 } else { 3 }),
+            };
+            let by_dhcp = index == 2;
+            let spec = network::Spec {
+                ipv4: if by_dhcp { Ipv4::DHCP } else { Ipv4::Pool(pool) },
                 dns: Vec::new(),
-                pool_first: at(1),
-                pool_last: at(if index == 0 { 7 } else { 3 }),
                 bridge: if index == 1 && self.rng.once_in(6) { "br9" } else { "br0" }.to_owned(),
                 mtu: None,
                 subnet6: self.rng.once_in(2).then(|| {
+                    if by_dhcp {
+                        return Prefix6::Auto;
+                    }
                     Prefix6::Subnet(Subnet6::of(Ipv6Addr::new(0xfd00, index as u16, 0, 0, 0, 0, 0, 0), 64))
                 }),
                 gateway6: None,

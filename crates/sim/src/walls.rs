@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use lightbyte_api::address::Cidr;
-use lightbyte_api::assigned::HostObject;
+use lightbyte_api::assigned::{AssignedNic, HostObject};
 use lightbyte_api::firewall::{Firewall, From, Opening, Protocol, Rule, Wall};
 use lightbyte_api::kinds::vm::{self, PortForward, WorkerPort};
 use lightbyte_api::{Assigned, Kind, ObjectRef, Spec, Subnet, Uid, VmId, WorkerId};
@@ -100,7 +100,8 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, uid: Uid, workers: &[W
     let Some(Assigned::Vm(assigned)) = view.assigned(placement.worker, host_object).map(AsRef::as_ref) else {
         return Ok(());
     };
-    if assigned.nics.iter().any(|nic| nic.firewall != expected) {
+    let known = |nic: &&AssignedNic| nic.address.is_some();
+    if assigned.nics.iter().filter(known).any(|nic| nic.firewall != expected) {
         return violated(
             "firewall",
             format!("{object} has {:?}, not {expected:?}: {}", assigned.nics, told(view, object)),
@@ -132,7 +133,7 @@ fn wall(view: &View, uid: Uid, spec: &vm::Spec) -> Option<Wall> {
                     let has = labels.iter().all(|(key, value)| asked.meta.labels.get(key) == Some(value));
                     if has && asked.meta.deleting_since.is_none() && asked.meta.uid != uid {
                         for nic in &placement.nics {
-                            found.insert(IpAddr::from(nic.address));
+                            found.extend(nic.address.map(IpAddr::from));
                             found.extend(nic.address6.map(IpAddr::from));
                         }
                     }

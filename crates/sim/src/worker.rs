@@ -189,11 +189,18 @@ impl Worker {
         true
     }
 
+    /// VMs that run and whose guests have said that they are ready.
+    pub(crate) fn ready(&self) -> Vec<VmId> {
+        let running = self.host.running();
+        self.told_ready.iter().copied().filter(|vm| running.contains(vm)).collect()
+    }
+
     /// The guest of `vm` says that it is ready, unless it has said so.
     fn guest_says_ready(&mut self, vm: VmId, now: lightbyte_api::Timestamp) {
         if let Some(agent) = &mut self.agent
             && self.told_ready.insert(vm)
         {
+            self.host.lease(vm);
             agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, now, now);
         }
     }
@@ -217,6 +224,7 @@ impl Cluster {
                 12..=13 => self.take_reply(index),
                 14..=15 => self.part_comes(index)?,
                 _ if self.rng.once_in(3) => self.guests_write(index),
+                _ if self.rng.once_in(6) => self.server_gives_another(index),
                 _ => self.guests_become_ready(index),
             }
             self.agent_turns(index)?;

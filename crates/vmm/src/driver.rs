@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lightbyte_api::assigned::{Arriving, AssignedNic, AssignedVm, AssignedVolume, HostObject};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::Squatter;
+use lightbyte_api::observed::{Lease, Squatter};
 use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{ByteSize, Name, Timestamp, VmId, VolumeId};
 use lightbyte_guest::protocol::AGENT_PORT;
@@ -235,7 +235,7 @@ pub trait Disks: Send + Sync {
 }
 
 /// What there is of a VM's taps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TapState {
     /// How many are there.
     pub count: usize,
@@ -243,6 +243,8 @@ pub struct TapState {
     pub as_assigned: bool,
     /// Whether these have been probed for, and nobody answered.
     pub probed: bool,
+    /// What DHCP servers have given to those that have no address assigned.
+    pub leases: Vec<Lease>,
 }
 
 /// Taps of VMs, on the bridges of their networks.

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, HostObject};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::Squatter;
+use lightbyte_api::observed::{Lease, Squatter};
 use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{ByteSize, MacAddress, Name, Timestamp, VmId, VolumeId};
 use lightbyte_plan::agent::{Leaving, Saved, VmmState};
@@ -79,6 +79,10 @@ type OnStart = Arc<dyn Fn(&FakeHost, VmId) + Send + Sync>;
 struct FakeTaps {
     nics: Vec<AssignedNic>,
     probed: bool,
+    /// What the DHCP server of every network has given.
+    leases: Vec<Lease>,
+    /// How often it has.
+    leased: u8,
 }
 
 struct FakeVm {
@@ -155,6 +159,7 @@ impl FakeHost {
     pub fn guest_ready(&self, vm: VmId, agent_at: Timestamp) {
         let running = self.lock().vms.get(&vm).is_some_and(|found| found.running);
         if running {
+            self.lease(vm);
             self.tell(VmmEvent::Ready { vm, agent_at });
         }
     }
@@ -297,6 +302,26 @@ impl FakeHost {
     #[must_use]
     pub fn taps(&self, vm: VmId) -> Vec<AssignedNic> {
         self.lock().taps.get(&vm).map(|taps| taps.nics.clone()).unwrap_or_default()
+    }
+
+    /// A DHCP server gives each card of `vm` that has no address another one than before; whether it has any such.
+    pub fn lease(&self, vm: VmId) -> bool {
+        let mut state = self.lock();
+        let Some(taps) = state.taps.get_mut(&vm) else { return false };
+        taps.leased = taps.leased.wrapping_add(1);
+        let by_dhcp = (0..).zip(&taps.nics).filter(|(_, nic)| nic.address.is_none());
+        let lease = |(nic, card): (u32, &AssignedNic)| {
+            let [.., last] = card.mac.bytes();
+            Lease { nic, address: Ipv4Addr::new(192, 168, taps.leased, last) }
+        };
+        taps.leases = by_dhcp.map(lease).collect();
+        !taps.leases.is_empty()
+    }
+
+    /// What DHCP servers have given to `vm`.
+    #[must_use]
+    pub fn leases(&self, vm: VmId) -> Vec<Lease> {
+        self.lock().taps.get(&vm).map(|taps| taps.leases.clone()).unwrap_or_default()
     }
 
     /// Machines that are none of ours, by the address that each answers for.
@@ -502,8 +527,10 @@ impl Network for FakeHost {
         if let Some(nic) = nics.iter().find(|nic| !state.bridges.contains(&nic.bridge)) {
             return refuse(format!("this host has no bridge `{}`", nic.bridge));
         }
-        let probed = state.taps.get(&vm).is_some_and(|taps| taps.probed && taps.nics == nics);
-        state.taps.insert(vm, FakeTaps { nics: nics.to_vec(), probed });
+        let before = state.taps.remove(&vm);
+        let probed = before.as_ref().is_some_and(|taps| taps.probed && taps.nics == nics);
+        let (leases, leased) = before.map(|taps| (taps.leases, taps.leased)).unwrap_or_default();
+        state.taps.insert(vm, FakeTaps { nics: nics.to_vec(), probed, leases, leased });
         Ok(())
     }
 
@@ -521,8 +548,8 @@ impl Network for FakeHost {
         let squatters: Vec<Squatter> = (0..)
             .zip(nics)
             .filter_map(|(nic, card)| {
-                let mac = *state.squatters.get(&card.address)?;
-                Some(Squatter { nic, address: card.address, mac })
+                let address = card.address?;
+                Some(Squatter { nic, address, mac: *state.squatters.get(&address)? })
             })
             .collect();
         match state.taps.get_mut(&vm).filter(|taps| taps.nics == nics) {
@@ -535,10 +562,12 @@ impl Network for FakeHost {
     fn state(&self, vm: VmId, nics: &[AssignedNic]) -> Result<TapState, DriverError> {
         let state = self.lock();
         let Some(taps) = state.taps.get(&vm) else {
-            return Ok(TapState { count: 0, as_assigned: nics.is_empty(), probed: nics.is_empty() });
+            let none = nics.is_empty();
+            return Ok(TapState { as_assigned: none, probed: none, ..TapState::default() });
         };
         let as_assigned = taps.nics.starts_with(nics);
-        Ok(TapState { count: taps.nics.len(), as_assigned, probed: as_assigned && taps.probed })
+        let (probed, leases) = (as_assigned && taps.probed, taps.leases.clone());
+        Ok(TapState { count: taps.nics.len(), as_assigned, probed, leases })
     }
 
     fn list(&self) -> Result<Vec<VmId>, DriverError> {

@@ -129,11 +129,11 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
                 Some(Assigned::Vm(assigned)) => assigned.nics.as_slice(),
                 _ => &[],
             };
-            let TapState { count, as_assigned, probed } = drivers.network.state(vm, nics)?;
+            let TapState { count, as_assigned, probed, leases } = drivers.network.state(vm, nics)?;
             let vmm = drivers.vmm.state(vm)?;
             let taps = count > 0;
             let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
-            let more = Facts { parts_missing, ..Facts::default() };
+            let more = Facts { parts_missing, leases, ..Facts::default() };
             Ok(Facts { vmm, taps, taps_complete: as_assigned, probed, saved, ..more })
         }
         _ => {

@@ -8,7 +8,7 @@ use lightbyte_guest::protocol::{FirstBoot, Identity, Ipv6, Mount, NewFile, Nic};
 /// The identity of a VM on `worker`.
 pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
     // A guest has one default route: by the first card that leads anywhere.
-    let out = assigned.nics.iter().position(|nic| nic.gateway.is_some());
+    let out = assigned.nics.iter().position(|nic| nic.gateway.is_some() || nic.address.is_none());
     // Where routers say the addresses, they say the way out as well.
     let leads_out6 = |nic: &AssignedNic| {
         nic.ipv6.as_ref().is_some_and(|ipv6| ipv6.address.is_none() || ipv6.gateway.is_some())
@@ -21,8 +21,9 @@ pub(crate) fn of(vm: VmId, assigned: &AssignedVm, worker: &str) -> Identity {
     };
     let nic = |(index, nic): (usize, &AssignedNic)| Nic {
         mac: nic.mac.to_string(),
-        address: format!("{}/{}", nic.address, nic.prefix_length),
+        address: nic.address.map_or_else(String::new, |address| format!("{address}/{}", nic.prefix_length)),
         gateway: nic.gateway.filter(|_| out == Some(index)).map(Into::into),
+        takes_route: nic.address.is_none() && out == Some(index),
         mtu: nic.mtu,
         ipv6: nic
             .interface6()

@@ -7,6 +7,7 @@
 //! A guest sends from its own addresses only, see `sources`: they are let through before the tap is up, and taken away
 //! before it goes. What may come in to it, and which ports of the host lead there, is in `walls`. That VMs cannot reach the hosts' own ports is done by other rules, not here.
 
+mod leases;
 mod netlink;
 mod nft;
 mod probe;
@@ -21,7 +22,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use lightbyte_api::address::{InterfaceId, tap_name};
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
-use lightbyte_api::observed::Squatter;
+use lightbyte_api::observed::{Lease, Squatter};
 use lightbyte_api::{MacAddress, Uid, VmId};
 
 use self::netlink::{Link, Netlink};
@@ -29,12 +30,14 @@ use self::probe::Question;
 use self::sources::{Source, Source6, Walled};
 use crate::driver::{DriverError, Network, TapState};
 
-/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address follow, for one that speaks IPv6
+/// What the alias of a tap begins with; the VM's uid, the hardware address and the IPv4 address or `dhcp` follow, for one that speaks IPv6
 /// the word for that, and for one with rules of its own which these are.
 const ALIAS_PREFIX: &str = "lightbyte vm ";
 /// Before what it may send from of IPv6: an address, or the word for all with its own last half.
 const IPV6: &str = "ipv6:";
 const AUTO: &str = "auto";
+/// In place of the IPv4 address, where a DHCP server says it.
+const DHCP: &str = "dhcp";
 /// Before the hash of its rules, for one with a wall and for one without.
 const WALL: &str = "wall:";
 const PORTS: &str = "ports:";
@@ -42,7 +45,7 @@ const PORTS: &str = "ports:";
 const PROBED: &str = " probed";
 
 /// The table of the rules that taps have of their own.
-const TABLE: &str = "lightbyte";
+const TABLE: [&str; 3] = ["table", "inet", "lightbyte"];
 
 /// What Ethernet takes (`ETH_DATA_LEN`, linux/if_ether.h).
 const ETHERNET_MTU: u32 = 1_500;
@@ -67,11 +70,11 @@ impl Taps {
         let links = links()?;
         let mut sources = sources_of(&links);
         let with_rules = |source: &&mut Source| source.rules.is_some();
-        if !sources.iter_mut().any(|source| with_rules(&source)) && nft::list(TABLE)?.is_null() {
+        if !sources.iter_mut().any(|source| with_rules(&source)) && nft::list(&TABLE)?.is_null() {
             sources::begin(&sources)?;
             return Ok(Taps {});
         }
-        let list = nft::list(TABLE)?;
+        let list = nft::list(&TABLE)?;
         let mut unknown = Vec::new();
         for source in sources.iter_mut().filter(with_rules) {
             // An agent looks at its taps when it has begun, and makes again what is not known.
@@ -155,7 +158,7 @@ impl Network for Taps {
         // Before the taps: whoever dies in between finds them again, and with them what is to be taken away.
         let (own, others): (Vec<Source>, Vec<Source>) =
             sources_of(&links).into_iter().partition(|source| names.contains(&source.tap));
-        sources::change(&own, &[], &others, &clear_rules(&own)?)?;
+        sources::change(&own, &[], &others, &(clear_rules(&own)? + &forget_leases(&own)?))?;
         for tap in found {
             set_persistent(&tap, false).map_err(system("let go of a tap"))?;
         }
@@ -177,15 +180,17 @@ impl Network for Taps {
         let mut questions = Vec::new();
         let mut cards = Vec::new();
         for (card, nic) in (0..).zip(nics) {
+            // A server that gives an address asks before it does.
+            let Some(known) = nic.address else { continue };
             let (bridge, from) = on_bridge(nic)?;
-            for address in addresses(nic) {
+            for address in addresses(nic, known) {
                 questions.push(Question { bridge, from, own: nic.mac, address });
-                cards.push((card, nic));
+                cards.push((card, known));
             }
         }
         let answers = probe::ask(&questions).map_err(system("probe for the VM's addresses"))?;
-        let squatter = |((nic, card), answer): ((u32, &AssignedNic), Option<MacAddress>)| {
-            Some(Squatter { nic, address: card.address, mac: answer? })
+        let squatter = |((nic, address), answer): ((u32, Ipv4Addr), Option<MacAddress>)| {
+            Some(Squatter { nic, address, mac: answer? })
         };
         let mut squatters: Vec<Squatter> = cards.into_iter().zip(answers).filter_map(squatter).collect();
         // Who has the address of one family means the card's, whatever becomes of the other.
@@ -214,6 +219,7 @@ impl Network for Taps {
             count: own.len(),
             as_assigned: all_are(&|found, alias| found.strip_suffix(PROBED).unwrap_or(found) == alias),
             probed: all_are(&|found, alias| found.strip_suffix(PROBED) == Some(alias)),
+            leases: leases_of(&wanted)?,
         })
     }
 
@@ -279,14 +285,15 @@ fn alias(vm: VmId, source: &Source) -> String {
         Some(Source6::Auto) => format!(" {IPV6}{AUTO}"),
         Some(Source6::Address(address)) => format!(" {IPV6}{address}"),
     };
-    format!("{ALIAS_PREFIX}{vm} {} {}{ipv6}{rules}", source.mac, source.address)
+    let address = source.address.map_or_else(|| DHCP.to_owned(), |address| address.to_string());
+    format!("{ALIAS_PREFIX}{vm} {} {address}{ipv6}{rules}", source.mac)
 }
 
-/// What a card is probed for: every address that its guest gives it by itself.
-fn addresses(nic: &AssignedNic) -> impl Iterator<Item = IpAddr> + use<> {
+/// What a card with the IPv4 address `known` is probed for: every address that its guest gives it by itself.
+fn addresses(nic: &AssignedNic, known: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
     let link_local = nic.interface6().map(InterfaceId::link_local);
     let address6 = nic.ipv6.as_ref().and_then(|ipv6| ipv6.address);
-    [Some(nic.address.into()), link_local.map(Into::into), address6.map(Into::into)].into_iter().flatten()
+    [Some(known.into()), link_local.map(Into::into), address6.map(Into::into)].into_iter().flatten()
 }
 
 /// What takes away the rules that these taps have of their own.
@@ -295,7 +302,29 @@ fn clear_rules(sources: &[Source]) -> Result<String, DriverError> {
         return Ok(String::new());
     }
     let is_it = |tap: &str| sources.iter().any(|source| source.tap == tap);
-    Ok(walls::clear(&nft::list(TABLE)?, is_it))
+    Ok(walls::clear(&nft::list(&TABLE)?, is_it))
+}
+
+/// What takes away the addresses that DHCP servers have given to these taps.
+fn forget_leases(sources: &[Source]) -> Result<String, DriverError> {
+    if sources.iter().all(|source| source.address.is_some()) {
+        return Ok(String::new());
+    }
+    let is_it = |tap: &str| sources.iter().any(|source| source.tap == tap);
+    Ok(leases::forget(&leases::read(&nft::list(&leases::SET)?), is_it))
+}
+
+/// What DHCP servers have given to the cards of a VM, whose sources these are.
+fn leases_of(sources: &[Source]) -> Result<Vec<Lease>, DriverError> {
+    let by_dhcp = |source: &Source| source.address.is_none();
+    if !sources.iter().any(by_dhcp) {
+        return Ok(Vec::new());
+    }
+    let all = leases::read(&nft::list(&leases::SET)?);
+    let lease = |(nic, source): (u32, &Source)| {
+        Some(Lease { nic, address: leases::last(&all, &source.tap, source.mac)? })
+    };
+    Ok((0..).zip(sources).filter(|(_, source)| by_dhcp(source)).filter_map(lease).collect())
 }
 
 /// What taps of ours may send from, as their aliases tell it.
@@ -303,7 +332,11 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
     let source = |link: &Link| {
         let mut words = link.alias.strip_prefix(ALIAS_PREFIX)?.split(' ').skip(1);
         let mut next = || words.next();
-        let (mac, address): (_, Ipv4Addr) = (next()?.parse().ok()?, next()?.parse().ok()?);
+        let mac = next()?.parse().ok()?;
+        let address = match next()? {
+            DHCP => None,
+            address => Some(address.parse().ok()?),
+        };
         let mut rules = next().unwrap_or_default();
         let ipv6 = match rules.strip_prefix(IPV6) {
             None => None,

@@ -1,4 +1,5 @@
-//! A **network**: a Linux bridge that every worker has, and the addresses that lightbyte may give on it.
+//! A **network**: a Linux bridge that every worker has, and where the addresses of VMs on it are from: a pool that lightbyte
+//! gives away, or the DHCP server of whoever runs that network.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,18 +29,12 @@ pub const MTU_MAX: u32 = 9_216;
 /// What is asked of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// The subnet of the bridge.
-    pub subnet: Subnet,
-    /// Where guests send what is not in the subnet.
-    #[serde(default)]
-    pub gateway: Option<Ipv4Addr>,
-    /// The name servers that guests are told.
+    /// Where the IPv4 addresses of VMs are from.
+    #[serde(flatten)]
+    pub ipv4: Ipv4,
+    /// The name servers that guests are told, before those that a DHCP server names.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
-    /// The first address that VMs may get.
-    pub pool_first: Ipv4Addr,
-    /// The last address that VMs may get.
-    pub pool_last: Ipv4Addr,
     /// The bridge on every worker.
     pub bridge: String,
     /// The largest packets of VMs; those of Ethernet without.
@@ -53,6 +48,61 @@ pub struct Spec {
     pub gateway6: Option<Ipv6Addr>,
 }
 
+/// Where the IPv4 addresses of VMs are from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Ipv4 {
+    /// This pool.
+    Pool(Pool),
+    /// What the network's DHCP server says (RFC 2131), gateway and name servers with it.
+    Dhcp {
+        /// The word for that, where a pool has its subnet.
+        subnet: Dhcp,
+    },
+}
+
+impl Ipv4 {
+    /// By DHCP.
+    pub const DHCP: Ipv4 = Ipv4::Dhcp { subnet: Dhcp::Dhcp };
+}
+
+/// The word for [`Ipv4::Dhcp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dhcp {
+    /// It.
+    Dhcp,
+}
+
+/// The addresses that lightbyte may give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// The subnet of the bridge.
+    pub subnet: Subnet,
+    /// Where guests send what is not in the subnet.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The first address that VMs may get.
+    #[serde(rename = "pool_first")]
+    pub first: Ipv4Addr,
+    /// The last address that VMs may get.
+    #[serde(rename = "pool_last")]
+    pub last: Ipv4Addr,
+}
+
+impl Pool {
+    /// How many addresses it has.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        u64::from(u32::from(self.last).saturating_sub(u32::from(self.first))) + 1
+    }
+
+    /// Its addresses in order.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+        (u32::from(self.first)..=u32::from(self.last)).map(Ipv4Addr::from)
+    }
+}
+
 /// Where the first half of VMs' IPv6 addresses is from. The last is [`InterfaceId::of`] their IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prefix6 {
@@ -64,6 +114,8 @@ pub enum Prefix6 {
 
 /// The word for [`Prefix6::Auto`].
 const AUTO: &str = "auto";
+/// The word for [`Ipv4::Dhcp`].
+const DHCP: &str = "dhcp";
 
 impl FromStr for Prefix6 {
     type Err = AddressError;
@@ -99,15 +151,13 @@ impl<'de> Deserialize<'de> for Prefix6 {
 pub struct Choice {}
 
 impl Spec {
-    /// How many addresses the pool has.
+    /// The addresses that lightbyte may give on it; none where they come by DHCP.
     #[must_use]
-    pub fn pool_size(&self) -> u64 {
-        u64::from(u32::from(self.pool_last).saturating_sub(u32::from(self.pool_first))) + 1
-    }
-
-    /// The pool's addresses in order.
-    pub fn pool(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
-        (u32::from(self.pool_first)..=u32::from(self.pool_last)).map(Ipv4Addr::from)
+    pub const fn pool(&self) -> Option<&Pool> {
+        match &self.ipv4 {
+            Ipv4::Pool(pool) => Some(pool),
+            Ipv4::Dhcp { .. } => None,
+        }
     }
 
     /// The IPv6 address of a VM with that IPv4 address, where the network says which.
@@ -123,9 +173,9 @@ impl Spec {
     #[must_use]
     pub fn may_give(&self, address: Ipv4Addr) -> bool {
         let is_gateways6 = self.gateway6.is_some() && self.gateway6 == self.address6(address);
-        (self.pool_first..=self.pool_last).contains(&address)
-            && self.gateway != Some(address)
-            && !is_gateways6
+        self.pool().is_some_and(|pool| {
+            (pool.first..=pool.last).contains(&address) && pool.gateway != Some(address) && !is_gateways6
+        })
     }
 }
 
@@ -133,7 +183,7 @@ impl SpecRules for Spec {
     const ABOUT: &'static str = "a bridge on every worker, and the addresses that VMs get on it";
 
     const FIELDS: &'static [Field] = &[
-        ("subnet", "the IPv4 subnet of the bridge; fixed for life"),
+        ("subnet", "the IPv4 subnet of the bridge, or `dhcp` where a DHCP server of it gives the addresses; fixed for life"),
         ("gateway", "where guests send what is not in the subnet; nowhere when left out"),
         ("dns", "the name servers that guests are told, at most 3"),
         ("pool_first", "the first address that VMs may get; the subnet's second when left out"),
@@ -149,11 +199,8 @@ impl SpecRules for Spec {
     }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
-        let subnet: Option<Subnet> = fields.required("subnet");
-        let gateway: Option<Ipv4Addr> = fields.optional("gateway");
+        let ipv4 = read_ipv4(fields);
         let dns: Vec<IpAddr> = fields.or("dns", Vec::new());
-        let first = fields.optional("pool_first");
-        let last = fields.optional("pool_last");
         let bridge = fields.or("bridge", "br0".to_owned());
         if dns.len() > DNS_SERVERS_MAX {
             fields.problem("dns", format!("a guest uses at most {DNS_SERVERS_MAX} name servers"), None);
@@ -169,52 +216,85 @@ impl SpecRules for Spec {
         }
         let subnet6: Option<Prefix6> = fields.optional("subnet6");
         let gateway6: Option<Ipv6Addr> = fields.optional("gateway6");
-        let subnet = subnet?;
-        let host = |offset: i64| {
-            Ipv4Addr::from((i64::from(u32::from(subnet.base())) + offset).clamp(0, u32::MAX.into()) as u32)
-        };
-        let before_broadcast = Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1));
-        let pool_first = first.unwrap_or_else(|| host(2));
-        let pool_last = last.unwrap_or(before_broadcast);
-        let spec = Spec { subnet, gateway, dns, pool_first, pool_last, bridge, mtu, subnet6, gateway6 };
-        check_ranges(&spec, fields);
+        let spec = Spec { ipv4: ipv4?, dns, bridge, mtu, subnet6, gateway6 };
         check_ipv6(&spec, fields);
         Some(spec)
     }
 
     fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {
         let reason = "VMs hold addresses of it; make a new network instead";
-        let subnet = (self.subnet != next.subnet).then_some(("subnet", reason));
+        let subnet_of = |spec: &Spec| spec.pool().map(|pool| pool.subnet);
+        let subnet = (subnet_of(self) != subnet_of(next)).then_some(("subnet", reason));
         subnet.or_else(|| (self.subnet6 != next.subnet6).then_some(("subnet6", reason)))
     }
 }
 
-fn check_ranges(spec: &Spec, fields: &mut Reader<'_>) {
-    let inside = |address: Ipv4Addr| {
-        spec.subnet.contains(address) && address != spec.subnet.base() && address != spec.subnet.broadcast()
+fn read_ipv4(fields: &mut Reader<'_>) -> Option<Ipv4> {
+    let subnet: Option<Subnet4> = fields.required("subnet");
+    let gateway: Option<Ipv4Addr> = fields.optional("gateway");
+    let first: Option<Ipv4Addr> = fields.optional("pool_first");
+    let last: Option<Ipv4Addr> = fields.optional("pool_last");
+    let subnet = match subnet? {
+        Subnet4::Subnet(subnet) => subnet,
+        Subnet4::Dhcp => {
+            for (field, value) in [("gateway", gateway), ("pool_first", first), ("pool_last", last)] {
+                if value.is_some() {
+                    let hint = "leave it out, or name the subnet".to_owned();
+                    fields.problem(field, "is what the DHCP server says where subnet is `dhcp`", Some(hint));
+                }
+            }
+            return Some(Ipv4::DHCP);
+        }
     };
-    let subnet = spec.subnet;
-    let named = [
-        ("gateway", spec.gateway),
-        ("pool_first", Some(spec.pool_first)),
-        ("pool_last", Some(spec.pool_last)),
-    ];
+    let second = Ipv4Addr::from(u32::from(subnet.base()).saturating_add(2));
+    let before_broadcast = Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1));
+    let (first, last) = (first.unwrap_or(second), last.unwrap_or(before_broadcast));
+    let pool = Pool { subnet, gateway, first, last };
+    check_ranges(&pool, fields);
+    Some(Ipv4::Pool(pool))
+}
+
+/// A subnet as people write it.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+enum Subnet4 {
+    Subnet(Subnet),
+    Dhcp,
+}
+
+impl TryFrom<String> for Subnet4 {
+    type Error = AddressError;
+    fn try_from(text: String) -> Result<Subnet4, AddressError> {
+        if text == DHCP { Ok(Subnet4::Dhcp) } else { text.parse().map(Subnet4::Subnet) }
+    }
+}
+
+fn check_ranges(pool: &Pool, fields: &mut Reader<'_>) {
+    let subnet = pool.subnet;
+    let inside = |address: Ipv4Addr| {
+        subnet.contains(address) && address != subnet.base() && address != subnet.broadcast()
+    };
+    let named = [("gateway", pool.gateway), ("pool_first", Some(pool.first)), ("pool_last", Some(pool.last))];
     for (field, address) in named {
         if let Some(address) = address.filter(|address| !inside(*address)) {
             fields.problem(field, format!("{address} is not a host address of {subnet}"), None);
         }
     }
-    if spec.pool_last < spec.pool_first {
-        fields.problem("pool_last", format!("lies before pool_first {}", spec.pool_first), None);
-    } else if spec.pool_size() > POOL_ADDRESSES_MAX {
+    if pool.last < pool.first {
+        fields.problem("pool_last", format!("lies before pool_first {}", pool.first), None);
+    } else if pool.size() > POOL_ADDRESSES_MAX {
         let hint = "name a smaller range with pool_first and pool_last".to_owned();
         let message =
-            format!("the pool has {} addresses, at most {POOL_ADDRESSES_MAX} are allowed", spec.pool_size());
+            format!("the pool has {} addresses, at most {POOL_ADDRESSES_MAX} are allowed", pool.size());
         fields.problem("pool_last", message, Some(hint));
     }
 }
 
 fn check_ipv6(spec: &Spec, fields: &mut Reader<'_>) {
+    if spec.pool().is_none() && matches!(spec.subnet6, Some(Prefix6::Subnet(_))) {
+        let hint = "say `auto`, or leave it out".to_owned();
+        fields.problem("subnet6", "needs a pool: addresses of it are made from those of the pool", Some(hint));
+    }
     match (spec.subnet6, spec.gateway6) {
         (Some(Prefix6::Subnet(subnet)), gateway) => {
             if subnet.prefix_length() > PREFIX6_LENGTH_MAX {

@@ -225,8 +225,9 @@ pub struct PlacedNic {
     pub network: Name,
     /// Its Ethernet address.
     pub mac: MacAddress,
-    /// Its IPv4 address.
-    pub address: Ipv4Addr,
+    /// Its IPv4 address, where its network has a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
     /// Its IPv6 address, where its network says which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Addr>,

@@ -3,6 +3,7 @@
 
 mod agent;
 mod bed;
+mod dhcp;
 mod fake;
 mod foreign;
 mod guest;

@@ -13,19 +13,19 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::bed::{Bed, skip, until};
 use crate::real::{missing, page, page_at};
 
-fn ip(words: &str) {
+pub(crate) fn ip(words: &str) {
     let status = Command::new("ip").args(words.split(' ')).status().expect("ip runs");
     assert!(status.success(), "ip {words}");
 }
 
 /// A machine on the LAN of a lab that is no host and no VM of it. Its namespace is named as the lab's are, and so goes
 /// with the lab.
-struct Stranger {
+pub(crate) struct Stranger {
     namespace: String,
 }
 
 impl Stranger {
-    fn new(bed: &Bed, name: &str) -> Stranger {
+    pub(crate) fn new(bed: &Bed, name: &str) -> Stranger {
         let (namespace, lan) = (bed.namespace(name), bed.namespace("lan"));
         ip(&format!("netns add {namespace}"));
         ip(&format!("-n {lan} link add {name} type veth peer name eth0 netns {namespace}"));
@@ -34,12 +34,12 @@ impl Stranger {
         Stranger { namespace }
     }
 
-    fn ip(&self, words: &str) {
+    pub(crate) fn ip(&self, words: &str) {
         ip(&format!("-n {} {words}", self.namespace));
     }
 
     /// Does something in its namespace.
-    fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(format!("/run/netns/{}", self.namespace)).expect("its namespace");
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {

@@ -1,6 +1,8 @@
 //! One object on one worker: from what is assigned, saved, shown by the host and reported to the next step and report.
 
-use lightbyte_api::assigned::{Assigned, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume};
+use lightbyte_api::assigned::{
+    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume,
+};
 use lightbyte_api::health::{HealthCheck, HealthProbe};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::{Observed, Orphan, PROBLEM_LENGTH_MAX, VmPhase, VolumePhase};
@@ -255,14 +257,25 @@ impl Desk {
         if self.step_in_flight.is_none()
             && let Some(agent_at) = self.early_ready.take()
         {
-            self.guest_ready(agent_at, now);
+            self.take_ready(agent_at, now);
         }
     }
 
     pub(super) fn guest_ready(&mut self, agent_at: Timestamp, now: Timestamp) {
-        if self.step_in_flight == Some(Step::Start) {
+        let has_lease = |nic: &AssignedNic| nic.address.is_none();
+        if self.saved_vm().is_some_and(|vm| vm.nics.iter().any(has_lease)) {
+            // What the host saw of it is looked at before the guest counts as ready, and when its guest says so again.
             self.early_ready = Some(agent_at);
-        } else if self.facts.vmm == VmmState::Running && !self.volatile.ready {
+            self.look();
+        } else if self.step_in_flight == Some(Step::Start) {
+            self.early_ready = Some(agent_at);
+        } else {
+            self.take_ready(agent_at, now);
+        }
+    }
+
+    fn take_ready(&mut self, agent_at: Timestamp, now: Timestamp) {
+        if self.facts.vmm == VmmState::Running && !self.volatile.ready {
             self.volatile.ready = true;
             if self.volatile.checks.life().is_none() {
                 self.volatile.checks = Checks::begin(now);

@@ -3,7 +3,7 @@
 
 use lightbyte_api::assigned::Assigned;
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::BootTimes;
+use lightbyte_api::observed::{BootTimes, Lease};
 use lightbyte_api::{ByteSize, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct Facts {
     pub taps_complete: bool,
     /// Whether nobody else had the VM's addresses when its taps were made; see [`super::probe`].
     pub probed: bool,
+    /// What DHCP servers have given to a VM's cards.
+    pub leases: Vec<Lease>,
     /// The size of a volume's file; `None` when there is none.
     pub disk: Option<ByteSize>,
     /// What was fetched of a volume that another worker has.

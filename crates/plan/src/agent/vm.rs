@@ -296,6 +296,7 @@ pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> 
         boot: None,
         health: None,
         squatters: Vec::new(),
+        leases: Vec::new(),
         problem: None,
     }
 }
@@ -331,6 +332,7 @@ pub(super) fn report(
             _ => None,
         },
         squatters: probe::squatters(saved, assigned).to_vec(),
+        leases: if facts.vmm == VmmState::Running { facts.leases.clone() } else { Vec::new() },
         problem,
     }
 }

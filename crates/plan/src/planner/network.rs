@@ -58,7 +58,8 @@ pub fn free_address(
     }
     // Few gaps may not be given: the gateway, and what the same plan gives already.
     let next = |address: Ipv4Addr| Some(Ipv4Addr::from(u32::from(address).checked_add(1)?));
-    let first = view.unclaimed_from(network, spec.pool_first);
+    let pool = spec.pool()?;
+    let first = view.unclaimed_from(network, pool.first);
     let gaps = successors(first, |gap| view.unclaimed_from(network, next(*gap)?));
-    gaps.take_while(|gap| *gap <= spec.pool_last).find(may)
+    gaps.take_while(|gap| *gap <= pool.last).find(may)
 }

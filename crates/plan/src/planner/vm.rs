@@ -249,8 +249,8 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
     let Some(ledger) = freed(vm.view, placement) else { return Plan::wait(unreadable(&ledger_key)) };
     writes.push(Write::put(ledger_key, ledger));
     writes.extend(placement.nics.iter().filter_map(|nic| {
-        let held = vm.view.address_claim(&nic.network, nic.address)?.owner == vm.meta.uid;
-        held.then(|| Write::Delete(Key::Address(nic.network.clone(), nic.address)))
+        let held = vm.view.address_claim(&nic.network, nic.address?)?.owner == vm.meta.uid;
+        nics::claim_key(nic).filter(|_| held).map(Write::Delete)
     }));
     Plan { writes, ..Plan::end() }
 }
@@ -270,8 +270,7 @@ fn freed(view: &View, placement: &Placement) -> Option<WorkerLedger> {
 fn held_keys(placement: &Placement) -> impl Iterator<Item = Key> {
     let disks = placement.disks.iter();
     let disks = disks.map(|disk| Key::Asked(ObjectRef::new(Kind::Volume, disk.volume_name.clone())));
-    let addresses = placement.nics.iter().map(|nic| Key::Address(nic.network.clone(), nic.address));
-    disks.chain(addresses)
+    disks.chain(placement.nics.iter().filter_map(nics::claim_key))
 }
 
 /// Asks for the end of all children whose end is not asked for yet.

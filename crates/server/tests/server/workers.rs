@@ -74,6 +74,7 @@ fn claim(uid: Uid, own_revision: u64, assigned_revision: Option<u64>) -> Report 
         boot: None,
         health: None,
         squatters: Vec::new(),
+        leases: Vec::new(),
         problem: None,
     };
     let object = HostObject { kind: Kind::Vm, uid };

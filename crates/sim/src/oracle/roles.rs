@@ -98,13 +98,18 @@ fn check_choice(key: &Key, write: &Write, before: &View) -> Checked {
     }
     for nic in &chosen.nics {
         let network = ObjectRef::new(Kind::Network, nic.network.clone());
-        let gives = matches!(before.living(&network).map(|asked| &asked.spec),
-            Some(Spec::Network(spec)) if spec.may_give(nic.address) && nic.address6 == spec.address6(nic.address));
+        let gives = match (before.living(&network).map(|asked| &asked.spec), nic.address) {
+            (Some(Spec::Network(spec)), Some(address)) => {
+                spec.may_give(address) && nic.address6 == spec.address6(address)
+            }
+            (Some(Spec::Network(spec)), None) => spec.pool().is_none() && nic.address6.is_none(),
+            _ => false,
+        };
         if !gives {
             return violated(
                 "rule 3",
                 format!(
-                    "{object} got {} and {:?} of {network}, which does not give them",
+                    "{object} got {:?} and {:?} of {network}, which does not give them",
                     nic.address, nic.address6
                 ),
             );

@@ -73,20 +73,20 @@ fn first_line(words: Option<ChildStderr>) -> String {
     text.lines().next().unwrap_or("it said nothing").to_owned()
 }
 
-/// The table of rules that this crate has in the family `inet`, as `nft -j` prints it; nothing if there is none.
+/// A table, or a set of one, as `nft -j` prints it; nothing if there is none.
 ///
 /// # Errors
 /// [`DriverError::Refused`] when `nft` is missing, or its answer makes no sense.
-pub(super) fn list(table: &str) -> Result<Value, DriverError> {
+pub(super) fn list(what: &[&str]) -> Result<Value, DriverError> {
     let mut command = Command::new(NFT);
-    command.args(["-j", "list", "table", "inet", table]).env("LC_ALL", "C");
+    command.args(["-j", "list"]).args(what).env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(system(format!("start {NFT}")))?;
     let mut text = Vec::new();
     let read = child.stdout.take().map(|output| output.take(LIST_BYTES_MAX).read_to_end(&mut text));
     let status = child.wait().map_err(system(format!("wait for {NFT}")))?;
     read.transpose().map_err(system(format!("read from {NFT}")))?;
-    // It tells of a table that is not there as of any other error.
+    // It tells of one that is not there as of any other error.
     if !status.success() {
         return Ok(Value::Null);
     }

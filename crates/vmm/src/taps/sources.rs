@@ -1,17 +1,17 @@
 //! What each tap may send from: one hardware address and one IPv4 address, and on a network with IPv6 the addresses whose last
-//! half is the tap's own (`InterfaceId`). Everything else that comes out of a tap is dropped before the bridge sees it:
+//! half is the tap's own (`InterfaceId`). Where a DHCP server says the address, see `leases`. Everything else that comes out of a tap is dropped before the bridge sees it:
 //! frames, ARP and neighbour discovery of others, tags of VLANs, what is neither IPv4 nor ARP nor IPv6, and what only a router
 //! or a DHCP server says.
 //!
 //! One set holds a key for each tap, so that making or removing one changes an element and no rule. A tap without a key
 //! may send nothing. Rules are made by the program `nft`, which alone knows how the kernel wants them.
 
-use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lightbyte_api::MacAddress;
 use lightbyte_api::address::InterfaceId;
 
+use super::leases;
 use super::nft::{NFT, NO_TABLE, run};
 use crate::driver::DriverError;
 
@@ -23,15 +23,23 @@ add table bridge lightbyte-taps
 add set bridge lightbyte-taps sources { type ifname . ether_addr . ipv4_addr; }
 add set bridge lightbyte-taps addresses6 { typeof iifname . ether saddr . @nh,64,128; }
 add set bridge lightbyte-taps interfaces6 { typeof iifname . ether saddr . @nh,128,64; }
+add set bridge lightbyte-taps clients { typeof iifname . @ll,48,48; }
+add set bridge lightbyte-taps leases { \
+    typeof iifname . @ll,48,48 . @nh,96,32; size 65535; flags dynamic,timeout; timeout 2d; }
 add chain bridge lightbyte-taps sent { type filter hook prerouting priority -300; policy accept; }
 flush chain bridge lightbyte-taps sent
 add rule bridge lightbyte-taps sent iifname != \"lb*\" accept
+add rule bridge lightbyte-taps sent @ll,96,16 0x0800 ip saddr 0.0.0.0 udp sport 68 udp dport 67 \
+    iifname . @ll,48,48 @clients iifname . @th,288,48 @clients accept
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 meta l4proto udp udp sport 67 drop
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 meta l4proto udp udp dport 68 drop
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 ip protocol igmp @th,0,8 0x11 drop
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 iifname . ether saddr . ip saddr @sources accept
 add rule bridge lightbyte-taps sent @ll,96,16 0x0806 iifname . ether saddr . arp saddr ip @sources \
     iifname . arp saddr ether . arp saddr ip @sources accept
+add rule bridge lightbyte-taps sent @ll,96,16 0x0800 iifname . @ll,48,48 . @nh,96,32 @leases accept
+add rule bridge lightbyte-taps sent @ll,96,16 0x0806 iifname . @ll,48,48 . @nh,112,32 @leases \
+    iifname . @nh,64,48 . @nh,112,32 @leases accept
 add rule bridge lightbyte-taps sent @ll,96,16 != 0x86dd drop
 add rule bridge lightbyte-taps sent icmpv6 type { nd-router-advert, nd-redirect, mld-listener-query } drop
 add rule bridge lightbyte-taps sent meta l4proto ipv6-icmp exthdr frag exists drop
@@ -53,6 +61,9 @@ add set bridge lightbyte-taps walls { type ifname . ipv4_addr; }
 add set bridge lightbyte-taps walls6 { typeof oifname . @nh,256,64; }
 add chain bridge lightbyte-taps received { type filter hook postrouting priority 0; policy accept; }
 flush chain bridge lightbyte-taps received
+add rule bridge lightbyte-taps received @ll,96,16 0x0800 udp sport 67 udp dport 68 oifname . @th,288,48 @clients \
+    @th,64,8 2 @th,1952,32 0x63825363 @th,1984,24 0x350105 @th,192,32 != 0 \
+    update @leases { oifname . @th,288,48 . @th,192,32 }
 add rule bridge lightbyte-taps received oifname != @walled accept
 add rule bridge lightbyte-taps received @ll,96,16 0x0806 accept
 add rule bridge lightbyte-taps received @ll,96,16 0x0800 oifname . ip daddr @walls accept
@@ -63,15 +74,16 @@ add rule bridge lightbyte-taps received @ll,96,16 0x86dd icmpv6 type mld-listene
 add rule bridge lightbyte-taps received drop
 ";
 
-/// The sets of the table.
-const SETS: [&str; 6] = ["sources", "addresses6", "interfaces6", "walled", "walls", "walls6"];
+/// The sets of the table that say what is known of taps. What DHCP servers have said is only in the table.
+const SETS: [&str; 7] = ["sources", "addresses6", "interfaces6", "clients", "walled", "walls", "walls6"];
 
 /// What one tap may send from, and whether what comes to it is filtered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Source {
     pub(super) tap: String,
     pub(super) mac: MacAddress,
-    pub(super) address: Ipv4Addr,
+    /// Its IPv4 address; without, a DHCP server says which.
+    pub(super) address: Option<Ipv4Addr>,
     /// What it sends of IPv6; without, none of it.
     pub(super) ipv6: Option<Source6>,
     pub(super) wall: Walled,
@@ -84,20 +96,21 @@ pub(super) struct Source {
 pub(super) enum Source6 {
     /// One address.
     Address(Ipv6Addr),
-    /// All whose last half is that of its IPv4 address: routers say the first.
+    /// All whose last half is its own: routers say the first.
     Auto,
 }
 
 impl Source {
     /// The last half of its addresses of IPv6.
     fn interface6(&self) -> Option<InterfaceId> {
-        self.ipv6.map(|_| InterfaceId::of(self.address))
+        let of_mac = || InterfaceId::of_mac(self.mac);
+        self.ipv6.map(|_| self.address.map_or_else(of_mac, InterfaceId::of))
     }
 
     /// The addresses of IPv6 that it may send from, where they are known.
     fn addresses6(&self) -> impl Iterator<Item = Ipv6Addr> + use<> {
-        let known = match self.ipv6 {
-            Some(Source6::Address(address)) => Some([address, InterfaceId::of(self.address).link_local()]),
+        let known = match (self.ipv6, self.interface6()) {
+            (Some(Source6::Address(address)), Some(interface)) => Some([address, interface.link_local()]),
             _ => None,
         };
         known.into_iter().flatten()
@@ -115,13 +128,7 @@ pub(super) enum Walled {
     Open,
 }
 
-impl fmt::Display for Source {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "\"{}\" . {} . {}", self.tap, self.mac, self.address)
-    }
-}
-
-/// Makes the table, and lets these taps and no others send.
+/// Makes the table, and lets these taps and no others send. What DHCP servers have said to them goes on being true.
 ///
 /// # Errors
 /// [`DriverError::Refused`] when `nft` is missing or says no.
@@ -172,7 +179,12 @@ fn elements(verb: &str, sources: &[Source]) -> String {
     let walled = |is_it: fn(Walled) -> bool| sources.iter().filter(move |source| is_it(source.wall));
     let names = walled(|wall| wall != Walled::No).map(|source| format!("\"{}\"", source.tap));
     let open = || walled(|wall| wall == Walled::Open);
-    let walls = open().map(|source| format!("\"{}\" . {}", source.tap, source.address));
+    let known = sources
+        .iter()
+        .filter_map(|source| Some(format!("\"{}\" . {} . {}", source.tap, source.mac, source.address?)));
+    let clients = sources.iter().filter(|source| source.address.is_none());
+    let clients = clients.map(|source| format!("\"{}\" . {}", source.tap, leases::number(source.mac)));
+    let walls = open().filter_map(|source| Some(format!("\"{}\" . {}", source.tap, source.address?)));
     let of_tap = |source: &Source, key: u128| format!("\"{}\" . {} . {key:#x}", source.tap, source.mac);
     let addresses6 = sources
         .iter()
@@ -182,7 +194,8 @@ fn elements(verb: &str, sources: &[Source]) -> String {
     let walls6 =
         open().filter_map(|source| Some(format!("\"{}\" . {}", source.tap, source.interface6()?.bits())));
     [
-        line("sources", sources.iter().map(Source::to_string).collect()),
+        line("sources", known.collect()),
+        line("clients", clients.collect()),
         line("addresses6", addresses6.collect()),
         line("interfaces6", interfaces6.collect()),
         line("walled", names.collect()),
@@ -200,7 +213,7 @@ mod tests {
         Source {
             tap: tap.to_owned(),
             mac: "02:00:00:00:00:01".parse().expect("a hardware address"),
-            address: Ipv4Addr::new(10, 0, 0, last),
+            address: Some(Ipv4Addr::new(10, 0, 0, last)),
             ipv6: None,
             wall: Walled::No,
             rules: None,
@@ -227,6 +240,9 @@ mod tests {
         let interfaces6 =
             "add element bridge lightbyte-taps interfaces6 { \"lba\" . 02:00:00:00:00:01 . 0xa000001 }\n";
         check(&[], &[&both], &format!("add {{ \"lba\" 1 }}\n{interfaces6}"));
+        let by_dhcp = Source { address: None, ..a.clone() };
+        let client = "add element bridge lightbyte-taps clients { \"lba\" . 0x20000000001 }\n";
+        check(&[], &[&by_dhcp], client);
         check(&[&a, &b], &[&a], "add { \"lbb\" 2 }\ndelete { \"lbb\" 2 }\nadd { \"lba\" 1 }\n");
     }
 }

@@ -57,6 +57,10 @@ pub(super) fn has_rules(nic: &AssignedNic) -> bool {
 /// # Errors
 /// [`DriverError::Refused`] with what would help.
 pub(super) fn check(nic: &AssignedNic) -> Result<(), DriverError> {
+    if nic.address.is_none() {
+        let why = "a card whose address comes by DHCP can have neither firewall nor ports";
+        return Err(DriverError::Refused(why.to_owned()));
+    }
     let is_on = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
     let bridge = &nic.bridge;
     let of_ipv6 = nic.ipv6.as_ref().filter(|_| nic.firewall.is_some()).map(|_| "ip6tables");
@@ -81,11 +85,12 @@ pub(super) fn check(nic: &AssignedNic) -> Result<(), DriverError> {
 /// The rules of a card, in place of those that its tap has.
 pub(super) fn rules(tap: &str, nic: &AssignedNic) -> String {
     let mut script = TABLE.to_owned();
+    let Some(address) = nic.address else { return script };
     if let Some(wall) = &nic.firewall {
         let chain = format!("{WALL}{tap}");
         begin(&mut script, &chain);
         wall_rules(&mut script, &chain, wall);
-        let (bridge, address) = (&nic.bridge, nic.address);
+        let bridge = &nic.bridge;
         let _ = writeln!(
             script,
             "add element inet lightbyte walls {{ \"{bridge}\" . {address} : jump {chain} }}"
@@ -105,8 +110,7 @@ pub(super) fn rules(tap: &str, nic: &AssignedNic) -> String {
             let (protocol, here, there) = (port.protocol.word(), port.worker_port, port.port);
             let _ = writeln!(
                 script,
-                "add rule inet lightbyte {chain} {protocol} dport {here} dnat ip to {}:{there}",
-                nic.address
+                "add rule inet lightbyte {chain} {protocol} dport {here} dnat ip to {address}:{there}"
             );
             let _ =
                 writeln!(script, "add element inet lightbyte ports {{ {protocol} . {here} : jump {chain} }}");

@@ -61,7 +61,7 @@ impl<'a> Bed<'a> {
         let nic = |index: usize, last: u8| AssignedNic {
             bridge: self.subject.bridge(),
             mac: MacAddress::of_nic(vm.uid(), index),
-            address: Ipv4Addr::new(10, 77, 0, last),
+            address: Some(Ipv4Addr::new(10, 77, 0, last)),
             prefix_length: 24,
             gateway: None,
             dns: Vec::new(),

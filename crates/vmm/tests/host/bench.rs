@@ -54,7 +54,7 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
     let nic = |index: usize| AssignedNic {
         bridge: "br0".to_owned(),
         mac: MacAddress::of_nic(VM.uid, index),
-        address: Ipv4Addr::new(10, 77, 0, 2),
+        address: Some(Ipv4Addr::new(10, 77, 0, 2)),
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
@@ -532,6 +532,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             boot: None,
             health: None,
             squatters: Vec::new(),
+            leases: Vec::new(),
             problem: None,
         }),
         _ => Observed::Volume(ObservedVolume {

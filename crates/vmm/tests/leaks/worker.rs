@@ -290,7 +290,7 @@ fn assigned_vm() -> AssignedVm {
     let nic = |index: usize, last: u8| AssignedNic {
         bridge: "br0".to_owned(),
         mac: MacAddress::of_nic(VM.uid, index),
-        address: Ipv4Addr::new(10, 77, 0, last),
+        address: Some(Ipv4Addr::new(10, 77, 0, last)),
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),

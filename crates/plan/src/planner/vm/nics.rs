@@ -5,16 +5,19 @@
 //!                               └── none, or it must have this one: it keeps its claim, and waits
 //! ```
 //!
+//! The address of a card on a network with DHCP is its server's: nothing is claimed for it, and what needs an address that is
+//! known (`needs_pool`) is refused.
+//!
 //! A VM whose worker reports a squatter does not run, and under this assignment never will: so its address may be
 //! exchanged. A squatted claim is the network's, until a person releases it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lightbyte_api::address::Cidr;
 use lightbyte_api::assigned::{AssignedIpv6, AssignedNic, AssignedVm};
 use lightbyte_api::firewall::{From, Opening, SOURCES_MAX, Wall};
-use lightbyte_api::kinds::network::{self, Prefix6};
+use lightbyte_api::kinds::network::{self, Ipv4, Prefix6};
 use lightbyte_api::kinds::vm::{Nic, PlacedNic, Placement};
 use lightbyte_api::observed::{ObservedVm, Squatter};
 use lightbyte_api::records::{AddressClaim, Squatted};
@@ -38,12 +41,22 @@ pub(super) fn choose(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, Waiti
         (wall, None) => wall,
         (_, Some(problem)) => return Err(problem),
     };
-    for (index, (nic, (_, spec))) in vm.spec.nics.iter().zip(networks).enumerate() {
-        let address = free_address(vm.view, &nic.network, spec, nic.address, &taken)
-            .ok_or_else(|| no_address(vm.view, nic))?;
-        taken.insert((nic.network.clone(), address));
+    let without_pool = |index: usize| networks.get(index).is_some_and(|(_, spec)| spec.pool().is_none());
+    if let Some(problem) = needs_pool(vm, without_pool) {
+        return Err(problem);
+    }
+    for (index, (nic, (_, spec))) in vm.spec.nics.iter().zip(&networks).enumerate() {
+        let address = match spec.ipv4 {
+            Ipv4::Dhcp { .. } => None,
+            Ipv4::Pool(_) => {
+                let free = free_address(vm.view, &nic.network, spec, nic.address, &taken);
+                Some(free.ok_or_else(|| no_address(vm.view, nic))?)
+            }
+        };
+        taken.extend(address.map(|address| (nic.network.clone(), address)));
         let mac = MacAddress::of_nic(vm.meta.uid, index);
-        let placed = PlacedNic { network: nic.network.clone(), mac, address, address6: spec.address6(address) };
+        let address6 = address.and_then(|address| spec.address6(address));
+        let placed = PlacedNic { network: nic.network.clone(), mac, address, address6 };
         let ports = if index == 0 { vm.spec.ports.clone() } else { Vec::new() };
         let assigned = AssignedNic { firewall: wall.clone(), ports, ..assigned_nic(spec, &placed) };
         nics.push((placed, assigned));
@@ -51,10 +64,29 @@ pub(super) fn choose(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, Waiti
     Ok(nics)
 }
 
+/// What a VM asks for and no card without an address that is known can have. `without_pool` tells of a card whether its
+/// network has none.
+fn needs_pool(vm: &Vm<'_>, without_pool: impl Fn(usize) -> bool) -> Option<WaitingOn> {
+    vm.spec.nics.iter().enumerate().filter(|(index, _)| without_pool(*index)).find_map(|(index, nic)| {
+        let asked = [
+            ("firewall", vm.spec.firewall.is_some()),
+            ("ports", index == 0 && !vm.spec.ports.is_empty()),
+            ("nics[].address", nic.address.is_some()),
+        ];
+        let (field, _) = asked.into_iter().find(|(_, is_asked)| *is_asked)?;
+        Some(WaitingOn::NeedsPool { network: nic.network.clone(), field: field.to_owned() })
+    })
+}
+
+/// Where the claim of a placed card's address is; nowhere without one.
+pub(super) fn claim_key(nic: &PlacedNic) -> Option<Key> {
+    Some(Key::Address(nic.network.clone(), nic.address?))
+}
+
 /// The claim of a placed card's address.
-pub(super) fn claim(vm: &Vm<'_>, nic: &PlacedNic) -> Write {
+pub(super) fn claim(vm: &Vm<'_>, nic: &PlacedNic) -> Option<Write> {
     let claim = AddressClaim { owner: vm.meta.uid, object: vm.object.clone(), squatted: None };
-    Write::put(Key::Address(nic.network.clone(), nic.address), claim)
+    Some(Write::put(claim_key(nic)?, claim))
 }
 
 fn assigned_nic(spec: &network::Spec, placed: &PlacedNic) -> AssignedNic {
@@ -62,27 +94,23 @@ fn assigned_nic(spec: &network::Spec, placed: &PlacedNic) -> AssignedNic {
         bridge: spec.bridge.clone(),
         mac: placed.mac,
         address: placed.address,
-        prefix_length: spec.subnet.prefix_length(),
-        gateway: spec.gateway,
+        prefix_length: spec.pool().map_or(0, |pool| pool.subnet.prefix_length()),
+        gateway: spec.pool().and_then(|pool| pool.gateway),
         dns: spec.dns.clone(),
         mtu: spec.mtu,
-        ipv6: ipv6(spec, placed.address),
+        ipv6: ipv6(spec, placed.address6),
         firewall: None,
         ports: Vec::new(),
     }
 }
 
-/// The IPv6 of a card that holds `address`.
-fn ipv6(spec: &network::Spec, address: Ipv4Addr) -> Option<AssignedIpv6> {
+/// The IPv6 of a card that has this `address`, where it is known.
+fn ipv6(spec: &network::Spec, address: Option<Ipv6Addr>) -> Option<AssignedIpv6> {
     let prefix_length = match spec.subnet6? {
         Prefix6::Subnet(subnet) => subnet.prefix_length(),
         Prefix6::Auto => 0,
     };
-    Some(AssignedIpv6 {
-        address: spec.address6(address),
-        prefix_length,
-        gateway: spec.gateway6,
-    })
+    Some(AssignedIpv6 { address, prefix_length, gateway: spec.gateway6 })
 }
 
 /// What may come in to the VM, with the addresses that VMs with the named labels have now. Whoever gets or loses such
@@ -130,9 +158,9 @@ fn addresses(vm: &Vm<'_>, labels: &BTreeMap<String, String>) -> Vec<Cidr> {
     addresses.into_iter().map(Cidr::only).collect()
 }
 
-/// The addresses of a placed card.
+/// The addresses of a placed card that are known without the worker.
 fn of_nic(nic: &PlacedNic) -> impl Iterator<Item = IpAddr> + use<> {
-    [Some(nic.address.into()), nic.address6.map(Into::into)].into_iter().flatten()
+    [nic.address.map(Into::into), nic.address6.map(Into::into)].into_iter().flatten()
 }
 
 /// The network with what is asked of it, unless it is going.
@@ -179,20 +207,26 @@ pub(super) fn change(
     let mut cards = (placement.nics.clone(), assigned.nics.clone());
     let (wall, problem) = wall(vm);
     change.hindrances.extend(problem);
-    let mut is_changed = cards.1.iter().any(|card| card.firewall != wall);
-    cards.1.iter_mut().for_each(|card| card.firewall.clone_from(&wall));
+    let without_pool = |index: usize| placement.nics.get(index).is_some_and(|nic| nic.address.is_none());
+    change.hindrances.extend(needs_pool(vm, without_pool));
+    // A card whose address nobody knows can have no wall: it is as it was, and that is told.
+    let mut is_changed = false;
+    for card in cards.1.iter_mut().filter(|card| card.address.is_some() && card.firewall != wall) {
+        card.firewall.clone_from(&wall);
+        is_changed = true;
+    }
     let mut taken = Taken::new();
     // A report on an older assignment speaks of a start that may have been tried again since.
     let observed = observed.filter(|observed| observed.sequence == assigned.sequence);
     for squatter in observed.map_or(&[][..], |observed| &observed.squatters) {
         let index = squatter.nic as usize;
         let (Some(placed), Some(card)) = (cards.0.get_mut(index), cards.1.get_mut(index)) else { continue };
-        if placed.address != squatter.address {
+        if placed.address != Some(squatter.address) {
             continue;
         }
         match exchange(vm, placement, placed, squatter, &taken, inputs) {
             Ok(exchange) => {
-                taken.insert((exchange.placed.network.clone(), exchange.placed.address));
+                taken.insert((exchange.placed.network.clone(), exchange.address));
                 let (firewall, ports) = (card.firewall.take(), std::mem::take(&mut card.ports));
                 *card = AssignedNic { firewall, ports, ..exchange.assigned };
                 *placed = exchange.placed;
@@ -209,9 +243,10 @@ pub(super) fn change(
 
 /// A card with another address.
 struct Exchange {
+    address: Ipv4Addr,
     placed: PlacedNic,
     assigned: AssignedNic,
-    writes: [Write; 2],
+    writes: Vec<Write>,
     /// What is asked of the network that gave it.
     network: Key,
 }
@@ -235,12 +270,13 @@ fn exchange(
     let wished = vm.spec.nics.get(nic as usize).is_none_or(|nic| nic.address.is_some());
     let (of_network, spec) = living(vm.view, &network).map_err(|_| stays())?;
     let free = free_address(vm.view, &network, spec, None, taken).filter(|_| !wished).ok_or_else(stays)?;
-    let next = PlacedNic { address: free, address6: spec.address6(free), ..placed.clone() };
+    let next = PlacedNic { address: Some(free), address6: spec.address6(free), ..placed.clone() };
     let squatted = Some(Squatted { mac, worker: worker.clone(), since: inputs.now });
     let squatted = AddressClaim { squatted, ..of_network };
     Ok(Exchange {
+        address: free,
         assigned: assigned_nic(spec, &next),
-        writes: [claim(vm, &next), Write::put(key, squatted)],
+        writes: claim(vm, &next).into_iter().chain([Write::put(key, squatted)]).collect(),
         network: Key::Asked(ObjectRef::new(Kind::Network, network.clone())),
         placed: next,
     })

@@ -83,7 +83,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let nics = nics.into_iter().map(|(_, nic)| nic).collect();
     let assigned = assignment(vm, version, disks.assigned, nics);
     let host_object = HostObject { kind: Kind::Vm, uid: vm.meta.uid };
-    let claims = placement.nics.iter().map(|nic| nics::claim(vm, nic));
+    let claims = placement.nics.iter().filter_map(|nic| nics::claim(vm, nic));
     let writes = claims
         .chain(disks.writes)
         .chain([

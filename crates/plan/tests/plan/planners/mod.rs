@@ -2,6 +2,7 @@
 
 mod delete;
 mod keep;
+mod leases;
 mod moves;
 mod others;
 mod place;

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::firewall::{Firewall, From, Protocol, Rule};
 use lightbyte_api::health::{HealthCheck, HealthProbe};
+use lightbyte_api::kinds::network::{Ipv4, Pool};
 use lightbyte_api::kinds::{image, network, snapshot, vm, volume, worker};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{Observed, ObservedWorker, PART_NAME_LENGTH};
@@ -159,24 +160,32 @@ fn image(store: &mut Store, given: &Name, versions: &str, line: &Line<'_>) {
     ask(store, ObjectRef::new(Kind::Image, given.clone()), Spec::Image(spec), line);
 }
 
+/// A subnet, or `dhcp`.
 fn network(store: &mut Store, given: &Name, subnet: &str, line: &Line<'_>) {
-    let subnet: lightbyte_api::Subnet = subnet.parse().expect("a subnet");
-    let host = |offset: &str| {
-        Ipv4Addr::from(u32::from(subnet.base()) + offset.parse::<u32>().expect("the number of a host"))
-    };
-    let (first, last) = line.get("pool").unwrap_or("2-254").split_once('-').expect("pool=first-last");
+    let ipv4 = if subnet == "dhcp" { Ipv4::DHCP } else { Ipv4::Pool(pool(subnet, line)) };
     let spec = network::Spec {
-        subnet,
-        gateway: line.get("gateway").map(|gateway| gateway.parse().expect("an address")),
+        ipv4,
         dns: Vec::new(),
-        pool_first: host(first),
-        pool_last: host(last),
         bridge: "br0".to_owned(),
         mtu: None,
         subnet6: None,
         gateway6: None,
     };
     ask(store, ObjectRef::new(Kind::Network, given.clone()), Spec::Network(spec), line);
+}
+
+fn pool(subnet: &str, line: &Line<'_>) -> Pool {
+    let subnet: lightbyte_api::Subnet = subnet.parse().expect("a subnet");
+    let host = |offset: &str| {
+        Ipv4Addr::from(u32::from(subnet.base()) + offset.parse::<u32>().expect("the number of a host"))
+    };
+    let (first, last) = line.get("pool").unwrap_or("2-254").split_once('-').expect("pool=first-last");
+    Pool {
+        subnet,
+        gateway: line.get("gateway").map(|gateway| gateway.parse().expect("an address")),
+        first: host(first),
+        last: host(last),
+    }
 }
 
 /// An address that a machine which is no VM of ours has.

@@ -12,7 +12,7 @@ use lightbyte_api::health::{Health, HealthState};
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, Squatter, VmPhase, VolumePhase};
+use lightbyte_api::observed::{Lease, Observed, ObservedVm, ObservedVolume, Squatter, VmPhase, VolumePhase};
 use lightbyte_api::records::{AddressClaim, WorkerLedger};
 use lightbyte_api::{
     ByteSize, Choice, Decided, Key, Kind, MacAddress, Name, ObjectRef, Spec, VolumeId, WorkerId,
@@ -64,13 +64,15 @@ pub(super) fn vm(
         .map(|(index, nic)| vm::PlacedNic {
             network: nic.network.clone(),
             mac: MacAddress::of_nic(owner, index),
-            address: nic.address.unwrap_or(address),
+            address: (!line.has("leased")).then(|| nic.address.unwrap_or(address)),
             address6: None,
         })
         .collect();
     for nic in &nics {
         let claim = AddressClaim { owner, object: object.clone(), squatted: None };
-        store.put(&Key::Address(nic.network.clone(), nic.address), claim);
+        if let Some(address) = nic.address {
+            store.put(&Key::Address(nic.network.clone(), address), claim);
+        }
     }
     let best =
         Verdict { worker: worker_name.clone(), score: Some(875_000), reasons: vec!["spread".to_owned()] };
@@ -205,6 +207,7 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         boot: None,
         health: line.get("health").map(health),
         squatters: squatters(store, object, line),
+        leases: line.get("lease").map(lease).into_iter().collect(),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
     };
     store
@@ -223,6 +226,11 @@ fn health(text: &str) -> Health {
     Health { state, since: at(20), problem }
 }
 
+/// `lease=192.168.1.5`: what a DHCP server has given to its first card.
+fn lease(address: &str) -> Lease {
+    Lease { nic: 0, address: address.parse().expect("an address") }
+}
+
 /// `squatted=10.77.0.2`: the worker heard somebody answer for it.
 fn squatters(store: &Store, object: &ObjectRef, line: &Line<'_>) -> Vec<Squatter> {
     let view = store.view();
@@ -233,7 +241,7 @@ fn squatters(store: &Store, object: &ObjectRef, line: &Line<'_>) -> Vec<Squatter
     let mac = MacAddress::new([2, 0, 0, 0, 0, 9]);
     let squatter = |text: &str| {
         let address = text.parse().expect("an address");
-        let nic = nics.iter().position(|nic| nic.address == address).unwrap_or(0);
+        let nic = nics.iter().position(|nic| nic.address == Some(address)).unwrap_or(0);
         Squatter { nic: u32::try_from(nic).expect("a small number"), address, mac }
     };
     line.all("squatted").into_iter().map(squatter).collect()

@@ -145,7 +145,10 @@ impl Show for Asked {
         let what = match spec {
             Spec::Worker(spec) => if spec.cordoned { "cordoned" } else { "schedulable" }.to_owned(),
             Spec::Image(spec) => format!("current {}", spec.current),
-            Spec::Network(spec) => format!("{} pool {}-{}", spec.subnet, spec.pool_first, spec.pool_last),
+            Spec::Network(spec) => spec.pool().map_or_else(
+                || "by DHCP".to_owned(),
+                |pool| format!("{} pool {}-{}", pool.subnet, pool.first, pool.last),
+            ),
             Spec::Volume(spec) => {
                 let parts = [
                     spec.size.map(|size| size.to_string()),
@@ -191,7 +194,9 @@ impl Show for Decided {
                     text.push_str(&format!(" {}={}{access}", disk.name, disk.volume_name));
                 }
                 for nic in &placement.nics {
-                    text.push_str(&format!(" {}={}", nic.network, nic.address));
+                    let address =
+                        nic.address.map_or_else(|| "dhcp".to_owned(), |address| address.to_string());
+                    text.push_str(&format!(" {}={address}", nic.network));
                 }
                 text
             }),
@@ -238,7 +243,12 @@ impl Show for AssignedVm {
         let nics: Vec<String> = self
             .nics
             .iter()
-            .map(|nic| format!("{}/{} on {}{}", nic.address, nic.prefix_length, nic.bridge, rules(nic)))
+            .map(|nic| {
+                let address = nic
+                    .address
+                    .map_or_else(|| "dhcp".to_owned(), |address| format!("{address}/{}", nic.prefix_length));
+                format!("{address} on {}{}", nic.bridge, rules(nic))
+            })
             .collect();
         let shape = if self.shape > 1 { format!(" shape {}", self.shape) } else { String::new() };
         let health = if self.health.is_some() { " checked" } else { "" };

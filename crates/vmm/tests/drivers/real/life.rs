@@ -116,7 +116,7 @@ impl World {
             nics: vec![AssignedNic {
                 bridge: "br0".to_owned(),
                 mac: MacAddress::of_nic(vm.uid(), 0),
-                address: ADDRESS,
+                address: Some(ADDRESS),
                 prefix_length: 24,
                 gateway: Some(Ipv4Addr::new(10, 77, 0, 1)),
                 dns: vec![Ipv4Addr::new(10, 77, 0, 1).into()],

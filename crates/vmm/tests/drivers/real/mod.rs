@@ -3,6 +3,7 @@
 //! xtask nested` makes a host that has one). Without one of them a test says so and is skipped.
 
 mod contract;
+mod dhcp;
 mod firecracker;
 mod ipv6;
 mod life;

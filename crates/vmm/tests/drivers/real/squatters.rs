@@ -38,7 +38,10 @@ fn a_squatter_is_heard_and_nobody_else_is_taken_for_one() {
             eprintln!("a probe for {address}, which {} have, took {took:?}", found.len());
             assert!(took < PROBE_MAX, "{took:?}");
             let state = taps.state(VM, &nics).expect("an answer");
-            assert_eq!(state, TapState { count: 1, as_assigned: true, probed: found.is_empty() });
+            assert_eq!(
+                state,
+                TapState { count: 1, as_assigned: true, probed: found.is_empty(), leases: Vec::new() }
+            );
             found
         };
         let squatted = |address, text| vec![Squatter { nic: 0, address, mac: mac(text) }];
@@ -49,7 +52,7 @@ fn a_squatter_is_heard_and_nobody_else_is_taken_for_one() {
         assert!(taps.state(VM, &again).expect("an answer").probed);
         assert_eq!(
             taps.state(VM, &[nic(VM, OTHER)]).expect("an answer"),
-            TapState { count: 1, as_assigned: false, probed: false }
+            TapState { count: 1, as_assigned: false, probed: false, leases: Vec::new() }
         );
         machine.ip(&format!("addr add {ADDRESS}/24 dev eth0"));
         taps.remove(VM).expect("remove it");

@@ -31,7 +31,7 @@ pub(super) fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
     AssignedNic {
         bridge: "br0".to_owned(),
         mac: MacAddress::of_nic(vm.uid(), 0),
-        address,
+        address: Some(address),
         prefix_length: 24,
         gateway: None,
         dns: Vec::new(),
@@ -53,7 +53,7 @@ pub(super) fn frame(source: [u8; 6], kind: &[u8], content: &[u8], number: u16) -
 
 /// The header of an IPv4 datagram to everybody (RFC 791), whose content is the end of a frame. Length and checksum are
 /// right: a bridge on which the host filters IPv4 drops others, and cuts what is beyond the length.
-fn ipv4(address: Ipv4Addr) -> Vec<u8> {
+pub(super) fn ipv4(address: Ipv4Addr) -> Vec<u8> {
     let bytes = u8::try_from(20 + 2 + MARK.len()).expect("a small datagram");
     let head = [0x45, 0, 0, bytes, 0, 0, 0, 0, 64, 17, 0, 0];
     let mut header = [&head[..], &address.octets(), &[255; 4]].concat();
@@ -72,7 +72,7 @@ fn ipv6() -> Vec<u8> {
 }
 
 /// A request of ARP (RFC 826).
-fn arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
+pub(super) fn arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     let head = [0, 1, 8, 0, 6, 4, 0, 1];
     [&head[..], &mac, &address.octets(), &[0; 6], &[10, 77, 0, 1]].concat()
 }
@@ -138,7 +138,7 @@ fn keys() -> usize {
     String::from_utf8_lossy(&output.stdout).matches("\"concat\":").count()
 }
 
-fn nft(words: &str) {
+pub(super) fn nft(words: &str) {
     assert!(Command::new("nft").args(words.split(' ')).status().expect("start nft").success(), "nft {words}");
 }
 
