@@ -7,6 +7,7 @@
 
 mod machines;
 mod room;
+mod states;
 mod worker;
 
 use std::fs::{self, File};

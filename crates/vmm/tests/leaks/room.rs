@@ -128,6 +128,13 @@ impl Room {
         output("nft", element);
     }
 
+    /// Takes away the consoles of VMs that have ended, which are kept for a week.
+    pub(crate) fn forget_ended(&self) {
+        for ended in fs::read_dir(self.place.join("state/ended")).expect("a directory").flatten() {
+            fs::remove_dir_all(ended.path()).expect("take it away");
+        }
+    }
+
     fn filler(&self) -> PathBuf {
         self.place.join("filler")
     }

@@ -47,8 +47,8 @@ struct Slot {
 }
 
 pub(crate) struct Worker {
-    drivers: Drivers,
-    machines: Arc<Machines>,
+    pub(crate) drivers: Drivers,
+    pub(crate) machines: Arc<Machines>,
     agent: Agent,
     store: BTreeMap<HostObject, Slot>,
     revision: u64,
