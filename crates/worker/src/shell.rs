@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::assigned::HostObject;
@@ -86,9 +86,11 @@ impl Shell {
                 tracing::error!("the agent is too far behind; an event of a machine was dropped");
             }
         }));
+        let begun = Instant::now();
         let found = hands::find_all(&drivers).context("list what is on this host")?;
         if !found.is_empty() {
-            tracing::info!("found {} objects of an earlier run", found.len());
+            let took_ms = begun.elapsed().as_secs_f64() * 1e3;
+            tracing::info!("found {} objects of an earlier run in {took_ms:.1} ms", found.len());
         }
         let steps = Arc::new(Semaphore::new(STEPS_AT_ONCE_MAX));
         let disk_steps = Arc::new(Semaphore::new(DISKS_AT_ONCE_MAX));

@@ -6,6 +6,7 @@
 //! what tells lightbyte's worker that the guest is there. So everything that lightbyte does around a boot, the copy of
 //! the disk included, counts as lightbyte's.
 
+mod adoption;
 mod plain;
 
 use std::path::{Path, PathBuf};
@@ -59,10 +60,12 @@ pub(crate) async fn measure(bed: &Bed, hosts: usize, runs: usize) -> Result<Outc
         to_call.push(boot.parts[..3].iter().sum());
     }
     drop(ground);
+    let adopted = if hosts == 1 { adoption::measure(&lab, runs).await? } else { Vec::new() };
     lab.end()?;
     let mut rows = rows(hosts, &plain, &ours, parts, &to_call);
     let lab = Row::new("boot", "  processor time of command, worker, server, etcd", "ms", lab_cpu_ms);
     rows.push(lab);
+    rows.extend(adopted);
     Ok(Outcome::Measured(rows))
 }
 

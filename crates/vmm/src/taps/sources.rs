@@ -15,7 +15,7 @@ use super::leases;
 use super::nft::{NFT, NO_TABLE, run};
 use crate::driver::DriverError;
 
-/// The table, as often as it is asked for. What says nothing that could be looked at (`meta l4proto` knows none) is not let
+/// The table, as often as it is asked for. Protocols whose names `nft` knows only from the host's list have their numbers. What says nothing that could be looked at (`meta l4proto` knows none) is not let
 /// through as IPv6. The type of a frame is read from the frame (`@ll`), not from what the kernel
 /// took it for: that leaves out the tag of a VLAN.
 const TABLE: &str = "\
@@ -42,7 +42,7 @@ add rule bridge lightbyte-taps sent @ll,96,16 0x0806 iifname . @ll,48,48 . @nh,1
     iifname . @nh,64,48 . @nh,112,32 @leases accept
 add rule bridge lightbyte-taps sent @ll,96,16 != 0x86dd drop
 add rule bridge lightbyte-taps sent icmpv6 type { nd-router-advert, nd-redirect, mld-listener-query } drop
-add rule bridge lightbyte-taps sent meta l4proto ipv6-icmp exthdr frag exists drop
+add rule bridge lightbyte-taps sent meta l4proto 58 exthdr frag exists drop
 add rule bridge lightbyte-taps sent meta l4proto udp udp sport 547 drop
 add rule bridge lightbyte-taps sent meta l4proto udp udp dport 546 drop
 add rule bridge lightbyte-taps sent icmpv6 type nd-neighbor-advert \

@@ -140,7 +140,7 @@ fn wall_rules(script: &mut String, chain: &str, wall: &Wall) {
 fn opening_rules(opening: &Opening) -> Vec<String> {
     let list = |items: Vec<String>| format!("{{ {} }}", items.join(", "));
     let what = match (opening.protocol, opening.ports.is_empty()) {
-        (Protocol::Icmp, _) => "meta l4proto { icmp, ipv6-icmp } accept".to_owned(),
+        (Protocol::Icmp, _) => "meta l4proto { 1, 58 } accept".to_owned(),
         (protocol, true) => format!("meta l4proto {} accept", protocol.word()),
         (protocol, false) => {
             let ports = list(opening.ports.iter().map(ToString::to_string).collect());
@@ -213,7 +213,7 @@ mod tests {
             let opening: Opening = serde_json::from_value(opening).expect("an opening");
             assert_eq!(opening_rules(&opening).join("; "), expect);
         };
-        check(json!({"protocol": "icmp"}), "meta l4proto { icmp, ipv6-icmp } accept");
+        check(json!({"protocol": "icmp"}), "meta l4proto { 1, 58 } accept");
         check(json!({"protocol": "udp"}), "meta l4proto udp accept");
         check(
             json!({"protocol": "tcp", "ports": [80, "8000-8010"], "from": ["10.0.0.0/8", "10.77.0.3/32"]}),

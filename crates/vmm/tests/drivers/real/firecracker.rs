@@ -13,9 +13,11 @@ use lightbyte_vmm::{Network as _, Vmm as _};
 use rustix::event::{Timespec, poll};
 
 use super::life::{VM, refused};
-use super::{Needs, Runner, World, in_namespace};
+use super::{CONTROL_GROUPS, Needs, Runner, World, control_groups, in_namespace, kill};
 use crate::guest;
 
+/// How many machines come and go.
+const LIVES: usize = 100;
 /// How long a call may take: a snapshot writes the guest's memory.
 const CALL_MAX: Duration = Duration::from_secs(60);
 /// How long a Firecracker may take until it answers.
@@ -41,7 +43,38 @@ fn a_vm_of_firecracker_is_paused_saved_and_loaded() {
     in_namespace(name, Needs::find(Runner::Firecracker), |needs| World::new(needs).is_saved());
 }
 
+#[test]
+fn the_hundredth_jailed_machine_leaves_no_more_than_the_first() {
+    let name = "real::firecracker::the_hundredth_jailed_machine_leaves_no_more_than_the_first";
+    in_namespace(name, Needs::find(Runner::Jailed), |needs| World::new(needs).comes_and_goes());
+}
+
 impl World {
+    /// Jails, control groups, taps and rules of a hundred machines, every second of which is killed from outside.
+    fn comes_and_goes(&self) {
+        self.make_disks();
+        let (driver, _events) = self.driver();
+        let assigned = self.assigned(VM);
+        let descriptors = || fs::read_dir("/proc/self/fd").expect("a directory").count();
+        let mut before = None;
+        for life in 0..LIVES {
+            self.taps.ensure(VM, &assigned.nics).expect("make the taps");
+            driver.ensure(VM, &assigned).unwrap_or_else(|error| panic!("life {life}: {}", error.chain()));
+            if life == 0 {
+                eprintln!("while it runs: {:?}", control_groups(Path::new(CONTROL_GROUPS)));
+            }
+            if life % 2 == 1 {
+                kill(&driver, VM);
+            }
+            driver.remove(VM).expect("end it");
+            self.taps.remove(VM).expect("remove the taps");
+            self.nothing_is_left();
+            let now = descriptors();
+            assert!(now <= *before.get_or_insert(now), "life {life} leaves a descriptor");
+        }
+        self.all_goes(&driver);
+    }
+
     fn refusals(&self) {
         self.make_disks();
         let (driver, _events) = self.driver();

@@ -125,6 +125,12 @@ fn beside(name: &str) -> PathBuf {
     this_test().ancestors().nth(2).expect("two directories").join(name)
 }
 
+/// The names of protocols, which not every host has: what needs them is found out here.
+const PROTOCOLS: &str = "/etc/protocols";
+
+/// Where control groups are.
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
+
 fn this_test() -> PathBuf {
     std::env::current_exe().expect("this program has a path")
 }
@@ -146,6 +152,10 @@ fn in_namespace<N>(name: &str, needs: Result<N, String>, test: impl FnOnce(N)) {
         Err(why) => return tell_skipped(&why),
     };
     if std::env::var_os(INSIDE).is_some() {
+        if Path::new(PROTOCOLS).exists() {
+            let hidden = Command::new("mount").args(["--bind", "/dev/null", PROTOCOLS]).status();
+            assert!(hidden.expect("start mount").success(), "hide {PROTOCOLS}");
+        }
         for words in
             ["link set lo up", "link add br0 type bridge", "addr add 10.77.0.1/24 dev br0", "link set br0 up"]
         {
@@ -155,7 +165,11 @@ fn in_namespace<N>(name: &str, needs: Result<N, String>, test: impl FnOnce(N)) {
         return test(needs);
     }
     let mut command = Command::new("unshare");
-    command.arg("-n").arg(this_test()).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+    command
+        .args(["-n", "-m", "--propagation", "private"])
+        .arg(this_test())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1");
     assert!(command.status().expect("start unshare").success(), "the test in its namespace failed");
 }
 
@@ -250,6 +264,7 @@ impl World {
                 programs.flatten().map(|program| fs::read_dir(program.path()).expect("a directory").count());
             assert_eq!(jails.sum::<usize>(), 0, "a jail is left");
         }
+        assert_eq!(control_groups(Path::new(CONTROL_GROUPS)), Vec::<PathBuf>::new());
         let links = Command::new("ip").args(["-o", "link"]).output().expect("start ip").stdout;
         assert_eq!(String::from_utf8_lossy(&links).lines().count(), 2, "more than lo and br0");
         assert_eq!(self.processes(), Vec::<PathBuf>::new());
@@ -264,6 +279,18 @@ impl World {
         let processes = fs::read_dir("/proc").expect("a directory").flatten().map(|entry| entry.path());
         processes.filter(of_ours).collect()
     }
+}
+
+/// The control groups of VMs: each is in one that is called as we are, in any tree of them.
+fn control_groups(tree: &Path) -> Vec<PathBuf> {
+    let inside = |directory: &Path| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    // Version 1 and a joint tree have one level more.
+    let trees = inside(tree).into_iter().chain([tree.to_owned()]);
+    trees.flat_map(|tree| inside(&tree.join("lightbyte"))).collect()
 }
 
 impl Drop for World {
