@@ -13,14 +13,13 @@ use crate::{dhcp, first_boot, grow, mounts, network, notify};
 /// told by `GET /v1/info`: a guest that runs can be mended.
 ///
 /// # Errors
-/// If the network cannot be set up so.
+/// If the network cannot be set up so. When only an address by DHCP is missing, all else is done.
 pub(crate) async fn apply(agent: &Rc<Agent>, mut identity: Identity) -> Result<()> {
     let _alone = agent.becoming.lock().await;
     let before = agent.identity.borrow().clone();
     network::apply(&identity, before.as_ref())?;
     let leased = dhcp::apply(agent, &identity).await;
     network::write_files(&identity, &agent.dhcp.borrow().leases())?;
-    leased?;
     let wanted = std::mem::take(&mut identity.first_boot);
     let mounts = identity.mounts.clone();
     agent.identity.replace(Some(identity));
@@ -37,7 +36,7 @@ pub(crate) async fn apply(agent: &Rc<Agent>, mut identity: Identity) -> Result<(
     }
     begin(agent, wanted).await?;
     notify::ready();
-    Ok(())
+    leased
 }
 
 /// Begins the work of the first boot, unless it was done, or is being done.
@@ -56,7 +55,12 @@ async fn begin(agent: &Rc<Agent>, wanted: FirstBoot) -> Result<()> {
         }
         Ok(written) => {
             let error = written.err().map(|error| format!("{error:#}")).unwrap_or_default();
-            spawn_local(first_boot::finish(agent.clone(), script, error));
+            let agent = agent.clone();
+            spawn_local(async move {
+                // A script may need its network.
+                dhcp::all_leased(&agent).await;
+                first_boot::finish(agent, script, error).await;
+            });
         }
     }
     Ok(())

@@ -5,7 +5,6 @@
 //!
 //! The protocol is smoltcp's. Between exchanges its socket is closed, so that no packet of the guest is read twice.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
@@ -20,7 +19,7 @@ use smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
 use smoltcp::wire::{DhcpOption, EthernetAddress, IpCidr, Ipv4Cidr};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
 
 use crate::agent::Agent;
 use crate::wire::Wire;
@@ -35,8 +34,14 @@ const DISCOVER_EVERY: SmolDuration = SmolDuration::from_secs(2);
 /// The longest lease that is taken.
 const LEASE_MAX: SmolDuration = SmolDuration::from_secs(24 * 60 * 60);
 
-/// Nothing is expected of the network for so long: the socket is closed meanwhile.
-const QUIET: Duration = Duration::from_secs(2);
+/// How long an answer may take. With nothing asked for so long the socket is closed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// The pause between two turns, whatever comes: a network that never falls silent must not take a processor.
+const TURN_PAUSE: Duration = Duration::from_millis(10);
+
+/// The pause after a lease was given or lost, whatever its length.
+const CHANGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The option that says a client's name (RFC 2132, 3.14).
 const HOST_NAME: u8 = 12;
@@ -56,7 +61,15 @@ pub(crate) struct Clients(BTreeMap<String, Client>);
 
 struct Client {
     task: AbortHandle,
-    lease: watch::Receiver<Option<Lease>>,
+    state: watch::Receiver<State>,
+}
+
+/// How far a client is.
+#[derive(Clone, Debug, Default)]
+struct State {
+    lease: Option<Lease>,
+    /// Why the card has not got what was given.
+    problem: Option<String>,
 }
 
 impl Drop for Client {
@@ -68,55 +81,76 @@ impl Drop for Client {
 impl Clients {
     /// What servers have given, by hardware address.
     pub(crate) fn leases(&self) -> BTreeMap<String, Lease> {
-        let lease = |(mac, client): (&String, &Client)| Some((mac.clone(), client.lease.borrow().clone()?));
+        let lease =
+            |(mac, client): (&String, &Client)| Some((mac.clone(), client.state.borrow().lease.clone()?));
         self.0.iter().filter_map(lease).collect()
+    }
+}
+
+/// Waits until every card that needs one has a lease.
+pub(crate) async fn all_leased(agent: &Agent) {
+    let states: Vec<_> = agent.dhcp.borrow().0.values().map(|client| client.state.clone()).collect();
+    for mut state in states {
+        // A client that has ended gets none any more.
+        let _ = state.wait_for(|state| state.lease.is_some()).await;
     }
 }
 
 /// Has a client for each card that needs one and none for others, and waits until all have a lease.
 ///
 /// # Errors
-/// If no server has answered for one. Its client goes on.
+/// If no server has answered for one in time, or what it gave cannot be set up. The client goes on.
 pub(crate) async fn apply(agent: &Rc<Agent>, identity: &Identity) -> Result<()> {
     let cards: Vec<&Nic> = identity.nics.iter().filter(|nic| nic.address.is_empty()).collect();
-    agent.dhcp.borrow_mut().0.retain(|mac, _| cards.iter().any(|nic| nic.mac == *mac));
+    agent
+        .dhcp
+        .borrow_mut()
+        .0
+        .retain(|mac, client| cards.iter().any(|nic| nic.mac == *mac) && !client.task.is_finished());
+    let until = tokio::time::Instant::now() + FIRST_LEASE_WITHIN;
     for nic in &cards {
         if !agent.dhcp.borrow().0.contains_key(&nic.mac) {
-            let client = begin(agent, identity, nic)?;
+            let client = begin(agent, &identity.name, nic)?;
             agent.dhcp.borrow_mut().0.insert(nic.mac.clone(), client);
         }
     }
     for nic in cards {
-        let lease = agent.dhcp.borrow().0.get(&nic.mac).map(|client| client.lease.clone());
-        let mut lease = lease.context("its client has gone")?;
-        if timeout(FIRST_LEASE_WITHIN, lease.wait_for(Option::is_some)).await.is_err() {
-            bail!("no DHCP server has given {} an address yet", nic.mac);
+        let state = agent.dhcp.borrow().0.get(&nic.mac).map(|client| client.state.clone());
+        let mut state = state.context("its client has gone")?;
+        let leased = timeout_at(until, state.wait_for(|state| state.lease.is_some())).await;
+        let Ok(Ok(state)) = leased else { bail!("no DHCP server has given {} an address yet", nic.mac) };
+        if let Some(problem) = &state.problem {
+            bail!("{} by DHCP: {problem}", nic.mac);
         }
     }
     Ok(())
 }
 
-fn begin(agent: &Rc<Agent>, identity: &Identity, nic: &Nic) -> Result<Client> {
+fn begin(agent: &Rc<Agent>, name: &str, nic: &Nic) -> Result<Client> {
     let index = network::interface(&nic.mac).with_context(|| format!("there is no interface {}", nic.mac))?;
     let mac = ethernet(&nic.mac).with_context(|| format!("{} is no Ethernet address", nic.mac))?;
-    let (tell, lease) = watch::channel(None);
-    let card = Card { index, mac, name: identity.name.clone() };
+    let (tell, state) = watch::channel(State::default());
+    let card = Card { index, mac, name: name.to_owned() };
     let (agent, takes_route) = (agent.clone(), nic.takes_route);
-    let had_one = Cell::new(false);
-    let take = move |new: Option<Lease>| {
-        let before = tell.borrow().clone();
-        let taken = network::take_lease(index, before.as_ref(), new.as_ref(), takes_route);
-        tell.send_replace(new.clone());
+    let mut telling: Option<AbortHandle> = None;
+    let mut is_first = true;
+    let take = move |lease: Option<Lease>| {
+        let before = tell.borrow().lease.clone();
+        let taken = network::take_lease(index, before.as_ref(), lease.as_ref(), takes_route);
+        let problem = taken.err().map(|error| format!("{error:#}"));
+        tell.send_replace(State { lease, problem });
         // Before the guest is who it is to be, that is written with all else.
         let identity = agent.identity.borrow().clone();
         let leases = agent.dhcp.borrow().leases();
         let written = identity.map_or(Ok(()), |identity| network::write_files(&identity, &leases));
-        if let Err(error) = taken.and(written) {
-            eprintln!("lightbyte-guest: take a lease: {error:#}");
+        if let Err(error) = written {
+            eprintln!("lightbyte-guest: a lease: {error:#}");
         }
-        // The host reports what it saw when the guest said last that it is ready; of the first it hears by itself.
-        if new.is_some() && had_one.replace(true) {
-            spawn_local(ready::tell());
+        // The host reports what it saw, and what hinders the guest, when it is told that the guest is ready. Of the first lease
+        // it hears by itself.
+        if !std::mem::replace(&mut is_first, false) {
+            let before = telling.replace(spawn_local(ready::tell()).abort_handle());
+            before.iter().for_each(AbortHandle::abort);
         }
     };
     let task = spawn_local(async move {
@@ -125,7 +159,7 @@ fn begin(agent: &Rc<Agent>, identity: &Identity, nic: &Nic) -> Result<Client> {
             eprintln!("lightbyte-guest: DHCP: {error}");
         }
     });
-    Ok(Client { task: task.abort_handle(), lease })
+    Ok(Client { task: task.abort_handle(), state })
 }
 
 struct Card {
@@ -139,7 +173,7 @@ struct Card {
 ///
 /// # Errors
 /// If the card cannot be spoken through.
-async fn run(card: &Card, take: impl Fn(Option<Lease>)) -> io::Result<()> {
+async fn run(card: &Card, mut take: impl FnMut(Option<Lease>)) -> io::Result<()> {
     let began = Instant::now();
     let now = || SmolInstant::from_micros(i64::try_from(began.elapsed().as_micros()).unwrap_or(i64::MAX));
     let mut wire = Wire::new(card.index, card.mac);
@@ -150,10 +184,12 @@ async fn run(card: &Card, take: impl Fn(Option<Lease>)) -> io::Result<()> {
     let mut sockets = SocketSet::new(Vec::new());
     let socket = sockets.add(client(if card.name.is_empty() { &[] } else { &options }));
     loop {
-        wire.open()?;
+        wire.begin_turn()?;
         interface.poll(now(), &mut wire, &mut sockets);
-        match sockets.get_mut::<Socket<'_>>(socket).poll() {
-            None => {}
+        let is_changed = match sockets.get_mut::<Socket<'_>>(socket).poll() {
+            None => false,
+            // It says so once when it begins.
+            Some(Event::Deconfigured) if interface.ipv4_addr().is_none() => false,
             Some(Event::Configured(found)) => {
                 let lease = Lease {
                     address: found.address.address(),
@@ -164,21 +200,24 @@ async fn run(card: &Card, take: impl Fn(Option<Lease>)) -> io::Result<()> {
                 // To renew it by: a request is sent from the address that it is about.
                 set_address(&mut interface, Some(found.address), found.router);
                 take(Some(lease));
+                true
             }
             Some(Event::Deconfigured) => {
                 set_address(&mut interface, None, None);
                 take(None);
+                true
             }
-        }
-        match interface.poll_delay(now(), &sockets).map(Duration::from) {
-            Some(pause) if pause < QUIET => {
-                let _ = timeout(pause, wire.readable()).await;
-            }
-            Some(pause) if interface.ipv4_addr().is_some() => {
-                wire.close();
-                sleep(pause).await;
-            }
-            _ => wire.readable().await?,
+        };
+        sleep(if is_changed { CHANGE_PAUSE } else { TURN_PAUSE }).await;
+        let pause = interface.poll_delay(now(), &sockets).map_or(ANSWER_WITHIN, Duration::from);
+        let left = ANSWER_WITHIN.saturating_sub(wire.silent_for());
+        if left.is_zero() && pause > ANSWER_WITHIN {
+            wire.close();
+            sleep(pause).await;
+        } else if let Ok(heard) =
+            timeout(if left.is_zero() { pause } else { pause.min(left) }, wire.readable()).await
+        {
+            heard?;
         }
     }
 }

@@ -231,14 +231,22 @@ fn index_of(name: &str) -> Option<u32> {
 /// # Errors
 /// If a file cannot be written.
 pub(crate) fn write_files(identity: &Identity, leases: &BTreeMap<String, Lease>) -> anyhow::Result<()> {
+    // In the order of the cards.
+    let leases = || identity.nics.iter().filter_map(|nic| leases.get(&nic.mac));
+    let mut servers: Vec<IpAddr> = Vec::new();
+    let leased = leases().flat_map(|lease| &lease.dns).map(|server| IpAddr::from(*server));
+    for server in identity.dns.iter().copied().chain(leased) {
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
     let mut resolvers = String::new();
-    let leased = leases.values().flat_map(|lease| &lease.dns).map(|server| IpAddr::from(*server));
-    for server in identity.dns.iter().copied().chain(leased).take(NAME_SERVERS_MAX) {
+    for server in servers.iter().take(NAME_SERVERS_MAX) {
         let _ = writeln!(resolvers, "nameserver {server}");
     }
     let mut hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
     let addresses6 = identity.nics.iter().filter_map(|nic| parse(&nic.ipv6.as_ref()?.address));
-    let leased = leases.values().map(|lease| (lease.address.into(), 0));
+    let leased = leases().map(|lease| (lease.address.into(), 0));
     let addresses =
         identity.nics.iter().filter_map(|nic| parse(&nic.address)).chain(leased).chain(addresses6);
     for (address, _) in addresses {

@@ -1,22 +1,26 @@
 //! A network card as the DHCP client speaks through it: whole frames (packet(7)), and of those that come only what is said to a
-//! client, and ARP. smoltcp would answer everything else in the place of the guest's own kernel.
+//! client, and answers of ARP. smoltcp would answer everything else in the place of the guest's own kernel.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{bind, recv, send, socket_with};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, UdpPacket};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet,
+    UdpPacket,
+};
 use tokio::io::unix::AsyncFd;
 
 /// The largest frame: Ethernet's, with its header.
 const FRAME_BYTES_MAX: usize = 1514;
 
-/// Most frames that are looked at in one go: a network that says more must not keep the agent from everything else.
-const FRAMES_AT_ONCE_MAX: usize = 256;
+/// Most frames that are looked at in one turn: a network that says more must not keep the agent from everything else.
+const FRAMES_OF_TURN_MAX: usize = 256;
 
 /// Every type of frame (`ETH_P_ALL`, linux/if_ether.h).
 const ALL: u16 = 3;
@@ -29,15 +33,28 @@ pub(crate) struct Wire {
     index: u32,
     mac: EthernetAddress,
     socket: Option<AsyncFd<OwnedFd>>,
+    /// How many frames may still be looked at in this turn.
+    frames_left: usize,
+    /// When something was sent last.
+    sent_at: Option<std::time::Instant>,
+    /// Why nothing more can come.
+    failure: Option<io::Error>,
 }
 
 impl Wire {
     pub(crate) const fn new(index: u32, mac: EthernetAddress) -> Wire {
-        Wire { index, mac, socket: None }
+        Wire { index, mac, socket: None, frames_left: 0, sent_at: None, failure: None }
     }
 
-    /// Opens it, unless it is open.
-    pub(crate) fn open(&mut self) -> io::Result<()> {
+    /// Opens it, unless it is open, and looks at what comes.
+    ///
+    /// # Errors
+    /// When the card has gone.
+    pub(crate) fn begin_turn(&mut self) -> io::Result<()> {
+        self.frames_left = FRAMES_OF_TURN_MAX;
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
         if self.socket.is_none() {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             // Of no type: before it is bound to its card it hears nothing.
@@ -52,6 +69,11 @@ impl Wire {
         self.socket = None;
     }
 
+    /// Since when nothing was sent.
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.sent_at.map_or(Duration::MAX, |at| at.elapsed())
+    }
+
     /// Waits until something may have come.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         let Some(socket) = &self.socket else { return Ok(()) };
@@ -59,9 +81,10 @@ impl Wire {
     }
 
     /// The next frame that is for the client.
-    fn next(&self) -> Option<Vec<u8>> {
+    fn next(&mut self) -> Option<Vec<u8>> {
         let socket = self.socket.as_ref()?;
-        for _ in 0..FRAMES_AT_ONCE_MAX {
+        while let Some(left) = self.frames_left.checked_sub(1) {
+            self.frames_left = left;
             let mut frame = vec![0; FRAME_BYTES_MAX];
             match recv(socket.get_ref(), &mut frame, RecvFlags::empty()) {
                 Ok((length, _)) => {
@@ -71,8 +94,12 @@ impl Wire {
                     }
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                // Nothing has come, or the card is down: the client asks again.
-                Err(_) => return None,
+                // A card that is down may come up: the client asks again.
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NETDOWN) => return None,
+                Err(error) => {
+                    self.failure = Some(error.into());
+                    return None;
+                }
             }
         }
         None
@@ -86,7 +113,8 @@ fn is_for_client(frame: &[u8], own: EthernetAddress) -> bool {
         return false;
     }
     match frame.ethertype() {
-        EthernetProtocol::Arp => true,
+        EthernetProtocol::Arp => ArpPacket::new_checked(frame.payload())
+            .is_ok_and(|packet| packet.operation() == ArpOperation::Reply),
         EthernetProtocol::Ipv4 => Ipv4Packet::new_checked(frame.payload())
             .ok()
             .filter(|packet| packet.next_header() == IpProtocol::Udp && packet.frag_offset() == 0)
@@ -100,12 +128,13 @@ impl Device for Wire {
     type RxToken<'a> = Received;
     type TxToken<'a> = Sending<'a>;
 
-    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
-        Some((Received(self.next()?), Sending(self.socket.as_ref()?)))
+    fn receive(&mut self, now: Instant) -> Option<(Received, Sending<'_>)> {
+        let frame = self.next()?;
+        Some((Received(frame), self.transmit(now)?))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
-        self.socket.as_ref().map(Sending)
+        Some(Sending { socket: self.socket.as_ref()?, sent_at: &mut self.sent_at })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -128,14 +157,18 @@ impl RxToken for Received {
 }
 
 /// A frame that is about to leave.
-pub(crate) struct Sending<'a>(&'a AsyncFd<OwnedFd>);
+pub(crate) struct Sending<'a> {
+    socket: &'a AsyncFd<OwnedFd>,
+    sent_at: &'a mut Option<std::time::Instant>,
+}
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
         let mut frame = vec![0; length];
         let filled = fill(&mut frame);
         // One that is lost is sent again.
-        let _ = send(self.0.get_ref(), &frame, SendFlags::empty());
+        let _ = send(self.socket.get_ref(), &frame, SendFlags::empty());
+        *self.sent_at = Some(std::time::Instant::now());
         filled
     }
 }

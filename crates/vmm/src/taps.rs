@@ -180,7 +180,7 @@ impl Network for Taps {
         let mut questions = Vec::new();
         let mut cards = Vec::new();
         for (card, nic) in (0..).zip(nics) {
-            // A server that gives an address asks before it does.
+            // Nobody knows yet which one its server will give.
             let Some(known) = nic.address else { continue };
             let (bridge, from) = on_bridge(nic)?;
             for address in addresses(nic, known) {

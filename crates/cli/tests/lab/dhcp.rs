@@ -16,15 +16,22 @@ const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 68, 53);
 const FIRST: Ipv4Addr = Ipv4Addr::new(198, 18, 68, 60);
 const SECOND: Ipv4Addr = Ipv4Addr::new(198, 18, 68, 61);
 
-/// How long a lease lasts: a client renews it after half of that.
-const LEASE_SECONDS: u32 = 6;
+/// How long a lease lasts: a client renews it after half of that. What comes after a renewal that was not heard would be too late.
+const LEASE_SECONDS: u32 = 20;
 
 /// How often the server looks whether it is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// What a server gives, and what it was asked.
+struct Given {
+    address: Ipv4Addr,
+    discoveries: usize,
+    renewals: usize,
+}
+
 /// A DHCP server that has one address to give. It ends when this does.
 struct Server {
-    address: Arc<Mutex<Ipv4Addr>>,
+    given: Arc<Mutex<Given>>,
     thread: Option<JoinHandle<()>>,
     end: Option<mpsc::Sender<()>>,
 }
@@ -36,20 +43,24 @@ impl Server {
         let socket = router.inside(|| UdpSocket::bind(("0.0.0.0", 67)).expect("a socket"));
         socket.set_broadcast(true).expect("it may");
         socket.set_read_timeout(Some(LOOK_EVERY)).expect("a time-out");
-        let address = Arc::new(Mutex::new(FIRST));
+        let given = Arc::new(Mutex::new(Given { address: FIRST, discoveries: 0, renewals: 0 }));
         let (end, ended) = mpsc::channel::<()>();
-        let given = address.clone();
+        let shared = given.clone();
         let thread = std::thread::spawn(move || {
             while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
-                serve(&socket, *given.lock().expect("no test panics in the lock"));
+                serve(&socket, &shared);
             }
         });
-        Server { address, thread: Some(thread), end: Some(end) }
+        Server { given, thread: Some(thread), end: Some(end) }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Given) -> T) -> T {
+        act(&mut self.given.lock().expect("no test panics in the lock"))
     }
 
     /// What it gives from now on, and says no to all else.
     fn gives(&self, address: Ipv4Addr) {
-        *self.address.lock().expect("no test panics in the lock") = address;
+        self.with(|given| given.address = address);
     }
 }
 
@@ -61,11 +72,15 @@ impl Drop for Server {
 }
 
 /// Answers one request, if one comes.
-fn serve(socket: &UdpSocket, address: Ipv4Addr) {
+fn serve(socket: &UdpSocket, given: &Mutex<Given>) {
     let mut bytes = [0; 1500];
     let Ok((length, _)) = socket.recv_from(&mut bytes) else { return };
     let packet = DhcpPacket::new_checked(&bytes[..length]).expect("a message");
     let request = DhcpRepr::parse(&packet).expect("a client's message");
+    let mut given = given.lock().expect("no test panics in the lock");
+    let address = given.address;
+    given.discoveries += usize::from(request.message_type == DhcpMessageType::Discover);
+    given.renewals += usize::from(!request.client_ip.is_unspecified());
     let is_for_another = [request.requested_ip, Some(request.client_ip).filter(|ip| !ip.is_unspecified())]
         .into_iter()
         .flatten()
@@ -128,6 +143,7 @@ fn a_vm_has_the_address_that_the_lan_gives_it() {
     let server = Server::new(&router);
     bed.ok(&["wait", "vm/a", "--for", "ready"]);
     assert_eq!(first(), FIRST.to_string());
+    let asked = server.with(|given| given.discoveries);
     assert!(status("a")["problem"].is_null());
     let answers = |address: Ipv4Addr| {
         let page = router.inside(|| page_at(&format!("{address}:80")));
@@ -147,6 +163,11 @@ fn a_vm_has_the_address_that_the_lan_gives_it() {
     let worker = status("a")["worker"].as_str().expect("a worker").to_owned();
     let agent = rustix::process::Pid::from_raw(bed.process(&format!("{worker}-worker"))).expect("a process");
     rustix::process::kill_process(agent, rustix::process::Signal::KILL).expect("it is killed");
+
+    // It renews what it has, and is never without.
+    until("it has renewed it three times", || server.with(|given| given.renewals) >= 3);
+    assert_eq!(server.with(|given| given.discoveries), asked, "it has lost it meanwhile");
+    assert!(answers(FIRST));
 
     // The server has another one: the guest takes it when it renews, and the cluster says so.
     server.gives(SECOND);

@@ -301,6 +301,14 @@ pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> 
     }
 }
 
+/// What is to be told of a card that has an address by its guest's word, and none that the host saw.
+fn without_lease(assigned: &AssignedVm, facts: &Facts) -> Option<String> {
+    let is_seen = |nic: u32| facts.leases.iter().any(|lease| lease.nic == nic);
+    let mut by_dhcp = (0..).zip(&assigned.nics).filter(|(_, nic)| nic.address.is_none());
+    let (_, nic) = by_dhcp.find(|(index, _)| !is_seen(*index))?;
+    Some(format!("the host has seen no DHCP server give {} an address, and lets nothing of it out", nic.mac))
+}
+
 pub(super) fn report(
     saved: &Saved,
     assigned: &AssignedVm,
@@ -332,7 +340,8 @@ pub(super) fn report(
             _ => None,
         },
         squatters: probe::squatters(saved, assigned).to_vec(),
-        leases: if facts.vmm == VmmState::Running { facts.leases.clone() } else { Vec::new() },
-        problem,
+        problem: problem.or_else(|| without_lease(assigned, facts).filter(|_| phase == VmPhase::Running)),
+        // Before its guest has said so they are of another start.
+        leases: if phase == VmPhase::Running { facts.leases.clone() } else { Vec::new() },
     }
 }

@@ -1,12 +1,15 @@
 //! What DHCP servers have given to taps (RFC 2131), as the kernel saw it: no agent need be there, and a guest's word counts for
 //! nothing.
 //!
-//! A card without an address of its own may send nothing but a client's words, from no address and under its own hardware
-//! address. What a server acknowledges to that is noted by a rule of the table in `sources`, in the set `leases`, and from then
-//! on the card may send from it. VMs can say nothing that only a server says, so no accomplice can give an address.
+//! A card without an address of its own may send nothing but a client's words to everybody, under its own hardware address and
+//! about it (the chain `asked` of the table in `sources`). What a server acknowledges to that is noted by a rule (`answered`), in the
+//! set `leases`, and from then on the card may send from it. VMs can say nothing that only a server says, nothing to a server about
+//! another card, and nothing that an answer would repeat (`yiaddr`), so no accomplice can give an address.
+//!
+//! Of a server that does not say first what its message is, an offer counts as well.
 //!
 //! What is not acknowledged again within two days is forgotten, so guests renew more often than that. When all rules of the host
-//! are flushed, so is this: the guest is heard again when it renews by a new request.
+//! are flushed, so is this: the guest is heard again when it asks everybody, at the latest when seven eighths of its lease are over.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -23,7 +26,7 @@ pub(super) struct Learned {
     tap: String,
     mac: u64,
     pub(super) address: Ipv4Addr,
-    /// In how many seconds it is forgotten: the longer, the later it was said.
+    /// In how many seconds it is forgotten: the longer, the later it was said. Of two in one second either may be the last.
     expires: u64,
 }
 

@@ -26,11 +26,19 @@ add set bridge lightbyte-taps interfaces6 { typeof iifname . ether saddr . @nh,1
 add set bridge lightbyte-taps clients { typeof iifname . @ll,48,48; }
 add set bridge lightbyte-taps leases { \
     typeof iifname . @ll,48,48 . @nh,96,32; size 65535; flags dynamic,timeout; timeout 2d; }
+add chain bridge lightbyte-taps asked
+flush chain bridge lightbyte-taps asked
+add rule bridge lightbyte-taps asked ip frag-off & 0x3fff != 0 drop
+add rule bridge lightbyte-taps asked udp sport != 68 drop
+add rule bridge lightbyte-taps asked iifname . @ll,48,48 != @clients drop
+add rule bridge lightbyte-taps asked iifname . @th,288,48 != @clients drop
+add rule bridge lightbyte-taps asked @th,64,8 1 @th,192,32 0 @th,256,32 0 ip daddr 255.255.255.255 accept
+add rule bridge lightbyte-taps asked @th,64,8 1 @th,192,32 0 @th,256,32 0 return
+add rule bridge lightbyte-taps asked drop
 add chain bridge lightbyte-taps sent { type filter hook prerouting priority -300; policy accept; }
 flush chain bridge lightbyte-taps sent
 add rule bridge lightbyte-taps sent iifname != \"lb*\" accept
-add rule bridge lightbyte-taps sent @ll,96,16 0x0800 ip saddr 0.0.0.0 udp sport 68 udp dport 67 \
-    iifname . @ll,48,48 @clients iifname . @th,288,48 @clients accept
+add rule bridge lightbyte-taps sent @ll,96,16 0x0800 meta l4proto udp udp dport 67 jump asked
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 meta l4proto udp udp sport 67 drop
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 meta l4proto udp udp dport 68 drop
 add rule bridge lightbyte-taps sent @ll,96,16 0x0800 ip protocol igmp @th,0,8 0x11 drop
@@ -61,9 +69,18 @@ add set bridge lightbyte-taps walls { type ifname . ipv4_addr; }
 add set bridge lightbyte-taps walls6 { typeof oifname . @nh,256,64; }
 add chain bridge lightbyte-taps received { type filter hook postrouting priority 0; policy accept; }
 flush chain bridge lightbyte-taps received
-add rule bridge lightbyte-taps received @ll,96,16 0x0800 udp sport 67 udp dport 68 oifname . @th,288,48 @clients \
-    @th,64,8 2 @th,1952,32 0x63825363 @th,1984,24 0x350105 @th,192,32 != 0 \
+add chain bridge lightbyte-taps answered
+flush chain bridge lightbyte-taps answered
+add rule bridge lightbyte-taps answered @th,64,8 != 2 return
+add rule bridge lightbyte-taps answered @th,192,32 0 return
+add rule bridge lightbyte-taps answered @th,192,8 127 return
+add rule bridge lightbyte-taps answered @th,192,32 >= 0xe0000000 return
+add rule bridge lightbyte-taps answered @th,1952,32 0x63825363 @th,1984,24 0x350105 \
     update @leases { oifname . @th,288,48 . @th,192,32 }
+add rule bridge lightbyte-taps answered @th,1952,32 0x63825363 @th,1984,8 != 0x35 \
+    update @leases { oifname . @th,288,48 . @th,192,32 }
+add rule bridge lightbyte-taps received @ll,96,16 0x0800 udp sport 67 udp dport 68 \
+    oifname . @th,288,48 @clients jump answered
 add rule bridge lightbyte-taps received oifname != @walled accept
 add rule bridge lightbyte-taps received @ll,96,16 0x0806 accept
 add rule bridge lightbyte-taps received @ll,96,16 0x0800 oifname . ip daddr @walls accept

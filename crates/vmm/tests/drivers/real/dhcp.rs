@@ -27,6 +27,7 @@ const B_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 52);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const LEASED: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 60);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 61);
+const THIRD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 62);
 const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const ALL: Ipv4Addr = Ipv4Addr::BROADCAST;
 /// The number of the server's word that is no message.
@@ -40,6 +41,17 @@ fn nic(vm: VmId) -> AssignedNic {
 
 /// A message about the client with the hardware address `client`.
 fn message(kind: DhcpMessageType, transaction: u32, client: [u8; 6], given: Ipv4Addr) -> Vec<u8> {
+    full_message(kind, transaction, client, given, NOBODY)
+}
+
+/// One that a relay has passed on.
+fn full_message(
+    kind: DhcpMessageType,
+    transaction: u32,
+    client: [u8; 6],
+    given: Ipv4Addr,
+    relay: Ipv4Addr,
+) -> Vec<u8> {
     let message = DhcpRepr {
         message_type: kind,
         transaction_id: transaction,
@@ -50,7 +62,7 @@ fn message(kind: DhcpMessageType, transaction: u32, client: [u8; 6], given: Ipv4
         server_ip: NOBODY,
         router: None,
         subnet_mask: None,
-        relay_agent_ip: NOBODY,
+        relay_agent_ip: relay,
         broadcast: true,
         requested_ip: None,
         client_identifier: None,
@@ -70,11 +82,22 @@ fn message(kind: DhcpMessageType, transaction: u32, client: [u8; 6], given: Ipv4
 
 /// A datagram in a frame to everybody, as a guest writes it.
 fn datagram(source: [u8; 6], from: (Ipv4Addr, u16), to_port: u16, content: &[u8]) -> Vec<u8> {
+    datagram_to(ALL, source, from, to_port, content)
+}
+
+/// One to this address, in a frame to everybody.
+fn datagram_to(
+    target: Ipv4Addr,
+    source: [u8; 6],
+    from: (Ipv4Addr, u16),
+    to_port: u16,
+    content: &[u8],
+) -> Vec<u8> {
     let udp = UdpRepr { src_port: from.1, dst_port: to_port };
     let bytes = udp.header_len() + content.len();
     let ip = Ipv4Repr {
         src_addr: from.0,
-        dst_addr: ALL,
+        dst_addr: target,
         next_header: IpProtocol::Udp,
         payload_len: bytes,
         hop_limit: 64,
@@ -82,7 +105,7 @@ fn datagram(source: [u8; 6], from: (Ipv4Addr, u16), to_port: u16, content: &[u8]
     let sums = ChecksumCapabilities::default();
     let mut packet = vec![0; ip.buffer_len() + bytes];
     ip.emit(&mut Ipv4Packet::new_unchecked(&mut packet), &sums);
-    let (source_ip, target_ip) = (IpAddress::Ipv4(from.0), IpAddress::Ipv4(ALL));
+    let (source_ip, target_ip) = (IpAddress::Ipv4(from.0), IpAddress::Ipv4(target));
     let fill = |payload: &mut [u8]| payload.copy_from_slice(content);
     let mut payload = UdpPacket::new_unchecked(&mut packet[ip.buffer_len()..]);
     udp.emit(&mut payload, &source_ip, &target_ip, content.len(), fill, &sums);
@@ -159,8 +182,27 @@ fn a_tap_sends_from_what_a_server_has_acknowledged() {
         let forged = [
             ("of another client", request(own, (NOBODY, 68), foreign, 1)),
             ("from another hardware address", request(foreign, (NOBODY, 68), own, 1)),
-            ("from an address", request(own, (LEASED, 68), own, 1)),
             ("from another port", request(own, (NOBODY, 1068), own, 1)),
+            ("to one machine from nobody", {
+                datagram_to(
+                    SERVER,
+                    own,
+                    (NOBODY, 68),
+                    67,
+                    &message(DhcpMessageType::Discover, 1, own, NOBODY),
+                )
+            }),
+            ("of no client", datagram(own, (NOBODY, 68), 67, &[0; 300])),
+            ("that an answer would repeat", {
+                datagram(own, (NOBODY, 68), 67, &message(DhcpMessageType::Inform, 1, own, OTHER))
+            }),
+            ("by a relay", {
+                let relayed = full_message(DhcpMessageType::Discover, 1, own, NOBODY, OTHER);
+                datagram(own, (NOBODY, 68), 67, &relayed)
+            }),
+            ("that is an answer", {
+                datagram(own, (NOBODY, 68), 67, &message(DhcpMessageType::Offer, 1, own, NOBODY))
+            }),
         ];
         for (number, (what, forged)) in (2..).zip(forged) {
             send(&a, &forged);
@@ -171,11 +213,16 @@ fn a_tap_sends_from_what_a_server_has_acknowledged() {
         // What is no acknowledgement to it gives it nothing, nor what another VM says.
         server.says(&message(DhcpMessageType::Offer, 1, own, LEASED));
         server.says(&message(DhcpMessageType::Ack, 1, foreign, LEASED));
-        server.says(&message(DhcpMessageType::Ack, 1, own, NOBODY));
+        for unfit in [NOBODY, ALL, Ipv4Addr::LOCALHOST, Ipv4Addr::new(224, 0, 0, 1)] {
+            server.says(&message(DhcpMessageType::Ack, 1, own, unfit));
+        }
         settle(&server, &b);
         assert_eq!(receive(&a, &FRAME_MAX), Some(THROUGH));
         let ack = message(DhcpMessageType::Ack, 1, own, LEASED);
         send(&b, &datagram(foreign, (B_ADDRESS, 67), 68, &ack));
+        // Nor may it speak to a server, about this one or itself.
+        send(&b, &request(foreign, (B_ADDRESS, 68), own, 50));
+        send(&b, &request(foreign, (B_ADDRESS, 68), foreign, 51));
         send(&b, &of_b);
         assert_eq!(receive(&a, &FRAME_MAX), Some(1), "what another VM says as a server");
         assert_eq!(leases(), []);
@@ -206,6 +253,27 @@ fn a_tap_sends_from_what_a_server_has_acknowledged() {
             }
         };
         is_its_own();
+        // From it as well the VM speaks to a server about nobody but itself, and says nothing that an answer would repeat.
+        let renewal = |number| {
+            let request = message(DhcpMessageType::Request, number, own, NOBODY);
+            datagram_to(SERVER, own, (LEASED, 68), 67, &request)
+        };
+        let forged = [
+            request(own, (LEASED, 68), foreign, 60),
+            datagram_to(
+                SERVER,
+                own,
+                (LEASED, 68),
+                67,
+                &message(DhcpMessageType::Release, 60, foreign, NOBODY),
+            ),
+            datagram_to(SERVER, own, (LEASED, 68), 67, &message(DhcpMessageType::Inform, 60, own, OTHER)),
+        ];
+        for (number, forged) in (61..).zip(forged) {
+            send(&a, &forged);
+            send(&a, &renewal(number));
+            assert_eq!(server.hears(), Some(number));
+        }
         // It lasts longer than an agent does.
         let next = Taps::new().expect("make the rules");
         next.ensure(A, &[nic(A)]).expect("as it is");
@@ -217,10 +285,20 @@ fn a_tap_sends_from_what_a_server_has_acknowledged() {
         driver.ensure(B, &[taps::nic(B, B_ADDRESS)]).expect("make the rules again");
         assert_eq!(leases(), []);
         is_silent();
+        // It may also ask everybody from the address that it had.
+        send(&a, &request(own, (LEASED, 68), own, 70));
+        assert_eq!(server.hears(), Some(70));
         gives(LEASED);
         is_its_own();
         gives(OTHER);
         speaks_from(OTHER);
+        // A server that says something else first.
+        let mut ack = message(DhcpMessageType::Ack, 1, own, THIRD);
+        // Pad is an option as well (RFC 2132, 3.1).
+        ack.insert(240, 0);
+        server.says(&ack);
+        settle(&server, &b);
+        speaks_from(THIRD);
         drop((a, b));
         driver.remove(A).expect("remove it");
         let words = ["list", "set", "bridge", "lightbyte-taps", "leases"];
