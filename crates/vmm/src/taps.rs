@@ -57,6 +57,9 @@ const TUNSETIFF: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T
 const TUNSETOWNER: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 204);
 const TUNSETPERSIST: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 203);
 
+/// The rules that every worker's taps need, before there are any: a host that takes them can have taps.
+pub const RULES: &str = sources::TABLE;
+
 /// Taps in the network namespace of this process.
 #[derive(Clone, Copy, Debug)]
 pub struct Taps {}

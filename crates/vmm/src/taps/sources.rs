@@ -18,7 +18,7 @@ use crate::driver::DriverError;
 /// The table, as often as it is asked for. Protocols whose names `nft` knows only from the host's list have their numbers. What says nothing that could be looked at (`meta l4proto` knows none) is not let
 /// through as IPv6. The type of a frame is read from the frame (`@ll`), not from what the kernel
 /// took it for: that leaves out the tag of a VLAN.
-const TABLE: &str = "\
+pub(super) const TABLE: &str = "\
 add table bridge lightbyte-taps
 add set bridge lightbyte-taps sources { type ifname . ether_addr . ipv4_addr; }
 add set bridge lightbyte-taps addresses6 { typeof iifname . ether saddr . @nh,64,128; }

@@ -94,6 +94,8 @@ pub struct Network {
     pub bridge: Bridge,
     /// Whether the host's IP rules see what crosses bridges; nothing if they cannot.
     pub filters_bridges: Option<bool>,
+    /// The same for IPv6.
+    pub filters_bridges6: Option<bool>,
     /// Rules as those of taps.
     pub rules: Tried,
 }

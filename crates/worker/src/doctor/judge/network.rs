@@ -47,7 +47,7 @@ pub(super) fn rules(facts: &Facts) -> Finding {
         Tried::Works => check.ok("rules for bridges work, tried in a network of their own"),
         Tried::Fails(why) => check.bad(
             format!("rules for bridges do not work: {why}"),
-            "modprobe nf_tables_bridge, or install a kernel that has it",
+            "modprobe nf_tables_bridge, or install a kernel that has it; nft 1.0.6 takes these rules, an older one may not",
         ),
         Tried::NotTried(why) => check.warn(format!("not tried: {why}"), "sudo lightbyte doctor"),
     }
@@ -61,13 +61,17 @@ pub(super) fn filter(facts: &Facts) -> Finding {
     };
     let without = "VMs with a firewall or with ports of this host do not start";
     match facts.network.filters_bridges {
+        Some(true) if facts.network.filters_bridges6 == Some(false) => check.warn(
+            format!("off for IPv6: {without} on networks with `subnet6`"),
+            "sysctl -w net.bridge.bridge-nf-call-ip6tables=1",
+        ),
         Some(true) => check.ok("on: the host's own IP rules apply to what crosses bridges too"),
         Some(false) => {
-            check.warn(format!("off: {without}"), "sysctl -w net.bridge.bridge-nf-call-iptables=1")
+            check.warn(format!("off: {without}"), "sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1")
         }
         None => check.warn(
             format!("not there: {without}"),
-            "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1",
+            "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
         ),
     }
 }

@@ -57,6 +57,7 @@ fn well() -> Facts {
             has_tun: true,
             bridge: Bridge::There { is_up: true, ports: words("eno1") },
             filters_bridges: Some(true),
+            filters_bridges6: Some(true),
             rules: Tried::Works,
         },
         state: Ok(place()),
@@ -230,6 +231,7 @@ fn the_way_to_the_network_is_judged_step_by_step() {
         &["warn tap rules: not tried: not root > sudo lightbyte doctor"],
     );
     check(|_, facts| facts.network.filters_bridges = Some(false), &["warn bridge filter: off"]);
+    check(|_, facts| facts.network.filters_bridges6 = Some(false), &["warn bridge filter: off for IPv6"]);
     check(|_, facts| facts.network.filters_bridges = None, &["warn bridge filter: not there"]);
 }
 

@@ -18,16 +18,6 @@ const TAP_PREFIX: &str = "lb";
 /// `IFF_UP` in the flags of an interface (netdevice(7)).
 const UP: u64 = 1;
 
-/// Rules with everything that those of taps need of the kernel: the family, a set of three parts, and the type of a
-/// frame read from the frame.
-const RULES: &str = "\
-add table bridge lightbyte-doctor
-add set bridge lightbyte-doctor sources { type ifname . ether_addr . ipv4_addr; }
-add chain bridge lightbyte-doctor sent { type filter hook prerouting priority -300; policy accept; }
-add rule bridge lightbyte-doctor sent @ll,96,16 0x0800 iifname . ether saddr . ip saddr @sources accept
-add rule bridge lightbyte-doctor sent @ll,96,16 0x0806 iifname . ether saddr . arp saddr ip @sources accept
-";
-
 /// Everything that is looked at.
 pub(super) fn facts(wishes: &Wishes) -> Facts {
     let is_root = rustix::process::geteuid().is_root();
@@ -59,11 +49,15 @@ fn line(path: impl AsRef<Path>) -> Option<String> {
 }
 
 fn network(bridge: &str, rules: Tried) -> Network {
-    let filters = line("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    let filters = |tables: &str| {
+        let value = line(format!("/proc/sys/net/bridge/bridge-nf-call-{tables}"));
+        value.map(|value| value != "0")
+    };
     Network {
         has_tun: Path::new("/dev/net/tun").exists(),
         bridge: find_bridge(bridge),
-        filters_bridges: filters.map(|value| value != "0"),
+        filters_bridges: filters("iptables"),
+        filters_bridges6: filters("ip6tables"),
         rules,
     }
 }
@@ -86,14 +80,14 @@ fn find_bridge(name: &str) -> Bridge {
     Bridge::There { is_up: flags & UP != 0, ports }
 }
 
-/// Makes rules for bridges in a network namespace that ends with the program that makes them.
+/// Makes the rules that taps need in a network namespace that ends with the program that makes them.
 fn rules(nft: &Path) -> Tried {
     let Some(unshare) = programs::place("unshare") else {
         return Tried::NotTried("there is no `unshare` (package util-linux)".to_owned());
     };
     let mut command = programs::command(&unshare.path);
     command.arg("-n").arg(nft).args(["-f", "-"]);
-    match programs::ask(command, RULES) {
+    match programs::ask(command, lightbyte_vmm::taps::RULES) {
         Ok(_) => Tried::Works,
         Err(why) => Tried::Fails(why),
     }
