@@ -27,6 +27,10 @@ pub(crate) const RUNS: usize = 5;
 /// The parts of a boot as `status.boot` has them, in order.
 const MILESTONES: [&str; 4] = ["request_to_dispatch", "dispatch_to_vmm", "vmm_to_agent", "agent_to_ready"];
 
+/// What each host of a lab offers: enough for all VMs that are there at once.
+const HOST_CPUS: &str = "16";
+const HOST_MEMORY: &str = "2GiB";
+
 /// Programs without which no VM runs.
 const PROGRAMS: &[&str] = &["qemu-system-x86_64", "ip", "nft"];
 
@@ -168,7 +172,8 @@ struct Boot<T> {
 impl<'a> Lab<'a> {
     fn start(bed: &'a Bed, hosts: usize) -> Result<Self> {
         let mut command = bed.lightbyte()?;
-        command.args(["dev", "--detach", "--nodes", &hosts.to_string(), "--state"]).arg(bed.lab());
+        command.args(["dev", "--detach", "--nodes", &hosts.to_string(), "--host-cpus", HOST_CPUS]);
+        command.args(["--host-memory", HOST_MEMORY, "--state"]).arg(bed.lab());
         let mut lab = Self { bed, processes: Vec::new() };
         run(&mut command).context("start the lab")?;
         let state = bed.lab().display().to_string();
