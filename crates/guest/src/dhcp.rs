@@ -28,8 +28,12 @@ use crate::{network, ready};
 /// How long the host is kept waiting for the first lease: less than it waits for an answer. It asks again.
 const FIRST_LEASE_WITHIN: Duration = Duration::from_secs(6);
 
-/// The pause after which a request that nobody answered is sent again.
-const DISCOVER_EVERY: SmolDuration = SmolDuration::from_secs(2);
+/// The pause after which servers are looked for again. Some look for three seconds whether an address is in use before they offer
+/// it, and what answers an earlier question does not count.
+const DISCOVER_EVERY: SmolDuration = SmolDuration::from_secs(4);
+
+/// The first pause after which a request that its server did not answer is sent again.
+const REQUEST_EVERY: SmolDuration = SmolDuration::from_secs(2);
 
 /// The longest lease that is taken.
 const LEASE_MAX: SmolDuration = SmolDuration::from_secs(24 * 60 * 60);
@@ -227,7 +231,7 @@ fn client<'a>(options: &'a [DhcpOption<'a>]) -> Socket<'a> {
     client.set_outgoing_options(options);
     client.set_max_lease_duration(Some(LEASE_MAX));
     let mut retry = client.get_retry_config();
-    (retry.discover_timeout, retry.initial_request_timeout) = (DISCOVER_EVERY, DISCOVER_EVERY);
+    (retry.discover_timeout, retry.initial_request_timeout) = (DISCOVER_EVERY, REQUEST_EVERY);
     client.set_retry_config(retry);
     client
 }
