@@ -100,6 +100,10 @@ impl Disks for Files {
         self.put_aside(volume)
     }
 
+    fn sweep(&self) {
+        self.sweep_quarantine();
+    }
+
     fn sums(&self, volume: VolumeId, chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
         let file = self.open_to_read(volume)?;
         let failed = || system(format!("read disk {volume}"));

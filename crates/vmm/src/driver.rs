@@ -219,6 +219,9 @@ pub trait Disks: Send + Sync {
     /// [`DriverError::Refused`] while a VM uses it.
     fn quarantine(&self, volume: VolumeId) -> Result<(), DriverError>;
 
+    /// Takes away disks that were put aside and have had their day.
+    fn sweep(&self);
+
     /// The sums of these chunks of a disk, for a worker that fetches it; see [`crate::peers`]. At most
     /// [`SUMS_MAX`](crate::peers::SUMS_MAX), and none beyond the end.
     ///

@@ -341,4 +341,22 @@ mod tests {
         check("wrong", Liar { wrong: true, ..HONEST }, true, Some("as its sum says"));
         check("huge", Liar { size: u64::MAX, ..HONEST }, true, Some("is said to have"));
     }
+
+    #[test]
+    fn what_was_put_aside_has_its_day() {
+        let place = Place::new("aside");
+        let files = place.files();
+        let aside = |name: &str, age: Duration| {
+            let file = File::create(files.quarantine().join(name)).unwrap();
+            let at = lightbyte_api::Timestamp::now()
+                - lightbyte_api::units::Span::from_secs(age.as_secs()).duration();
+            file.set_modified(at.into()).unwrap();
+        };
+        let minute = Duration::from_secs(60);
+        aside("old", QUARANTINE_KEEP + minute);
+        aside("new", QUARANTINE_KEEP - minute);
+        files.sweep();
+        let left = fs::read_dir(files.quarantine()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["new"]);
+    }
 }

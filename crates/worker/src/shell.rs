@@ -270,8 +270,10 @@ impl Shell {
         }
     }
 
-    /// Tidies up parts of images, unless nobody has said yet what is assigned.
+    /// Tidies up disks that were put aside; and parts of images, unless nobody has said yet what is assigned.
     fn tidy(&self) {
+        let disks = Arc::clone(&self.drivers.disks);
+        tokio::task::spawn_blocking(move || disks.sweep());
         let (Some(fetches), Some(epoch), Some(cursor)) =
             (&self.fetches, self.agent.epoch(), self.agent.cursor())
         else {

@@ -129,6 +129,9 @@ impl Disks for FakeHost {
         Disks::remove(self, volume)
     }
 
+    /// Nothing is kept aside.
+    fn sweep(&self) {}
+
     fn sums(&self, volume: VolumeId, _chunks: Range<u64>) -> Result<Vec<Sum>, DriverError> {
         let Some(writes) = self.writes(volume) else { return refuse(format!("disk {volume} is not there")) };
         let mut sum = SUM_OF_ZEROS;
