@@ -46,7 +46,7 @@ impl Wire {
         Wire { index, mac, socket: None, frames_left: 0, sent_at: None, failure: None }
     }
 
-    /// Opens it, unless it is open, and looks at what comes.
+    /// Opens it, unless it is open, and lets so many frames be looked at again.
     ///
     /// # Errors
     /// When the card has gone.

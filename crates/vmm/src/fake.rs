@@ -3,6 +3,7 @@
 
 mod disks;
 mod guest;
+mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,18 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, HostObject};
+use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::{Lease, Squatter};
 use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{ByteSize, MacAddress, Name, Timestamp, VmId, VolumeId};
 use lightbyte_plan::agent::{Leaving, Saved, VmmState};
 use serde::{Deserialize, Serialize};
 
 use self::disks::{FakeDisk, FakeFetched};
-use crate::driver::{
-    ConsoleChunk, DriverError, Drivers, Listener, Network, Parts, Records, TapState, Vmm, VmmEvent,
-};
+use self::network::FakeTaps;
+use crate::driver::{ConsoleChunk, DriverError, Drivers, Listener, Parts, Records, Vmm, VmmEvent};
 use crate::ended::ENDED_MAX;
 use crate::fake_guest::Calls;
 use crate::files::short;
@@ -75,15 +74,6 @@ struct State {
 }
 
 type OnStart = Arc<dyn Fn(&FakeHost, VmId) + Send + Sync>;
-
-struct FakeTaps {
-    nics: Vec<AssignedNic>,
-    probed: bool,
-    /// What the DHCP server of every network has given.
-    leases: Vec<Lease>,
-    /// How often it has.
-    leased: u8,
-}
 
 struct FakeVm {
     assigned: AssignedVm,
@@ -298,37 +288,6 @@ impl FakeHost {
         self.lock().disks.remove(&volume);
     }
 
-    /// The taps of `vm`, as they were made last.
-    #[must_use]
-    pub fn taps(&self, vm: VmId) -> Vec<AssignedNic> {
-        self.lock().taps.get(&vm).map(|taps| taps.nics.clone()).unwrap_or_default()
-    }
-
-    /// A DHCP server gives each card of `vm` that has no address another one than before; whether it has any such.
-    pub fn lease(&self, vm: VmId) -> bool {
-        let mut state = self.lock();
-        let Some(taps) = state.taps.get_mut(&vm) else { return false };
-        taps.leased = taps.leased.wrapping_add(1);
-        let by_dhcp = (0..).zip(&taps.nics).filter(|(_, nic)| nic.address.is_none());
-        let lease = |(nic, card): (u32, &AssignedNic)| {
-            let [.., last] = card.mac.bytes();
-            Lease { nic, address: Ipv4Addr::new(192, 168, taps.leased, last) }
-        };
-        taps.leases = by_dhcp.map(lease).collect();
-        !taps.leases.is_empty()
-    }
-
-    /// What DHCP servers have given to `vm`.
-    #[must_use]
-    pub fn leases(&self, vm: VmId) -> Vec<Lease> {
-        self.lock().taps.get(&vm).map(|taps| taps.leases.clone()).unwrap_or_default()
-    }
-
-    /// Machines that are none of ours, by the address that each answers for.
-    pub fn set_squatters(&self, squatters: BTreeMap<Ipv4Addr, MacAddress>) {
-        self.lock().squatters = squatters;
-    }
-
     fn tell(&self, event: VmmEvent) {
         let listener = self.lock().listener.clone();
         if let Some(listener) = listener {
@@ -518,60 +477,6 @@ impl Vmm for FakeHost {
 
     fn watch(&self, listener: Listener) {
         self.lock().listener = Some(listener);
-    }
-}
-
-impl Network for FakeHost {
-    fn ensure(&self, vm: VmId, nics: &[AssignedNic]) -> Result<(), DriverError> {
-        let mut state = self.change()?;
-        if let Some(nic) = nics.iter().find(|nic| !state.bridges.contains(&nic.bridge)) {
-            return refuse(format!("this host has no bridge `{}`", nic.bridge));
-        }
-        let before = state.taps.remove(&vm);
-        let probed = before.as_ref().is_some_and(|taps| taps.probed && taps.nics == nics);
-        let (leases, leased) = before.map(|taps| (taps.leases, taps.leased)).unwrap_or_default();
-        state.taps.insert(vm, FakeTaps { nics: nics.to_vec(), probed, leases, leased });
-        Ok(())
-    }
-
-    fn remove(&self, vm: VmId) -> Result<(), DriverError> {
-        let mut state = self.change()?;
-        if state.vms.get(&vm).is_some_and(|found| found.running) {
-            return refuse("the taps are in use");
-        }
-        state.taps.remove(&vm);
-        Ok(())
-    }
-
-    fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError> {
-        let mut state = self.change()?;
-        let squatters: Vec<Squatter> = (0..)
-            .zip(nics)
-            .filter_map(|(nic, card)| {
-                let address = card.address?;
-                Some(Squatter { nic, address, mac: *state.squatters.get(&address)? })
-            })
-            .collect();
-        match state.taps.get_mut(&vm).filter(|taps| taps.nics == nics) {
-            Some(taps) => taps.probed = squatters.is_empty(),
-            None => return refuse("the taps are not as they are assigned"),
-        }
-        Ok(squatters)
-    }
-
-    fn state(&self, vm: VmId, nics: &[AssignedNic]) -> Result<TapState, DriverError> {
-        let state = self.lock();
-        let Some(taps) = state.taps.get(&vm) else {
-            let none = nics.is_empty();
-            return Ok(TapState { as_assigned: none, probed: none, ..TapState::default() });
-        };
-        let as_assigned = taps.nics.starts_with(nics);
-        let (probed, leases) = (as_assigned && taps.probed, taps.leases.clone());
-        Ok(TapState { count: taps.nics.len(), as_assigned, probed, leases })
-    }
-
-    fn list(&self) -> Result<Vec<VmId>, DriverError> {
-        Ok(self.lock().taps.keys().copied().collect())
     }
 }
 

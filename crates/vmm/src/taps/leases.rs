@@ -25,7 +25,7 @@ pub(super) const SET: [&str; 4] = ["set", "bridge", "lightbyte-taps", "leases"];
 pub(super) struct Learned {
     tap: String,
     mac: u64,
-    pub(super) address: Ipv4Addr,
+    address: Ipv4Addr,
     /// In how many seconds it is forgotten: the longer, the later it was said. Of two in one second either may be the last.
     expires: u64,
 }
