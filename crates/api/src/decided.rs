@@ -1,5 +1,6 @@
 //! What a controller decided, with its reasons.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::kinds::Choice;
@@ -18,6 +19,9 @@ pub struct Decided {
     /// What it waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_on: Vec<Waiting>,
+    /// Since when it waits for nothing, after it has waited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_rest_since: Option<Timestamp>,
     /// What was chosen.
     pub choice: Choice,
 }

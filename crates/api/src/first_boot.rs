@@ -65,7 +65,9 @@ impl FirstBoot {
         *self == FirstBoot::default()
     }
 
-    fn bytes(&self) -> usize {
+    /// How many bytes of text it has: nearly all of what it takes up in the store.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
         let keys: usize = self.ssh_keys.iter().map(String::len).sum();
         let files: usize = self.files.iter().map(|file| file.path.len() + file.content.len()).sum();
         keys + files + self.script.len()

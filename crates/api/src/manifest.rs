@@ -58,8 +58,7 @@ fn read(document: &Value, problems: &mut Vec<Problem>) -> Option<Manifest> {
         let message = format!("has {length} characters, at most {GIVEN_NAME_LENGTH_MAX} are allowed");
         fields.problem("name", message, Some("the rest is kept for the names of its children".to_owned()));
     }
-    let labels = fields.or("labels", BTreeMap::new());
-    check_labels(&labels, &mut fields);
+    let labels = read_labels(&mut fields);
     let kind = word.and_then(|word| read_kind(&word, &mut fields));
     let empty = Value::Object(serde_json::Map::new());
     let spec_value: Value = fields.or("spec", empty);
@@ -89,7 +88,9 @@ pub fn kind_hint(word: &str) -> String {
     }
 }
 
-fn check_labels(labels: &BTreeMap<String, String>, fields: &mut Reader<'_>) {
+/// Reads `labels`.
+pub(crate) fn read_labels(fields: &mut Reader<'_>) -> BTreeMap<String, String> {
+    let labels: BTreeMap<String, String> = fields.or("labels", BTreeMap::new());
     if labels.len() > LABELS_MAX {
         fields.problem(
             "labels",
@@ -101,13 +102,14 @@ fn check_labels(labels: &BTreeMap<String, String>, fields: &mut Reader<'_>) {
         text.len() <= LABEL_LENGTH_MAX
             && text.chars().all(|character| character.is_ascii_alphanumeric() || "-_./".contains(character))
     };
-    for (key, value) in labels {
+    for (key, value) in &labels {
         if key.is_empty() || !is_plain(key) || !is_plain(value) {
             let rule =
                 format!("keys and values have at most {LABEL_LENGTH_MAX} letters, digits, -, _, . or /");
             fields.problem(&format!("labels.{key}"), rule, None);
         }
     }
+    labels
 }
 
 #[cfg(test)]

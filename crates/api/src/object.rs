@@ -53,6 +53,17 @@ pub struct Owner {
     pub object: ObjectRef,
     /// Its uid: a new object of the same name is not the owner.
     pub uid: Uid,
+    /// Which version of its owner's template it was made of; for members of a scale group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+}
+
+impl Owner {
+    /// The owner of what has no version.
+    #[must_use]
+    pub const fn new(object: ObjectRef, uid: Uid) -> Owner {
+        Owner { object, uid, version: None }
+    }
 }
 
 /// What is asked of an object: its common parts and its specification.

@@ -167,6 +167,32 @@ pub enum WaitingOn {
         /// One of them.
         child: ObjectRef,
     },
+    /// A member of the group must become available.
+    Member {
+        /// One of them.
+        member: ObjectRef,
+    },
+    /// More members have failed than are replaced without a pause.
+    HealingPause,
+    /// A version of the group's template failed, and is not tried again.
+    Rejected {
+        /// Its number.
+        version: u64,
+        /// What was seen of its members.
+        because: String,
+    },
+    /// Too many workers are away at once for any of them to be taken for lost.
+    LossBrake,
+    /// A worker that is drained still has it; its group makes another elsewhere.
+    Leaving {
+        /// The VM.
+        vm: ObjectRef,
+    },
+    /// A worker that is drained still has it, and it does not leave by itself.
+    Staying {
+        /// The VM or volume.
+        object: ObjectRef,
+    },
     /// A stored value that it depends on cannot be read by this version; nothing is done until it can.
     Unreadable {
         /// The key.
@@ -238,8 +264,15 @@ impl WaitingOn {
             | WaitingOn::WorkerAlive { .. }
             | WaitingOn::VolumeHeld { .. }
             | WaitingOn::VolumeElsewhere { .. }
+            | WaitingOn::Rejected { .. }
+            | WaitingOn::LossBrake
+            | WaitingOn::Staying { .. }
             | WaitingOn::InUse { .. } => Span::from_secs(0),
             WaitingOn::VolumeGiven { .. } | WaitingOn::Source { .. } => Span::from_secs(60),
+            // As long as one member may take to start, twice: its own reasons are told sooner.
+            WaitingOn::Member { .. } | WaitingOn::Leaving { .. } | WaitingOn::HealingPause => {
+                Span::from_secs(360)
+            }
             WaitingOn::Capacity { .. }
             | WaitingOn::WorkersFull
             | WaitingOn::Workers { .. }
@@ -321,6 +354,21 @@ impl WaitingOn {
             WaitingOn::WorkerAlive { worker } => format!("stop the agent on `{worker}` first"),
             WaitingOn::InUse { by } => format!("delete {by} first"),
             WaitingOn::Child { child } => format!("`lightbyte why {child}` says what that waits for"),
+            WaitingOn::Member { member } => format!("`lightbyte why {member}` says what that waits for"),
+            WaitingOn::HealingPause => {
+                "`lightbyte events` tells what became of them; their consoles say more: `lightbyte logs`"
+                    .to_owned()
+            }
+            WaitingOn::Rejected { .. } => {
+                "change the template and apply it; one that differs is tried anew".to_owned()
+            }
+            WaitingOn::LossBrake => {
+                "`lightbyte get workers` shows which; it may be their network, and not they".to_owned()
+            }
+            WaitingOn::Leaving { vm } => format!("`lightbyte why {vm}` says more about it"),
+            WaitingOn::Staying { object } => {
+                format!("its disk is kept where it is: move or delete {object}, or undrain the worker")
+            }
             WaitingOn::Unreadable { .. } => {
                 "upgrade this server to the newest version in the cluster".to_owned()
             }
@@ -410,6 +458,18 @@ impl fmt::Display for WaitingOn {
             WaitingOn::WorkerAlive { worker } => write!(formatter, "the agent on `{worker}` still runs"),
             WaitingOn::InUse { by } => write!(formatter, "{by} still uses it"),
             WaitingOn::Child { child } => write!(formatter, "its child {child} to go"),
+            WaitingOn::Member { member } => write!(formatter, "its member {member} to be available"),
+            WaitingOn::HealingPause => {
+                formatter.write_str("more members have failed than are replaced without a pause")
+            }
+            WaitingOn::Rejected { version, because } => {
+                write!(formatter, "version {version} of its template failed: {because}")
+            }
+            WaitingOn::LossBrake => {
+                formatter.write_str("too many workers are away at once for any to be taken for lost")
+            }
+            WaitingOn::Leaving { vm } => write!(formatter, "{vm} to be made again elsewhere"),
+            WaitingOn::Staying { object } => write!(formatter, "{object}, which does not leave by itself"),
             WaitingOn::Unreadable { key } => {
                 write!(formatter, "stored value `{key}` cannot be read by this version")
             }

@@ -248,7 +248,7 @@ fn of_worker(number: usize) -> Result<[Write; 4]> {
     };
     let itself = HostObject { kind: Kind::Worker, uid };
     Ok([
-        asked(object, uid, Spec::Worker(worker::Spec { cordoned: false })),
+        asked(object, uid, Spec::Worker(worker::Spec::default())),
         Write::put(Key::Observed(id, itself), Observed::Worker(said)),
         Write::put(Key::WorkerLedger(id), WorkerLedger::default()),
         Write::put(Key::Alive(id), Alive { worker: id, boot_id: "boot".to_owned(), since: NOW }),

@@ -3,6 +3,7 @@
 mod daemons;
 pub(crate) mod disks;
 mod doctor;
+mod groups;
 mod import;
 mod inside;
 mod network;
@@ -19,6 +20,7 @@ use lightbyte_api::{ByteSize, Name, Span};
 pub(crate) use self::daemons::{Server, Worker, WorkerVmm};
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
+pub(crate) use self::groups::{Drain, OneWorker, Scale};
 pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
@@ -86,6 +88,20 @@ pub(crate) enum Verb {
     Stop(Power),
     /// Stops a VM and starts it again
     Restart(Power),
+    /// Changes how many members a group has, and waits until they are available
+    #[command(after_help = "Examples:\n  lightbyte scale group/web 5\n  lightbyte scale web +2")]
+    Scale(Scale),
+    /// Places no new VM on a worker; those that run go on
+    Cordon(OneWorker),
+    /// Places VMs on a worker again
+    Uncordon(OneWorker),
+    /// Empties a worker: cordons it, and has members of groups made again elsewhere before they end there
+    #[command(
+        after_help = "Done is said when they run elsewhere and nothing is left. What does not leave by itself is named.\nExample: lightbyte drain worker/n2"
+    )]
+    Drain(Drain),
+    /// Ends a drain, at any moment of it
+    Undrain(OneWorker),
     /// Lets an address be given again that a machine which is no VM of ours had
     #[command(after_help = "Example: lightbyte release address/10.77.0.9")]
     Release(Release),

@@ -4,6 +4,7 @@
 //! question must start fast. What a verb does is in `verbs`; nothing here decides anything about a cluster.
 
 mod arguments;
+mod change;
 mod cluster;
 mod context;
 mod drivers;
@@ -32,6 +33,7 @@ use crate::arguments::{Arguments, Import, Verb};
 use crate::cluster::Cluster;
 use crate::failure::{Code, Exit};
 use crate::terminal::{say, say_error};
+use crate::verbs::maintenance::Maintenance;
 
 /// The word that starts a VM's channel: said by the QEMU driver, and by no person.
 const VSOCK: &str = "vsock";
@@ -122,6 +124,11 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Attach(words) => verbs::disks::attach(cluster, words).await,
         Verb::Detach(words) => verbs::disks::detach(cluster, words).await,
         Verb::Grow(words) => verbs::disks::grow(cluster, words).await,
+        Verb::Scale(words) => verbs::scale::run(cluster, words).await,
+        Verb::Cordon(words) => verbs::maintenance::run(cluster, words, Maintenance::Cordon).await,
+        Verb::Uncordon(words) => verbs::maintenance::run(cluster, words, Maintenance::Uncordon).await,
+        Verb::Drain(words) => verbs::maintenance::drain(cluster, words).await,
+        Verb::Undrain(words) => verbs::maintenance::run(cluster, words, Maintenance::Undrain).await,
         Verb::Release(words) => verbs::release::run(cluster, words).await,
         Verb::Move(words) => verbs::disks::r#move(cluster, words).await,
         Verb::Start(words) => verbs::power::run(cluster, words, "start").await,

@@ -81,6 +81,23 @@ const COLUMNS: &[(Kind, Columns)] = &[
         ),
     ),
     (
+        Kind::ScaleGroup,
+        (
+            &[
+                STATE,
+                ("AVAILABLE", Of("/status/available", "/spec/replicas")),
+                ("VERSION", At("/status/version")),
+                ("IMAGE", At("/spec/template/image")),
+                SINCE,
+            ],
+            &[
+                ("UPDATED", At("/status/updated")),
+                ("STABLE", At("/status/stable")),
+                ("MEMBERS", Count("/status/members")),
+            ],
+        ),
+    ),
+    (
         Kind::Worker,
         (
             &[

@@ -14,6 +14,7 @@ use crate::arguments::Goal;
 use crate::cluster::{Cluster, may_read_again};
 use crate::failure::{Code, Failure};
 use crate::terminal::say;
+use crate::verbs::maintenance;
 
 /// How long a watch may be silent before another server is asked: servers send progress every five.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -90,6 +91,11 @@ fn judge(wish: &Wish, now: Option<&Object>) -> Verdict {
     if let Some(waiting) = crash_loop.filter(|_| wish.goal == Goal::Ready && !status.ready) {
         return Verdict::Hopeless(crashed(object, now, waiting));
     }
+    if wish.goal == Goal::Ready
+        && let Some(failure) = maintenance::blocked(object, now).or_else(|| rejected(object, now))
+    {
+        return Verdict::Hopeless(failure);
+    }
     let is_stopped = status.state == "stopped";
     match wish.goal {
         Goal::Ready if status.ready && is_stopped => Verdict::Hopeless(
@@ -117,6 +123,18 @@ fn crashed(object: &ObjectRef, now: &Object, waiting: &Waiting) -> Failure {
     Failure::new(Code::Error, format!("`{object}` does not stay up: {}", waiting.on))
         .details(details)
         .hint(waiting.on.hint())
+}
+
+/// Why a group does not become what it was asked to be: that failed, and it is what it was before.
+fn rejected(object: &ObjectRef, now: &Object) -> Option<Failure> {
+    let rejected =
+        now.status.waiting_on.iter().find(|waiting| matches!(waiting.on, WaitingOn::Rejected { .. }))?;
+    let is_back = now.status.state == "rolled-back";
+    is_back.then(|| {
+        let version = now.status.more.get("version").map(ToString::to_string).unwrap_or_default();
+        Failure::new(Code::Error, format!("`{object}` is back at version {version}: {}", rejected.on))
+            .hint(rejected.on.hint())
+    })
 }
 
 /// The state of an object with its reasons, on one line.

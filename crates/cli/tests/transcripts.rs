@@ -79,6 +79,11 @@ fn guests() {
 }
 
 #[test]
+fn groups() {
+    play("groups");
+}
+
+#[test]
 fn progress() {
     let cluster = Cluster::start();
     let output = cluster.shell("lightbyte run demo --name hello").output().expect("run the shell");

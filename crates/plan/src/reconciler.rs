@@ -13,7 +13,7 @@
 //! resting on what earlier ones write.
 //!
 //! It knows no kind. What wakes whom is said by the view's indexes: an object wakes for its own keys, for the objects
-//! that it names or holds, for its owner and its children, and for its worker; whoever waits for room, an address or
+//! that it names or holds, for its owner and its children, and for its worker; a group wakes for what its members' workers say; whoever waits for room, an address or
 //! a readable value wakes when any of it changes. A resync wakes everything, and finds nothing to do: the simulator holds it to that.
 //!
 //! Deliberately absent: any hint to a planner about what changed, any write outside a batch, and any merge of a
@@ -25,7 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use lightbyte_api::{Key, Kind, ObjectRef, Span, Timestamp, WaitingOn, WorkerId};
 
 use crate::planner::{self, Inputs, Plan};
-use crate::transaction::{GUARDS_MAX, Transaction, WRITES_MAX, Write};
+use crate::transaction::{FIRST_BOOT_BYTES_MAX, GUARDS_MAX, Transaction, WRITES_MAX, Write};
 use crate::view::{PENDING, View};
 
 /// How many objects one call of [`Reconciler::next`] plans at most, so that the loop turns and the lease is renewed
@@ -54,8 +54,12 @@ pub struct Reconciler {
     /// Nothing is planned before the feed has reached this revision.
     hold_until: u64,
     in_flight: Option<InFlight>,
+    /// When the linearizable read was made that `fed` has reached since.
+    read_at: Option<Timestamp>,
     queue: BTreeSet<ObjectRef>,
     later: BTreeSet<(Timestamp, ObjectRef)>,
+    /// When each object stands in `later`: once, at its earliest.
+    later_of: BTreeMap<ObjectRef, Timestamp>,
     /// Objects that wait for something that no index leads to: room or an address anywhere, or a readable value.
     bystanders: BTreeSet<ObjectRef>,
     failures: BTreeMap<ObjectRef, u32>,
@@ -104,8 +108,10 @@ impl Reconciler {
             overlays: Vec::new(),
             hold_until: 0,
             in_flight: None,
+            read_at: None,
             queue: BTreeSet::new(),
             later: BTreeSet::new(),
+            later_of: BTreeMap::new(),
             bystanders: BTreeSet::new(),
             failures: BTreeMap::new(),
             quarantined: BTreeMap::new(),
@@ -183,6 +189,13 @@ impl Reconciler {
         }
     }
 
+    /// A linearizable read made at `read_at` returned `revision`. It counts once the feed has come so far.
+    pub fn confirm(&mut self, revision: u64, read_at: Timestamp) {
+        if self.fed.revision() >= revision {
+            self.read_at = Some(read_at);
+        }
+    }
+
     /// Whether the change of `key` that the feed brought is a commit of this loop, which woke everybody already.
     fn is_own(&self, key: &Key) -> bool {
         let fed = self.fed.mod_revision(key);
@@ -213,12 +226,13 @@ impl Reconciler {
         };
         for _ in 0..PLANS_PER_TURN_MAX {
             let Some(object) = self.queue.pop_first() else { break };
-            let inputs = Inputs { now, fresh: fresh() };
+            let inputs = Inputs { now, fresh: fresh(), view_read_at: self.read_at };
             let Some(transaction) = self.plan_one(&object, &inputs) else { continue };
             if !fits(&batch.transaction, &transaction) {
                 if batch.objects.is_empty() {
-                    let problem =
-                        format!("its plan needs more than {WRITES_MAX} writes or {GUARDS_MAX} guards");
+                    let problem = format!(
+                        "its plan needs more than {WRITES_MAX} writes or {GUARDS_MAX} guards, or is too large"
+                    );
                     self.quarantine(object.clone(), problem);
                 }
                 self.queue.insert(object);
@@ -246,6 +260,7 @@ impl Reconciler {
                 break;
             }
             if let Some((_, object)) = self.later.pop_first() {
+                self.later_of.remove(&object);
                 self.queue.insert(object);
             }
         }
@@ -271,7 +286,7 @@ impl Reconciler {
             false => self.bystanders.remove(object),
         };
         if let Some(again) = plan.again {
-            self.later.insert((later(inputs.now, again), object.clone()));
+            self.look_again(later(inputs.now, again), object);
         }
         let transaction = planner::complete(&self.view, object, plan, inputs.now)?;
         self.counters.writing_plans += 1;
@@ -352,7 +367,7 @@ impl Reconciler {
         };
         for (object, rests_on) in &batch.objects {
             match rests_on.iter().any(changed) {
-                true => self.pause(object.clone(), now),
+                true => self.pause(object, now),
                 false => {
                     self.queue.insert(object.clone());
                 }
@@ -366,7 +381,7 @@ impl Reconciler {
     /// on the view shows whether it was committed.
     pub fn unknown(&mut self, revision: u64, now: Timestamp) {
         let Some(batch) = self.in_flight.take() else { return };
-        for (object, _) in batch.objects {
+        for (object, _) in &batch.objects {
             self.pause(object, now);
         }
         self.hold_until(revision);
@@ -379,12 +394,25 @@ impl Reconciler {
         self.session.iter().any(|(key, revision)| current.get(key).is_some_and(|found| found != revision))
     }
 
-    fn pause(&mut self, object: ObjectRef, now: Timestamp) {
+    fn pause(&mut self, object: &ObjectRef, now: Timestamp) {
         let failures = self.failures.entry(object.clone()).or_default();
         let factor = 1_u64.checked_shl(*failures).unwrap_or(u64::MAX);
         *failures = failures.saturating_add(1);
         let pause = BACKOFF_FIRST.millis().saturating_mul(factor).min(BACKOFF_LIMIT.millis());
-        self.later.insert((later(now, Span::from_millis(pause)), object));
+        self.look_again(later(now, Span::from_millis(pause)), object);
+    }
+
+    /// Plans `object` at `at`, or sooner if that was asked for already: its plan then says anew when to look again.
+    fn look_again(&mut self, at: Timestamp, object: &ObjectRef) {
+        let known = self.later_of.get(object).copied();
+        if known.is_some_and(|known| known <= at) {
+            return;
+        }
+        if let Some(known) = known {
+            self.later.remove(&(known, object.clone()));
+        }
+        self.later.insert((at, object.clone()));
+        self.later_of.insert(object.clone(), at);
     }
 
     // ------------------------------------------------------------------------------------------------ waking
@@ -392,7 +420,12 @@ impl Reconciler {
     /// Queues every object whom a change of `key` concerns.
     fn wake(&mut self, view: &View, key: &Key) {
         match key {
-            Key::Asked(object) | Key::Decided(object) => self.wake_around(view, object),
+            Key::Asked(object) => self.wake_around(view, object, true),
+            // What a group decides is nothing to its members, unless it cannot be read.
+            Key::Decided(object) => {
+                let concerns_children = object.kind != Kind::ScaleGroup || view.unreadable(key).is_some();
+                self.wake_around(view, object, concerns_children);
+            }
             Key::Assigned(worker, host_object) => {
                 self.queue.extend(view.object_of(host_object.uid).cloned());
                 self.queue.extend(view.object_of(worker.uid()).cloned());
@@ -400,6 +433,7 @@ impl Reconciler {
             Key::Observed(worker, host_object) => {
                 if let Some(object) = view.object_of(host_object.uid) {
                     self.queue.insert(object.clone());
+                    self.queue.extend(group_of(view, object));
                     // What is made from a disk waits for the report that it is there.
                     self.queue.extend(view.referrers(object).cloned());
                 }
@@ -426,18 +460,23 @@ impl Reconciler {
         }
     }
 
-    fn wake_around(&mut self, view: &View, object: &ObjectRef) {
+    fn wake_around(&mut self, view: &View, object: &ObjectRef, concerns_children: bool) {
         self.queue.insert(object.clone());
         self.queue.extend(view.referrers(object).cloned());
         self.queue.extend(view.named_by_labels(object));
         if let Some(asked) = view.asked(object) {
             self.queue.extend(asked.spec.references());
             self.queue.extend(asked.meta.owner.iter().map(|owner| owner.object.clone()));
-            self.queue.extend(view.children(asked.meta.uid).cloned());
+            if concerns_children {
+                self.queue.extend(view.children(asked.meta.uid).cloned());
+            }
         }
         if let Some(decided) = view.decided(object) {
             self.queue.extend(decided.choice.holds());
         }
+        // A worker that is drained tells what is still on it.
+        let worker = planner::worker_of(view, object);
+        self.queue.extend(worker.and_then(|worker| view.object_of(worker.uid())).cloned());
         if let Some(worker) = view.worker_id(object) {
             self.wake_worker(view, worker);
         }
@@ -449,14 +488,21 @@ impl Reconciler {
 
     fn wake_worker(&mut self, view: &View, worker: WorkerId) {
         self.queue.extend(view.object_of(worker.uid()).cloned());
-        let assigned =
-            view.assigned_to(worker).filter_map(|host_object| view.object_of(host_object.uid)).cloned();
-        self.queue.extend(assigned);
+        let assigned = view.assigned_to(worker).filter_map(|host_object| view.object_of(host_object.uid));
+        self.queue.extend(
+            assigned.flat_map(|object| std::iter::once(object.clone()).chain(group_of(view, object))),
+        );
     }
 
     fn wake_bystanders(&mut self) {
         self.queue.append(&mut self.bystanders);
     }
+}
+
+/// The group that a VM is a member of.
+fn group_of(view: &View, object: &ObjectRef) -> Option<ObjectRef> {
+    let owner = view.asked(object)?.meta.owner.as_ref()?;
+    (owner.object.kind == Kind::ScaleGroup).then(|| owner.object.clone())
 }
 
 fn waits_elsewhere(on: &WaitingOn) -> bool {
@@ -473,6 +519,7 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
             | On::Address { .. }
             | On::Squatted { .. }
             | On::InUse { .. }
+            | On::LossBrake
             | On::Unreadable { .. }
     )
 }
@@ -483,7 +530,12 @@ fn fits(batch: &Transaction, more: &Transaction) -> bool {
         .iter()
         .filter(|(key, revision)| **revision != PENDING && !batch.guards.contains_key(*key));
     let writes = more.writes.keys().filter(|key| !batch.writes.contains_key(*key));
-    batch.guards.len() + guards.count() <= GUARDS_MAX && batch.writes.len() + writes.count() <= WRITES_MAX
+    let bytes = |transaction: &Transaction| -> usize {
+        transaction.writes.values().map(Write::first_boot_bytes).sum()
+    };
+    batch.guards.len() + guards.count() <= GUARDS_MAX
+        && batch.writes.len() + writes.count() <= WRITES_MAX
+        && bytes(batch) + bytes(more) <= FIRST_BOOT_BYTES_MAX
 }
 
 fn later(now: Timestamp, span: Span) -> Timestamp {

@@ -6,7 +6,7 @@ use lightbyte_api::decided::{Decision, VERDICTS_KEPT, Verdict};
 use lightbyte_api::kinds::vm::WorkerPort;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::records::WorkerLedger;
-use lightbyte_api::{ByteSize, Kind, Name, ObjectRef, Spec, WorkerId};
+use lightbyte_api::{ByteSize, Kind, Name, ObjectRef, Spec, Uid, WorkerId};
 
 use crate::view::View;
 
@@ -23,6 +23,8 @@ pub struct Need {
     pub pinned: Option<WorkerId>,
     /// The ports of its worker that lead to it.
     pub ports: Vec<WorkerPort>,
+    /// The group that it is a member of: members keep apart.
+    pub group: Option<Uid>,
 }
 
 /// A worker as the scheduler sees it.
@@ -32,6 +34,7 @@ pub struct Candidate<'a> {
     /// Its object.
     pub object: &'a ObjectRef,
     cordoned: bool,
+    draining: bool,
     deleting: bool,
     alive: bool,
     observed: Option<&'a ObservedWorker>,
@@ -67,6 +70,8 @@ pub const FITTING_SCORED_MAX: usize = 16;
 
 /// Weight of one thousandth of free capacity in a score; the number of VMs breaks ties below it.
 const SPREAD_WEIGHT: i64 = 1_000;
+/// Weight of one other member of the same group: more than all of a worker's room.
+const MEMBER_WEIGHT: i64 = 2_000 * SPREAD_WEIGHT;
 
 /// Chooses a worker for `need`, and says why.
 #[must_use]
@@ -85,7 +90,7 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
             continue;
         }
         fitting += 1;
-        let score = score(&candidate, need).iter().map(|(score, _)| score).sum();
+        let score = score(view, &candidate, need).iter().map(|(score, _)| score).sum();
         // Equal scores keep the order by room and name, so that the same world gives the same choice.
         let place = best.iter().position(|(other, _)| *other < score).unwrap_or(best.len());
         best.insert(place, (score, candidate));
@@ -110,7 +115,7 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
     let decision = Decision {
         revision: view.revision(),
         workers,
-        best: best.iter().map(|(_, candidate)| verdict(candidate, need)).collect(),
+        best: best.iter().map(|(_, candidate)| verdict(view, candidate, need)).collect(),
         refused: refused.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
     };
     Scheduled { worker, decision, missing }
@@ -119,7 +124,7 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
 /// What the scheduler thinks of every worker, in order of name: recomputed when somebody asks.
 #[must_use]
 pub fn verdicts(view: &View, need: &Need) -> Vec<Verdict> {
-    candidates(view).map(|candidate| verdict(&candidate, need)).collect()
+    candidates(view).map(|candidate| verdict(view, &candidate, need)).collect()
 }
 
 fn candidates(view: &View) -> impl Iterator<Item = Candidate<'_>> {
@@ -134,6 +139,7 @@ fn candidate<'a>(view: &'a View, name: &Name) -> Option<Candidate<'a>> {
         id,
         object: view.object_of(asked.meta.uid)?,
         cordoned: spec.cordoned,
+        draining: spec.draining,
         deleting: asked.meta.deleting_since.is_some(),
         alive: view.alive(id).is_some(),
         observed: view.observed_worker(id),
@@ -144,18 +150,19 @@ fn candidate<'a>(view: &'a View, name: &Name) -> Option<Candidate<'a>> {
 impl Candidate<'_> {
     /// Whether it may be given VMs at all: these are the workers that [`View::workers_by_room`] visits.
     const fn is_open(&self) -> bool {
-        self.alive && !self.cordoned && !self.deleting && self.observed.is_some() && self.ledger.is_some()
+        let is_wanted = !self.cordoned && !self.draining && !self.deleting;
+        self.alive && is_wanted && self.observed.is_some() && self.ledger.is_some()
     }
 }
 
-fn verdict(candidate: &Candidate<'_>, need: &Need) -> Verdict {
+fn verdict(view: &View, candidate: &Candidate<'_>, need: &Need) -> Verdict {
     let worker = candidate.object.name.clone();
     match refusal(candidate, need) {
         Some(refusal) => {
             Verdict { worker, score: None, reasons: vec![explain_refusal(refusal, candidate, need)] }
         }
         None => {
-            let scores = score(candidate, need);
+            let scores = score(view, candidate, need);
             Verdict {
                 worker,
                 score: Some(scores.iter().map(|(score, _)| score).sum()),
@@ -182,6 +189,8 @@ fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static str> {
         Some("being deleted")
     } else if candidate.cordoned {
         Some("cordoned")
+    } else if candidate.draining {
+        Some("being drained")
     } else if observed.architecture != need.architecture {
         Some("other architecture")
     } else if free_cpus(observed, ledger) < need.cpus || free_memory(observed, ledger) < need.memory.bytes() {
@@ -216,7 +225,7 @@ fn free_memory(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
 }
 
 /// The scores of a worker that can take it, each with its reason.
-fn score(candidate: &Candidate<'_>, need: &Need) -> Vec<(i64, String)> {
+fn score(view: &View, candidate: &Candidate<'_>, need: &Need) -> Vec<(i64, String)> {
     let (Some(observed), Some(ledger)) = (candidate.observed, candidate.ledger) else { return Vec::new() };
     let per_mille = |free: u64, used: u64, total: u64| {
         u128::from(free.saturating_sub(used)) * 1_000 / u128::from(total.max(1))
@@ -225,8 +234,14 @@ fn score(candidate: &Candidate<'_>, need: &Need) -> Vec<(i64, String)> {
     let memory = per_mille(free_memory(observed, ledger), need.memory.bytes(), observed.memory.bytes());
     let free = i64::try_from(cpus.min(memory)).unwrap_or(1_000);
     let vms = i64::try_from(ledger.vms.min(999)).unwrap_or(999);
-    vec![
+    let members = need.group.map(|group| {
+        let members = view.placed_of(group, candidate.id);
+        let weight = i64::try_from(members).unwrap_or(i64::MAX).saturating_mul(MEMBER_WEIGHT);
+        (-weight, format!("apart: members of its group there: {members}"))
+    });
+    let of_worker = [
         (free * SPREAD_WEIGHT, format!("spread: {}.{} % free after it", free / 10, free % 10)),
         (-vms, format!("few: VMs there: {vms}")),
-    ]
+    ];
+    members.into_iter().chain(of_worker).collect()
 }

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use lightbyte_api::Timestamp;
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::health::HealthState;
-use lightbyte_api::kinds::network;
 use lightbyte_api::kinds::vm::Placement;
+use lightbyte_api::kinds::{network, scalegroup, worker};
 use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
 use lightbyte_api::records::Squatted;
@@ -15,11 +15,14 @@ use lightbyte_api::{Key, Kind, Name, Spec, WorkerId};
 use serde_json::{Map, Value, json};
 
 use crate::planner::moves::is_leaving;
-use crate::planner::{elsewhere_of, vm, volume, worker_of};
+use crate::planner::{self, elsewhere_of, vm, volume, worker_of};
 use crate::view::View;
 
 /// How many squatted addresses a network's status lists.
 pub const SQUATTED_SHOWN_MAX: usize = 100;
+
+/// How many members a group's status lists.
+pub const MEMBERS_SHOWN_MAX: usize = 100;
 
 /// The object as people see it; `None` when there is none.
 #[must_use]
@@ -79,7 +82,8 @@ fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
     let found = match &asked.spec {
         Spec::Vm(_) => of_vm(view, object, asked),
         Spec::Volume(_) | Spec::Snapshot(_) => of_disk(view, object, asked),
-        Spec::Worker(spec) => of_worker(view, asked, spec.cordoned),
+        Spec::Worker(spec) => of_worker(view, object, asked, spec),
+        Spec::ScaleGroup(spec) => of_group(view, object, asked, spec),
         Spec::Network(spec) => of_network(view, &object.name, spec),
         // A kind that nothing on any host belongs to is what it was asked to be.
         _ => at_rest(asked),
@@ -270,15 +274,21 @@ fn worker_name(view: &View, worker: WorkerId) -> Option<&Name> {
     view.object_of(worker.uid()).map(|object| &object.name)
 }
 
-fn of_worker(view: &View, asked: &Asked, cordoned: bool) -> Found {
+fn of_worker(view: &View, object: &ObjectRef, asked: &Asked, spec: &worker::Spec) -> Found {
     let worker = WorkerId::new(asked.meta.uid);
     let alive = view.alive(worker);
     let observed = view.observed_worker(worker);
     let ledger = view.worker_ledger(worker);
-    let state = match (alive.is_some(), cordoned) {
-        (false, _) => "away",
-        (true, true) => "cordoned",
-        (true, false) => "ready",
+    let decided = planner::worker::choice(view, object);
+    // From what is there, not from what the leader has said of it: it may not have looked since.
+    let is_empty = planner::worker::what_stays(view, spec, worker).is_empty();
+    let state = match alive {
+        None if decided.lost => "lost",
+        None => "away",
+        Some(_) if spec.draining && !is_empty => "draining",
+        Some(_) if spec.draining => "drained",
+        Some(_) if spec.cordoned => "cordoned",
+        Some(_) => "ready",
     };
     let more = fields(json!({
         "cpus": observed.map(|observed| observed.cpus),
@@ -295,7 +305,66 @@ fn of_worker(view: &View, asked: &Asked, cordoned: bool) -> Found {
         "orphans": observed.map(|observed| &observed.orphans).filter(|orphans| !orphans.is_empty()),
         "parts": observed.map(|observed| observed.parts.len()).filter(|parts| *parts > 0),
     }));
-    Found { state, ready: alive.is_some() && observed.is_some(), since: alive.map(|alive| alive.since), more }
+    let ready = alive.is_some() && observed.is_some() && state != "draining";
+    let since = alive.map(|alive| alive.since).or(decided.away_since);
+    Found { state, ready, since, more }
+}
+
+fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::Spec) -> Found {
+    let counts = planner::scalegroup::counts(view, object);
+    let decided = view.decided(object);
+    let waits = decided.is_none_or(|decided| !decided.waiting_on.is_empty());
+    let choice = planner::scalegroup::choice(view, object).cloned().unwrap_or_default();
+    let replicas = usize::try_from(spec.replicas).unwrap_or(usize::MAX);
+    let is_whole = counts.members == replicas && counts.ready >= replicas;
+    let is_of = |number: Option<u64>| {
+        number.and_then(|number| choice.version(number)).is_some_and(|found| found.template == spec.template)
+    };
+    let looks: Vec<(&Name, u64, Found)> = counts
+        .list
+        .iter()
+        .filter_map(|(member, version)| {
+            Some((&member.name, *version, of_vm(view, member, view.asked(member)?)))
+        })
+        .collect();
+    let is_degraded =
+        looks.iter().any(|(_, _, found)| !matches!(found.state, "pending" | "starting" | "running"));
+    let members = looks.iter().take(MEMBERS_SHOWN_MAX).map(|(name, version, found)| {
+        let worker = found.more.get("worker");
+        json!({ "name": name, "version": version, "state": found.state, "worker": worker })
+    });
+    // A version that was rejected and is not asked for any more is about to be forgotten.
+    let rejected = choice.rejected.as_ref().filter(|rejected| is_of(Some(rejected.version)));
+    let state = match (rejected, is_whole) {
+        (None, true) if !waits && is_of(choice.target) => "ready",
+        (Some(_), true) if counts.updated == counts.members => "rolled-back",
+        (Some(_), _) => "rolling-back",
+        (None, _) if choice.stable.is_none() => "starting",
+        (None, _) if choice.target != choice.stable || !is_of(choice.target) => "updating",
+        (None, _) if counts.updated < counts.members => "moving",
+        (None, false) if is_degraded => "degraded",
+        (None, _) if counts.members != replicas || !choice.retiring.is_empty() => "scaling",
+        (None, _) => "starting",
+    };
+    let versions = choice.versions.iter().map(|version| {
+        json!({ "number": version.number, "image_version": version.image_version, "made_at": version.made_at })
+    });
+    let retiring = choice.retiring.iter().filter_map(|retiring| {
+        let member = view.object_of(retiring.uid)?;
+        Some(json!({ "member": member.name, "because": retiring.because }))
+    });
+    let more = fields(json!({
+        "replicas": spec.replicas,
+        "members": members.collect::<Vec<_>>(),
+        "available": counts.ready,
+        "updated": counts.updated,
+        "version": choice.target,
+        "stable": choice.stable,
+        "versions": versions.collect::<Vec<_>>(),
+        "retiring": retiring.collect::<Vec<_>>(),
+    }));
+    let since = decided.and_then(|decided| decided.at_rest_since).unwrap_or(asked.meta.changed_at);
+    Found { state, ready: state == "ready", since: Some(since), more }
 }
 
 fn of_network(view: &View, name: &Name, spec: &network::Spec) -> Found {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use lightbyte_api::Key;
+use lightbyte_api::assigned::Assigned;
 use lightbyte_api::records::Record;
+use lightbyte_api::{Choice, Key, Spec};
 
 use crate::view::View;
 
@@ -12,6 +13,10 @@ pub const GUARDS_MAX: usize = 128;
 /// The most writes in one transaction: etcd's default `--max-txn-ops`. The reads of the else branch count against
 /// their own limit.
 pub const WRITES_MAX: usize = 128;
+
+/// The most text of first boots in one transaction, in bytes: with all else it stays below etcd's default of 1.5 MiB for a
+/// request.
+pub const FIRST_BOOT_BYTES_MAX: usize = 1 << 20;
 
 /// A write of one key.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +31,29 @@ impl Write {
     /// Stores `record` under `key`.
     pub fn put(key: Key, record: impl Into<Record>) -> Write {
         Write::Put(key, record.into())
+    }
+
+    /// How much text of first boots it stores. Nothing else that is stored is large.
+    #[must_use]
+    pub fn first_boot_bytes(&self) -> usize {
+        match self {
+            Write::Put(_, Record::Asked(asked)) => match &asked.spec {
+                Spec::Vm(spec) => spec.first_boot.bytes(),
+                Spec::ScaleGroup(spec) => spec.template.vm.first_boot.bytes(),
+                _ => 0,
+            },
+            Write::Put(_, Record::Assigned(assigned)) => match assigned.as_ref() {
+                Assigned::Vm(assigned) => assigned.first_boot.bytes(),
+                Assigned::Volume(_) => 0,
+            },
+            Write::Put(_, Record::Decided(decided)) => match &decided.choice {
+                Choice::ScaleGroup(choice) => {
+                    choice.versions.iter().map(|version| version.template.vm.first_boot.bytes()).sum()
+                }
+                _ => 0,
+            },
+            _ => 0,
+        }
     }
 
     /// The key that is written.

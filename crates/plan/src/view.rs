@@ -19,7 +19,7 @@ use lightbyte_api::envelope::Unknown;
 use lightbyte_api::object::{Asked, ObjectRef};
 use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{AddressClaim, Alive, Record, WorkerLedger};
-use lightbyte_api::{Decided, Key, Kind, Name, Spec, Uid, WorkerId};
+use lightbyte_api::{Choice, Decided, Key, Kind, Name, Spec, Uid, WorkerId};
 
 use crate::labels::Labels;
 use crate::runs::Runs;
@@ -47,6 +47,10 @@ pub struct View {
     claimed: Runs,
     /// Labels of VMs, and whose firewall names them.
     labels: Labels,
+    /// (owner, worker, VM): where the members of a group are.
+    placed: OrdSet<(Uid, WorkerId, Uid)>,
+    /// Keys that cannot be read.
+    unreadable: OrdSet<Key>,
     /// Keys of a layout that this version does not know. They are counted, and nothing else.
     foreign: OrdMap<Arc<str>, u64>,
 }
@@ -143,10 +147,19 @@ impl View {
             Content::Record(..) | Content::Unreadable(_) => None,
         };
         let after = entry.as_ref().and_then(indexed);
+        match &entry {
+            Some(Entry { content: Content::Unreadable(_), .. }) => self.unreadable.insert(key.clone()),
+            _ => self.unreadable.remove(&key),
+        };
         let replaced = match entry {
             Some(entry) => self.entries.insert(key.clone(), entry),
             None => self.entries.remove(&key),
         };
+        if let Key::Decided(object) | Key::Asked(object) = &key
+            && object.kind == Kind::Vm
+        {
+            self.index_placed(object, replaced.as_ref());
+        }
         let before = replaced.as_ref().and_then(indexed);
         let is_there = self.entries.contains_key(&key);
         match key {
@@ -182,12 +195,28 @@ impl View {
         }
     }
 
+    /// Notes where a member of a group is, when what is asked of it or decided for it has changed from `replaced`.
+    fn index_placed(&mut self, object: &ObjectRef, replaced: Option<&Entry>) {
+        let (asked, decided) = (self.asked(object).cloned(), self.decided(object).cloned());
+        let (asked_before, decided_before) = match replaced.map(|entry| &entry.content) {
+            Some(Content::Record(Record::Asked(asked), _)) => (Some(Arc::clone(asked)), decided.clone()),
+            Some(Content::Record(Record::Decided(decided), _)) => (asked.clone(), Some(Arc::clone(decided))),
+            _ => (None, None),
+        };
+        if let Some(stood) = place_of(asked_before.as_deref(), decided_before.as_deref()) {
+            self.placed.remove(&stood);
+        }
+        if let Some(stands) = place_of(asked.as_deref(), decided.as_deref()) {
+            self.placed.insert(stands);
+        }
+    }
+
     /// How full a worker is that may be given VMs; `None` for one that may not.
     fn room(&self, worker: WorkerId) -> Option<(u64, Name)> {
         let object = self.objects.get(&worker.uid())?;
         let Spec::Worker(spec) = &self.living(object)?.spec else { return None };
         let (observed, ledger) = (self.observed_worker(worker)?, self.worker_ledger(worker)?);
-        let may = !spec.cordoned && self.alive(worker).is_some();
+        let may = spec.is_open() && self.alive(worker).is_some();
         may.then(|| (fullness(observed, ledger), object.name.clone()))
     }
 
@@ -238,16 +267,12 @@ impl View {
 
     /// All keys that cannot be read, and those of an unknown layout.
     pub fn unreadable_keys(&self) -> impl Iterator<Item = String> {
-        let unreadable =
-            self.entries.iter().filter(|(_, entry)| matches!(entry.content, Content::Unreadable(_)));
-        unreadable.map(|(key, _)| key.to_string()).chain(self.foreign.keys().map(ToString::to_string))
+        self.unreadable.iter().map(ToString::to_string).chain(self.foreign.keys().map(ToString::to_string))
     }
 
     /// What is asked of an object that this version cannot read.
     pub fn unreadable_asked(&self) -> impl Iterator<Item = &Key> {
-        let asked = self.range(Key::Asked(ObjectRef::new(Kind::ALL[0], first_name())));
-        let asked = asked.take_while(|(key, _)| matches!(key, Key::Asked(_)));
-        asked.filter(|(_, entry)| matches!(entry.content, Content::Unreadable(_))).map(|(key, _)| key)
+        self.unreadable.iter().take_while(|key| matches!(key, Key::Asked(_)))
     }
 
     /// The value of the key, when it is there and readable.
@@ -422,6 +447,13 @@ impl View {
         self.children.range(from..).take_while(move |(uid, _)| *uid == owner).map(|(_, child)| child)
     }
 
+    /// How many VMs of `owner` are on `worker`.
+    #[must_use]
+    pub fn placed_of(&self, owner: Uid, worker: WorkerId) -> usize {
+        let from = (owner, worker, Uid::from_bits(0));
+        self.placed.range(from..).take_while(|(found, on, _)| (*found, *on) == (owner, worker)).count()
+    }
+
     /// Everything assigned to `worker`, readable or not.
     pub fn assigned_to(&self, worker: WorkerId) -> impl Iterator<Item = HostObject> {
         let first = HostObject { kind: Kind::ALL[0], uid: Uid::from_bits(0) };
@@ -478,9 +510,17 @@ impl View {
             (self.by_room == fresh.by_room, "workers by room"),
             (self.claimed == fresh.claimed, "claimed addresses"),
             (self.labels == fresh.labels, "labels"),
+            (self.placed == fresh.placed, "placed members"),
+            (self.unreadable == fresh.unreadable, "unreadable keys"),
         ];
         same.into_iter().find(|(same, _)| !same).map_or(Ok(()), |(_, index)| Err(index))
     }
+}
+
+/// Where an owned VM stands in the index of placed members.
+fn place_of(asked: Option<&Asked>, decided: Option<&Decided>) -> Option<(Uid, WorkerId, Uid)> {
+    let (asked, Choice::Vm(choice)) = (asked?, &decided?.choice) else { return None };
+    Some((asked.meta.owner.as_ref()?.uid, choice.placement.as_ref()?.worker, asked.meta.uid))
 }
 
 /// The fuller of a worker's processors and memory, in thousandths.

@@ -36,6 +36,7 @@ pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
     let Object { status, .. } = status::object(view, object)?;
     let mut because: Vec<String> =
         status.waiting_on.iter().map(|waiting| format!("it waits: {}", waiting.on)).collect();
+    because.extend(status.waiting_on.iter().flat_map(|waiting| reasons_of_member(view, &waiting.on)));
     let hints = status.waiting_on.iter().map(|waiting| waiting.on.hint()).collect();
     let verdicts = placed_because(view, object, &mut because).unwrap_or_else(|| verdicts_now(view, object));
     if because.is_empty() {
@@ -60,6 +61,14 @@ pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
     })
 }
 
+/// What the member of a group waits for that the group waits for.
+fn reasons_of_member(view: &View, on: &WaitingOn) -> Vec<String> {
+    let WaitingOn::Member { member } = on else { return Vec::new() };
+    let decided = view.decided(member);
+    let waiting_on = decided.iter().flat_map(|decided| &decided.waiting_on);
+    waiting_on.map(|waiting| format!("{member} waits: {}", waiting.on)).collect()
+}
+
 /// The stored decision of a placed VM.
 fn placed_because(view: &View, object: &ObjectRef, because: &mut Vec<String>) -> Option<Vec<Verdict>> {
     let Choice::Vm(choice) = &view.decided(object)?.choice else { return None };
@@ -76,8 +85,9 @@ fn placed_because(view: &View, object: &ObjectRef, because: &mut Vec<String>) ->
 }
 
 fn verdicts_now(view: &View, object: &ObjectRef) -> Vec<Verdict> {
-    let Some(Spec::Vm(spec)) = view.asked(object).map(|asked| &asked.spec) else { return Vec::new() };
-    let Ok(need) = vm::need(view, spec) else { return Vec::new() };
+    let Some(asked) = view.asked(object) else { return Vec::new() };
+    let Spec::Vm(spec) = &asked.spec else { return Vec::new() };
+    let Ok(need) = vm::need(view, &asked.meta, spec) else { return Vec::new() };
     let mut verdicts = scheduler::verdicts(view, &need);
     verdicts.truncate(VERDICTS_SHOWN_MAX);
     verdicts

@@ -64,8 +64,17 @@ pub(crate) struct Subscription {
 struct Known {
     /// `None` until the first list.
     view: Option<View>,
-    /// The moment before a linearizable read was made whose revision the view has reached since.
-    confirmed_at: Option<Instant>,
+    /// The newest linearizable read whose revision the view has reached since.
+    confirmed: Option<Confirmed>,
+}
+
+/// A linearizable read that the view has reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confirmed {
+    /// The moment before it was made.
+    pub(crate) asked_at: Instant,
+    /// The revision that it returned.
+    pub(crate) revision: u64,
 }
 
 /// The store could not be followed far enough in time.
@@ -132,7 +141,12 @@ impl Follower {
 
     /// The moment before the last linearizable read that the view has reached since.
     pub(crate) fn confirmed_at(&self) -> Option<Instant> {
-        self.known.borrow().confirmed_at
+        self.confirmed().map(|confirmed| confirmed.asked_at)
+    }
+
+    /// The newest linearizable read that the view has reached.
+    pub(crate) fn confirmed(&self) -> Option<Confirmed> {
+        self.known.borrow().confirmed
     }
 
     /// Waits until the view has reached `revision`, and returns it.
@@ -154,7 +168,7 @@ impl Follower {
     pub(crate) async fn fresh_with(&self, key: &Key, age_max: Duration) -> View {
         let mut known = self.known.subscribe();
         let fresh = |known: &Known| {
-            known.confirmed_at.is_some_and(|at| at.elapsed() < age_max)
+            known.confirmed.is_some_and(|confirmed| confirmed.asked_at.elapsed() < age_max)
                 && known.view.as_ref().is_some_and(|view| view.contains(key))
         };
         loop {
@@ -221,7 +235,7 @@ impl Follower {
         let mut hub = self.hub();
         hub.subscribers.clear();
         hub.history = History::begin(view.revision());
-        self.known.send_modify(|known| *known = Known { view: Some(view.clone()), confirmed_at: None });
+        self.known.send_modify(|known| *known = Known { view: Some(view.clone()), confirmed: None });
     }
 
     // ---------------------------------------------------------------------------------------------- following
@@ -336,7 +350,8 @@ impl Follower {
             if let Ok(read) = self.store.get(CONFIRM_KEY).await
                 && self.reach(read.revision, CONFIRM_WITHIN).await.is_ok()
             {
-                self.known.send_modify(|known| known.confirmed_at = Some(asked_at));
+                let confirmed = Confirmed { asked_at, revision: read.revision };
+                self.known.send_modify(|known| known.confirmed = Some(confirmed));
             }
             sleep(CONFIRM_PERIOD).await;
         }

@@ -174,6 +174,7 @@ impl Term {
     /// Plans until there is something to send or nothing to plan; returns how long that took if it was too long.
     fn turn(&mut self) -> Option<Duration> {
         let began = Instant::now();
+        self.confirm();
         while self.sending.is_none() {
             let plans = self.reconciler.counters().plans;
             if let Some(decision) = self.reconciler.next(clock::now(), clock::fresh) {
@@ -184,6 +185,14 @@ impl Term {
             }
         }
         Some(began.elapsed()).filter(|took| *took > FRESH_WITHIN)
+    }
+
+    /// Tells the reconciler how young its view is.
+    fn confirm(&mut self) {
+        let Some(confirmed) = self.server.follower.confirmed() else { return };
+        if let Ok(read_at) = clock::now().checked_sub(confirmed.asked_at.elapsed()) {
+            self.reconciler.confirm(confirmed.revision, read_at);
+        }
     }
 
     /// Feeds the news and whatever is queued behind it: one plan from the newest view is better than ten from older.

@@ -28,6 +28,8 @@ pub(crate) const SERVERS: usize = 3;
 pub(crate) const WORKERS: usize = 3;
 /// How long a lease lives that nobody renews.
 pub(crate) const LEASE_MILLIS: u64 = 5_000;
+/// One in so many seeds has groups: they take room and addresses from what the others look at.
+const GROUPS_IN_EVERY: u64 = 3;
 /// How many calm rounds come before the faults.
 const WARM_ROUNDS: usize = 8;
 /// How many calm rounds unreadable values last after all other faults have ended.
@@ -81,6 +83,8 @@ pub(crate) struct Cluster {
     pub(crate) trace: bool,
     /// Whether faults happen.
     pub(crate) faults: bool,
+    /// Whether people ask for groups.
+    pub(crate) has_groups: bool,
 }
 
 impl Cluster {
@@ -100,6 +104,7 @@ impl Cluster {
             squatters: BTreeMap::new(),
             trace,
             faults: true,
+            has_groups: seed.is_multiple_of(GROUPS_IN_EVERY),
             rng,
         };
         for worker in &cluster.workers {
@@ -181,6 +186,7 @@ impl Cluster {
         let outcome = self.core.commit_settled(&transaction);
         if self.core.revision() > before {
             oracle::check_roles(decision, self.oracle.truth(), &writer)?;
+            self.oracle.members_let_go(decision)?;
         }
         self.oracle.follow(&self.core);
         match outcome {
@@ -304,6 +310,13 @@ impl Cluster {
         self.heal();
         self.work_around_damage()?;
         self.repair_values()?;
+        if self.has_groups && self.rng.once_in(2) {
+            self.lose_a_worker()?;
+            self.heal();
+        }
+        if self.has_groups && self.rng.once_in(2) {
+            self.update_badly()?;
+        }
         self.rest_copies()?;
         self.tell(|| "------ calm ------".to_owned());
         let mut quiet_rounds = 0;
@@ -371,7 +384,9 @@ impl Cluster {
             }
         }
         for index in 0..self.workers.len() {
-            self.settle_worker(index)?;
+            if !self.workers[index].cut_off {
+                self.settle_worker(index)?;
+            }
         }
         self.check()
     }

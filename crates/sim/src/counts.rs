@@ -27,6 +27,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "fault: late report",
     "fault: lease stretched",
     "fault: older snapshot",
+    "fault: member of a bad version ended",
     "fault: part damaged",
     "fault: part hindered",
     "fault: reply lost",
@@ -70,9 +71,12 @@ pub(crate) const EXPECTED: &[&str] = &[
     "wait: child",
     "wait: crash loop",
     "wait: in use",
+    "wait: leaving",
+    "wait: member",
     "wait: missing",
     "wait: off",
     "wait: source",
+    "wait: staying",
     "wait: pool needed",
     "wait: squatted",
     "wait: unreadable",
@@ -85,6 +89,8 @@ pub(crate) const EXPECTED: &[&str] = &[
     "wait: worker problem",
     "wait: worker room",
     "wait: workers",
+    "worker lost",
+    "version rejected",
 ];
 
 impl Counts {

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod counts;
+mod groups;
 mod health;
 mod leases;
 #[cfg(test)]
@@ -113,6 +114,12 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::WorkerPorts { .. } => "wait: worker ports",
                 WaitingOn::WorkerClosed { .. } => "wait: worker closed",
                 WaitingOn::Source { .. } => "wait: source",
+                WaitingOn::Member { .. } => "wait: member",
+                WaitingOn::HealingPause => "wait: healing pause",
+                WaitingOn::Rejected { .. } => "wait: rejected version",
+                WaitingOn::LossBrake => "wait: loss brake",
+                WaitingOn::Leaving { .. } => "wait: leaving",
+                WaitingOn::Staying { .. } => "wait: staying",
                 WaitingOn::Quarantined { .. } => "wait: quarantined",
                 _ => "wait: other",
             });

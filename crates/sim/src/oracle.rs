@@ -21,7 +21,7 @@ use lightbyte_store::feed::Feed;
 pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{health, leases, moves, squatters, volumes, walls};
+use crate::{groups, health, leases, moves, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +94,13 @@ impl Oracle {
     /// A person asks for the end of what is `object` in `view`.
     pub(crate) fn deletion_asked(&mut self, view: &View, object: &ObjectRef) {
         self.ends_asked.extend(view.asked(object).map(|asked| asked.meta.uid));
+    }
+
+    /// A commit lets members of groups go.
+    pub(crate) fn members_let_go(&mut self, decision: &Transaction) -> Checked {
+        let ends = groups::ends_of(decision, self.truth())?;
+        self.ends_asked.extend(ends);
+        Ok(())
     }
 
     fn end_was_asked(&self, uid: Uid) -> bool {
@@ -275,6 +282,7 @@ impl Oracle {
         {
             return violated("rule 10", format!("{object} outlived its owner {}", owner.object));
         }
+        groups::check_group(view, object, None)?;
         let Spec::Vm(spec) = &asked.spec else { return volumes::check_goal(view, object, asked, workers) };
         match placement(view, object) {
             None => match possible(view, asked.meta.uid, spec) {
@@ -399,8 +407,11 @@ fn check_addresses(view: &View) -> Checked {
 fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
     let places = volumes::places(view, uid, spec)?;
     let image = ObjectRef::new(Kind::Image, spec.image.clone());
-    let Spec::Image(image) = &view.living(&image)?.spec else { return None };
-    let architecture = &image.current_version()?.architecture;
+    let is_member = view.object_of(uid).and_then(|object| view.asked(object)?.meta.owner.as_ref()).is_some();
+    let image_asked = if is_member { view.asked(&image)? } else { view.living(&image)? };
+    let Spec::Image(image) = &image_asked.spec else { return None };
+    let version = spec.image_version.as_ref().unwrap_or(&image.current);
+    let architecture = &image.versions.iter().find(|found| found.version == *version)?.architecture;
     for nic in &spec.nics {
         let network = ObjectRef::new(Kind::Network, nic.network.clone());
         let Spec::Network(network) = &view.living(&network)?.spec else { return None };
@@ -423,6 +434,7 @@ fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
         let (cpus, memory, vms) = sums.get(&worker).copied().unwrap_or_default();
         let fits = places.iter().all(|place| *place == worker)
             && !worker_spec.cordoned
+            && !worker_spec.draining
             && view.alive(worker).is_some()
             && !walls::takes_ports(view, worker, spec)
             && observed.architecture == *architecture

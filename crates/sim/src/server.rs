@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use lightbyte_api::records::{Leader, Record};
-use lightbyte_api::{Key, Name, Uid};
+use lightbyte_api::{Key, Name, Timestamp, Uid};
 use lightbyte_plan::view::View;
-use lightbyte_plan::{Reconciler, Transaction, Write, delivery};
+use lightbyte_plan::{Reconciler, Transaction, Write, delivery, planner};
 use lightbyte_store::feed::Feed;
 use lightbyte_store::{LeaseId, MemoryCore};
 
 use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
+use crate::groups;
 use crate::oracle::Writer;
 use crate::rng::Rng;
 
@@ -28,6 +29,8 @@ pub(crate) struct Server {
     pub(crate) paused: bool,
     /// Its term of leadership, as far as it knows.
     pub(crate) term: Option<Term>,
+    /// When its view was as new as the store.
+    read_at: Option<Timestamp>,
     finds_before: u64,
 }
 
@@ -43,6 +46,10 @@ struct InFlight {
     decision: Transaction,
     /// The view that the decision was made on, whose unknown fields are kept.
     view: View,
+    /// The same before the batch.
+    before: View,
+    /// Whether it was known then to be young.
+    was_fresh: bool,
     answer: Option<Answer>,
 }
 
@@ -62,6 +69,7 @@ impl Server {
             feed: begin(core, None),
             paused: false,
             term: None,
+            read_at: None,
             finds_before: 0,
         }
     }
@@ -138,6 +146,7 @@ impl Cluster {
         server.end_term();
         server.run = run;
         server.paused = false;
+        server.read_at = None;
         server.feed = begin(&self.core, older);
     }
 
@@ -156,6 +165,19 @@ impl Cluster {
             let changed = self.servers[index].feed.apply(&batch);
             self.after_feed(index, &changed, false);
         }
+        self.confirm(index);
+    }
+
+    /// A linearizable read finds that the server's view is as new as the store, or not.
+    fn confirm(&mut self, index: usize) {
+        let (now, revision) = (self.now(), self.core.revision());
+        let server = &mut self.servers[index];
+        if server.feed.view().revision() >= revision {
+            server.read_at = Some(now);
+        }
+        if let Some(term) = &mut server.term {
+            term.reconciler.confirm(revision, now);
+        }
     }
 
     /// Brings the server's view to the newest revision.
@@ -163,6 +185,7 @@ impl Cluster {
         while self.servers[index].feed.view().revision() < self.core.revision() {
             self.follow(index, usize::MAX);
         }
+        self.confirm(index);
     }
 
     fn after_feed(&mut self, index: usize, changed: &[Key], relisted: bool) {
@@ -221,13 +244,22 @@ impl Cluster {
         let (now, fresh_base) = (self.now(), self.rng.bits());
         let Some(term) = &mut self.servers[index].term else { return Ok(()) };
         let Some(mut batch) = term.batch.take() else {
+            let before = term.reconciler.view().clone();
             let mut fresh = fresh_base;
             let decision = term.reconciler.next(now, || {
                 fresh = fresh.wrapping_add(1 << 32);
                 fresh
             });
             let view = term.reconciler.view().clone();
-            term.batch = decision.map(|decision| InFlight { decision, view, answer: None });
+            let server = &self.servers[index];
+            let age = server.read_at.map(|at| planner::since(at, now).millis());
+            if let Some(decision) = &decision {
+                groups::check_batch(decision, server.feed.view(), (&before, &view), age)?;
+            }
+            let was_fresh = age.is_some_and(|age| age < planner::VIEW_AGE_MAX.millis());
+            let Some(term) = &mut self.servers[index].term else { return Ok(()) };
+            term.batch =
+                decision.map(|decision| InFlight { decision, view, before, was_fresh, answer: None });
             if term.batch.as_ref().is_some_and(|batch| batch.decision.writes.len() > 4) {
                 self.counts.add("leader: chained batch");
             }
@@ -250,7 +282,14 @@ impl Cluster {
 
     fn send_batch(&mut self, index: usize, batch: &InFlight) -> Result<Answer, Violation> {
         let run = self.servers[index].run;
+        let serving = groups::serving_ones_let_go(&batch.decision, &batch.before, self.oracle.truth());
+        let revision = self.core.revision();
         let outcome = self.commit(&batch.decision, &batch.view, Writer::Leader(run), |_| None)?;
+        if self.core.revision() > revision && !batch.was_fresh && !serving.is_empty() {
+            return Err(Violation(format!(
+                "rule 9: members {serving:?} serve, and were let go by an old view"
+            )));
+        }
         self.tell(|| format!("s{index} sends {} writes: {outcome:?}", batch.decision.writes.len()));
         if self.trace {
             for write in batch.decision.writes.values() {
@@ -298,7 +337,7 @@ impl Cluster {
             self.renew(index);
         }
         let now = self.store_now();
-        for worker in &self.workers {
+        for worker in self.workers.iter().filter(|worker| !worker.cut_off) {
             if let Some(lease) = worker.lease {
                 // A lease that is gone is noticed by its worker at its next heartbeat.
                 let _ = self.core.lease_keep_alive(lease, now);

@@ -28,7 +28,9 @@ impl Cluster {
         let view = self.servers[server].feed.view().clone();
         let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
         let vm = ObjectRef::new(Kind::Vm, name(&format!("vm-{}", self.rng.below(VMS))));
-        let (verb, object, outcome) = match self.rng.below(27) {
+        let is_of_group = self.has_groups && self.rng.once_in(3);
+        let (verb, object, outcome) = match if is_of_group { 27 } else { self.rng.below(27) } {
+            27 => self.group_user(&view, &context),
             0..=7 => {
                 let manifest = self.some_vm(vm.name.clone());
                 ("create", vm, request::create(&view, &manifest, &context))
@@ -145,7 +147,8 @@ impl Cluster {
     /// An object of a kind that nothing on any host belongs to. Kinds join by themselves; without any it is an image or
     /// a network.
     fn something_else(&mut self) -> Manifest {
-        let of_hosts = [Kind::Vm, Kind::Network, Kind::Worker, Kind::Volume, Kind::Snapshot];
+        let of_hosts =
+            [Kind::Vm, Kind::ScaleGroup, Kind::Network, Kind::Worker, Kind::Volume, Kind::Snapshot];
         let others = Kind::ALL.iter().filter(|kind| !of_hosts.contains(kind));
         let others: Vec<(Kind, serde_json::Value)> =
             others.filter_map(|kind| Some((*kind, kind.shortest()?))).collect();
@@ -209,6 +212,10 @@ impl Cluster {
         let index = self.rng.below(self.workers.len());
         let cordoned = self.rng.once_in(2);
         let name = self.workers[index].said.name.clone();
-        Manifest { name, labels: BTreeMap::new(), spec: Spec::Worker(worker::Spec { cordoned }) }
+        Manifest {
+            name,
+            labels: BTreeMap::new(),
+            spec: Spec::Worker(worker::Spec { cordoned, ..worker::Spec::default() }),
+        }
     }
 }

@@ -21,6 +21,7 @@ macro_rules! for_each_kind {
             Volume volume "vol";
             Snapshot snapshot "snap";
             Vm vm "machine";
+            ScaleGroup scalegroup "group";
             DnsRecord dnsrecord "dns";
         }
     };
@@ -193,11 +194,11 @@ pub struct KindError {
 
 impl FromStr for Kind {
     type Err = KindError;
-    /// Takes the word, its plural and the short name.
+    /// Takes the word, the short name, and the plurals of both.
     fn from_str(text: &str) -> Result<Kind, KindError> {
-        let means = |kind: &&Kind| {
-            text == kind.word() || text == kind.short() || text.strip_suffix('s') == Some(kind.word())
-        };
+        let singular = text.strip_suffix('s').unwrap_or(text);
+        let means =
+            |kind: &&Kind| [kind.word(), kind.short()].iter().any(|word| *word == text || *word == singular);
         Kind::ALL.iter().find(means).copied().ok_or_else(|| KindError { word: text.to_owned() })
     }
 }

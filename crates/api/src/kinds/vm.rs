@@ -46,6 +46,9 @@ pub const DEFAULT_NETWORK: &str = "default";
 pub struct Spec {
     /// The image that its root disk is cloned from.
     pub image: Name,
+    /// The version of the image; the current one when it is placed, when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_version: Option<String>,
     /// Virtual CPUs.
     #[serde(default = "default_cpus")]
     pub cpus: u64,
@@ -279,6 +282,7 @@ impl Spec {
     pub fn of_image(image: Name) -> Spec {
         Spec {
             image,
+            image_version: None,
             cpus: default_cpus(),
             memory: default_memory(),
             running: default_running(),
@@ -299,6 +303,7 @@ impl SpecRules for Spec {
 
     const FIELDS: &'static [Field] = &[
         ("image", "the image that its root disk is cloned from; fixed for life"),
+        ("image_version", "the version of the image; the current one when left out; fixed for life"),
         ("cpus", "virtual CPUs, 1 to 32; a change takes effect when the VM starts next"),
         ("memory", "memory of the guest, 64MiB to 1TiB; a change takes effect when the VM starts next"),
         ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
@@ -367,6 +372,7 @@ impl SpecRules for Spec {
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
         let image = fields.required("image");
+        let image_version = fields.optional("image_version");
         let cpus = fields.number("cpus", 1..=CPUS_MAX, default_cpus());
         let memory = fields.or("memory", default_memory());
         let running = fields.or("running", default_running());
@@ -394,6 +400,7 @@ impl SpecRules for Spec {
         let image = image?;
         Some(Spec {
             image,
+            image_version,
             cpus,
             memory,
             running,
@@ -422,6 +429,7 @@ impl SpecRules for Spec {
         let reason = "it is fixed when a VM is made; delete the VM and make it again";
         let frozen = [
             ("image", self.image != next.image),
+            ("image_version", self.image_version != next.image_version),
             ("nics", self.nics != next.nics),
             ("ports", self.ports != next.ports),
             ("first_boot", self.first_boot != next.first_boot),

@@ -1,5 +1,6 @@
 //! A **worker**: a machine that runs VMs. It registers itself; people cordon and drain it.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -12,23 +13,44 @@ use crate::reader::Reader;
 pub struct Spec {
     /// No new VM is placed on it while this is true; those that run go on.
     pub cordoned: bool,
+    /// It is to be emptied: no new VM is placed on it, and members of groups are made again elsewhere.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
 }
 
-/// Nothing is chosen for a worker yet.
+impl Spec {
+    /// Whether new VMs may be placed on it.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        !self.cordoned && !self.draining
+    }
+}
+
+/// What was decided about a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Choice {}
+pub struct Choice {
+    /// Since when it has not been seen alive, on the clock of the leader that noticed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub away_since: Option<Timestamp>,
+    /// It counts as lost: groups replace their members that are on it. Until it is seen alive again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
+}
 
 impl SpecRules for Spec {
     const ABOUT: &'static str = "a machine that runs VMs; it registers itself when its agent starts";
 
-    const FIELDS: &'static [Field] = &[("cordoned", "no new VM is placed on it while this is true; those that run go on")];
+    const FIELDS: &'static [Field] = &[
+        ("cordoned", "no new VM is placed on it while this is true; those that run go on"),
+        ("draining", "it is to be emptied: cordoned, and members of groups are made again elsewhere"),
+    ];
 
     fn shortest() -> Option<Value> {
         Some(json!({}))
     }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
-        Some(Spec { cordoned: fields.or("cordoned", false) })
+        Some(Spec { cordoned: fields.or("cordoned", false), draining: fields.or("draining", false) })
     }
 }

@@ -9,15 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::arguments::disks::{Attach, Create, Detach, Filesystem, Grow, Growth, Move};
 use crate::arguments::{Goal, Patience};
-use crate::cluster::{Cluster, manifest_of};
+use crate::change::change_spec;
+use crate::cluster::Cluster;
 use crate::failure::{Code, Failure};
 use crate::target::{self, Target};
 use crate::terminal::{print, say};
 use crate::verbs::apply;
 use crate::waiting::{self, Wish};
-
-/// How often a change is made anew because somebody else changed the object meanwhile.
-const TRIES_MAX: usize = 5;
 
 pub(crate) async fn create(cluster: &Cluster, words: &Create) -> Result<Code> {
     let Target::Object(object) = target::read_single(&words.target)? else {
@@ -220,28 +218,4 @@ async fn change_machine(
         }
     }
     Ok(Code::Done)
-}
-
-/// Reads the object, changes its specification and writes it back, anew when somebody else was faster.
-async fn change_spec(
-    cluster: &Cluster,
-    object: &ObjectRef,
-    change: impl Fn(&mut Value) -> Result<(), Failure>,
-) -> Result<Object> {
-    for tried in 1.. {
-        let (read, version) =
-            cluster.object_with_version(object).await.with_context(|| format!("read `{object}`"))?;
-        let mut document = manifest_of(&read);
-        change(&mut document["spec"])?;
-        let request = Apply { documents: vec![document], create_only: false, dry_run: false };
-        match cluster.apply(&request, Some(&version)).await {
-            Ok(applied) => {
-                applied.changes.iter().try_for_each(|change| print(&apply::summary(change)))?;
-                return cluster.object(object).await.with_context(|| format!("read `{object}`"));
-            }
-            Err(error) if error.status() == Some(412) && tried < TRIES_MAX => {}
-            Err(error) => return Err(error).with_context(|| format!("change `{object}`")),
-        }
-    }
-    Err(Failure::new(Code::Conflict, format!("others change {object} all the time")).into())
 }

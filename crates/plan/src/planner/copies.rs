@@ -91,7 +91,7 @@ fn begin(
         uid: inputs.uid(0),
         generation: 1,
         labels: owner.labels.clone(),
-        owner: Some(Owner { object: volume.clone(), uid: owner.uid }),
+        owner: Some(Owner::new(volume.clone(), owner.uid)),
         changed_at: inputs.now,
         deleting_since: None,
         restarts_asked: 0,

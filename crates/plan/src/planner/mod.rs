@@ -39,7 +39,16 @@ pub struct Inputs {
     pub now: Timestamp,
     /// A number that nobody else has: where fresh uids come from.
     pub fresh: u128,
+    /// When the linearizable read was made that the view has reached since, on the leader's clock. What may take something
+    /// away from people rests on a view that is known to be young.
+    pub view_read_at: Option<Timestamp>,
 }
+
+/// The greatest age of a view that an available member of a group is retired on.
+pub const VIEW_AGE_MAX: Span = Span::from_millis(1_000);
+
+/// When a plan that needs a younger view is made again.
+pub const STALE_PAUSE: Span = Span::from_millis(250);
 
 impl Inputs {
     /// The fresh uid number `index` of this plan.
@@ -48,6 +57,20 @@ impl Inputs {
         // Fresh numbers are drawn far apart (they are UUIDs), so neighbours are free.
         Uid::from_bits(self.fresh.wrapping_add(index as u128))
     }
+
+    /// Whether the view is young enough to retire what it shows as one of many.
+    #[must_use]
+    pub fn view_is_fresh(&self) -> bool {
+        // A read that is yet to come was made before somebody set the clock back.
+        self.view_read_at.is_some_and(|at| at <= self.now && since(at, self.now) < VIEW_AGE_MAX)
+    }
+}
+
+/// How long ago `at` was; nothing when it is yet to come, as on a clock that runs ahead.
+#[must_use]
+pub fn since(at: Timestamp, now: Timestamp) -> Span {
+    let millis = now.as_millisecond().saturating_sub(at.as_millisecond());
+    Span::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
 /// What a planner decided. One plan is one transaction: all or nothing.
@@ -163,6 +186,7 @@ pub fn complete(view: &View, object: &ObjectRef, plan: Plan, now: Timestamp) -> 
         let before = view.decided(object);
         let after = Decided {
             uid: asked.meta.uid,
+            at_rest_since: at_rest_since(before.map(AsRef::as_ref), &plan.waiting_on, now),
             waiting_on: conditions(before.map_or(&[], |decided| &decided.waiting_on), plan.waiting_on, now),
             choice: plan
                 .choice
@@ -180,6 +204,12 @@ pub fn complete(view: &View, object: &ObjectRef, plan: Plan, now: Timestamp) -> 
         return None;
     }
     Some(Transaction::on(view, own_keys(view, object).into_iter().chain(plan.rests_on), writes))
+}
+
+/// Since when it waits for nothing; only noted of what has waited.
+fn at_rest_since(before: Option<&Decided>, waiting_on: &[WaitingOn], now: Timestamp) -> Option<Timestamp> {
+    let before = before.filter(|_| waiting_on.is_empty())?;
+    if before.waiting_on.is_empty() { before.at_rest_since } else { Some(now) }
 }
 
 /// The new conditions; those that held before keep their beginning.

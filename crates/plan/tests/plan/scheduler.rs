@@ -10,7 +10,14 @@ use crate::world::{Random, worker_id, world};
 
 fn need(cpus: u64, mebibytes: u64) -> Need {
     let architecture = "x86_64".to_owned();
-    Need { cpus, memory: ByteSize::from_mib(mebibytes), architecture, pinned: None, ports: Vec::new() }
+    Need {
+        cpus,
+        memory: ByteSize::from_mib(mebibytes),
+        architecture,
+        pinned: None,
+        ports: Vec::new(),
+        group: None,
+    }
 }
 
 fn verdict(verdict: &Verdict) -> String {

@@ -45,7 +45,16 @@ fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
             // Which copy may go when its volume takes copies in turn is judged by `check_copies`.
             Write::Delete(_) if moves::is_taken_in_turn(before, object) => true,
             Write::Delete(_) => before.asked(object).is_some_and(|asked| {
-                // One batch may ask for the end of a child and carry it out.
+                // One batch may ask for the end of a child and carry it out; `members_let_go` judges whether it may.
+                let is_members = |object: &ObjectRef| {
+                    let owner = before.asked(object).and_then(|asked| asked.meta.owner.as_ref());
+                    owner.is_some_and(|owner| owner.object.kind == Kind::ScaleGroup)
+                };
+                if is_members(object)
+                    || asked.meta.owner.as_ref().is_some_and(|owner| is_members(&owner.object))
+                {
+                    return true;
+                }
                 let owner = asked.meta.owner.as_ref().and_then(|owner| before.asked(&owner.object));
                 [Some(&asked.meta), owner.map(|owner| &owner.meta)]
                     .into_iter()
@@ -78,16 +87,18 @@ fn check_choice(key: &Key, write: &Write, before: &View) -> Checked {
     let worker = ObjectRef::new(Kind::Worker, chosen.worker_name.clone());
     let open = before.living(&worker).is_some_and(|asked| {
         asked.meta.uid == chosen.worker.uid()
-            && matches!(&asked.spec, Spec::Worker(spec) if !spec.cordoned)
+            && matches!(&asked.spec, Spec::Worker(spec) if !spec.cordoned && !spec.draining)
             && before.alive(chosen.worker).is_some()
     });
     if !open {
         return violated("rule 3", format!("{object} was placed on {worker}, which takes nothing now"));
     }
-    let Some(Spec::Vm(spec)) = before.asked(object).map(|asked| &asked.spec) else { return Ok(()) };
+    let Some(asked) = before.asked(object) else { return Ok(()) };
+    let Spec::Vm(spec) = &asked.spec else { return Ok(()) };
     let image = ObjectRef::new(Kind::Image, spec.image.clone());
-    let current = match before.living(&image).map(|asked| &asked.spec) {
-        Some(Spec::Image(image)) => Some(image.current.clone()),
+    let image_asked = if asked.meta.owner.is_some() { before.asked(&image) } else { before.living(&image) };
+    let current = match image_asked.map(|asked| &asked.spec) {
+        Some(Spec::Image(image)) => Some(spec.image_version.clone().unwrap_or_else(|| image.current.clone())),
         _ => None,
     };
     if current.as_ref() != Some(&chosen.image_version) {

@@ -12,6 +12,10 @@ impl Cluster {
     /// Something happens to one worker.
     pub(crate) fn worker_fault(&mut self) -> Checked {
         let index = self.rng.below(self.workers.len());
+        if self.has_groups && self.rng.once_in(3) {
+            self.broken_members_end(index);
+            return Ok(());
+        }
         match self.rng.below(12) {
             10 => self.part_rots(index),
             0 | 1 => {
@@ -75,6 +79,11 @@ impl Cluster {
                 self.counts.add("fault: guest shut down");
             }
         }
+        self.end_guest(index, vm);
+    }
+
+    /// A guest's machine ends, and its agent may see it.
+    pub(crate) fn end_guest(&mut self, index: usize, vm: VmId) {
         self.workers[index].host.exit(vm);
         look(&mut self.workers[index], vm);
     }

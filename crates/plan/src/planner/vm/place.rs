@@ -23,10 +23,16 @@ use crate::view::View;
 ///
 /// # Errors
 /// The reason to wait when its image is not known.
-pub fn need(view: &View, spec: &VmSpec) -> Result<Need, WaitingOn> {
-    let architecture = current_version(view, spec)?.architecture.clone();
-    let ports = worker_ports(spec).collect();
-    Ok(Need { cpus: spec.cpus, memory: spec.memory, architecture, pinned: pinned(view, spec)?, ports })
+pub fn need(view: &View, meta: &Meta, spec: &VmSpec) -> Result<Need, WaitingOn> {
+    let architecture = image_version(view, meta, spec)?.architecture.clone();
+    Ok(Need {
+        cpus: spec.cpus,
+        memory: spec.memory,
+        architecture,
+        pinned: pinned(view, spec)?,
+        ports: worker_ports(spec).collect(),
+        group: group(meta).map(|group| group.uid),
+    })
 }
 
 /// The worker that the attached volumes are on, if they are anywhere yet.
@@ -43,24 +49,34 @@ fn pinned(view: &View, spec: &VmSpec) -> Result<Option<WorkerId>, WaitingOn> {
     Ok(pinned)
 }
 
-fn current_version<'a>(view: &'a View, spec: &VmSpec) -> Result<&'a image::Version, WaitingOn> {
+/// The group that a VM is a member of.
+fn group(meta: &Meta) -> Option<&Owner> {
+    meta.owner.as_ref().filter(|owner| owner.object.kind == Kind::ScaleGroup)
+}
+
+fn image_version<'a>(
+    view: &'a View,
+    meta: &Meta,
+    spec: &VmSpec,
+) -> Result<&'a image::Version, WaitingOn> {
     let image = ObjectRef::new(Kind::Image, spec.image.clone());
-    let Some(Spec::Image(image_spec)) = view.living(&image).map(|asked| &asked.spec) else {
+    // An image that is to go stays while a group names it, and its members are replaced meanwhile.
+    let asked = if group(meta).is_some() { view.asked(&image) } else { view.living(&image) };
+    let Some(Spec::Image(image_spec)) = asked.map(|asked| &asked.spec) else {
         return Err(WaitingOn::Missing { object: image });
     };
-    image_spec.current_version().ok_or_else(|| WaitingOn::ImageVersion {
-        image: spec.image.clone(),
-        version: image_spec.current.clone(),
-    })
+    let version = spec.image_version.as_ref().unwrap_or(&image_spec.current);
+    let found = image_spec.versions.iter().find(|found| found.version == *version);
+    found.ok_or_else(|| WaitingOn::ImageVersion { image: spec.image.clone(), version: version.clone() })
 }
 
 /// Chooses everything that is fixed for the VM's life. The error is the reason to wait.
 pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     // What an index leads back to is looked at before what anybody may take: an address, and room. So the reason to wait
     // changes only when this VM is woken.
-    let version = current_version(vm.view, vm.spec)?;
+    let version = image_version(vm.view, vm.meta, vm.spec)?;
     let disks = choose_disks(vm, version, inputs)?;
-    let need = need(vm.view, vm.spec)?;
+    let need = need(vm.view, vm.meta, vm.spec)?;
     let nics = nics::choose(vm)?;
     let scheduled = schedule(vm.view, &need);
     let Some((worker, worker_name)) = scheduled.worker else {
@@ -111,7 +127,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
 
 /// Why no worker can take it.
 fn nowhere(view: &View, need: Need, missing: Missing) -> WaitingOn {
-    let Need { cpus, memory, architecture, pinned, ports } = need;
+    let Need { cpus, memory, architecture, pinned, ports, .. } = need;
     let pinned = pinned.and_then(|worker| Some((worker, view.object_of(worker.uid())?.name.clone())));
     match (pinned, missing) {
         (_, Missing::Places) => WaitingOn::WorkersFull,
@@ -185,7 +201,7 @@ fn own_disk(
         uid,
         generation: 1,
         labels: vm.meta.labels.clone(),
-        owner: Some(Owner { object: vm.object.clone(), uid: vm.meta.uid }),
+        owner: Some(Owner::new(vm.object.clone(), vm.meta.uid)),
         changed_at: inputs.now,
         deleting_since: None,
         restarts_asked: 0,

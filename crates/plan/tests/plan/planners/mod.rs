@@ -1,6 +1,7 @@
 //! The planners: what each writes for one object, plan after plan until nothing is left to write.
 
 mod delete;
+mod groups;
 mod keep;
 mod leases;
 mod moves;

@@ -105,11 +105,11 @@ fn a_worker_goes_when_nothing_is_left_on_it() {
     ");
     assert_snapshot!(plans("rack
         worker n9 deleting away
-        vm a on=n9 observed=running", "worker/n9"), @"put decided worker/n9 since 60 waits: volume/a-root still uses it");
+        vm a on=n9 observed=running", "worker/n9"), @"put decided worker/n9 away since 60, since 60 waits: volume/a-root still uses it");
     assert_snapshot!(plans("rack
         worker n9 deleting away
         vm a on=n9
-        drop asked/vm/a", "worker/n9"), @"put decided worker/n9 since 60 waits: volume/a-root still uses it");
+        drop asked/vm/a", "worker/n9"), @"put decided worker/n9 away since 60, since 60 waits: volume/a-root still uses it");
     assert_snapshot!(plans("worker n1 deleting away
         opaque alive/{worker/n1}", "worker/n1"), @"put decided worker/n1 since 60 waits: the agent on `n1` still runs");
     assert_snapshot!(guarded("worker n1 deleting away", "worker/n1"), @"

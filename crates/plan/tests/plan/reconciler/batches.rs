@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::{Key, Kind, Spec};
 use lightbyte_plan::reconciler::{OVERLAYS_MAX, PLANS_PER_TURN_MAX};
-use lightbyte_plan::transaction::WRITES_MAX;
+use lightbyte_plan::transaction::{FIRST_BOOT_BYTES_MAX, Transaction, WRITES_MAX, Write};
 
 use super::{Leading, same};
 use crate::world::{name, object, transaction};
@@ -175,7 +175,7 @@ fn with_many_children() -> Leading {
 fn a_plan_that_no_transaction_can_hold_is_quarantined_and_the_others_go_on() {
     let mut leading = with_many_children();
     leading.settle();
-    assert_snapshot!(leading.last(), @"put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: its planner failed: its plan needs more than 128 writes or 128 guards");
+    assert_snapshot!(leading.last(), @"put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: its planner failed: its plan needs more than 128 writes or 128 guards, or is too large");
     // The others are not held up.
     let mut asked = leading.store.view().asked(&object("vm/b")).expect("the VM").as_ref().clone();
     if let Spec::Vm(spec) = &mut asked.spec {
@@ -206,4 +206,19 @@ fn a_plan_that_no_transaction_can_hold_is_quarantined_and_the_others_go_on() {
     put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 60 waits: worker `n1` to remove it, since 60 waits: its child volume/a-root to go
     put decided volume/a-root on n1, since 60 waits: worker `n1` to remove it
     ");
+}
+
+/// The store refuses what is larger than a request may be, and it would be sent again for ever.
+#[test]
+fn a_batch_is_no_larger_than_the_store_takes() {
+    let script = "x".repeat(32_000);
+    let vms = (0..60).map(|index| {
+        format!(r#"asked vm/v{index} {{"image": "demo", "nics": [], "memory": "64MiB", "first_boot": {{"script": "{script}"}}}}"#)
+    });
+    let vms: Vec<String> = vms.collect();
+    let world = format!("worker n1 cpus=100 memory=64GiB\nimage demo v1\n{}", vms.join("\n"));
+    let leading = Leading::settled(&world);
+    let bytes = |batch: &Transaction| batch.writes.values().map(Write::first_boot_bytes).sum::<usize>();
+    assert!(leading.batches.iter().all(|batch| bytes(batch) <= FIRST_BOOT_BYTES_MAX));
+    assert_eq!(leading.batches.iter().map(bytes).sum::<usize>(), 60 * 32_000, "all were placed");
 }

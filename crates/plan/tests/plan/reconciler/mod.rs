@@ -6,6 +6,7 @@
 
 mod batches;
 mod conflicts;
+mod losses;
 mod waits;
 mod waking;
 
@@ -95,6 +96,7 @@ impl Leading {
         let changed = self.store.follow(&mut self.fed);
         self.fed.check().expect("indexes that say what the entries say");
         self.reconciler.feed(self.fed.clone(), Some(&changed));
+        self.reconciler.confirm(self.fed.revision(), self.now);
     }
 
     /// Turns and feeds until nothing is left to do at this time.

@@ -97,7 +97,8 @@ fn ask(store: &mut Store, object: ObjectRef, spec: Spec, line: &Line<'_>) {
         labels,
         owner: line.get("owner").map(|owner| {
             let object: ObjectRef = owner.parse().expect("an object");
-            Owner { uid: uid(&object), object }
+            let version = line.get("version").map(|version| version.parse().expect("a number"));
+            Owner { uid: uid(&object), object, version }
         }),
         changed_at: at(0),
         deleting_since: line.has("deleting").then(|| at(30)),
@@ -109,7 +110,12 @@ fn ask(store: &mut Store, object: ObjectRef, spec: Spec, line: &Line<'_>) {
 fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
     let object = ObjectRef::new(Kind::Worker, given.clone());
     let worker = WorkerId::new(uid(&object));
-    ask(store, object, Spec::Worker(worker::Spec { cordoned: line.has("cordoned") }), line);
+    ask(
+        store,
+        object,
+        Spec::Worker(worker::Spec { cordoned: line.has("cordoned"), draining: line.has("draining") }),
+        line,
+    );
     let boot_id = "boot-1".to_owned();
     if !line.has("silent") {
         let said = ObservedWorker {
@@ -199,6 +205,7 @@ fn squatted(store: &mut Store, network: &Name, address: &str) {
 
 fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
     let mut spec = vm::Spec::of_image(line.or("image", "demo"));
+    spec.image_version = line.get("image_version").map(ToOwned::to_owned);
     spec.cpus = line.or("cpus", "1");
     spec.memory = line.or("memory", "128MiB");
     spec.running = !line.has("stopped");

@@ -14,8 +14,10 @@ use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{Lease, Observed, ObservedVm, ObservedVolume, Squatter, VmPhase, VolumePhase};
 use lightbyte_api::records::{AddressClaim, WorkerLedger};
+use lightbyte_api::waiting::{Waiting, WorkerTask};
 use lightbyte_api::{
-    ByteSize, Choice, Decided, Key, Kind, MacAddress, Name, ObjectRef, Spec, VolumeId, WorkerId,
+    ByteSize, Choice, Decided, Key, Kind, MacAddress, Name, ObjectRef, Spec, Uid, VolumeId, WaitingOn,
+    WorkerId,
 };
 
 use super::lines::Line;
@@ -103,7 +105,18 @@ pub(super) fn vm(
     charge(store, worker, spec);
     assign(store, object, spec, &placement, line);
     let choice = Choice::Vm(vm::Choice { placement: Some(placement) });
-    store.put(&Key::Decided(object.clone()), Decided { uid: owner, waiting_on: Vec::new(), choice });
+    // `unready_since=20`: its planner has told since when it is not as asked.
+    let unready = line.get("unready_since").map(|since| Waiting {
+        on: WaitingOn::Worker { worker: worker_name.clone(), to: WorkerTask::Start },
+        since: at(since.parse().expect("seconds")),
+    });
+    let decided = Decided {
+        uid: owner,
+        waiting_on: unready.into_iter().collect(),
+        at_rest_since: line.get("rests_since").map(|since| at(since.parse().expect("seconds"))),
+        choice,
+    };
+    store.put(&Key::Decided(object.clone()), decided);
     report(store, object, worker, line);
     root_volume(store, &volume, object, spec, worker, line);
 }
@@ -192,6 +205,7 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         Some("starting") => VmPhase::Starting,
         Some("running") => VmPhase::Running,
         Some("crashed") => VmPhase::Crashed,
+        Some("off") => VmPhase::Off,
         Some("stopping") => VmPhase::Stopping,
         Some("stopped") => VmPhase::Stopped,
         Some(other) => panic!("`{other}` is no phase"),
@@ -202,7 +216,7 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         phase,
         since: at(20),
         shape: line.or("seen_shape", line.get("shape").unwrap_or("1")),
-        restarts: 0,
+        restarts: line.or("ended", "0"),
         restarts_done: line.or("at_restarts", line.get("restarts").unwrap_or("0")),
         boot: None,
         health: line.get("health").map(health),
@@ -265,7 +279,7 @@ fn root_volume(
         uid: host_object.uid,
         generation: 1,
         labels: std::collections::BTreeMap::new(),
-        owner: Some(Owner { object: vm.clone(), uid: uid(vm) }),
+        owner: Some(Owner::new(vm.clone(), uid(vm))),
         changed_at: at(0),
         deleting_since: (removing || line.has("volume_deleting")).then(|| at(30)),
         restarts_asked: 0,
@@ -280,7 +294,7 @@ fn root_volume(
     store.put(&Key::Asked(volume.clone()), Asked { meta, spec: Spec::Volume(asked) });
     if state >= VolumeState::Assigned {
         let choice = Choice::Volume(volume::Choice { worker: Some(worker), ..volume::Choice::default() });
-        let decided = Decided { uid: host_object.uid, waiting_on: Vec::new(), choice };
+        let decided = content(host_object.uid, choice);
         store.put(&Key::Decided(volume.clone()), decided);
         let assigned = AssignedVolume {
             sequence: if removing { 2 } else { 1 },
@@ -306,7 +320,11 @@ fn root_volume(
 
 /// Puts a choice.
 pub(super) fn decide(store: &mut Store, object: &ObjectRef, choice: Choice) {
-    store.put(&Key::Decided(object.clone()), Decided { uid: uid(object), waiting_on: Vec::new(), choice });
+    store.put(&Key::Decided(object.clone()), content(uid(object), choice));
+}
+
+fn content(uid: Uid, choice: Choice) -> Decided {
+    Decided { uid, waiting_on: Vec::new(), at_rest_since: None, choice }
 }
 
 /// The disk of a volume or a snapshot on its worker, assigned and reported as the line says; and what another worker has of it.

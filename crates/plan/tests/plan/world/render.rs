@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, AssignedVolume, Source};
 use lightbyte_api::firewall::Opening;
+use lightbyte_api::kinds::scalegroup;
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Record;
@@ -143,7 +144,9 @@ impl Show for Asked {
     fn show(&self, _: &Names) -> String {
         let Asked { meta, spec } = self;
         let what = match spec {
+            Spec::Worker(spec) if spec.draining => "draining".to_owned(),
             Spec::Worker(spec) => if spec.cordoned { "cordoned" } else { "schedulable" }.to_owned(),
+            Spec::ScaleGroup(spec) => format!("{} of {}", spec.replicas, spec.template.vm.image),
             Spec::Image(spec) => format!("current {}", spec.current),
             Spec::Network(spec) => spec.pool().map_or_else(
                 || "by DHCP".to_owned(),
@@ -167,6 +170,9 @@ impl Show for Asked {
         }
         if let Some(owner) = &meta.owner {
             text.push_str(&format!(" of {}", owner.object));
+            if let Some(version) = owner.version {
+                text.push_str(&format!(" version {version}"));
+            }
         }
         if meta.restarts_asked > 0 {
             text.push_str(&format!(" restarts {}", meta.restarts_asked));
@@ -214,12 +220,42 @@ impl Show for Decided {
                 let other = elsewhere(names, choice.elsewhere).map(|other| format!(" {other}"));
                 format!("on {} {}{}", names.worker(worker.uid()), choice.size, other.unwrap_or_default())
             }),
+            Choice::Worker(choice) => choice.away_since.map(|since| {
+                let since = since.as_second() - at(0).as_second();
+                format!("away since {since}{}", if choice.lost { " lost" } else { "" })
+            }),
+            Choice::ScaleGroup(choice) => Some(group(names, choice)),
             _ => None,
         };
         let waits = self.waiting_on.iter().map(|waiting| waiting.show(names));
         let parts: Vec<String> = choice.into_iter().chain(waits).collect();
         if parts.is_empty() { "content".to_owned() } else { parts.join(", ") }
     }
+}
+
+/// What was chosen for a group, on one line.
+fn group(names: &Names, choice: &scalegroup::Choice) -> String {
+    let number = |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |number| number.to_string());
+    let versions =
+        choice.versions.iter().map(|version| format!("{}:{}", version.number, version.image_version));
+    let mut text = format!(
+        "made {}, versions {}, target {}, stable {}",
+        choice.members_made,
+        versions.collect::<Vec<_>>().join(","),
+        number(choice.target),
+        number(choice.stable)
+    );
+    if let Some(rejected) = &choice.rejected {
+        text.push_str(&format!(", rejected {}", rejected.version));
+    }
+    for retiring in &choice.retiring {
+        let because = format!("{:?}", retiring.because).to_lowercase();
+        text.push_str(&format!(", retiring {} for {because}", names.show(retiring.uid)));
+    }
+    if let Some(healing) = choice.healing {
+        text.push_str(&format!(", heals {}", healing.left));
+    }
+    text
 }
 
 fn elsewhere(names: &Names, elsewhere: Option<lightbyte_api::WorkerId>) -> Option<String> {

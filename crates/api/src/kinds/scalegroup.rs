@@ -1,0 +1,298 @@
+//! A **scale group**: keeps a number of VMs of one template alive and healthy, and rolls them forward when the template changes.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Field, SpecRules, vm};
+use crate::manifest::read_labels;
+use crate::name::Name;
+use crate::object::ObjectRef;
+use crate::reader::Reader;
+use crate::uid::Uid;
+use crate::units::Span;
+
+/// The most members of a group.
+pub const REPLICAS_MAX: u64 = 1_000;
+/// How many versions a group remembers besides those that are in use.
+pub const VERSIONS_KEPT: usize = 10;
+/// The shortest time that a member is given to become available.
+pub const WITHIN_MIN: Span = Span::from_secs(10);
+/// The longest time of a policy.
+pub const SPAN_MAX: Span = Span::from_secs(24 * 60 * 60);
+
+/// What is asked of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// How many members it has.
+    #[serde(default = "default_replicas")]
+    pub replicas: u64,
+    /// What its members are made of.
+    pub template: Template,
+    /// How members are replaced when the template changes, or their worker is drained.
+    #[serde(default)]
+    pub update: Update,
+    /// When a member that does not work is replaced.
+    #[serde(default)]
+    pub healing: Healing,
+}
+
+/// What the members of a group are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    /// The labels of each member.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What is asked of each member.
+    #[serde(flatten)]
+    pub vm: vm::Spec,
+}
+
+/// How members are replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Update {
+    /// How many more than `replicas` may live meanwhile.
+    pub max_surge: u64,
+    /// How many of `replicas` may be missing meanwhile.
+    pub max_unavailable: u64,
+    /// How long a member must have been ready until it counts as available.
+    pub ready_for: Span,
+    /// How long a member of a new version may take to become available, before the update has failed.
+    pub within: Span,
+    /// Whether a new current version of the image updates the group.
+    pub follow_image: bool,
+    /// Whether a failed update goes back to the last version that worked.
+    pub roll_back: bool,
+}
+
+/// When a member that does not work is replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Healing {
+    /// How long a member may be unready.
+    pub after: Span,
+}
+
+impl Default for Update {
+    fn default() -> Update {
+        Update {
+            max_surge: 1,
+            max_unavailable: 0,
+            ready_for: Span::from_secs(0),
+            within: Span::from_secs(300),
+            follow_image: false,
+            roll_back: true,
+        }
+    }
+}
+
+impl Default for Healing {
+    fn default() -> Healing {
+        Healing { after: Span::from_secs(180) }
+    }
+}
+
+const fn default_replicas() -> u64 {
+    1
+}
+
+/// What the group's planner chose. Its members are the VMs that it owns.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Choice {
+    /// How many members were ever made: where the names of the next ones begin.
+    pub members_made: u64,
+    /// The versions of the template, oldest first: those that members are made of, and some before them.
+    pub versions: Vec<Version>,
+    /// The version that all members are to be of; none before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<u64>,
+    /// The last version that the whole group was available with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stable: Option<u64>,
+    /// The version that failed and is not tried again until something else is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Rejected>,
+    /// Members that are being let go.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub retiring: Vec<Retiring>,
+    /// How many failed members may still be replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healing: Option<HealingBucket>,
+}
+
+/// A version: what members are made of, fixed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Its number, from 1.
+    pub number: u64,
+    /// The template.
+    pub template: Template,
+    /// The version of the image.
+    pub image_version: String,
+    /// When it was first asked for, on the leader's clock.
+    pub made_at: Timestamp,
+}
+
+/// A version that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Its number.
+    pub version: u64,
+    /// The member that failed.
+    pub member: Name,
+    /// In words.
+    pub because: String,
+}
+
+/// A member that is being let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retiring {
+    /// The member.
+    pub uid: Uid,
+    /// Why.
+    pub because: RetiredFor,
+}
+
+/// Why a member is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RetiredFor {
+    /// There are more than were asked for.
+    Scale,
+    /// It is of another version.
+    Update,
+    /// Its worker is being drained.
+    Drain,
+    /// It was unready for too long.
+    Health,
+    /// Its worker is lost.
+    WorkerLoss,
+}
+
+/// A token bucket: how many failed members may be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealingBucket {
+    /// How many may be, at `at`.
+    pub left: u64,
+    /// When that was counted, on the leader's clock.
+    pub at: Timestamp,
+    /// How many were replaced since all members were last available.
+    pub streak: u64,
+}
+
+impl SpecRules for Spec {
+    const ABOUT: &'static str = "a number of VMs of one template, kept alive and rolled forward";
+
+    const FIELDS: &'static [Field] = &[
+        ("replicas", "how many members it has, at most 1000; 1 when left out"),
+        ("template", "what its members are made of: `labels`, and the fields of a VM, see `lightbyte explain vm`"),
+        ("update", "how members are replaced when the template changes, or their worker is drained"),
+        ("update.max_surge", "how many more than `replicas` may live meanwhile; 1 when left out"),
+        ("update.max_unavailable", "how many of `replicas` may be missing meanwhile; 0 when left out"),
+        (
+            "update.ready_for",
+            "how long a member must have been ready until it counts as available; 0s when left out",
+        ),
+        (
+            "update.within",
+            "how long a member of a new version may take to become available, 10s to 24h; 5m when left out",
+        ),
+        (
+            "update.follow_image",
+            "whether a new current version of the image updates the group; not when left out",
+        ),
+        (
+            "update.roll_back",
+            "whether an update that failed goes back to the last version that worked, as when left out; else it stands still",
+        ),
+        ("healing", "when a member that does not work is replaced"),
+        (
+            "healing.after",
+            "how long a member may be unready before it is replaced, 10s to 24h; 3m when left out",
+        ),
+    ];
+
+    fn shortest() -> Option<Value> {
+        Some(json!({ "template": { "image": "demo" } }))
+    }
+
+    fn read(fields: &mut Reader<'_>) -> Option<Spec> {
+        let replicas = fields.number("replicas", 0..=REPLICAS_MAX, default_replicas());
+        if !fields.has("template") {
+            let hint = "such as template: {image: demo}".to_owned();
+            fields.problem("template", "is missing", Some(hint));
+        }
+        let template = fields.object("template", read_template);
+        let update = fields.object("update", read_update).unwrap_or_default();
+        let healing = fields.object("healing", read_healing).unwrap_or_default();
+        Some(Spec { replicas, template: template?, update, healing })
+    }
+
+    fn references(&self) -> Vec<ObjectRef> {
+        self.template.vm.references()
+    }
+}
+
+fn read_template(fields: &mut Reader<'_>) -> Option<Template> {
+    let labels = read_labels(fields);
+    let vm = vm::Spec::read(fields)?;
+    if !vm.running {
+        fields.problem("running", "must be true: a group keeps its members running", None);
+    }
+    for (index, disk) in vm.disks.iter().enumerate() {
+        if disk.volume.is_some() && !disk.read_only {
+            let path = format!("disks[{index}].volume");
+            let hint = "give each member a disk of its own: {name, size}; or attach it read-only".to_owned();
+            fields.problem(&path, "cannot be attached to all members, since they write to it", Some(hint));
+        }
+    }
+    if let Some(index) = vm.nics.iter().position(|nic| nic.address.is_some()) {
+        let path = format!("nics[{index}].address");
+        fields.problem(&path, "cannot be that of all members", Some("leave it out".to_owned()));
+    }
+    Some(Template { labels, vm })
+}
+
+fn read_update(fields: &mut Reader<'_>) -> Option<Update> {
+    let default = Update::default();
+    let update = Update {
+        max_surge: fields.number("max_surge", 0..=REPLICAS_MAX, default.max_surge),
+        max_unavailable: fields.number("max_unavailable", 0..=REPLICAS_MAX, default.max_unavailable),
+        ready_for: read_span(fields, "ready_for", default.ready_for, Span::from_secs(0)),
+        within: read_span(fields, "within", default.within, WITHIN_MIN),
+        follow_image: fields.or("follow_image", default.follow_image),
+        roll_back: fields.or("roll_back", default.roll_back),
+    };
+    if update.max_surge == 0 && update.max_unavailable == 0 {
+        let hint = "allow one more or one less: max_surge: 1, or max_unavailable: 1".to_owned();
+        fields.problem("max_surge", "and `max_unavailable` cannot both be 0: nothing could be replaced", Some(hint));
+    }
+    if update.within <= update.ready_for {
+        fields.problem("within", "must be longer than `ready_for`", None);
+    }
+    Some(update)
+}
+
+fn read_healing(fields: &mut Reader<'_>) -> Option<Healing> {
+    Some(Healing { after: read_span(fields, "after", Healing::default().after, WITHIN_MIN) })
+}
+
+fn read_span(fields: &mut Reader<'_>, field: &'static str, default: Span, least: Span) -> Span {
+    let span = fields.or(field, default);
+    if span < least || span > SPAN_MAX {
+        fields.problem(field, format!("must be between {least} and {SPAN_MAX}, is {span}"), None);
+    }
+    span
+}
+
+impl Choice {
+    /// The version with this number.
+    #[must_use]
+    pub fn version(&self, number: u64) -> Option<&Version> {
+        self.versions.iter().find(|version| version.number == number)
+    }
+}

@@ -1,0 +1,393 @@
+//! Scale groups: make members and let them go. Where a member runs, and all else about it, is its own planner's.
+//!
+//! ```text
+//!   asked ──> versions: which one all members are to be of
+//!               │  members: how each one is
+//!               v
+//!             steps: how many to make, which to let go ──> asked of members ──> their planner places them
+//!               │                                  └─────> retiring ──> their end is asked for
+//!               │ end asked
+//!               v
+//!             the end of all members is asked for ──> they are gone ──> end
+//! ```
+
+mod members;
+pub mod steps;
+mod versions;
+
+use lightbyte_api::kinds::scalegroup::{
+    Choice as GroupChoice, HealingBucket, Rejected, Retiring, RetiredFor, Spec as GroupSpec, Version,
+};
+use lightbyte_api::object::{Asked, Meta, Owner};
+use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn};
+
+use self::members::{Member, State};
+use self::steps::{Count, Counted, Service, Steps};
+use super::{Inputs, Plan, STALE_PAUSE, since};
+use crate::transaction::Write;
+use crate::view::View;
+
+/// How many members one plan makes: with what their own plans write, they fit into a few transactions.
+const MADE_PER_PLAN_MAX: usize = 16;
+/// How many members one plan lets go.
+const RETIRED_PER_PLAN_MAX: usize = 16;
+/// How many names are tried for one plan's members besides their own number.
+const NAMES_TRIED_MAX: u64 = 64;
+/// The share of a group, in hundredths, whose failed members are replaced without a pause; two always are.
+const HEALED_PERCENT_MAX: u64 = 30;
+/// After how long one more failed member may be replaced, at first.
+const HEALING_PERIOD: Span = Span::from_secs(60);
+/// How often that is doubled at most: an hour and four minutes.
+const HEALING_DOUBLINGS_MAX: u64 = 6;
+
+/// Plans a scale group.
+#[must_use]
+pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
+    let Some(asked) = view.asked(object) else { return Plan::rest() };
+    let Spec::ScaleGroup(spec) = &asked.spec else { return Plan::rest() };
+    // One that cannot be read is no child in any index; it is there.
+    if let Some(key) = unreadable_member(view, object) {
+        return Plan::wait(WaitingOn::Unreadable { key: key.to_string() });
+    }
+    let group = Group { view, object, asked, spec, inputs };
+    if asked.meta.deleting_since.is_some() { group.tear_down() } else { group.keep() }
+}
+
+/// What was decided for a group.
+#[must_use]
+pub fn choice<'a>(view: &'a View, group: &ObjectRef) -> Option<&'a GroupChoice> {
+    match &view.decided(group)?.choice {
+        Choice::ScaleGroup(choice) => Some(choice),
+        _ => None,
+    }
+}
+
+/// How many members are there, and how many of them serve, in numbers for people.
+#[must_use]
+pub fn counts<'a>(view: &'a View, object: &ObjectRef) -> Counts<'a> {
+    let mut counts = Counts::default();
+    let Some(asked) = view.asked(object) else { return counts };
+    let Spec::ScaleGroup(spec) = &asked.spec else { return counts };
+    let target = choice(view, object).and_then(|choice| choice.target);
+    // Without a clock: those that are young count as ready.
+    for member in members::living(view, asked, spec, Timestamp::MAX) {
+        counts.list.push((member.object, member.version));
+        if member.state == State::Lost {
+            continue;
+        }
+        counts.members += 1;
+        counts.ready += usize::from(matches!(member.state, State::Available | State::Young { .. }));
+        counts.updated += usize::from(member.outdated(target).is_none());
+    }
+    counts
+}
+
+/// A group in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts<'a> {
+    /// Members whose end is not asked for, without those on lost workers.
+    pub members: usize,
+    /// Those that serve.
+    pub ready: usize,
+    /// Those that are of the version that all are to be of, and stay where they are.
+    pub updated: usize,
+    /// Each with its version, in the order in which they were made; those on lost workers too.
+    pub list: Vec<(&'a ObjectRef, u64)>,
+}
+
+fn unreadable_member<'a>(view: &'a View, group: &ObjectRef) -> Option<&'a Key> {
+    view.unreadable_asked().find(|key| match key {
+        Key::Asked(object) => members::is_named_like_member(group, object),
+        _ => false,
+    })
+}
+
+struct Group<'a> {
+    view: &'a View,
+    object: &'a ObjectRef,
+    asked: &'a Asked,
+    spec: &'a GroupSpec,
+    inputs: &'a Inputs,
+}
+
+impl Group<'_> {
+    // ------------------------------------------------------------------------------------------------- the end
+
+    fn tear_down(&self) -> Plan {
+        let children = || self.view.children(self.asked.meta.uid);
+        let Some(first) = children().next() else { return Plan::end() };
+        let living = children().filter(|child| self.view.living(child).is_some());
+        let writes = living.take(RETIRED_PER_PLAN_MAX).filter_map(|child| self.end_of(child)).collect();
+        Plan { writes, waiting_on: vec![WaitingOn::Child { child: first.clone() }], ..Plan::rest() }
+    }
+
+    fn end_of(&self, member: &ObjectRef) -> Option<Write> {
+        let asked = self.view.living(member)?;
+        let meta = Meta { deleting_since: Some(self.inputs.now), ..asked.meta.clone() };
+        Some(Write::put(Key::Asked(member.clone()), Asked { meta, spec: asked.spec.clone() }))
+    }
+
+    // ------------------------------------------------------------------------------------------------- its life
+
+    fn keep(&self) -> Plan {
+        let mut choice = choice(self.view, self.object).cloned().unwrap_or_default();
+        let mut plan = Plan::rest();
+        if let Err(hindrance) = versions::choose(self.view, self.spec, &mut choice, self.inputs.now) {
+            plan.waiting_on.push(hindrance);
+        }
+        self.let_go(&mut choice, &mut plan);
+        let is_kept = |member: &Member<'_>| {
+            choice.retiring.iter().all(|retiring| retiring.uid != member.asked.meta.uid)
+        };
+        let mut members = members::living(self.view, self.asked, self.spec, self.inputs.now);
+        members.retain(is_kept);
+        self.judge_update(&mut choice, &members);
+        // Those on lost workers are neither relied on nor let go: they are replaced, and what is then too much goes when
+        // they come back.
+        members.retain(|member| member.state != State::Lost);
+        let count = self.count(&choice, &members);
+        let steps = steps::next(&count);
+        self.carry_out(&steps, &members, &mut choice, &mut plan);
+        if is_whole(&count, &steps) {
+            choice.healing = None;
+            if choice.rejected.is_none() {
+                choice.stable = choice.target;
+            }
+        }
+        self.explain(&choice, &members, &steps, &mut plan);
+        plan.again = self.again(&choice, &members, &steps);
+        let in_use = self.view.children(self.asked.meta.uid).filter_map(|child| self.version_of(child));
+        versions::forget(&mut choice, &in_use.collect());
+        plan.rests_on.push(Key::Asked(ObjectRef::new(Kind::Image, self.spec.template.vm.image.clone())));
+        plan.choice = Some(Choice::ScaleGroup(choice));
+        plan
+    }
+
+    fn version_of(&self, child: &ObjectRef) -> Option<u64> {
+        self.view.asked(child)?.meta.owner.as_ref()?.version
+    }
+
+    /// Asks for the end of those that are let go and that nothing waits for: nothing does yet. Those that are gone are
+    /// forgotten.
+    fn let_go(&self, choice: &mut GroupChoice, plan: &mut Plan) {
+        choice.retiring.retain(|retiring| self.view.object_of(retiring.uid).is_some());
+        let retiring = choice.retiring.iter().filter_map(|retiring| self.view.object_of(retiring.uid));
+        plan.writes.extend(retiring.filter_map(|member| self.end_of(member)));
+    }
+
+    /// Whether the version that the group is being brought to has failed.
+    fn judge_update(&self, choice: &mut GroupChoice, members: &[Member<'_>]) {
+        let (Some(target), Some(stable)) = (choice.target, choice.stable) else { return };
+        if target == stable {
+            return;
+        }
+        let failed = members.iter().filter(|member| member.version == target).find_map(|member| {
+            let State::Bad(trouble) = &member.state else { return None };
+            let reason = trouble.reason.as_ref().map(ToString::to_string);
+            let because = if trouble.ended {
+                reason.unwrap_or_else(|| "it ended by itself".to_owned())
+            } else if trouble.lasts >= self.spec.update.within {
+                let reason = reason.unwrap_or_else(|| "it does not serve".to_owned());
+                format!("not available within {}: {reason}", self.spec.update.within)
+            } else {
+                return None;
+            };
+            Some(Rejected { version: target, member: member.object.name.clone(), because })
+        });
+        if failed.is_some() {
+            choice.rejected = failed;
+            choice.target = Some(stable);
+        }
+    }
+
+    /// How long a member that does not serve is left alone.
+    fn patience(&self, choice: &GroupChoice, member: &Member<'_>) -> Span {
+        // One of a version that has not worked yet is given the time of an update.
+        let is_proven = choice.stable == Some(member.version);
+        let healing = self.spec.healing.after;
+        if is_proven { healing } else { healing.max(self.spec.update.within) }
+    }
+
+    fn count(&self, choice: &GroupChoice, members: &[Member<'_>]) -> Count {
+        let stands_still = choice.rejected.is_some() && !self.spec.update.roll_back;
+        let target = choice.target.filter(|_| !stands_still);
+        let counted = |member: &Member<'_>| Counted {
+            version: member.version,
+            outdated: member.outdated(target),
+            service: member.service(),
+            has_failed: match &member.state {
+                State::Bad(trouble) if trouble.may_be_cured() => {
+                    trouble.ends_always || trouble.lasts >= self.patience(choice, member)
+                }
+                _ => false,
+            },
+            crowd: member.worker.map_or(0, |worker| self.view.placed_of(self.asked.meta.uid, worker)),
+            number: member.number,
+        };
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Count {
+            replicas: size(self.spec.replicas),
+            surge_max: size(self.spec.update.max_surge),
+            unavailable_max: size(self.spec.update.max_unavailable),
+            heals_left: size(self.bucket(choice).left),
+            members: members.iter().map(counted).collect(),
+        }
+    }
+
+    fn carry_out(&self, steps: &Steps, members: &[Member<'_>], choice: &mut GroupChoice, plan: &mut Plan) {
+        let mut healed = 0;
+        let is_fresh = self.inputs.view_is_fresh();
+        for (index, because) in steps.retire.iter().take(RETIRED_PER_PLAN_MAX) {
+            let member = &members[*index];
+            match member.service() {
+                // Nothing but what is known now says that it may go.
+                Service::None => plan.rests_on.extend(member.rests_on()),
+                // How many others are available is what too many keys say: a view that is known to be young stands for them.
+                _ if is_fresh => {}
+                _ => continue,
+            }
+            healed += u64::from(*because == RetiredFor::Health);
+            choice.retiring.push(Retiring { uid: member.asked.meta.uid, because: *because });
+        }
+        if healed > 0 {
+            let bucket = self.bucket(choice);
+            choice.healing = Some(HealingBucket {
+                left: bucket.left.saturating_sub(healed),
+                streak: bucket.streak + healed,
+                ..bucket
+            });
+        }
+        self.make(steps.make.min(MADE_PER_PLAN_MAX), choice, plan);
+    }
+
+    /// Asks for so many members of the target version.
+    fn make(&self, count: usize, choice: &mut GroupChoice, plan: &mut Plan) {
+        let version = choice.target.and_then(|target| choice.version(target)).cloned();
+        let Some(version) = version else { return };
+        let mut made = 0;
+        for number in choice.members_made + 1..=choice.members_made + count as u64 + NAMES_TRIED_MAX {
+            if made == count {
+                break;
+            }
+            choice.members_made = number;
+            let Some(member) = self.free_name(number, &version) else { continue };
+            plan.writes.push(self.member(member, &version, made as u64));
+            made += 1;
+        }
+    }
+
+    /// The name of the member with this number; `None` when somebody else has it, or one that its disks need.
+    fn free_name(&self, number: u64, version: &Version) -> Option<ObjectRef> {
+        let name = self.object.name.child(&number.to_string()).ok()?;
+        let own_disks = version.template.vm.disks.iter().filter(|disk| disk.volume.is_none());
+        let volumes = own_disks.map(|disk| Some(ObjectRef::new(Kind::Volume, name.child(disk.name.as_str()).ok()?)));
+        let mut volumes = volumes.collect::<Option<Vec<_>>>()?.into_iter();
+        let is_free = |object: ObjectRef| !self.view.contains(&Key::Asked(object));
+        let member = ObjectRef::new(Kind::Vm, name);
+        (is_free(member.clone()) && volumes.all(is_free)).then_some(member)
+    }
+
+    fn member(&self, member: ObjectRef, version: &Version, index: u64) -> Write {
+        let owner = Owner {
+            object: self.object.clone(),
+            uid: self.asked.meta.uid,
+            version: Some(version.number),
+        };
+        let meta = Meta {
+            uid: self.inputs.uid(index),
+            generation: 1,
+            labels: version.template.labels.clone(),
+            owner: Some(owner),
+            changed_at: self.inputs.now,
+            deleting_since: None,
+            restarts_asked: 0,
+        };
+        let mut vm = version.template.vm.clone();
+        vm.image_version = Some(version.image_version.clone());
+        Write::put(Key::Asked(member), Asked { meta, spec: Spec::Vm(vm) })
+    }
+
+    // ------------------------------------------------------------------------------------------------- its words
+
+    fn explain(&self, choice: &GroupChoice, members: &[Member<'_>], steps: &Steps, plan: &mut Plan) {
+        if let Some(Rejected { version, member, because }) = &choice.rejected {
+            let because = format!("{member}: {because}");
+            plan.waiting_on.push(WaitingOn::Rejected { version: *version, because });
+        }
+        if steps.healing_pauses {
+            plan.waiting_on.push(WaitingOn::HealingPause);
+        }
+        let made = plan.writes.iter().find_map(|write| match write.key() {
+            Key::Asked(object) if self.view.asked(object).is_none() => Some(object.clone()),
+            _ => None,
+        });
+        let waits_for = members.iter().find(|member| member.state != State::Available);
+        let waits_for = waits_for.map(|member| member.object.clone()).or(made);
+        plan.waiting_on.extend(waits_for.map(|member| WaitingOn::Member { member }));
+        // Those on lost workers go only when these are back.
+        let going = choice.retiring.iter().find_map(|retiring| self.view.object_of(retiring.uid));
+        plan.waiting_on.extend(going.map(|child| WaitingOn::Child { child: child.clone() }));
+    }
+
+    /// When time alone changes something.
+    fn again(&self, choice: &GroupChoice, members: &[Member<'_>], steps: &Steps) -> Option<Span> {
+        let is_updating = choice.stable.is_some() && choice.target != choice.stable;
+        let of_member = |member: &Member<'_>| match &member.state {
+            State::Bad(trouble) => {
+                let is_judged = is_updating && Some(member.version) == choice.target;
+                let patience =
+                    if is_judged { self.spec.update.within } else { self.patience(choice, member) };
+                left_of(patience, trouble.lasts)
+            }
+            State::Young { left } => Some(*left),
+            _ => None,
+        };
+        let bucket = self.bucket(choice);
+        let next_turn = left_of(self.period(&bucket), since(bucket.at, self.inputs.now));
+        let waits_for_view =
+            steps.retire.iter().any(|(index, _)| members[*index].service() != Service::None);
+        members
+            .iter()
+            .filter_map(of_member)
+            .chain(next_turn.filter(|_| steps.healing_pauses))
+            .chain((waits_for_view && !self.inputs.view_is_fresh()).then_some(STALE_PAUSE))
+            .min()
+    }
+
+    /// How many failed members may be replaced now.
+    fn bucket(&self, choice: &GroupChoice) -> HealingBucket {
+        let (now, full) = (self.inputs.now, self.healed_at_once());
+        let Some(bucket) = choice.healing else { return HealingBucket { left: full, at: now, streak: 0 } };
+        let period = self.period(&bucket).millis();
+        let turns = since(bucket.at, now).millis() / period;
+        match bucket.left.saturating_add(turns) {
+            left if left >= full => HealingBucket { left: full, at: now, ..bucket },
+            left => HealingBucket { left, at: later(bucket.at, turns.saturating_mul(period)), ..bucket },
+        }
+    }
+
+    fn healed_at_once(&self) -> u64 {
+        (self.spec.replicas * HEALED_PERCENT_MAX).div_ceil(100).max(2)
+    }
+
+    /// After how long one more may be replaced: twice as long each time that as many as go at once did not help.
+    fn period(&self, bucket: &HealingBucket) -> Span {
+        let doublings = (bucket.streak / self.healed_at_once()).saturating_sub(1).min(HEALING_DOUBLINGS_MAX);
+        Span::from_millis(HEALING_PERIOD.millis() << doublings)
+    }
+}
+
+/// Whether all members that are asked for are there, available, and of one version.
+fn is_whole(count: &Count, steps: &Steps) -> bool {
+    let is_good = |member: &Counted| member.outdated.is_none() && member.service == Service::Available;
+    *steps == Steps::default() && !count.members.is_empty() && count.members.iter().all(is_good)
+}
+
+fn left_of(whole: Span, passed: Span) -> Option<Span> {
+    let left = whole.millis().saturating_sub(passed.millis());
+    (left > 0).then_some(Span::from_millis(left))
+}
+
+fn later(at: Timestamp, millis: u64) -> Timestamp {
+    at.checked_add(Span::from_millis(millis).duration()).unwrap_or(Timestamp::MAX)
+}

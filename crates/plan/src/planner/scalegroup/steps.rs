@@ -1,0 +1,132 @@
+//! What a group does next: a function of its members as they were counted, and of nothing else.
+//!
+//! A member **satisfies** when it is of the version that all are to be of, and stays where it is. `replicas` of them are
+//! wanted; everything else is too much. Scaling, updates, roll-backs, drains and workers that come back are this one rule.
+
+use lightbyte_api::kinds::scalegroup::RetiredFor;
+
+/// A group as it is counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// How many members it is to have.
+    pub replicas: usize,
+    /// How many more may live meanwhile.
+    pub surge_max: usize,
+    /// How many of `replicas` may be unavailable by a deed of ours.
+    pub unavailable_max: usize,
+    /// How many failed members may be replaced now.
+    pub heals_left: usize,
+    /// Those that live and are not let go; those on lost workers are not among them.
+    pub members: Vec<Counted>,
+}
+
+/// A member as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Its version.
+    pub version: u64,
+    /// Why it does not satisfy, if it does not.
+    pub outdated: Option<RetiredFor>,
+    /// Whether it serves.
+    pub service: Service,
+    /// Whether it has not served for so long that it is replaced.
+    pub has_failed: bool,
+    /// How many members of the group are on its worker.
+    pub crowd: usize,
+    /// The number in its name: the order in which members were made.
+    pub number: u64,
+}
+
+/// Whether a member serves, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Service {
+    /// It is known not to serve.
+    None,
+    /// It serves, and not yet for as long as is asked to be available.
+    Young,
+    /// It is available.
+    Available,
+    /// Nobody can say: its worker is away, or has not seen what it is to be. It is left alone, and not relied on.
+    Unknown,
+}
+
+/// What to do. Members are named by their place in [`Count::members`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// How many members to make.
+    pub make: usize,
+    /// Which members to let go, and why.
+    pub retire: Vec<(usize, RetiredFor)>,
+    /// How many of them are replaced because they failed.
+    pub healed: usize,
+    /// Whether failed members wait for their turn.
+    pub healing_pauses: bool,
+}
+
+/// The next steps. What they promise (rules 9 and 10):
+/// - an available member is let go only while `replicas - unavailable_max` others are available;
+/// - no more than `replicas + surge_max` live because of what is made here;
+/// - when `replicas` members satisfy and are all there are, there is nothing to do.
+#[must_use]
+pub fn next(count: &Count) -> Steps {
+    let mut steps = Steps::default();
+    let failed = indices(count, |member| member.has_failed && member.service == Service::None);
+    for index in failed.iter().copied() {
+        // One that has to go anyway needs no turn.
+        let outdated = count.members[index].outdated;
+        if outdated.is_none() && steps.healed == count.heals_left {
+            continue;
+        }
+        steps.healed += usize::from(outdated.is_none());
+        steps.retire.push((index, outdated.unwrap_or(RetiredFor::Health)));
+    }
+    let gone: Vec<usize> = steps.retire.iter().map(|(index, _)| *index).collect();
+    let left = (0..count.members.len()).filter(|index| !gone.contains(index)).collect::<Vec<_>>();
+
+    let satisfying = left.iter().filter(|index| count.members[**index].outdated.is_none()).count();
+    let room = (count.replicas + count.surge_max).saturating_sub(left.len());
+    steps.make = count.replicas.saturating_sub(satisfying).min(room);
+
+    let mut surplus = surplus(count, &left);
+    // Those that serve nobody cost nothing, and make room.
+    surplus.sort_by_key(|(index, _)| count.members[*index].service);
+    let floor = count.replicas.saturating_sub(count.unavailable_max);
+    let of = |service: Service| left.iter().filter(|index| count.members[**index].service == service).count();
+    let (mut available, mut young) = (of(Service::Available), of(Service::Young));
+    for (index, because) in surplus {
+        match count.members[index].service {
+            Service::None => {}
+            // It is not relied on yet, but people may be.
+            Service::Young if available + young > floor => young -= 1,
+            Service::Available if available > floor => available -= 1,
+            Service::Young | Service::Available | Service::Unknown => continue,
+        }
+        steps.retire.push((index, because));
+    }
+    let is_left = |index: &usize| steps.retire.iter().all(|(gone, _)| gone != index);
+    steps.healing_pauses = failed.iter().any(is_left);
+    steps
+}
+
+/// The members that are too much, the first to go first: those that do not satisfy, oldest version first; then, of those that
+/// do, as many as are more than asked, the least available first, then from the fullest worker, then the youngest.
+fn surplus(count: &Count, left: &[usize]) -> Vec<(usize, RetiredFor)> {
+    let member = |index: &usize| &count.members[*index];
+    let mut outdated: Vec<(usize, RetiredFor)> =
+        left.iter().filter_map(|index| Some((*index, member(index).outdated?))).collect();
+    outdated.sort_by_key(|(index, _)| (member(index).version, member(index).number));
+    let mut satisfying: Vec<usize> =
+        left.iter().copied().filter(|index| member(index).outdated.is_none()).collect();
+    satisfying.sort_by_key(|index| {
+        let member = member(index);
+        let is_kept = matches!(member.service, Service::Available | Service::Unknown);
+        (is_kept, std::cmp::Reverse(member.crowd), std::cmp::Reverse(member.number))
+    });
+    let more = satisfying.len().saturating_sub(count.replicas);
+    let more = satisfying.into_iter().take(more).map(|index| (index, RetiredFor::Scale));
+    outdated.into_iter().chain(more).collect()
+}
+
+fn indices(count: &Count, is: impl Fn(&Counted) -> bool) -> Vec<usize> {
+    count.members.iter().enumerate().filter(|(_, member)| is(member)).map(|(index, _)| index).collect()
+}

@@ -1,0 +1,203 @@
+//! Scale groups: what is made and let go, as a function of counted members; and the plans that come of it.
+
+use insta::assert_snapshot;
+use lightbyte_api::kinds::scalegroup::RetiredFor;
+use lightbyte_plan::planner::scalegroup::steps::{Count, Counted, Service, next};
+
+use crate::world::{guarded, plans};
+
+/// The steps of a group that is written as `n=3 s=1 u=0 t=2 : 1+ 1+ 2-`: each member is its version and `+` (available),
+/// `~` (young), `-` (does not serve), `!` (has failed) or `?` (unknown); then `d` on a worker that is drained, and `*` for each
+/// other member on its worker.
+fn steps(text: &str) -> String {
+    let (given, members) = text.split_once(':').expect("a colon");
+    let number = |field: &str, default: usize| {
+        let found = given.split_whitespace().find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
+        found.map_or(default, |number| number.parse().expect("a number"))
+    };
+    let target = number("t", 1) as u64;
+    let member = |(index, word): (usize, &str)| {
+        let version = word.chars().take_while(char::is_ascii_digit).collect::<String>();
+        let version: u64 = version.parse().expect("a version");
+        let service = match word.chars().find(|character| "+~-!?".contains(*character)) {
+            Some('+') => Service::Available,
+            Some('~') => Service::Young,
+            Some('-' | '!') => Service::None,
+            Some('?') => Service::Unknown,
+            _ => panic!("`{word}` is no member"),
+        };
+        let outdated = (version != target).then_some(RetiredFor::Update);
+        Counted {
+            version,
+            outdated: if word.contains('d') { Some(RetiredFor::Drain) } else { outdated },
+            service,
+            has_failed: word.contains('!'),
+            crowd: 1 + word.matches('*').count(),
+            number: index as u64 + 1,
+        }
+    };
+    let count = Count {
+        replicas: number("n", 3),
+        surge_max: number("s", 1),
+        unavailable_max: number("u", 0),
+        heals_left: number("h", 2),
+        members: members.split_whitespace().enumerate().map(member).collect(),
+    };
+    let found = next(&count);
+    let mut told = Vec::new();
+    if found.make > 0 {
+        told.push(format!("make {}", found.make));
+    }
+    for (index, because) in &found.retire {
+        told.push(format!("retire {} for {}", index + 1, format!("{because:?}").to_lowercase()));
+    }
+    if found.healing_pauses {
+        told.push("pause".to_owned());
+    }
+    if told.is_empty() { "nothing".to_owned() } else { told.join(", ") }
+}
+
+#[test]
+fn a_group_scales() {
+    assert_snapshot!(steps("n=3 :"), @"make 3");
+    assert_snapshot!(steps("n=3 : 1+ 1-"), @"make 1");
+    assert_snapshot!(steps("n=3 : 1+ 1+ 1+"), @"nothing");
+    assert_snapshot!(steps("n=0 : 1+ 1?"), @"retire 1 for scale");
+    // Those that do not serve first, then those on the fullest worker, then the youngest.
+    assert_snapshot!(steps("n=1 : 1+ 1- 1~"), @"retire 2 for scale, retire 3 for scale");
+    assert_snapshot!(steps("n=2 : 1+* 1+* 1+"), @"retire 2 for scale");
+    assert_snapshot!(steps("n=2 : 1+ 1+ 1+"), @"retire 3 for scale");
+    // Only as many as are known to serve besides.
+    assert_snapshot!(steps("n=2 : 1? 1+ 1+ 1?"), @"nothing");
+    assert_snapshot!(steps("n=2 u=1 : 1? 1+ 1+ 1?"), @"retire 3 for scale");
+    assert_snapshot!(steps("n=2 : 1+ 1~ 1~ 1+"), @"retire 3 for scale, retire 2 for scale");
+}
+
+#[test]
+fn failed_members_are_replaced_while_there_are_turns() {
+    assert_snapshot!(steps("n=3 : 1! 1+ 1+"), @"make 1, retire 1 for health");
+    assert_snapshot!(steps("n=3 h=1 : 1! 1! 1+"), @"make 1, retire 1 for health, pause");
+    assert_snapshot!(steps("n=3 h=0 : 1! 1! 1+"), @"pause");
+    // Those that go anyway need no turn.
+    assert_snapshot!(steps("n=3 h=0 t=2 : 1! 1+ 1+"), @"make 2, retire 1 for update");
+    assert_snapshot!(steps("n=1 h=0 : 1! 1! 1+"), @"retire 2 for scale, retire 1 for scale");
+}
+
+#[test]
+fn an_update_surges_first() {
+    assert_snapshot!(steps("n=3 t=2 : 1+ 1+ 1+"), @"make 1");
+    assert_snapshot!(steps("n=3 t=2 : 1+ 1+ 1+ 2-"), @"nothing");
+    assert_snapshot!(steps("n=3 t=2 : 1+ 1+ 1+ 2~"), @"nothing");
+    assert_snapshot!(steps("n=3 t=2 : 1+ 1+ 1+ 2+"), @"retire 1 for update");
+    assert_snapshot!(steps("n=3 t=2 : 1+ 1+ 2+"), @"make 1");
+    assert_snapshot!(steps("n=3 t=2 : 1+ 2+ 2+ 2+"), @"retire 1 for update");
+    assert_snapshot!(steps("n=3 t=2 : 2+ 2+ 2+"), @"nothing");
+    // What serves nobody makes room at once; what nobody can say of is left.
+    assert_snapshot!(steps("n=3 t=2 : 1- 1- 1+"), @"make 1, retire 1 for update, retire 2 for update");
+    assert_snapshot!(steps("n=3 t=2 : 1? 1? 1? 2+"), @"nothing");
+    assert_snapshot!(steps("n=5 s=2 u=1 t=2 : 1+ 1+ 1+ 1+ 1+"), @"make 2, retire 1 for update");
+    assert_snapshot!(steps("n=3 s=0 u=1 t=2 : 1+ 1+ 1+"), @"retire 1 for update");
+    assert_snapshot!(steps("n=3 s=0 u=1 t=2 : 1+ 1+"), @"make 1");
+    assert_snapshot!(steps("n=1 t=2 : 1+"), @"make 1");
+    // Oldest first, and a smaller number at the same time.
+    assert_snapshot!(steps("n=1 t=3 : 2+ 1+ 3+"), @"retire 2 for update, retire 1 for update");
+    // Back again.
+    assert_snapshot!(steps("n=3 t=1 : 1+ 1+ 2- 2-"), @"retire 3 for update, retire 4 for update");
+}
+
+#[test]
+fn a_drain_is_an_update_of_those_on_one_worker() {
+    assert_snapshot!(steps("n=3 : 1+d 1+ 1+"), @"make 1");
+    assert_snapshot!(steps("n=3 : 1+d 1+ 1+ 1+"), @"retire 1 for drain");
+    assert_snapshot!(steps("n=3 : 1-d 1+ 1+"), @"make 1, retire 1 for drain");
+    assert_snapshot!(steps("n=3 : 1+ 1+ 1+ 1-"), @"retire 4 for scale");
+}
+
+/// Rules 9 and 10 for every group of up to four members, whatever they are.
+#[test]
+fn no_small_group_breaks_its_budgets() {
+    let kinds = ["1+", "1~", "1-", "1!", "1?", "2+", "2~", "2-", "2?", "2+d", "2-d"];
+    let mut groups: Vec<String> = vec![String::new()];
+    let mut all = groups.clone();
+    for _ in 0..4 {
+        groups = groups.iter().flat_map(|group| kinds.map(|kind| format!("{group} {kind}"))).collect();
+        all.extend(groups.iter().cloned());
+    }
+    let mut checked = 0;
+    for members in &all {
+        for (replicas, surge, unavailable) in
+            [(0, 1, 0), (1, 1, 0), (2, 0, 1), (2, 1, 0), (3, 2, 1), (1, 0, 2)]
+        {
+            let text = format!("n={replicas} s={surge} u={unavailable} t=2 :{members}");
+            let found = steps(&text);
+            let words: Vec<&str> = members.split_whitespace().collect();
+            let gone: Vec<usize> = found
+                .split("retire ")
+                .skip(1)
+                .map(|part| part.split(' ').next().expect("a number").parse::<usize>().expect("a number") - 1)
+                .collect();
+            let serving = |index: &usize| words[*index].contains('+') || words[*index].contains('~');
+            let left = (0..words.len()).filter(|index| !gone.contains(index)).filter(serving).count();
+            let floor = (replicas as usize).saturating_sub(unavailable);
+            assert!(!gone.iter().any(serving) || left >= floor, "{text}: {found}");
+            let made = found.strip_prefix("make ").map_or(0, |rest| {
+                rest.split(',').next().expect("a number").trim().parse::<usize>().expect("a number")
+            });
+            assert!(
+                made == 0 || words.len() - gone.len() + made <= replicas as usize + surge,
+                "{text}: {found}"
+            );
+            assert!(gone.iter().all(|index| !words[*index].contains('?')), "{text}: {found}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 90_000, "{checked}");
+}
+
+#[test]
+fn a_group_makes_its_members() {
+    let group = r#"rack
+        asked scalegroup/web {"replicas": 2, "template": {"image": "demo", "labels": {"app": "web"}}}"#;
+    assert_snapshot!(plans(group, "scalegroup/web"), @"
+    put asked vm/web-1 generation 1 running app:web of scalegroup/web version 1
+    put asked vm/web-2 generation 1 running app:web of scalegroup/web version 1
+    put decided scalegroup/web made 2, versions 1:v1, target 1, stable none, since 60 waits: its member vm/web-1 to be available
+    ");
+    assert_snapshot!(guarded(group, "scalegroup/web"), @"
+    put asked vm/web-1 generation 1 running app:web of scalegroup/web version 1
+    put asked vm/web-2 generation 1 running app:web of scalegroup/web version 1
+    put decided scalegroup/web made 2, versions 1:v1, target 1, stable none, since 60 waits: its member vm/web-1 to be available
+    rests on asked image/demo
+    rests on asked scalegroup/web
+    ");
+    // Somebody else has a name, or one that a disk of its own needs.
+    assert_snapshot!(plans(&format!("{group}\nvm web-1\nvolume web-2-root size=1GiB"), "scalegroup/web"), @"
+    put asked vm/web-3 generation 1 running app:web of scalegroup/web version 1
+    put asked vm/web-4 generation 1 running app:web of scalegroup/web version 1
+    put decided scalegroup/web made 4, versions 1:v1, target 1, stable none, since 60 waits: its member vm/web-3 to be available
+    ");
+    assert_snapshot!(plans(
+        r#"network default 10.77.0.0/24 pool=2-9
+        asked scalegroup/web {"template": {"image": "demo"}}"#, "scalegroup/web"), @"put decided scalegroup/web made 0, versions , target none, stable none, since 60 waits: image/demo does not exist, or is being deleted");
+    // A member that cannot be read is there.
+    assert_snapshot!(plans(&format!("{group}\nopaque asked/vm/web-7\nopaque asked/vm/webs-7"), "scalegroup/web"), @"put decided scalegroup/web made 0, versions , target none, stable none, since 60 waits: stored value `asked/vm/web-7` cannot be read by this version");
+    assert_snapshot!(plans(&format!("{group}\nopaque asked/vm/webs-7"), "scalegroup/web"), @"
+    put asked vm/web-1 generation 1 running app:web of scalegroup/web version 1
+    put asked vm/web-2 generation 1 running app:web of scalegroup/web version 1
+    put decided scalegroup/web made 2, versions 1:v1, target 1, stable none, since 60 waits: its member vm/web-1 to be available
+    ");
+}
+
+#[test]
+fn a_group_goes_after_its_members() {
+    let group = r#"rack
+        asked scalegroup/web {"replicas": 2, "template": {"image": "demo"}} deleting"#;
+    assert_snapshot!(plans(group, "scalegroup/web"), @"delete asked scalegroup/web");
+    assert_snapshot!(plans(
+        &format!("{group}\nvm web-1 owner=scalegroup/web version=1 on=n1 observed=running"),
+        "scalegroup/web"), @"
+    put asked vm/web-1 generation 1 running of scalegroup/web version 1 deleting
+    put decided scalegroup/web made 0, versions , target none, stable none, since 60 waits: its child vm/web-1 to go
+    ");
+    assert_snapshot!(plans(&format!("{group}\nopaque asked/vm/web-7"), "scalegroup/web"), @"put decided scalegroup/web made 0, versions , target none, stable none, since 60 waits: stored value `asked/vm/web-7` cannot be read by this version");
+}

@@ -1,0 +1,424 @@
+//! Scale groups: what people ask of them, and what must hold of them, counted without their planner.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lightbyte_api::assigned::{Assigned, HostObject};
+use lightbyte_api::health::HealthState;
+use lightbyte_api::kinds::scalegroup::{Choice as GroupChoice, Healing, Spec as GroupSpec, Template, Update};
+use lightbyte_api::kinds::{vm, worker};
+use lightbyte_api::observed::{Observed, VmPhase};
+use lightbyte_api::records::Record;
+use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WorkerId};
+use lightbyte_plan::planner::VIEW_AGE_MAX;
+use lightbyte_plan::request::{self, Context, Outcome, Refusal};
+use lightbyte_plan::view::View;
+use lightbyte_plan::{Transaction, Write, status};
+
+use crate::cluster::{Checked, Cluster, Sent};
+use crate::oracle::{Writer, placement, told, violated};
+use crate::user::name;
+
+const GROUPS: [&str; 2] = ["web", "api"];
+/// Members of this memory end by themselves while there are faults.
+const BROKEN_MEMORY: ByteSize = ByteSize::from_mib(192);
+/// How many calm rounds a bad update lasts.
+const BAD_ROUNDS: usize = 30;
+/// How many calm rounds a worker is lost for: longer than it takes to count as lost.
+const LOST_ROUNDS: usize = 50;
+
+impl Cluster {
+    /// Somebody asks something of a group, or of the workers that groups are on.
+    pub(crate) fn group_user(
+        &mut self,
+        view: &View,
+        context: &Context,
+    ) -> (&'static str, ObjectRef, Result<Outcome, Refusal>) {
+        let group = ObjectRef::new(Kind::ScaleGroup, name(GROUPS[self.rng.below(GROUPS.len())]));
+        let manifest = match self.rng.below(12) {
+            0 => return ("delete", group.clone(), request::delete(view, &group, context)),
+            1..=3 => self.some_drain(),
+            // The same again in another number.
+            4..=6 => match view.living(&group).map(|asked| &asked.spec) {
+                Some(Spec::ScaleGroup(spec)) => {
+                    manifest(&group, GroupSpec { replicas: self.rng.below(5) as u64, ..spec.clone() })
+                }
+                _ => return ("change", group.clone(), Err(Refusal::NotFound { object: group })),
+            },
+            _ => manifest(&group, self.some_group()),
+        };
+        ("change", manifest.object(), request::apply(view, &manifest, context))
+    }
+
+    fn some_group(&mut self) -> GroupSpec {
+        let mut vm = vm::Spec::of_image(name(["demo", "base"][self.rng.below(2)]));
+        vm.memory = [ByteSize::from_mib(64), ByteSize::from_mib(128), BROKEN_MEMORY][self.rng.below(3)];
+        vm.health = self.some_health();
+        let labels = [("app", "a")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let labels: BTreeMap<String, String> =
+            if self.rng.once_in(3) { labels.into() } else { BTreeMap::new() };
+        let max_surge = self.rng.below(3) as u64;
+        GroupSpec {
+            replicas: self.rng.below(4) as u64,
+            template: Template { labels, vm },
+            update: Update {
+                max_surge,
+                max_unavailable: if max_surge == 0 { 1 } else { self.rng.below(2) as u64 },
+                ready_for: Span::from_secs(self.rng.below(2) as u64 * 3),
+                within: Span::from_secs(5 + self.rng.below(20) as u64),
+                follow_image: self.rng.once_in(2),
+                roll_back: !self.rng.once_in(4),
+            },
+            healing: Healing { after: Span::from_secs(5 + self.rng.below(15) as u64) },
+        }
+    }
+
+    fn some_drain(&mut self) -> Manifest {
+        let index = self.rng.below(self.workers.len());
+        let draining = self.rng.once_in(3);
+        let name = self.workers[index].said.name.clone();
+        let spec = Spec::Worker(worker::Spec { draining, ..worker::Spec::default() });
+        Manifest { name, labels: BTreeMap::new(), spec }
+    }
+
+    /// What is broken ends.
+    pub(crate) fn broken_members_end(&mut self, index: usize) {
+        let mut broken = Vec::new();
+        self.workers[index].host.each_running(|vm, assigned| {
+            if assigned.memory == BROKEN_MEMORY {
+                broken.push(vm);
+            }
+        });
+        if let Some(vm) = self.rng.pick(&broken).copied() {
+            self.counts.add("fault: member of a bad version ended");
+            self.tell(|| format!("VM {vm} on n{}, of a bad version, ends by itself", index + 1));
+            self.end_guest(index, vm);
+        }
+    }
+
+    /// All is well but for one worker, which is away for longer than groups wait for it.
+    pub(crate) fn lose_a_worker(&mut self) -> Checked {
+        self.heal();
+        let lost = self.rng.below(self.workers.len());
+        self.tell(|| format!("------ n{} is lost ------", lost + 1));
+        self.workers[lost].cut_off = true;
+        for _ in 0..LOST_ROUNDS {
+            self.calm_round()?;
+        }
+        let worker = self.workers[lost].id;
+        let view = self.oracle.truth();
+        if view.assigned_to(worker).next().is_some() {
+            let object = ObjectRef::new(Kind::Worker, self.workers[lost].said.name.clone());
+            let is_lost = matches!(view.decided(&object).map(|decided| &decided.choice),
+                Some(Choice::Worker(choice)) if choice.lost);
+            let can_be =
+                view.asked(&object).is_some() && view.unreadable(&Key::Decided(object.clone())).is_none();
+            if can_be && !is_lost {
+                return violated(
+                    "rule 10",
+                    format!("{object} is away and not lost: {}", told(view, &object)),
+                );
+            }
+            self.counts.add("worker lost");
+        }
+        for group in self.oracle.truth().objects_of(Kind::ScaleGroup) {
+            check_group(self.oracle.truth(), group, Some(worker))?;
+        }
+        Ok(())
+    }
+}
+
+impl Cluster {
+    /// All is well, and somebody updates each group to what does not stay up: it must come back from there.
+    pub(crate) fn update_badly(&mut self) -> Checked {
+        self.tell(|| "------ bad updates ------".to_owned());
+        for round in 0..BAD_ROUNDS {
+            if round == 0 {
+                self.ask_for_bad_versions()?;
+            }
+            self.calm_round()?;
+            for index in 0..self.workers.len() {
+                self.broken_members_end(index);
+            }
+        }
+        let view = self.oracle.truth();
+        for group in view.objects_of(Kind::ScaleGroup) {
+            let choice = choice(view, group);
+            let Some(rejected) = &choice.rejected else { continue };
+            self.counts.add("version rejected");
+            let Some(Spec::ScaleGroup(spec)) = view.living(group).map(|asked| &asked.spec) else { continue };
+            let of_version = |member: &&ObjectRef| {
+                let owner = view.living(member).and_then(|asked| asked.meta.owner.as_ref());
+                owner.is_some_and(|owner| owner.version == Some(rejected.version))
+            };
+            let uid = view.asked(group).map_or(Uid::from_bits(0), |asked| asked.meta.uid);
+            let goes_on = spec.update.roll_back && view.children(uid).any(|member| of_version(&member));
+            if goes_on || choice.target != choice.stable || choice.stable == Some(rejected.version) {
+                return violated("roll-back", format!("{group} goes on with a rejected version: {choice:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_for_bad_versions(&mut self) -> Checked {
+        let view = self.oracle.truth().clone();
+        for group in view.objects_of(Kind::ScaleGroup) {
+            let Some(Spec::ScaleGroup(spec)) = view.living(group).map(|asked| &asked.spec) else { continue };
+            let mut spec = spec.clone();
+            spec.template.vm.memory = BROKEN_MEMORY;
+            spec.replicas = spec.replicas.max(1);
+            let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
+            let Ok(outcome) = request::apply(&view, &manifest(group, spec), &context) else { continue };
+            let Some(decision) = outcome.transaction() else { continue };
+            if let Sent::Committed(_) = self.commit(&decision, &view, Writer::Person, |_| None)? {
+                self.oracle.acknowledged(&decision);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn manifest(group: &ObjectRef, spec: GroupSpec) -> Manifest {
+    Manifest { name: group.name.clone(), labels: BTreeMap::new(), spec: Spec::ScaleGroup(spec) }
+}
+
+// ---------------------------------------------------------------------------------------------------- after each plan
+
+fn choice(view: &View, group: &ObjectRef) -> GroupChoice {
+    match view.decided(group).map(|decided| &decided.choice) {
+        Some(Choice::ScaleGroup(choice)) => choice.clone(),
+        _ => GroupChoice::default(),
+    }
+}
+
+/// The members that live: nobody has asked for their end, and they are not being let go.
+fn living(view: &View, group: &ObjectRef) -> BTreeSet<Uid> {
+    let Some(asked) = view.asked(group) else { return BTreeSet::new() };
+    let retiring: BTreeSet<Uid> = choice(view, group).retiring.iter().map(|retiring| retiring.uid).collect();
+    let children = view.children(asked.meta.uid).filter_map(|child| view.living(child));
+    children.map(|asked| asked.meta.uid).filter(|uid| !retiring.contains(uid)).collect()
+}
+
+/// Whether a member serves, by what its worker says.
+fn serves(view: &View, member: Uid) -> bool {
+    let Some(object) = view.object_of(member) else { return false };
+    let Some(worker) = placement(view, object).map(|placement| placement.worker) else { return false };
+    let host_object = HostObject { kind: Kind::Vm, uid: member };
+    let assigned = view.assigned(worker, host_object).map(AsRef::as_ref);
+    let observed = view.observed(worker, host_object).map(AsRef::as_ref);
+    let (Some(Assigned::Vm(assigned)), Some(Observed::Vm(observed))) = (assigned, observed) else {
+        return false;
+    };
+    let health = observed.health.as_ref().map(|health| health.state);
+    view.alive(worker).is_some()
+        && observed.phase == VmPhase::Running
+        && observed.sequence >= assigned.sequence
+        && observed.problem.is_none()
+        && (assigned.health.is_none() || health == Some(HealthState::Healthy))
+}
+
+fn is_on_lost(view: &View, member: Uid) -> bool {
+    let worker = view.object_of(member).and_then(|object| placement(view, object));
+    worker.is_some_and(|placement| {
+        let worker = view.object_of(placement.worker.uid());
+        let decided = worker.and_then(|worker| view.decided(worker)).map(|decided| &decided.choice);
+        matches!(decided, Some(Choice::Worker(choice)) if choice.lost)
+    })
+}
+
+/// Rule 9 and the budgets, for a batch of the leader. It was `fed` a view that is `age_millis` old, decided on what it had
+/// written `before` as well, and `after` has the batch too.
+pub(crate) fn check_batch(
+    batch: &Transaction,
+    fed: &View,
+    (before, after): (&View, &View),
+    age_millis: Option<u64>,
+) -> Checked {
+    check_losses(batch, fed, before)?;
+    for (key, write) in &batch.writes {
+        let (Key::Decided(group), Write::Put(_, Record::Decided(_))) = (key, write) else { continue };
+        let Some(asked) = after.asked(group) else { continue };
+        let Spec::ScaleGroup(spec) = &asked.spec else { continue };
+        let known: BTreeSet<Uid> =
+            choice(before, group).retiring.iter().map(|retiring| retiring.uid).collect();
+        let news = choice(after, group).retiring;
+        let serving = |members: &BTreeSet<Uid>| members.iter().filter(|uid| serves(fed, **uid)).count();
+        let gone = news.iter().map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
+        let gone: BTreeSet<Uid> = gone.filter(|uid| serves(fed, *uid)).collect();
+        let members = living(after, group);
+        if asked.meta.deleting_since.is_none() && !gone.is_empty() {
+            let floor = spec.replicas.saturating_sub(spec.update.max_unavailable) as usize;
+            if serving(&members) < floor {
+                return violated(
+                    "rule 9",
+                    format!("{group} is left with {} that serve, and needs {floor}", serving(&members)),
+                );
+            }
+            if age_millis.is_none_or(|age| age >= VIEW_AGE_MAX.millis()) {
+                return violated(
+                    "rule 9",
+                    format!(
+                        "{group} lost {gone:?} by a view of {age_millis:?} ms: {:?}",
+                        choice(after, group).retiring
+                    ),
+                );
+            }
+        }
+        let made = batch.writes.values().any(|write| match write {
+            Write::Put(Key::Asked(object), Record::Asked(child)) => {
+                let owner = child.meta.owner.as_ref().map(|owner| owner.uid);
+                owner == Some(asked.meta.uid) && before.asked(object).is_none()
+            }
+            _ => false,
+        });
+        let counted = members.iter().filter(|uid| !is_on_lost(after, **uid)).count() as u64;
+        let most = spec.replicas + spec.update.max_surge;
+        if made && counted > most {
+            return violated("surge", format!("{group} has {counted} members, at most {most} are allowed"));
+        }
+    }
+    Ok(())
+}
+
+/// No worker is taken for lost while more than 30 % of those that are open to VMs, and more than one, are away.
+fn check_losses(batch: &Transaction, fed: &View, before: &View) -> Checked {
+    for write in batch.writes.values() {
+        let Write::Put(Key::Decided(worker), Record::Decided(decided)) = write else { continue };
+        let Choice::Worker(after) = &decided.choice else { continue };
+        let was_lost = matches!(before.decided(worker).map(|decided| &decided.choice),
+            Some(Choice::Worker(choice)) if choice.lost);
+        if !after.lost || was_lost {
+            continue;
+        }
+        let open = fed.objects_of(Kind::Worker).filter_map(|worker| {
+            let asked = before.living(worker)?;
+            matches!(&asked.spec, Spec::Worker(spec) if !spec.cordoned && !spec.draining)
+                .then_some(asked.meta.uid)
+        });
+        let open: Vec<Uid> = open.collect();
+        let away = open.iter().filter(|uid| fed.alive(WorkerId::new(**uid)).is_none()).count();
+        if away > 1 && away * 10 > open.len() * 3 {
+            return violated(
+                "brake",
+                format!("{worker} is taken for lost while {away} of {} are away", open.len()),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The members that a batch lets go and that serve, by the view of the store as it is.
+pub(crate) fn serving_ones_let_go(batch: &Transaction, before: &View, truth: &View) -> Vec<Uid> {
+    let mut found = Vec::new();
+    for write in batch.writes.values() {
+        let Write::Put(Key::Decided(group), Record::Decided(decided)) = write else { continue };
+        let Choice::ScaleGroup(after) = &decided.choice else { continue };
+        let known: Vec<Uid> = choice(before, group).retiring.iter().map(|retiring| retiring.uid).collect();
+        let news = after.retiring.iter().map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
+        found.extend(news.filter(|uid| serves(truth, *uid)));
+    }
+    found
+}
+
+/// The members whose end a commit of the leader asks for, each for a reason that was true when it was stored.
+pub(crate) fn ends_of(decision: &Transaction, before: &View) -> Result<Vec<Uid>, crate::cluster::Violation> {
+    let mut ends = Vec::new();
+    for (key, write) in &decision.writes {
+        let Key::Asked(object) = key else { continue };
+        let Some(asked) = before.asked(object) else { continue };
+        let Some(owner) = asked.meta.owner.as_ref().filter(|owner| owner.object.kind == Kind::ScaleGroup)
+        else {
+            continue;
+        };
+        let ends_now = match write {
+            Write::Put(_, Record::Asked(after)) => after.meta.deleting_since.is_some(),
+            Write::Put(..) => false,
+            Write::Delete(_) => true,
+        };
+        if !ends_now || asked.meta.deleting_since.is_some() {
+            continue;
+        }
+        let group_ends = before.asked(&owner.object).is_none_or(|group| group.meta.deleting_since.is_some());
+        let decided = match decision.writes.get(&Key::Decided(owner.object.clone())) {
+            Some(Write::Put(_, Record::Decided(decided))) => match &decided.choice {
+                Choice::ScaleGroup(choice) => choice.clone(),
+                _ => GroupChoice::default(),
+            },
+            _ => choice(before, &owner.object),
+        };
+        let is_let_go = decided.retiring.iter().any(|retiring| retiring.uid == asked.meta.uid);
+        // What no worker has claimed can be let go and be gone in one batch.
+        let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
+        let worker = placement(before, object).map(|placement| placement.worker);
+        let was_nowhere = worker.is_none_or(|worker| !before.contains(&Key::Observed(worker, host_object)));
+        if !group_ends && !is_let_go && !was_nowhere {
+            return violated("rule 13", format!("the end of {object} was asked for without being let go"));
+        }
+        ends.push(asked.meta.uid);
+    }
+    Ok(ends)
+}
+
+// ---------------------------------------------------------------------------------------------------- the goal
+
+/// A group is as asked, or something that its members wait for hinders it.
+pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>) -> Checked {
+    let Some(asked) = view.living(group) else { return Ok(()) };
+    let Spec::ScaleGroup(spec) = &asked.spec else { return Ok(()) };
+    let image = ObjectRef::new(Kind::Image, spec.template.vm.image.clone());
+    if view.unreadable_keys().next().is_some() || view.living(&image).is_none() {
+        return Ok(());
+    }
+    let choice = choice(view, group);
+    let on = |member: &ObjectRef| placement(view, member).map(|placement| placement.worker);
+    let all: Vec<&ObjectRef> = view.children(asked.meta.uid).collect();
+    let members: Vec<&ObjectRef> = all
+        .iter()
+        .copied()
+        .filter(|member| view.living(member).is_some() && (lost.is_none() || on(member) != lost))
+        .collect();
+    let count = members.len() as u64;
+    // More may be: those of a worker that came back serve until others do. What we make is counted when it is made.
+    if count < spec.replicas {
+        return violated(
+            "rule 10",
+            format!("{group} has {count} members, asked are {}: {}", spec.replicas, told(view, group)),
+        );
+    }
+    let is_ready =
+        |member: &&&ObjectRef| status::object(view, member).is_some_and(|object| object.status.ready);
+    if members.iter().filter(is_ready).count() < members.len() {
+        // What each of them waits for is checked with the others.
+        return Ok(());
+    }
+    let versions: BTreeSet<Option<u64>> =
+        members.iter().filter_map(|member| Some(view.asked(member)?.meta.owner.as_ref()?.version)).collect();
+    let stands_still = choice.rejected.is_some() && !spec.update.roll_back;
+    let goes = |member: &ObjectRef| {
+        on(member).and_then(|worker| view.object_of(worker.uid())).is_some_and(|worker| {
+            view.asked(worker).is_none_or(|asked| {
+                asked.meta.deleting_since.is_some()
+                    || matches!(&asked.spec, Spec::Worker(spec) if spec.draining)
+            })
+        })
+    };
+    let is_whole = count == spec.replicas
+        && (lost.is_some() || all.len() == members.len())
+        && (stands_still || versions.iter().all(|version| *version == choice.target))
+        && !members.iter().any(|member| goes(member));
+    if !is_whole {
+        return violated("rule 10", format!("{group} is not as asked: {}", told(view, group)));
+    }
+    let target = choice.target.and_then(|target| choice.version(target));
+    let is_asked = target.is_some_and(|target| target.template == spec.template);
+    if choice.rejected.is_none() && !is_asked {
+        return violated(
+            "rule 10",
+            format!("{group} is of another template than asked: {}", told(view, group)),
+        );
+    }
+    let ready = status::object(view, group).is_some_and(|object| object.status.ready);
+    if lost.is_none() && ready == choice.rejected.is_some() {
+        return violated("status", format!("{group} says ready: {ready}: {}", told(view, group)));
+    }
+    Ok(())
+}
