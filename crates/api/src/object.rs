@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::kinds::scalegroup::Rollout;
 use crate::kinds::{Kind, KindError, Spec};
 use crate::name::{Name, NameError};
 use crate::uid::Uid;
@@ -39,6 +40,26 @@ pub struct Meta {
     /// How often a restart was asked for.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts_asked: u64,
+    /// What people ask of a group's updates while they are on their way. No part of any manifest.
+    #[serde(default, skip_serializing_if = "Rollout::is_default")]
+    pub rollout: Rollout,
+}
+
+impl Meta {
+    /// The parts of an object that is asked for now.
+    #[must_use]
+    pub fn new(uid: Uid, owner: Option<Owner>, labels: BTreeMap<String, String>, now: Timestamp) -> Meta {
+        Meta {
+            uid,
+            generation: 1,
+            labels,
+            owner,
+            changed_at: now,
+            deleting_since: None,
+            restarts_asked: 0,
+            rollout: Rollout::default(),
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references to skip_serializing_if")]

@@ -181,6 +181,16 @@ pub enum WaitingOn {
         /// What was seen of its members.
         because: String,
     },
+    /// The canaries of a version are available, and a person says whether it goes on.
+    Promotion {
+        /// The version.
+        version: u64,
+    },
+    /// A person has stopped the update to a version.
+    Paused {
+        /// The version.
+        version: u64,
+    },
     /// Too many workers are away at once for any of them to be taken for lost.
     LossBrake,
     /// A worker that is drained still has it; its group makes another elsewhere.
@@ -241,8 +251,11 @@ impl WaitingOn {
     #[must_use]
     pub const fn patience(&self) -> Option<Span> {
         Some(match self {
-            // The grace may be long.
-            WaitingOn::Off | WaitingOn::Health { problem: None } => return None,
+            // The grace may be long, and people have time.
+            WaitingOn::Off
+            | WaitingOn::Health { problem: None }
+            | WaitingOn::Promotion { .. }
+            | WaitingOn::Paused { .. } => return None,
             // A guest under software emulation on a loaded machine takes up to 120 s to boot.
             WaitingOn::Worker { to: WorkerTask::Start, .. } => Span::from_secs(180),
             // How long that takes is a matter of size; what hinders it is told.
@@ -362,6 +375,14 @@ impl WaitingOn {
             WaitingOn::Rejected { .. } => {
                 "change the template and apply it; one that differs is tried anew".to_owned()
             }
+            WaitingOn::Promotion { .. } => {
+                "`lightbyte rollout promote GROUP` goes on, `lightbyte rollout undo GROUP` goes back"
+                    .to_owned()
+            }
+            WaitingOn::Paused { .. } => {
+                "`lightbyte rollout resume GROUP` goes on, `lightbyte rollout undo GROUP` goes back"
+                    .to_owned()
+            }
             WaitingOn::LossBrake => {
                 "`lightbyte get workers` shows which; it may be their network, and not they".to_owned()
             }
@@ -465,6 +486,10 @@ impl fmt::Display for WaitingOn {
             WaitingOn::Rejected { version, because } => {
                 write!(formatter, "version {version} of its template failed: {because}")
             }
+            WaitingOn::Promotion { version } => {
+                write!(formatter, "version {version} to be promoted; its canaries are available")
+            }
+            WaitingOn::Paused { version } => write!(formatter, "the update to version {version} is paused"),
             WaitingOn::LossBrake => {
                 formatter.write_str("too many workers are away at once for any to be taken for lost")
             }

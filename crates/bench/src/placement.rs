@@ -176,15 +176,7 @@ fn name(text: &str) -> Result<Name> {
 }
 
 fn asked(object: ObjectRef, uid: Uid, spec: Spec) -> Write {
-    let meta = Meta {
-        uid,
-        generation: 1,
-        labels: BTreeMap::new(),
-        owner: None,
-        changed_at: NOW,
-        deleting_since: None,
-        restarts_asked: 0,
-    };
+    let meta = Meta::new(uid, None, BTreeMap::new(), NOW);
     Write::put(Key::Asked(object), Asked { meta, spec })
 }
 

@@ -20,7 +20,7 @@ use lightbyte_api::{ByteSize, Name, Span};
 pub(crate) use self::daemons::{Server, Worker, WorkerVmm};
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
-pub(crate) use self::groups::{Drain, OneWorker, Scale};
+pub(crate) use self::groups::{Drain, OneGroup, OneWorker, Rollout, RolloutOn, RolloutUndo, Scale};
 pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
@@ -91,6 +91,12 @@ pub(crate) enum Verb {
     /// Changes how many members a group has, and waits until they are available
     #[command(after_help = "Examples:\n  lightbyte scale group/web 5\n  lightbyte scale web +2")]
     Scale(Scale),
+    /// Follows and steers the update of a group
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lightbyte rollout status group/web\n  lightbyte rollout promote web\n  lightbyte rollout undo web --to 3"
+    )]
+    Rollout(Rollout),
     /// Places no new VM on a worker; those that run go on
     Cordon(OneWorker),
     /// Places VMs on a worker again

@@ -157,6 +157,18 @@ impl Cluster {
         self.change::<(), _>(Method::POST, &format!("{}/{verb}", path_of(object)), None, None).await
     }
 
+    /// Pauses, resumes, promotes or takes back an update of a group.
+    pub(crate) async fn rollout(
+        &self,
+        group: &ObjectRef,
+        step: &str,
+        to: Option<u64>,
+    ) -> Result<Changed, ClientError> {
+        let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
+        let path = format!("{}/rollout?step={step}{to}", path_of(group));
+        self.change::<(), _>(Method::POST, &path, None, None).await
+    }
+
     /// The parts of images that an object's worker fetches now.
     pub(crate) async fn fetches(&self, object: &ObjectRef) -> Result<Vec<Fetch>, ClientError> {
         Ok(self.get::<List<Fetch>>(&format!("{}/fetches", path_of(object))).await?.items)

@@ -125,6 +125,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Detach(words) => verbs::disks::detach(cluster, words).await,
         Verb::Grow(words) => verbs::disks::grow(cluster, words).await,
         Verb::Scale(words) => verbs::scale::run(cluster, words).await,
+        Verb::Rollout(words) => verbs::rollout::run(cluster, words).await,
         Verb::Cordon(words) => verbs::maintenance::run(cluster, words, Maintenance::Cordon).await,
         Verb::Uncordon(words) => verbs::maintenance::run(cluster, words, Maintenance::Uncordon).await,
         Verb::Drain(words) => verbs::maintenance::drain(cluster, words).await,

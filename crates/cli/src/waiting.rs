@@ -92,7 +92,7 @@ fn judge(wish: &Wish, now: Option<&Object>) -> Verdict {
         return Verdict::Hopeless(crashed(object, now, waiting));
     }
     if wish.goal == Goal::Ready
-        && let Some(failure) = maintenance::blocked(object, now).or_else(|| rejected(object, now))
+        && let Some(failure) = maintenance::blocked(object, now).or_else(|| stands(object, now))
     {
         return Verdict::Hopeless(failure);
     }
@@ -125,16 +125,22 @@ fn crashed(object: &ObjectRef, now: &Object, waiting: &Waiting) -> Failure {
         .hint(waiting.on.hint())
 }
 
-/// Why a group does not become what it was asked to be: that failed, and it is what it was before.
-fn rejected(object: &ObjectRef, now: &Object) -> Option<Failure> {
-    let rejected =
-        now.status.waiting_on.iter().find(|waiting| matches!(waiting.on, WaitingOn::Rejected { .. }))?;
-    let is_back = now.status.state == "rolled-back";
-    is_back.then(|| {
-        let version = now.status.more.get("version").map(ToString::to_string).unwrap_or_default();
-        Failure::new(Code::Error, format!("`{object}` is back at version {version}: {}", rejected.on))
-            .hint(rejected.on.hint())
-    })
+/// Why a group does not become what it was asked to be before a person says more.
+fn stands(object: &ObjectRef, now: &Object) -> Option<Failure> {
+    let version = || now.status.more.get("version").map(ToString::to_string).unwrap_or_default();
+    let reason = |is: fn(&WaitingOn) -> bool| {
+        now.status.waiting_on.iter().map(|waiting| &waiting.on).find(|on| is(on))
+    };
+    let rejected = || reason(|on| matches!(on, WaitingOn::Rejected { .. }));
+    let steered = || reason(|on| matches!(on, WaitingOn::Promotion { .. } | WaitingOn::Paused { .. }));
+    let (code, message, on) = match now.status.state.as_str() {
+        "rolled-back" => (Code::Error, format!("`{object}` is back at version {}", version()), rejected()?),
+        "failed" => (Code::Error, format!("`{object}` stands still"), rejected()?),
+        "canary" => (Code::Differs, format!("`{object}` has come to its canaries"), steered()?),
+        "paused" => (Code::Differs, format!("`{object}` is paused"), steered()?),
+        _ => return None,
+    };
+    Some(Failure::new(code, format!("{message}: {on}")).hint(on.hint()))
 }
 
 /// The state of an object with its reasons, on one line.

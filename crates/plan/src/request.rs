@@ -12,6 +12,9 @@ use lightbyte_api::{Key, Kind, Manifest, Name, ObjectRef, Spec, Timestamp, Uid, 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+mod rollout;
+
+pub use self::rollout::{RolloutStep, rollout};
 use crate::agent::Report;
 use crate::planner;
 use crate::transaction::{Transaction, Write};
@@ -94,6 +97,20 @@ pub enum Refusal {
         /// The verb, as a participle.
         verb: &'static str,
     },
+    /// Only groups are rolled forward.
+    #[error("{object} has no versions: only scale groups do")]
+    NotAGroup {
+        /// The object.
+        object: ObjectRef,
+    },
+    /// There is nothing that this could be done to.
+    #[error("this cannot be done to {object}: {reason}")]
+    NoRollout {
+        /// The group.
+        object: ObjectRef,
+        /// Why.
+        reason: &'static str,
+    },
     /// Nobody was found to squat the address.
     #[error("{address} of {network} is not squatted")]
     NotSquatted {
@@ -174,6 +191,9 @@ impl Refusal {
             Refusal::NotSquatted { network, .. } => {
                 format!("`lightbyte describe {network}` lists the addresses that are")
             }
+            Refusal::NoRollout { object, .. } => {
+                format!("`lightbyte rollout history {object}` lists its versions")
+            }
             Refusal::Stopped { object } => format!("`lightbyte start {object}` starts it"),
             Refusal::NotPlaced { object } => format!("`lightbyte why {object}` says what it waits for"),
             Refusal::WorkerAway { worker, .. } => format!("`lightbyte why worker/{worker}` says more"),
@@ -194,6 +214,7 @@ impl Refusal {
             Refusal::Frozen { .. }
             | Refusal::NotByPeople { .. }
             | Refusal::NotForKind { .. }
+            | Refusal::NotAGroup { .. }
             | Refusal::UnknownWorker { .. }
             | Refusal::BadReport { .. } => return None,
         })
@@ -427,14 +448,10 @@ fn create_fresh(view: &View, manifest: &Manifest, context: &Context) -> Result<O
     if let Some(reason) = reason {
         return Err(Refusal::NotByPeople { object, reason });
     }
-    let meta = fresh_meta(context.uid, manifest.labels.clone(), context.now);
+    let meta = Meta::new(context.uid, None, manifest.labels.clone(), context.now);
     let asked = Asked { meta, spec: manifest.spec.clone() };
     let write = Write::put(Key::Asked(object), asked);
     Ok(Outcome::Create(Transaction::on(view, [Key::Epoch], [write])))
-}
-
-fn fresh_meta(uid: Uid, labels: BTreeMap<String, String>, now: Timestamp) -> Meta {
-    Meta { uid, generation: 1, labels, owner: None, changed_at: now, deleting_since: None, restarts_asked: 0 }
 }
 
 fn change(
@@ -457,6 +474,7 @@ fn change(
         generation: asked.meta.generation + raised,
         changed_at: context.now,
         labels,
+        rollout: rollout::after(asked, &spec),
         ..asked.meta.clone()
     };
     Ok(write_asked(view, object, Asked { meta, spec }))
@@ -492,7 +510,7 @@ pub fn register(
         if let Some(other) = view.object_of(worker.uid()) {
             return Err(Refusal::WorkerName { name: other.name.clone(), uid: worker.uid() });
         }
-        let meta = fresh_meta(worker.uid(), BTreeMap::new(), now);
+        let meta = Meta::new(worker.uid(), None, BTreeMap::new(), now);
         let asked = Asked { meta, spec: Spec::Worker(worker::Spec::default()) };
         let ledger = Write::put(Key::WorkerLedger(worker), WorkerLedger::default());
         let writes = [Write::put(asked_key, asked), ledger, report];

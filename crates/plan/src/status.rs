@@ -11,10 +11,11 @@ use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
 use lightbyte_api::records::Squatted;
 use lightbyte_api::waiting::Waiting;
-use lightbyte_api::{Key, Kind, Name, Spec, WorkerId};
+use lightbyte_api::{Key, Kind, Name, Spec, WaitingOn, WorkerId};
 use serde_json::{Map, Value, json};
 
 use crate::planner::moves::is_leaving;
+use crate::planner::scalegroup::Counts;
 use crate::planner::{self, elsewhere_of, vm, volume, worker_of};
 use crate::view::View;
 
@@ -313,13 +314,10 @@ fn of_worker(view: &View, object: &ObjectRef, asked: &Asked, spec: &worker::Spec
 fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::Spec) -> Found {
     let counts = planner::scalegroup::counts(view, object);
     let decided = view.decided(object);
-    let waits = decided.is_none_or(|decided| !decided.waiting_on.is_empty());
     let choice = planner::scalegroup::choice(view, object).cloned().unwrap_or_default();
     let replicas = usize::try_from(spec.replicas).unwrap_or(usize::MAX);
     let is_whole = counts.members == replicas && counts.ready >= replicas;
-    let is_of = |number: Option<u64>| {
-        number.and_then(|number| choice.version(number)).is_some_and(|found| found.template == spec.template)
-    };
+    let wanted = planner::scalegroup::wanted_version(view, &asked.meta, spec, &choice);
     let looks: Vec<(&Name, u64, Found)> = counts
         .list
         .iter()
@@ -327,24 +325,20 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
             Some((&member.name, *version, of_vm(view, member, view.asked(member)?)))
         })
         .collect();
-    let is_degraded =
-        looks.iter().any(|(_, _, found)| !matches!(found.state, "pending" | "starting" | "running"));
     let members = looks.iter().take(MEMBERS_SHOWN_MAX).map(|(name, version, found)| {
         let worker = found.more.get("worker");
         json!({ "name": name, "version": version, "state": found.state, "worker": worker })
     });
-    // A version that was rejected and is not asked for any more is about to be forgotten.
-    let rejected = choice.rejected.as_ref().filter(|rejected| is_of(Some(rejected.version)));
-    let state = match (rejected, is_whole) {
-        (None, true) if !waits && is_of(choice.target) => "ready",
-        (Some(_), true) if counts.updated == counts.members => "rolled-back",
-        (Some(_), _) => "rolling-back",
-        (None, _) if choice.stable.is_none() => "starting",
-        (None, _) if choice.target != choice.stable || !is_of(choice.target) => "updating",
-        (None, _) if counts.updated < counts.members => "moving",
-        (None, false) if is_degraded => "degraded",
-        (None, _) if counts.members != replicas || !choice.retiring.is_empty() => "scaling",
-        (None, _) => "starting",
+    let is_degraded =
+        looks.iter().any(|(_, _, found)| !matches!(found.state, "pending" | "starting" | "running"));
+    let waiting_on = decided.map(|decided| decided.waiting_on.as_slice());
+    let state = match state_of_update(spec, &choice, &counts, (wanted, waiting_on, is_whole)) {
+        "as asked" if is_whole && waiting_on.is_some_and(<[Waiting]>::is_empty) => "ready",
+        "as asked" if counts.updated < counts.members => "moving",
+        "as asked" if !is_whole && is_degraded => "degraded",
+        "as asked" if counts.members != replicas || !choice.retiring.is_empty() => "scaling",
+        "as asked" => "starting",
+        updating => updating,
     };
     let versions = choice.versions.iter().map(|version| {
         json!({ "number": version.number, "image_version": version.image_version, "made_at": version.made_at })
@@ -360,11 +354,51 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
         "updated": counts.updated,
         "version": choice.target,
         "stable": choice.stable,
+        "rejected": choice.rejected.as_ref().map(|rejected| rejected.version),
+        "undone": asked.meta.rollout.undone.map(|undone| undone.version),
         "versions": versions.collect::<Vec<_>>(),
         "retiring": retiring.collect::<Vec<_>>(),
     }));
     let since = decided.and_then(|decided| decided.at_rest_since).unwrap_or(asked.meta.changed_at);
     Found { state, ready: state == "ready", since: Some(since), more }
+}
+
+/// How far the update of a group is, in a word; `as asked` when none is on its way.
+fn state_of_update(
+    spec: &scalegroup::Spec,
+    choice: &scalegroup::Choice,
+    counts: &Counts<'_>,
+    (wanted, waiting_on, is_whole): (Option<u64>, Option<&[Waiting]>, bool),
+) -> &'static str {
+    // A version that was rejected and is not asked for any more is about to be forgotten.
+    let is_rejected = choice.rejected.as_ref().is_some_and(|rejected| Some(rejected.version) == wanted);
+    let waits_for = |is: fn(&WaitingOn) -> bool| {
+        is_whole && waiting_on.is_some_and(|waiting_on| waiting_on.iter().any(|waiting| is(&waiting.on)))
+    };
+    if is_rejected {
+        let is_back = is_whole && counts.updated == counts.members;
+        return match spec.update.roll_back {
+            false => "failed",
+            true if is_back => "rolled-back",
+            true => "rolling-back",
+        };
+    }
+    if waits_for(|on| matches!(on, WaitingOn::Promotion { .. })) {
+        "canary"
+    } else if waits_for(|on| matches!(on, WaitingOn::Paused { .. })) {
+        "paused"
+    } else if choice.target != wanted {
+        "updating"
+    } else if is_whole && (choice.stable.is_none() || spec.replicas == 0) {
+        // No version has worked for the whole of it, since there is no member, or a moment ago there was none.
+        "as asked"
+    } else if choice.stable.is_none() {
+        "starting"
+    } else if choice.target != choice.stable {
+        "updating"
+    } else {
+        "as asked"
+    }
 }
 
 fn of_network(view: &View, name: &Name, spec: &network::Spec) -> Found {

@@ -80,13 +80,15 @@ fn status_of(refusal: &Refusal) -> StatusCode {
     match refusal {
         Refusal::NotFound { .. } | Refusal::UnknownWorker { .. } => StatusCode::NOT_FOUND,
         Refusal::Changed { .. } => StatusCode::PRECONDITION_FAILED,
-        Refusal::NotByPeople { .. } | Refusal::NotForKind { .. } | Refusal::BadReport { .. } => {
-            StatusCode::BAD_REQUEST
-        }
+        Refusal::NotByPeople { .. }
+        | Refusal::NotForKind { .. }
+        | Refusal::NotAGroup { .. }
+        | Refusal::BadReport { .. } => StatusCode::BAD_REQUEST,
         Refusal::WorkerAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::Exists { .. }
         | Refusal::NotPlaced { .. }
         | Refusal::NotSquatted { .. }
+        | Refusal::NoRollout { .. }
         | Refusal::Stopped { .. }
         | Refusal::Deleting { .. }
         | Refusal::Owned { .. }

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lightbyte_api::assigned::{Assigned, HostObject};
 use lightbyte_api::health::HealthState;
-use lightbyte_api::kinds::scalegroup::{Choice as GroupChoice, Healing, Spec as GroupSpec, Template, Update};
+use lightbyte_api::kinds::scalegroup::{
+    Choice as GroupChoice, Healing, Rollout, Share, Spec as GroupSpec, Template, Update,
+};
 use lightbyte_api::kinds::{vm, worker};
 use lightbyte_api::observed::{Observed, VmPhase};
 use lightbyte_api::records::Record;
 use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WorkerId};
 use lightbyte_plan::planner::VIEW_AGE_MAX;
-use lightbyte_plan::request::{self, Context, Outcome, Refusal};
+use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write, status};
 
@@ -34,7 +36,17 @@ impl Cluster {
         context: &Context,
     ) -> (&'static str, ObjectRef, Result<Outcome, Refusal>) {
         let group = ObjectRef::new(Kind::ScaleGroup, name(GROUPS[self.rng.below(GROUPS.len())]));
-        let manifest = match self.rng.below(12) {
+        let manifest = match self.rng.below(15) {
+            12..=14 => {
+                let step = match self.rng.below(7) {
+                    0..=2 => RolloutStep::Pause,
+                    3 => RolloutStep::Resume,
+                    4 => RolloutStep::Promote,
+                    5 => RolloutStep::Undo { to: None },
+                    _ => RolloutStep::Undo { to: Some(1 + self.rng.below(3) as u64) },
+                };
+                return ("change", group.clone(), request::rollout(view, &group, step, context));
+            }
             0 => return ("delete", group.clone(), request::delete(view, &group, context)),
             1..=3 => self.some_drain(),
             // The same again in another number.
@@ -65,6 +77,11 @@ impl Cluster {
                 max_unavailable: if max_surge == 0 { 1 } else { self.rng.below(2) as u64 },
                 ready_for: Span::from_secs(self.rng.below(2) as u64 * 3),
                 within: Span::from_secs(5 + self.rng.below(20) as u64),
+                canary: match self.rng.below(3) {
+                    0 => Some(Share::Count(1)),
+                    1 => Some(Share::Percent(50)),
+                    _ => None,
+                },
                 follow_image: self.rng.once_in(2),
                 roll_back: !self.rng.once_in(4),
             },
@@ -152,7 +169,8 @@ impl Cluster {
             };
             let uid = view.asked(group).map_or(Uid::from_bits(0), |asked| asked.meta.uid);
             let goes_on = spec.update.roll_back && view.children(uid).any(|member| of_version(&member));
-            if goes_on || choice.target != choice.stable || choice.stable == Some(rejected.version) {
+            let is_back = choice.target == choice.stable || !spec.update.roll_back;
+            if goes_on || !is_back || choice.stable == Some(rejected.version) {
                 return violated("roll-back", format!("{group} goes on with a rejected version: {choice:?}"));
             }
         }
@@ -245,6 +263,22 @@ pub(crate) fn check_batch(
         let gone = news.iter().map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
         let gone: BTreeSet<Uid> = gone.filter(|uid| serves(fed, *uid)).collect();
         let members = living(after, group);
+        let proven = choice(after, group).stable;
+        let of_it = |uid: &Uid| {
+            let member =
+                fed.object_of(*uid).or_else(|| after.object_of(*uid)).and_then(|member| after.asked(member));
+            let version = member.and_then(|member| member.meta.owner.as_ref()?.version);
+            version == proven && serves(fed, *uid)
+        };
+        let counted: Vec<&Uid> = members.iter().filter(|uid| !is_on_lost(after, **uid)).collect();
+        if proven != choice(before, group).stable
+            && (counted.is_empty() || !counted.iter().all(|uid| of_it(uid)))
+        {
+            return violated(
+                "proven",
+                format!("{group} takes {proven:?} for proven, and not all members are of it"),
+            );
+        }
         if asked.meta.deleting_since.is_none() && !gone.is_empty() {
             let floor = spec.replicas.saturating_sub(spec.update.max_unavailable) as usize;
             if serving(&members) < floor {
@@ -270,7 +304,7 @@ pub(crate) fn check_batch(
             }
             _ => false,
         });
-        let counted = members.iter().filter(|uid| !is_on_lost(after, **uid)).count() as u64;
+        let counted = counted.len() as u64;
         let most = spec.replicas + spec.update.max_surge;
         if made && counted > most {
             return violated("surge", format!("{group} has {counted} members, at most {most} are allowed"));
@@ -392,7 +426,12 @@ pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>
     }
     let versions: BTreeSet<Option<u64>> =
         members.iter().filter_map(|member| Some(view.asked(member)?.meta.owner.as_ref()?.version)).collect();
-    let stands_still = choice.rejected.is_some() && !spec.update.roll_back;
+    let waits = told(view, group);
+    let is_steered = waits.contains("Promotion") || waits.contains("Paused");
+    let stands_still = (choice.rejected.is_some() && !spec.update.roll_back) || is_steered;
+    if is_steered {
+        check_steered(group, spec, &asked.meta.rollout, &choice, (&versions, &waits))?;
+    }
     let goes = |member: &ObjectRef| {
         on(member).and_then(|worker| view.object_of(worker.uid())).is_some_and(|worker| {
             view.asked(worker).is_none_or(|asked| {
@@ -410,15 +449,32 @@ pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>
     }
     let target = choice.target.and_then(|target| choice.version(target));
     let is_asked = target.is_some_and(|target| target.template == spec.template);
-    if choice.rejected.is_none() && !is_asked {
+    if choice.rejected.is_none() && asked.meta.rollout.undone.is_none() && !is_asked {
         return violated(
             "rule 10",
             format!("{group} is of another template than asked: {}", told(view, group)),
         );
     }
     let ready = status::object(view, group).is_some_and(|object| object.status.ready);
-    if lost.is_none() && ready == choice.rejected.is_some() {
+    if lost.is_none() && ready == (choice.rejected.is_some() || is_steered) {
         return violated("status", format!("{group} says ready: {ready}: {}", told(view, group)));
     }
     Ok(())
+}
+
+/// An update stands only where somebody wanted it to, and there is one.
+fn check_steered(
+    group: &ObjectRef,
+    spec: &GroupSpec,
+    rollout: &Rollout,
+    choice: &GroupChoice,
+    (versions, waits): (&BTreeSet<Option<u64>>, &str),
+) -> Checked {
+    let wanted = rollout.paused || (spec.update.canary.is_some() && rollout.promoted != choice.target);
+    let is_update = choice.stable.is_some() && choice.stable != choice.target;
+    let is_known = versions.iter().all(|version| [choice.stable, choice.target].contains(version));
+    if wanted && is_update && is_known {
+        return Ok(());
+    }
+    violated("rule 10", format!("{group} stands still and nobody wants that: {waits}"))
 }

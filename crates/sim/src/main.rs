@@ -117,6 +117,8 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Member { .. } => "wait: member",
                 WaitingOn::HealingPause => "wait: healing pause",
                 WaitingOn::Rejected { .. } => "wait: rejected version",
+                WaitingOn::Promotion { .. } => "wait: promotion",
+                WaitingOn::Paused { .. } => "wait: paused",
                 WaitingOn::LossBrake => "wait: loss brake",
                 WaitingOn::Leaving { .. } => "wait: leaving",
                 WaitingOn::Staying { .. } => "wait: staying",

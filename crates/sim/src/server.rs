@@ -48,8 +48,8 @@ struct InFlight {
     view: View,
     /// The same before the batch.
     before: View,
-    /// Whether it was known then to be young.
-    was_fresh: bool,
+    /// The members of groups that it lets go and that serve by that view: all others must not, when it is stored.
+    served: Vec<Uid>,
     answer: Option<Answer>,
 }
 
@@ -256,10 +256,12 @@ impl Cluster {
             if let Some(decision) = &decision {
                 groups::check_batch(decision, server.feed.view(), (&before, &view), age)?;
             }
-            let was_fresh = age.is_some_and(|age| age < planner::VIEW_AGE_MAX.millis());
+            let fed = server.feed.view();
+            let served =
+                decision.iter().flat_map(|decision| groups::serving_ones_let_go(decision, &before, fed));
+            let served = served.collect();
             let Some(term) = &mut self.servers[index].term else { return Ok(()) };
-            term.batch =
-                decision.map(|decision| InFlight { decision, view, before, was_fresh, answer: None });
+            term.batch = decision.map(|decision| InFlight { decision, view, before, served, answer: None });
             if term.batch.as_ref().is_some_and(|batch| batch.decision.writes.len() > 4) {
                 self.counts.add("leader: chained batch");
             }
@@ -282,13 +284,12 @@ impl Cluster {
 
     fn send_batch(&mut self, index: usize, batch: &InFlight) -> Result<Answer, Violation> {
         let run = self.servers[index].run;
-        let serving = groups::serving_ones_let_go(&batch.decision, &batch.before, self.oracle.truth());
+        let mut serving = groups::serving_ones_let_go(&batch.decision, &batch.before, self.oracle.truth());
+        serving.retain(|uid| !batch.served.contains(uid));
         let revision = self.core.revision();
         let outcome = self.commit(&batch.decision, &batch.view, Writer::Leader(run), |_| None)?;
-        if self.core.revision() > revision && !batch.was_fresh && !serving.is_empty() {
-            return Err(Violation(format!(
-                "rule 9: members {serving:?} serve, and were let go by an old view"
-            )));
+        if self.core.revision() > revision && !serving.is_empty() {
+            return Err(Violation(format!("rule 13: {serving:?} were let go for not serving, and serve")));
         }
         self.tell(|| format!("s{index} sends {} writes: {outcome:?}", batch.decision.writes.len()));
         if self.trace {

@@ -62,10 +62,97 @@ pub struct Update {
     pub ready_for: Span,
     /// How long a member of a new version may take to become available, before the update has failed.
     pub within: Span,
+    /// How many members of a new version there are until somebody promotes it; all of them without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Share>,
     /// Whether a new current version of the image updates the group.
     pub follow_image: bool,
     /// Whether a failed update goes back to the last version that worked.
     pub roll_back: bool,
+}
+
+/// A part of a group: a number of members, or so many of a hundred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "ShareText", into = "ShareText")]
+pub enum Share {
+    /// So many members.
+    Count(u64),
+    /// So many of a hundred, at least one.
+    Percent(u64),
+}
+
+/// A [`Share`] as people write it: `2`, or `10%`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum ShareText {
+    Count(u64),
+    Percent(String),
+}
+
+impl TryFrom<ShareText> for Share {
+    type Error = String;
+    fn try_from(text: ShareText) -> Result<Share, String> {
+        match text {
+            ShareText::Count(count) => Ok(Share::Count(count)),
+            ShareText::Percent(text) => {
+                let percent = text.strip_suffix('%').and_then(|digits| digits.parse().ok());
+                let percent = percent.filter(|percent| (1..=100).contains(percent));
+                percent.map(Share::Percent).ok_or_else(|| format!("`{text}` is not a number such as 2, or 1% to 100%"))
+            }
+        }
+    }
+}
+
+impl From<Share> for ShareText {
+    fn from(share: Share) -> ShareText {
+        match share {
+            Share::Count(count) => ShareText::Count(count),
+            Share::Percent(percent) => ShareText::Percent(format!("{percent}%")),
+        }
+    }
+}
+
+impl Share {
+    /// How many of `whole` that are, rounded up.
+    #[must_use]
+    pub fn of(self, whole: u64) -> u64 {
+        match self {
+            Share::Count(count) => count.min(whole),
+            Share::Percent(percent) => whole.saturating_mul(percent).div_ceil(100),
+        }
+    }
+}
+
+/// What people ask of a group's updates while they are on their way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rollout {
+    /// No more members of the new version are made, and none of the old is let go for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// The version whose canaries were found good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<u64>,
+    /// The version that is not wanted though its template is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undone: Option<Undone>,
+}
+
+/// A version that somebody has undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undone {
+    /// Which.
+    pub version: u64,
+    /// The version that is wanted in its place, until another template or image is asked for.
+    pub to: u64,
+}
+
+impl Rollout {
+    /// Whether nothing is asked.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Rollout::default()
+    }
 }
 
 /// When a member that does not work is replaced.
@@ -83,6 +170,7 @@ impl Default for Update {
             max_unavailable: 0,
             ready_for: Span::from_secs(0),
             within: Span::from_secs(300),
+            canary: None,
             follow_image: false,
             roll_back: true,
         }
@@ -107,7 +195,7 @@ pub struct Choice {
     pub members_made: u64,
     /// The versions of the template, oldest first: those that members are made of, and some before them.
     pub versions: Vec<Version>,
-    /// The version that all members are to be of; none before the first.
+    /// The version that members are to be of; none before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<u64>,
     /// The last version that the whole group was available with.
@@ -135,6 +223,9 @@ pub struct Version {
     pub image_version: String,
     /// When it was first asked for, on the leader's clock.
     pub made_at: Timestamp,
+    /// Whether the whole group was ever available with it: what comes back to it needs no canaries.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proven: bool,
 }
 
 /// A version that failed.
@@ -202,6 +293,10 @@ impl SpecRules for Spec {
             "how long a member of a new version may take to become available, 10s to 24h; 5m when left out",
         ),
         (
+            "update.canary",
+            "how many members of a new version there are, such as 1 or 10%, until it is promoted; all when left out",
+        ),
+        (
             "update.follow_image",
             "whether a new current version of the image updates the group; not when left out",
         ),
@@ -264,12 +359,16 @@ fn read_update(fields: &mut Reader<'_>) -> Option<Update> {
         max_unavailable: fields.number("max_unavailable", 0..=REPLICAS_MAX, default.max_unavailable),
         ready_for: read_span(fields, "ready_for", default.ready_for, Span::from_secs(0)),
         within: read_span(fields, "within", default.within, WITHIN_MIN),
+        canary: fields.optional("canary"),
         follow_image: fields.or("follow_image", default.follow_image),
         roll_back: fields.or("roll_back", default.roll_back),
     };
     if update.max_surge == 0 && update.max_unavailable == 0 {
         let hint = "allow one more or one less: max_surge: 1, or max_unavailable: 1".to_owned();
         fields.problem("max_surge", "and `max_unavailable` cannot both be 0: nothing could be replaced", Some(hint));
+    }
+    if update.canary == Some(Share::Count(0)) {
+        fields.problem("canary", "must be at least 1", Some("leave it out to have none".to_owned()));
     }
     if update.within <= update.ready_for {
         fields.problem("within", "must be longer than `ready_for`", None);

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::{Patience, read_time};
 
@@ -53,6 +53,51 @@ impl FromStr for Replicas {
             (None, None) => number(text).map(Replicas::To),
         }
     }
+}
+
+/// What is done with the update of a group.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rollout {
+    /// Shows how far it is: the group, its members, and what it waits for
+    Status(OneGroup),
+    /// Lists the versions of the group's template
+    History(OneGroup),
+    /// Stops it where it is
+    Pause(OneGroup),
+    /// Goes on with it, and waits
+    Resume(RolloutOn),
+    /// Says that its canaries are good: all members follow; waits
+    Promote(RolloutOn),
+    /// Goes back to the last version that worked, or to another; waits
+    Undo(RolloutUndo),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneGroup {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RolloutOn {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RolloutUndo {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    /// The number of the version; `lightbyte rollout history` lists them
+    #[arg(long, value_name = "N")]
+    pub(crate) to: Option<u64>,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,7 @@ pub(crate) mod logs;
 pub(crate) mod maintenance;
 pub(crate) mod power;
 pub(crate) mod release;
+pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod ssh;

@@ -12,14 +12,7 @@ use crate::target::{self, Target};
 use crate::waiting::{self, Wish};
 
 pub(crate) async fn run(cluster: &Cluster, words: &Scale) -> Result<Code> {
-    let group = match target::read_single(std::slice::from_ref(&words.group))? {
-        Target::Named(name) => ObjectRef::new(Kind::ScaleGroup, name),
-        target => cluster.resolve(target).await?,
-    };
-    if group.kind != Kind::ScaleGroup {
-        let failure = Failure::usage(format!("{group} has no members"));
-        return Err(failure.hint("only a scale group has a number of them: `lightbyte get groups`").into());
-    }
+    let group = read_group(cluster, &words.group).await?;
     let changed = change_spec(cluster, &group, |spec| {
         let before = spec["replicas"].as_u64().unwrap_or(0);
         spec["replicas"] = json!(words.replicas.from(before));
@@ -30,4 +23,17 @@ pub(crate) async fn run(cluster: &Cluster, words: &Scale) -> Result<Code> {
         waiting::until(cluster, &Wish::of(&changed, Goal::Ready), words.patience.timeout).await?;
     }
     Ok(Code::Done)
+}
+
+/// The group that a word means: a bare name is a group's, whatever else is called so.
+pub(crate) async fn read_group(cluster: &Cluster, word: &str) -> Result<ObjectRef> {
+    let group = match target::read_single(&[word.to_owned()])? {
+        Target::Named(name) => ObjectRef::new(Kind::ScaleGroup, name),
+        target => cluster.resolve(target).await?,
+    };
+    if group.kind == Kind::ScaleGroup {
+        return Ok(group);
+    }
+    let failure = Failure::usage(format!("{group} has no members"));
+    Err(failure.hint("only a scale group has them: `lightbyte get groups`").into())
 }

@@ -87,15 +87,8 @@ fn begin(
     if view.contains(&key) {
         return None;
     }
-    let meta = Meta {
-        uid: inputs.uid(0),
-        generation: 1,
-        labels: owner.labels.clone(),
-        owner: Some(Owner::new(volume.clone(), owner.uid)),
-        changed_at: inputs.now,
-        deleting_since: None,
-        restarts_asked: 0,
-    };
+    let made_by = Owner::new(volume.clone(), owner.uid);
+    let meta = Meta::new(inputs.uid(0), Some(made_by), owner.labels.clone(), inputs.now);
     let spec =
         snapshot::Spec { volume: volume.name.clone(), worker: Some(copies.to.clone()), protected: false };
     Some(Write::put(key, Asked { meta, spec: Spec::Snapshot(spec) }))

@@ -62,6 +62,18 @@ pub fn choice<'a>(view: &'a View, group: &ObjectRef) -> Option<&'a GroupChoice> 
     }
 }
 
+/// The number of the version that the specification asks for, if there is one yet.
+#[must_use]
+pub fn asked_version(view: &View, spec: &GroupSpec, choice: &GroupChoice) -> Option<u64> {
+    versions::asked(view, spec, choice).ok()
+}
+
+/// The number of the version that is wanted: the one that is asked for, or what somebody went back to.
+#[must_use]
+pub fn wanted_version(view: &View, meta: &Meta, spec: &GroupSpec, choice: &GroupChoice) -> Option<u64> {
+    asked_version(view, spec, choice).map(|asked| versions::wanted(meta, choice, asked))
+}
+
 /// How many members are there, and how many of them serve, in numbers for people.
 #[must_use]
 pub fn counts<'a>(view: &'a View, object: &ObjectRef) -> Counts<'a> {
@@ -132,7 +144,7 @@ impl Group<'_> {
     fn keep(&self) -> Plan {
         let mut choice = choice(self.view, self.object).cloned().unwrap_or_default();
         let mut plan = Plan::rest();
-        if let Err(hindrance) = versions::choose(self.view, self.spec, &mut choice, self.inputs.now) {
+        if let Err(hindrance) = versions::choose(self.view, &self.asked.meta, self.spec, &mut choice, self.inputs.now) {
             plan.waiting_on.push(hindrance);
         }
         self.let_go(&mut choice, &mut plan);
@@ -145,13 +157,17 @@ impl Group<'_> {
         // Those on lost workers are neither relied on nor let go: they are replaced, and what is then too much goes when
         // they come back.
         members.retain(|member| member.state != State::Lost);
-        let count = self.count(&choice, &members);
+        let mix = Mix::of(self, &choice, &members);
+        let count = self.count(&choice, &members, &mix);
         let steps = steps::next(&count);
-        self.carry_out(&steps, &members, &mut choice, &mut plan);
+        self.carry_out(&steps, &members, &mix, &mut choice, &mut plan);
         if is_whole(&count, &steps) {
             choice.healing = None;
-            if choice.rejected.is_none() {
-                choice.stable = choice.target;
+            let is_one_version = members.iter().all(|member| Some(member.version) == choice.target);
+            match choice.rejected {
+                None if is_one_version => versions::prove(&mut choice),
+                None => plan.waiting_on.extend(mix.waits_for()),
+                Some(_) => {}
             }
         }
         self.explain(&choice, &members, &steps, &mut plan);
@@ -178,7 +194,7 @@ impl Group<'_> {
     /// Whether the version that the group is being brought to has failed.
     fn judge_update(&self, choice: &mut GroupChoice, members: &[Member<'_>]) {
         let (Some(target), Some(stable)) = (choice.target, choice.stable) else { return };
-        if target == stable {
+        if target == stable || choice.rejected.is_some() {
             return;
         }
         let failed = members.iter().filter(|member| member.version == target).find_map(|member| {
@@ -196,7 +212,9 @@ impl Group<'_> {
         });
         if failed.is_some() {
             choice.rejected = failed;
-            choice.target = Some(stable);
+            if self.spec.update.roll_back {
+                choice.target = Some(stable);
+            }
         }
     }
 
@@ -208,12 +226,10 @@ impl Group<'_> {
         if is_proven { healing } else { healing.max(self.spec.update.within) }
     }
 
-    fn count(&self, choice: &GroupChoice, members: &[Member<'_>]) -> Count {
-        let stands_still = choice.rejected.is_some() && !self.spec.update.roll_back;
-        let target = choice.target.filter(|_| !stands_still);
+    fn count(&self, choice: &GroupChoice, members: &[Member<'_>], mix: &Mix) -> Count {
         let counted = |member: &Member<'_>| Counted {
             version: member.version,
-            outdated: member.outdated(target),
+            outdated: member.outdated(choice.target).filter(|_| !mix.keeps(member)),
             service: member.service(),
             has_failed: match &member.state {
                 State::Bad(trouble) if trouble.may_be_cured() => {
@@ -234,7 +250,14 @@ impl Group<'_> {
         }
     }
 
-    fn carry_out(&self, steps: &Steps, members: &[Member<'_>], choice: &mut GroupChoice, plan: &mut Plan) {
+    fn carry_out(
+        &self,
+        steps: &Steps,
+        members: &[Member<'_>],
+        mix: &Mix,
+        choice: &mut GroupChoice,
+        plan: &mut Plan,
+    ) {
         let mut healed = 0;
         let is_fresh = self.inputs.view_is_fresh();
         for (index, because) in steps.retire.iter().take(RETIRED_PER_PLAN_MAX) {
@@ -257,13 +280,15 @@ impl Group<'_> {
                 ..bucket
             });
         }
-        self.make(steps.make.min(MADE_PER_PLAN_MAX), choice, plan);
+        let make = steps.make.min(MADE_PER_PLAN_MAX);
+        let new = make.min(mix.new_wanted);
+        self.make(new, choice.target, choice, plan);
+        self.make(make - new, choice.stable, choice, plan);
     }
 
-    /// Asks for so many members of the target version.
-    fn make(&self, count: usize, choice: &mut GroupChoice, plan: &mut Plan) {
-        let version = choice.target.and_then(|target| choice.version(target)).cloned();
-        let Some(version) = version else { return };
+    /// Asks for so many members of a version.
+    fn make(&self, count: usize, version: Option<u64>, choice: &mut GroupChoice, plan: &mut Plan) {
+        let Some(version) = version.and_then(|version| choice.version(version)).cloned() else { return };
         let mut made = 0;
         for number in choice.members_made + 1..=choice.members_made + count as u64 + NAMES_TRIED_MAX {
             if made == count {
@@ -271,7 +296,8 @@ impl Group<'_> {
             }
             choice.members_made = number;
             let Some(member) = self.free_name(number, &version) else { continue };
-            plan.writes.push(self.member(member, &version, made as u64));
+            let index = plan.writes.len() as u64;
+            plan.writes.push(self.member(member, &version, index));
             made += 1;
         }
     }
@@ -293,15 +319,8 @@ impl Group<'_> {
             uid: self.asked.meta.uid,
             version: Some(version.number),
         };
-        let meta = Meta {
-            uid: self.inputs.uid(index),
-            generation: 1,
-            labels: version.template.labels.clone(),
-            owner: Some(owner),
-            changed_at: self.inputs.now,
-            deleting_since: None,
-            restarts_asked: 0,
-        };
+        let labels = version.template.labels.clone();
+        let meta = Meta::new(self.inputs.uid(index), Some(owner), labels, self.inputs.now);
         let mut vm = version.template.vm.clone();
         vm.image_version = Some(version.image_version.clone());
         Write::put(Key::Asked(member), Asked { meta, spec: Spec::Vm(vm) })
@@ -374,6 +393,55 @@ impl Group<'_> {
     fn period(&self, bucket: &HealingBucket) -> Span {
         let doublings = (bucket.streak / self.healed_at_once()).saturating_sub(1).min(HEALING_DOUBLINGS_MAX);
         Span::from_millis(HEALING_PERIOD.millis() << doublings)
+    }
+}
+
+/// How many members are to be of the target version, and which of another one are kept meanwhile.
+struct Mix {
+    target: Option<u64>,
+    /// How many more of the target version there are to be.
+    new_wanted: usize,
+    /// The numbers of those of the version that worked that stay.
+    kept: Vec<u64>,
+    paused: bool,
+}
+
+impl Mix {
+    fn of(group: &Group<'_>, choice: &GroupChoice, members: &[Member<'_>]) -> Mix {
+        let Group { asked, spec, .. } = group;
+        let rollout = &asked.meta.rollout;
+        let replicas = usize::try_from(spec.replicas).unwrap_or(usize::MAX);
+        // Those that leave their worker are made again, and count for nothing here.
+        let stays = || members.iter().filter(|member| !member.leaves);
+        let new = stays().filter(|member| Some(member.version) == choice.target).count();
+        let is_updating = choice.stable.is_some() && choice.target != choice.stable;
+        let stands_still = choice.rejected.is_some() && !spec.update.roll_back;
+        let paused = is_updating && (rollout.paused || stands_still);
+        let is_proven = choice.target.and_then(|target| choice.version(target)).is_some_and(|found| found.proven);
+        let is_open = is_proven || rollout.promoted == choice.target || choice.rejected.is_some();
+        let canary = spec.update.canary.filter(|_| !is_open);
+        let allowed = match canary {
+            _ if !is_updating => replicas,
+            _ if paused => new.min(replicas),
+            Some(canary) => usize::try_from(canary.of(spec.replicas)).unwrap_or(usize::MAX),
+            None => replicas,
+        };
+        let mut old: Vec<&Member<'_>> =
+            stays().filter(|member| is_updating && Some(member.version) == choice.stable).collect();
+        old.sort_by_key(|member| (member.service() == Service::None, member.number));
+        let kept = replicas - allowed.max(new).min(replicas);
+        let kept = old.into_iter().take(kept).map(|member| member.number).collect();
+        Mix { target: choice.target, new_wanted: allowed.saturating_sub(new), kept, paused }
+    }
+
+    fn keeps(&self, member: &Member<'_>) -> bool {
+        !member.leaves && self.kept.contains(&member.number)
+    }
+
+    /// Whom an update waits for that has come as far as it may.
+    fn waits_for(&self) -> Option<WaitingOn> {
+        let version = self.target?;
+        Some(if self.paused { WaitingOn::Paused { version } } else { WaitingOn::Promotion { version } })
     }
 }
 

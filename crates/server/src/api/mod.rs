@@ -71,6 +71,8 @@ pub(crate) fn routes() -> Vec<Route> {
             changing, None, "Changed", post(objects::stop)),
         route("post", "/v1/objects/{kind}/{name}/restart", "Asks for a VM to be stopped and started",
             changing, None, "Changed", post(objects::restart)),
+        route("post", "/v1/objects/{kind}/{name}/rollout", "Pauses, resumes, promotes or takes back an update of a scale group",
+            &["step", "to", "if_match"], None, "Changed", post(objects::rollout)),
         route("post", "/v1/objects/{kind}/{name}/release", "Lets a squatted address of a network be given again",
             &["address"], None, "Nothing", post(objects::release)),
         route("get", "/v1/objects/{kind}/{name}/exec", "Runs a command in a VM (a WebSocket; its bytes are frames)",

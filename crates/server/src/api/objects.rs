@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use lightbyte_api::object::Object;
 use lightbyte_api::wire::{ChangeAction, Changed, List};
 use lightbyte_api::{Name, ObjectRef};
-use lightbyte_plan::request::{self, Context, Outcome, Refusal};
+use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
 use lightbyte_plan::why::{self, Explanation, Stuck};
 use lightbyte_plan::{View, status};
 
@@ -164,6 +164,40 @@ pub(crate) async fn restart(
     parameters: Parameters,
 ) -> Answered<Changed> {
     change(&server, &caller, &input::object(path)?, &parameters, request::restart).await
+}
+
+/// `POST /v1/objects/KIND/NAME/rollout`
+pub(crate) async fn rollout(
+    State(server): State<Arc<Server>>,
+    caller: Caller,
+    path: Path<(String, String)>,
+    parameters: Parameters,
+) -> Answered<Changed> {
+    parameters.only(&["step", "to", "if_match"])?;
+    let to = match parameters.one("to") {
+        None => None,
+        Some(text) => {
+            let bad = |_| Failure::bad(format!("`to` must be the number of a version, is `{text}`"));
+            Some(text.parse().map_err(bad)?)
+        }
+    };
+    let step = match (parameters.one("step").unwrap_or_default(), to) {
+        ("pause", None) => RolloutStep::Pause,
+        ("resume", None) => RolloutStep::Resume,
+        ("promote", None) => RolloutStep::Promote,
+        ("undo", to) => RolloutStep::Undo { to },
+        (step, Some(_)) => {
+            return Err(Failure::bad(format!("`to` goes with `step=undo`, not with `{step}`")));
+        }
+        (step, None) => {
+            let title = format!("`step` must be pause, resume, promote or undo, is `{step}`");
+            return Err(Failure::bad(title));
+        }
+    };
+    let object = input::object(path)?;
+    let context = Context { now: clock::now(), uid: clock::fresh_uid(), if_match: parameters.if_match()? };
+    let written = server.write(&caller, |view| request::rollout(view, &object, step, &context)).await?;
+    Ok(Answer::at(written.revision, changed(&written, &object)?))
 }
 
 /// `POST /v1/objects/KIND/NAME/release`

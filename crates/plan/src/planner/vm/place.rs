@@ -197,15 +197,8 @@ fn own_disk(
     if vm.view.contains(&key) {
         return Err(WaitingOn::InUse { by: volume });
     }
-    let meta = Meta {
-        uid,
-        generation: 1,
-        labels: vm.meta.labels.clone(),
-        owner: Some(Owner::new(vm.object.clone(), vm.meta.uid)),
-        changed_at: inputs.now,
-        deleting_since: None,
-        restarts_asked: 0,
-    };
+    let owner = Owner::new(vm.object.clone(), vm.meta.uid);
+    let meta = Meta::new(uid, Some(owner), vm.meta.labels.clone(), inputs.now);
     let blank = volume::Spec { size: Some(size), ..volume::Spec::default() };
     let spec = match is_root {
         true => volume::Spec {

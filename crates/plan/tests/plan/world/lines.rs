@@ -91,18 +91,16 @@ fn ask(store: &mut Store, object: ObjectRef, spec: Spec, line: &Line<'_>) {
         .map(|label| label.split_once(':').expect("label=key:value"))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
+    let owner = line.get("owner").map(|owner| {
+        let object: ObjectRef = owner.parse().expect("an object");
+        let version = line.get("version").map(|version| version.parse().expect("a number"));
+        Owner { uid: uid(&object), object, version }
+    });
     let meta = Meta {
-        uid: uid(&object),
         generation: line.or("generation", "1"),
-        labels,
-        owner: line.get("owner").map(|owner| {
-            let object: ObjectRef = owner.parse().expect("an object");
-            let version = line.get("version").map(|version| version.parse().expect("a number"));
-            Owner { uid: uid(&object), object, version }
-        }),
-        changed_at: at(0),
         deleting_since: line.has("deleting").then(|| at(30)),
         restarts_asked: line.or("restarts", "0"),
+        ..Meta::new(uid(&object), owner, labels, at(0))
     };
     store.put(&Key::Asked(object), Asked { meta, spec });
 }

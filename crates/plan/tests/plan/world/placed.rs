@@ -275,15 +275,9 @@ fn root_volume(
     }
     let host_object = HostObject { kind: Kind::Volume, uid: uid(volume) };
     let removing = line.has("volume_removing");
-    let meta = Meta {
-        uid: host_object.uid,
-        generation: 1,
-        labels: std::collections::BTreeMap::new(),
-        owner: Some(Owner::new(vm.clone(), uid(vm))),
-        changed_at: at(0),
-        deleting_since: (removing || line.has("volume_deleting")).then(|| at(30)),
-        restarts_asked: 0,
-    };
+    let owner = Owner::new(vm.clone(), uid(vm));
+    let mut meta = Meta::new(host_object.uid, Some(owner), std::collections::BTreeMap::new(), at(0));
+    meta.deleting_since = (removing || line.has("volume_deleting")).then(|| at(30));
     let size = ByteSize::from_mib(64);
     let asked = volume::Spec {
         image: Some(spec.image.clone()),
