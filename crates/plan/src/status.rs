@@ -372,8 +372,9 @@ fn state_of_update(
 ) -> &'static str {
     // A version that was rejected and is not asked for any more is about to be forgotten.
     let is_rejected = choice.rejected.as_ref().is_some_and(|rejected| Some(rejected.version) == wanted);
+    let is_settled = is_whole && choice.retiring.is_empty();
     let waits_for = |is: fn(&WaitingOn) -> bool| {
-        is_whole && waiting_on.is_some_and(|waiting_on| waiting_on.iter().any(|waiting| is(&waiting.on)))
+        is_settled && waiting_on.is_some_and(|waiting_on| waiting_on.iter().any(|waiting| is(&waiting.on)))
     };
     if is_rejected {
         let is_back = is_whole && counts.updated == counts.members;
