@@ -373,7 +373,8 @@ impl WaitingOn {
                     .to_owned()
             }
             WaitingOn::Rejected { .. } => {
-                "change the template and apply it; one that differs is tried anew".to_owned()
+                "apply another template, or make another version of its image current: that is tried"
+                    .to_owned()
             }
             WaitingOn::Promotion { .. } => {
                 "`lightbyte rollout promote GROUP` goes on, `lightbyte rollout undo GROUP` goes back"

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::waiting::Waiting;
 use lightbyte_api::wire::{Changed, WatchLine};
-use lightbyte_api::{Timestamp, Uid, WaitingOn};
+use lightbyte_api::{Kind, Timestamp, Uid, WaitingOn};
 use lightbyte_link::{ClientError, Lines};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -14,7 +14,7 @@ use crate::arguments::Goal;
 use crate::cluster::{Cluster, may_read_again};
 use crate::failure::{Code, Failure};
 use crate::terminal::say;
-use crate::verbs::maintenance;
+use crate::verbs::{logs, maintenance};
 
 /// How long a watch may be silent before another server is asked: servers send progress every five.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -141,6 +141,14 @@ fn stands(object: &ObjectRef, now: &Object) -> Option<Failure> {
         _ => return None,
     };
     Some(Failure::new(code, format!("{message}: {on}")).hint(on.hint()))
+}
+
+/// What the member said last on its console for which a group's update failed.
+async fn last_words(cluster: &Cluster, now: Option<&Object>) -> Vec<String> {
+    let member = now.and_then(|now| now.status.more.get("failed_member")?.as_str()?.parse().ok());
+    let (Some(member), Some(now)) = (member, now) else { return Vec::new() };
+    let vm = ObjectRef::new(Kind::Vm, member);
+    logs::last_words(cluster, &vm, now.status.state == "rolled-back").await
 }
 
 /// The state of an object with its reasons, on one line.
@@ -287,7 +295,10 @@ async fn follow_stream(
         last.clone_from(&now);
         match verdict {
             Verdict::Reached => return Ok(now),
-            Verdict::Hopeless(failure) => return Err(failure.into()),
+            Verdict::Hopeless(failure) => {
+                let said = last_words(cluster, now.as_ref()).await;
+                return Err(if said.is_empty() { failure } else { failure.details(said) }.into());
+            }
             Verdict::NotYet => {}
         }
         now = next_of(&mut lines, wish, cluster.seen()).await?;

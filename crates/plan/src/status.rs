@@ -355,6 +355,7 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
         "version": choice.target,
         "stable": choice.stable,
         "rejected": choice.rejected.as_ref().map(|rejected| rejected.version),
+        "failed_member": choice.rejected.as_ref().map(|rejected| &rejected.member),
         "undone": asked.meta.rollout.undone.map(|undone| undone.version),
         "versions": versions.collect::<Vec<_>>(),
         "retiring": retiring.collect::<Vec<_>>(),
@@ -370,14 +371,14 @@ fn state_of_update(
     counts: &Counts<'_>,
     (wanted, waiting_on, is_whole): (Option<u64>, Option<&[Waiting]>, bool),
 ) -> &'static str {
+    let is_settled = is_whole && choice.retiring.is_empty();
     // A version that was rejected and is not asked for any more is about to be forgotten.
     let is_rejected = choice.rejected.as_ref().is_some_and(|rejected| Some(rejected.version) == wanted);
-    let is_settled = is_whole && choice.retiring.is_empty();
     let waits_for = |is: fn(&WaitingOn) -> bool| {
         is_settled && waiting_on.is_some_and(|waiting_on| waiting_on.iter().any(|waiting| is(&waiting.on)))
     };
     if is_rejected {
-        let is_back = is_whole && counts.updated == counts.members;
+        let is_back = is_settled && counts.updated == counts.members;
         return match spec.update.roll_back {
             false => "failed",
             true if is_back => "rolled-back",

@@ -118,8 +118,17 @@ impl Cluster {
         let lost = self.rng.below(self.workers.len());
         self.tell(|| format!("------ n{} is lost ------", lost + 1));
         self.workers[lost].cut_off = true;
+        // With another one it is too many, unless nothing is to be placed there anyway: `check_losses` looks at that.
+        let with_another = self.rng.once_in(3);
+        if with_another {
+            let other = (lost + 1) % self.workers.len();
+            self.workers[other].cut_off = true;
+        }
         for _ in 0..LOST_ROUNDS {
             self.calm_round()?;
+        }
+        if with_another {
+            return Ok(());
         }
         let worker = self.workers[lost].id;
         let view = self.oracle.truth();

@@ -1,11 +1,13 @@
 //! `lightbyte logs`: what a guest wrote to its console, or one of its services to the journal.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::object::ObjectRef;
 use lightbyte_link::ClientError;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::arguments::Logs;
 use crate::cluster::Cluster;
@@ -34,6 +36,31 @@ pub(crate) async fn run(cluster: &Cluster, words: &Logs) -> Result<Code> {
         shown.write(&bytes)?;
     }
     Ok(Code::Done)
+}
+
+/// How many of its last lines are told of a member that made an update fail.
+const LAST_WORDS_LINES: u64 = 12;
+/// How many bytes of them.
+const LAST_WORDS_BYTES_MAX: usize = 4 << 10;
+/// How long they may take to come.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(3);
+
+/// The last lines of a VM's console, of its last life when it is gone; none when they cannot be had.
+pub(crate) async fn last_words(cluster: &Cluster, vm: &ObjectRef, is_gone: bool) -> Vec<String> {
+    let query = [("previous", is_gone.to_string()), ("lines", LAST_WORDS_LINES.to_string())];
+    let read = async {
+        let mut stream = cluster.bytes(vm, "logs", &query).await.ok()?;
+        let mut said = Vec::new();
+        while let Ok(Some(bytes)) = stream.next().await
+            && said.len() < LAST_WORDS_BYTES_MAX
+        {
+            said.extend_from_slice(&bytes);
+        }
+        said.truncate(LAST_WORDS_BYTES_MAX);
+        Some(Harmless::default().show(&said))
+    };
+    let said = timeout(LAST_WORDS_WITHIN, read).await.ok().flatten().unwrap_or_default();
+    said.lines().map(|line| line.trim_end().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
 /// What systemd has of a service in the guest.

@@ -340,7 +340,10 @@ impl Group<'_> {
             Key::Asked(object) if self.view.asked(object).is_none() => Some(object.clone()),
             _ => None,
         });
-        let waits_for = members.iter().find(|member| member.state != State::Available);
+        let goes = |member: &&Member<'_>| {
+            choice.retiring.iter().any(|retiring| retiring.uid == member.asked.meta.uid)
+        };
+        let waits_for = members.iter().find(|member| member.state != State::Available && !goes(member));
         let waits_for = waits_for.map(|member| member.object.clone()).or(made);
         plan.waiting_on.extend(waits_for.map(|member| WaitingOn::Member { member }));
         // Those on lost workers go only when these are back.

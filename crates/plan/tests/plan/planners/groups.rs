@@ -201,3 +201,27 @@ fn a_group_goes_after_its_members() {
     ");
     assert_snapshot!(plans(&format!("{group}\nopaque asked/vm/web-7"), "scalegroup/web"), @"put decided scalegroup/web made 0, versions , target none, stable none, since 60 waits: stored value `asked/vm/web-7` cannot be read by this version");
 }
+
+/// What says that a member does not serve must be so still when it is let go.
+#[test]
+fn a_member_that_does_not_serve_goes_only_while_that_is_so() {
+    let group = r#"rack
+        asked scalegroup/web {"replicas": 0, "template": {"image": "demo"}}"#;
+    assert_snapshot!(guarded(
+        &format!("{group}\nvm web-1 owner=scalegroup/web version=1 on=n1 observed=starting"),
+        "scalegroup/web"), @"
+    put decided scalegroup/web made 0, versions 1:v1, target 1, stable none, retiring vm/web-1 for scale, since 60 waits: its child vm/web-1 to go
+    rests on alive n1
+    rests on asked image/demo
+    rests on asked scalegroup/web
+    rests on assigned n1 vm/web-1
+    rests on decided vm/web-1
+    rests on observed n1 vm/web-1
+    ");
+    assert_snapshot!(guarded(&format!("{group}\nvm web-1 owner=scalegroup/web version=1"), "scalegroup/web"), @"
+    put decided scalegroup/web made 0, versions 1:v1, target 1, stable none, retiring vm/web-1 for scale, since 60 waits: its child vm/web-1 to go
+    rests on asked image/demo
+    rests on asked scalegroup/web
+    rests on no decided vm/web-1
+    ");
+}

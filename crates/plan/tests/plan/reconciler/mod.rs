@@ -6,7 +6,7 @@
 
 mod batches;
 mod conflicts;
-mod losses;
+mod groups;
 mod waits;
 mod waking;
 

@@ -1,8 +1,12 @@
-//! Workers that are away, and the groups that miss them.
+//! Groups and their members over time: lost workers, healing, images that move on.
 
 use insta::assert_snapshot;
 
+use lightbyte_api::object::Asked;
+use lightbyte_api::{Key, Spec};
+
 use super::Leading;
+use crate::world::object;
 
 const GROUP: &str = r#"rack
     worker n3 cpus=4 memory=1GiB
@@ -47,4 +51,54 @@ fn when_many_are_away_none_is_lost() {
     put decided vm/web-1 on n3 v1 root=web-1-root default=10.77.0.2, since 60 waits: worker `n3`, which is away
     put decided worker/n3 since 60 waits: too many workers are away at once for any to be taken for lost
     ");
+}
+
+#[test]
+fn a_member_that_is_unhealthy_for_long_is_replaced() {
+    let mut leading = Leading::settled(
+        r#"rack
+        asked scalegroup/web {"replicas": 1, "template": {"image": "demo"}}
+        vm web-1 owner=scalegroup/web version=1 image_version=v1 on=n1 checked observed=running health=unhealthy"#,
+    );
+    assert_eq!(
+        leading.wakes_in(),
+        300_000,
+        "a version that has not worked yet is given the time of an update"
+    );
+    leading.after(300_000);
+    leading.settle();
+    let view = leading.store.view();
+    assert!(view.living(&object("vm/web-1")).is_none(), "it goes");
+    assert!(view.living(&object("vm/web-2")).is_some(), "another one takes its place");
+}
+
+#[test]
+fn members_of_a_version_are_of_one_image() {
+    let mut leading = Leading::settled(
+        r#"rack
+        image demo v1,v2 current=v1
+        asked scalegroup/web {"replicas": 1, "template": {"image": "demo"}}"#,
+    );
+    let mut change = |named: &str, change: fn(&mut Spec)| {
+        let mut asked = Asked::clone(leading.store.view().asked(&object(named)).expect("an object"));
+        change(&mut asked.spec);
+        leading.store.put(&Key::Asked(object(named)), asked);
+    };
+    change("image/demo", |spec| {
+        if let Spec::Image(spec) = spec {
+            spec.current = "v2".to_owned();
+        }
+    });
+    change("scalegroup/web", |spec| {
+        if let Spec::ScaleGroup(spec) = spec {
+            spec.replicas = 2;
+        }
+    });
+    leading.settle();
+    let version = |member: &str| {
+        let view = leading.store.view();
+        let placement = lightbyte_plan::planner::vm::placement(&view, &object(member)).expect("a placed VM");
+        placement.image_version.clone()
+    };
+    assert_eq!([version("vm/web-1"), version("vm/web-2")], ["v1", "v1"]);
 }
