@@ -373,7 +373,7 @@ impl WaitingOn {
                     .to_owned()
             }
             WaitingOn::Rejected { .. } => {
-                "apply another template, or make another version of its image current: that is tried"
+                "apply another template; or, where the group follows its image, make another version of that current"
                     .to_owned()
             }
             WaitingOn::Promotion { .. } => {

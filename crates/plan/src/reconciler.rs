@@ -13,7 +13,7 @@
 //! resting on what earlier ones write.
 //!
 //! It knows no kind. What wakes whom is said by the view's indexes: an object wakes for its own keys, for the objects
-//! that it names or holds, for its owner and its children, and for its worker; a group wakes for the workers of its members; whoever waits for room, an address or
+//! that it names or holds, for its owner and its children, and for its worker; a group wakes for what is said of its members and for their workers; whoever waits for room, an address or
 //! a readable value wakes when any of it changes. A resync wakes everything, and finds nothing to do: the simulator holds it to that.
 //!
 //! Deliberately absent: any hint to a planner about what changed, any write outside a batch, and any merge of a
@@ -433,6 +433,7 @@ impl Reconciler {
             Key::Observed(worker, host_object) => {
                 if let Some(object) = view.object_of(host_object.uid) {
                     self.queue.insert(object.clone());
+                    self.queue.extend(group_of(view, object));
                     // What is made from a disk waits for the report that it is there.
                     self.queue.extend(view.referrers(object).cloned());
                 }

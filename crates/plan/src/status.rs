@@ -332,7 +332,12 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
     let is_degraded =
         looks.iter().any(|(_, _, found)| !matches!(found.state, "pending" | "starting" | "running"));
     let waiting_on = decided.map(|decided| decided.waiting_on.as_slice());
-    let state = match state_of_update(spec, &choice, &counts, (wanted, waiting_on, is_whole)) {
+    let state = match state_of_update(
+        (spec, &asked.meta.rollout),
+        &choice,
+        &counts,
+        (wanted, waiting_on, is_whole),
+    ) {
         "as asked" if is_whole && waiting_on.is_some_and(<[Waiting]>::is_empty) => "ready",
         "as asked" if counts.updated < counts.members => "moving",
         "as asked" if !is_whole && is_degraded => "degraded",
@@ -366,7 +371,7 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
 
 /// How far the update of a group is, in a word; `as asked` when none is on its way.
 fn state_of_update(
-    spec: &scalegroup::Spec,
+    (spec, rollout): (&scalegroup::Spec, &scalegroup::Rollout),
     choice: &scalegroup::Choice,
     counts: &Counts<'_>,
     (wanted, waiting_on, is_whole): (Option<u64>, Option<&[Waiting]>, bool),
@@ -385,12 +390,14 @@ fn state_of_update(
             true => "rolling-back",
         };
     }
-    if waits_for(|on| matches!(on, WaitingOn::Promotion { .. })) {
-        "canary"
-    } else if waits_for(|on| matches!(on, WaitingOn::Paused { .. })) {
-        "paused"
-    } else if choice.target != wanted {
+    // What was asked since the leader last looked is not as it says.
+    let may_go_on = rollout.promoted == choice.target;
+    if choice.target != wanted {
         "updating"
+    } else if !may_go_on && waits_for(|on| matches!(on, WaitingOn::Promotion { .. })) {
+        "canary"
+    } else if rollout.paused && waits_for(|on| matches!(on, WaitingOn::Paused { .. })) {
+        "paused"
     } else if is_whole && (choice.stable.is_none() || spec.replicas == 0) {
         // No version has worked for the whole of it, since there is no member, or a moment ago there was none.
         "as asked"

@@ -482,7 +482,8 @@ fn check_steered(
     let wanted = rollout.paused || (spec.update.canary.is_some() && rollout.promoted != choice.target);
     let is_update = choice.stable.is_some() && choice.stable != choice.target;
     let is_known = versions.iter().all(|version| [choice.stable, choice.target].contains(version));
-    if wanted && is_update && is_known {
+    // Who pauses in the midst of two updates keeps members of three versions.
+    if wanted && is_update && (is_known || rollout.paused) {
         return Ok(());
     }
     violated("rule 10", format!("{group} stands still and nobody wants that: {waits}"))

@@ -18,6 +18,9 @@ use crate::units::Span;
 pub const REPLICAS_MAX: u64 = 1_000;
 /// How many versions a group remembers besides those that are in use.
 pub const VERSIONS_KEPT: usize = 10;
+/// The longest name of a disk that a member has of its own: with the longest name of a group and eight digits its volume's
+/// name is a DNS label.
+pub const DISK_NAME_LENGTH_MAX: usize = 12;
 /// The shortest time that a member is given to become available.
 pub const WITHIN_MIN: Span = Span::from_secs(10);
 /// The longest time of a policy.
@@ -223,9 +226,10 @@ pub struct Version {
     pub image_version: String,
     /// When it was first asked for, on the leader's clock.
     pub made_at: Timestamp,
-    /// Whether the whole group was ever available with it: what comes back to it needs no canaries.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub proven: bool,
+    /// When the whole group was last found available with it for the first time in a row: what comes back to it needs no
+    /// canaries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_at: Option<Timestamp>,
 }
 
 /// A version that failed.
@@ -339,6 +343,11 @@ fn read_template(fields: &mut Reader<'_>) -> Option<Template> {
         fields.problem("running", "must be true: a group keeps its members running", None);
     }
     for (index, disk) in vm.disks.iter().enumerate() {
+        if disk.volume.is_none() && disk.name.as_str().len() > DISK_NAME_LENGTH_MAX {
+            let rule = format!("has more than {DISK_NAME_LENGTH_MAX} characters");
+            let hint = "the volumes of members are called <group>-<number>-<name>".to_owned();
+            fields.problem(&format!("disks[{index}].name"), rule, Some(hint));
+        }
         if disk.volume.is_some() && !disk.read_only {
             let path = format!("disks[{index}].volume");
             let hint = "give each member a disk of its own: {name, size}; or attach it read-only".to_owned();

@@ -28,9 +28,9 @@ use crate::transaction::Write;
 use crate::view::View;
 
 /// How many members one plan makes: with what their own plans write, they fit into a few transactions.
-const MADE_PER_PLAN_MAX: usize = 16;
+const MADE_PER_PLAN_MAX: usize = 8;
 /// How many members one plan lets go.
-const RETIRED_PER_PLAN_MAX: usize = 16;
+const RETIRED_PER_PLAN_MAX: usize = 8;
 /// How many names are tried for one plan's members besides their own number.
 const NAMES_TRIED_MAX: u64 = 64;
 /// The share of a group, in hundredths, whose failed members are replaced without a pause; two always are.
@@ -165,7 +165,7 @@ impl Group<'_> {
             choice.healing = None;
             let is_one_version = members.iter().all(|member| Some(member.version) == choice.target);
             match choice.rejected {
-                None if is_one_version => versions::prove(&mut choice),
+                None if is_one_version && !mix.has_canaries => versions::prove(&mut choice, self.inputs.now),
                 None => plan.waiting_on.extend(mix.waits_for()),
                 Some(_) => {}
             }
@@ -173,7 +173,7 @@ impl Group<'_> {
         self.explain(&choice, &members, &steps, &mut plan);
         plan.again = self.again(&choice, &members, &steps);
         let in_use = self.view.children(self.asked.meta.uid).filter_map(|child| self.version_of(child));
-        versions::forget(&mut choice, &in_use.collect());
+        versions::forget(&mut choice, &in_use.collect(), self.asked.meta.rollout.undone);
         plan.rests_on.push(Key::Asked(ObjectRef::new(Kind::Image, self.spec.template.vm.image.clone())));
         plan.choice = Some(Choice::ScaleGroup(choice));
         plan
@@ -237,6 +237,8 @@ impl Group<'_> {
                 }
                 _ => false,
             },
+            may_recover: matches!(member.state, State::Bad(_))
+                && choice.version(member.version).is_some_and(|found| found.proven_at.is_some()),
             crowd: member.worker.map_or(0, |worker| self.view.placed_of(self.asked.meta.uid, worker)),
             number: member.number,
         };
@@ -407,6 +409,8 @@ struct Mix {
     /// The numbers of those of the version that worked that stay.
     kept: Vec<u64>,
     paused: bool,
+    /// Whether a person has to say that it goes on.
+    has_canaries: bool,
 }
 
 impl Mix {
@@ -420,7 +424,7 @@ impl Mix {
         let is_updating = choice.stable.is_some() && choice.target != choice.stable;
         let stands_still = choice.rejected.is_some() && !spec.update.roll_back;
         let paused = is_updating && (rollout.paused || stands_still);
-        let is_proven = choice.target.and_then(|target| choice.version(target)).is_some_and(|found| found.proven);
+        let is_proven = choice.target.and_then(|target| choice.version(target)).is_some_and(|found| found.proven_at.is_some());
         let is_open = is_proven || rollout.promoted == choice.target || choice.rejected.is_some();
         let canary = spec.update.canary.filter(|_| !is_open);
         let allowed = match canary {
@@ -433,8 +437,13 @@ impl Mix {
             stays().filter(|member| is_updating && Some(member.version) == choice.stable).collect();
         old.sort_by_key(|member| (member.service() == Service::None, member.number));
         let kept = replicas - allowed.max(new).min(replicas);
-        let kept = old.into_iter().take(kept).map(|member| member.number).collect();
-        Mix { target: choice.target, new_wanted: allowed.saturating_sub(new), kept, paused }
+        let kept = match paused {
+            // Nothing is replaced, whatever it is of.
+            true => stays().map(|member| member.number).collect(),
+            false => old.into_iter().take(kept).map(|member| member.number).collect(),
+        };
+        let has_canaries = is_updating && canary.is_some();
+        Mix { target: choice.target, new_wanted: allowed.saturating_sub(new), kept, paused, has_canaries }
     }
 
     fn keeps(&self, member: &Member<'_>) -> bool {

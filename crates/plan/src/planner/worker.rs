@@ -104,8 +104,9 @@ pub(crate) fn what_stays(view: &View, spec: &WorkerSpec, worker: WorkerId) -> Ve
         let leaves = owner == Some(Kind::ScaleGroup) || asked.meta.deleting_since.is_some();
         match (object.kind, owner) {
             (Kind::Vm, _) if leaves => leaving = leaving.or_else(|| Some(object.clone())),
-            // A VM's own disk goes with it.
+            // A VM's own disk goes with it, and what is being deleted goes by itself.
             (Kind::Volume, Some(_)) => {}
+            _ if leaves => leaving = leaving.or_else(|| Some(object.clone())),
             _ => staying.push(object.clone()),
         }
     }

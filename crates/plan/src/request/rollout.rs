@@ -60,11 +60,12 @@ pub fn rollout(
         RolloutStep::Undo { to } => {
             let version = planner::scalegroup::asked_version(view, spec, choice);
             let version = version.ok_or_else(|| refused(NOT_LOOKED_AT))?;
-            let is_older = |number: u64| Some(number) != choice.target;
-            let worked = choice.stable.filter(|stable| is_older(*stable));
-            let before_it = choice.versions.iter().rev().map(|version| version.number);
-            let before_it = before_it.filter(|number| Some(*number) < choice.target).max();
-            let to = to.or(worked).or(before_it).ok_or_else(|| refused(NOTHING_BEFORE))?;
+            let is_another = |number: u64| Some(number) != choice.target;
+            let worked = choice.stable.filter(|stable| is_another(*stable));
+            let others = choice.versions.iter().filter(|version| is_another(version.number));
+            let others = others.filter_map(|version| Some((version.proven_at?, version.number)));
+            let worked_before = others.max().map(|(_, number)| number);
+            let to = to.or(worked).or(worked_before).ok_or_else(|| refused(NOTHING_BEFORE))?;
             if choice.version(to).is_none() {
                 return Err(refused(NO_SUCH_VERSION));
             }
@@ -87,5 +88,5 @@ pub fn rollout(
 
 const NOT_LOOKED_AT: &str = "its controller has not looked at it yet";
 const NOTHING_TO_PROMOTE: &str = "no update of it is on its way";
-const NOTHING_BEFORE: &str = "no other version of it is known";
+const NOTHING_BEFORE: &str = "no other version of it has worked; name one";
 const NO_SUCH_VERSION: &str = "that version of it is not known";

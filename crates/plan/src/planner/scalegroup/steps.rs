@@ -31,6 +31,8 @@ pub struct Counted {
     pub service: Service,
     /// Whether it has not served for so long that it is replaced.
     pub has_failed: bool,
+    /// Whether it may serve again by itself: others like it have.
+    pub may_recover: bool,
     /// How many members of the group are on its worker.
     pub crowd: usize,
     /// The number in its name: the order in which members were made.
@@ -91,15 +93,17 @@ pub fn next(count: &Count) -> Steps {
     // Those that serve nobody cost nothing, and make room.
     surplus.sort_by_key(|(index, _)| count.members[*index].service);
     let floor = count.replicas.saturating_sub(count.unavailable_max);
-    let of = |service: Service| left.iter().filter(|index| count.members[**index].service == service).count();
-    let (mut available, mut young) = (of(Service::Available), of(Service::Young));
+    let is_available = |index: &&usize| count.members[**index].service == Service::Available;
+    let mut available = left.iter().filter(is_available).count();
     for (index, because) in surplus {
-        match count.members[index].service {
-            Service::None => {}
+        let member = &count.members[index];
+        match member.service {
+            // One that has worked is given its time, unless enough others serve.
+            Service::None if !member.may_recover || available >= floor => {}
             // It is not relied on yet, but people may be.
-            Service::Young if available + young > floor => young -= 1,
+            Service::Young if available >= floor => {}
             Service::Available if available > floor => available -= 1,
-            Service::Young | Service::Available | Service::Unknown => continue,
+            _ => continue,
         }
         steps.retire.push((index, because));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lightbyte_api::kinds::scalegroup::{Choice, Spec as GroupSpec, VERSIONS_KEPT, Version};
+use lightbyte_api::kinds::scalegroup::{Choice, Spec as GroupSpec, Undone, VERSIONS_KEPT, Version};
 use lightbyte_api::object::Meta;
 use lightbyte_api::{Kind, ObjectRef, Spec, Timestamp, WaitingOn};
 
@@ -24,7 +24,7 @@ pub(super) fn choose(
     let found = known.or_else(|image_version| {
         let number = choice.versions.last().map_or(0, |version| version.number) + 1;
         let (template, image_version) = (spec.template.clone(), image_version?);
-        choice.versions.push(Version { number, template, image_version, made_at: now, proven: false });
+        choice.versions.push(Version { number, template, image_version, made_at: now, proven_at: None });
         Ok(number)
     });
     if let Ok(asked) = found {
@@ -69,18 +69,23 @@ fn current_image(view: &View, spec: &GroupSpec) -> Result<String, WaitingOn> {
 }
 
 /// All members are of the target version, and available.
-pub(super) fn prove(choice: &mut Choice) {
+pub(super) fn prove(choice: &mut Choice, now: Timestamp) {
+    if choice.stable == choice.target {
+        return;
+    }
     choice.stable = choice.target;
     let target = choice.target;
     choice.versions.iter_mut().filter(|version| Some(version.number) == target).for_each(|version| {
-        version.proven = true;
+        version.proven_at = Some(now);
     });
 }
 
-/// Forgets versions that nobody needs: those in use stay, and the newest of the others.
-pub(super) fn forget(choice: &mut Choice, in_use: &BTreeSet<u64>) {
+/// Forgets versions that nobody needs: those that members are of and those that are named stay, and the newest of the others.
+pub(super) fn forget(choice: &mut Choice, in_use: &BTreeSet<u64>, undone: Option<Undone>) {
     let rejected = choice.rejected.as_ref().map(|rejected| rejected.version);
-    let named: BTreeSet<u64> = [choice.target, choice.stable, rejected].into_iter().flatten().collect();
+    let undone = undone.into_iter().flat_map(|undone| [undone.version, undone.to]);
+    let named = [choice.target, choice.stable, rejected].into_iter().flatten().chain(undone);
+    let named: BTreeSet<u64> = named.collect();
     let newest = choice.versions.len().saturating_sub(VERSIONS_KEPT);
     let mut index = 0;
     choice.versions.retain(|version| {

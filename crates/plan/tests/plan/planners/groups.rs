@@ -32,6 +32,7 @@ fn steps(text: &str) -> String {
             outdated: if word.contains('d') { Some(RetiredFor::Drain) } else { outdated },
             service,
             has_failed: word.contains('!'),
+            may_recover: word.contains('r'),
             crowd: 1 + word.matches('*').count(),
             number: index as u64 + 1,
         }
@@ -71,6 +72,7 @@ fn a_group_scales() {
     assert_snapshot!(steps("n=2 : 1? 1+ 1+ 1?"), @"nothing");
     assert_snapshot!(steps("n=2 u=1 : 1? 1+ 1+ 1?"), @"retire 3 for scale");
     assert_snapshot!(steps("n=2 : 1+ 1~ 1~ 1+"), @"retire 3 for scale, retire 2 for scale");
+    assert_snapshot!(steps("n=2 : 1+ 1~ 1~"), @"nothing");
 }
 
 #[test]
@@ -95,6 +97,12 @@ fn an_update_surges_first() {
     // What serves nobody makes room at once; what nobody can say of is left.
     assert_snapshot!(steps("n=3 t=2 : 1- 1- 1+"), @"make 1, retire 1 for update, retire 2 for update");
     assert_snapshot!(steps("n=3 t=2 : 1? 1? 1? 2+"), @"nothing");
+    // All fail at once, and may be back in a moment.
+    assert_snapshot!(steps("n=3 t=2 : 1-r 1-r 1-r 2-"), @"nothing");
+    assert_snapshot!(steps("n=3 t=2 : 1-r 2+ 2+ 2+"), @"retire 1 for update");
+    assert_snapshot!(steps("n=3 t=2 : 1!r 1-r 1-r 2-"), @"make 1, retire 1 for update");
+    // Who has just begun to serve stands for nobody.
+    assert_snapshot!(steps("n=3 t=2 : 1~ 1~ 1~ 2~"), @"nothing");
     assert_snapshot!(steps("n=5 s=2 u=1 t=2 : 1+ 1+ 1+ 1+ 1+"), @"make 2, retire 1 for update");
     assert_snapshot!(steps("n=3 s=0 u=1 t=2 : 1+ 1+ 1+"), @"retire 1 for update");
     assert_snapshot!(steps("n=3 s=0 u=1 t=2 : 1+ 1+"), @"make 1");
@@ -116,7 +124,7 @@ fn a_drain_is_an_update_of_those_on_one_worker() {
 /// Rules 9 and 10 for every group of up to four members, whatever they are.
 #[test]
 fn no_small_group_breaks_its_budgets() {
-    let kinds = ["1+", "1~", "1-", "1!", "1?", "2+", "2~", "2-", "2?", "2+d", "2-d"];
+    let kinds = ["1+", "1~", "1-r", "1!", "1?", "2+", "2~", "2-", "2?", "2+d", "2-d"];
     let mut groups: Vec<String> = vec![String::new()];
     let mut all = groups.clone();
     for _ in 0..4 {
