@@ -39,7 +39,7 @@ pub(crate) async fn run(cluster: &Cluster, words: &Logs) -> Result<Code> {
 }
 
 /// How many of its last lines are told of a member that made an update fail.
-const LAST_WORDS_LINES: u64 = 12;
+const LAST_WORDS_LINES: u64 = 20;
 /// How many bytes of them.
 const LAST_WORDS_BYTES_MAX: usize = 4 << 10;
 /// How long they may take to come.
