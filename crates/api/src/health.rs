@@ -1,5 +1,7 @@
 //! How a VM is asked whether what it does works: its own agent tries it from inside, and the worker counts.
 
+use std::ops::RangeInclusive;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +15,9 @@ pub const WORDS_MAX: usize = 64;
 /// See [`WORDS_MAX`].
 pub const WORDS_BYTES_MAX: usize = 4_096;
 /// The shortest and the longest time between two checks.
-pub const EVERY: (Span, Span) = (Span::from_secs(1), Span::from_secs(3_600));
+pub const EVERY: RangeInclusive<Span> = Span::from_secs(1)..=Span::from_secs(3_600);
 /// The shortest and the longest time that a check may take.
-pub const TIMEOUT: (Span, Span) = (Span::from_millis(100), Span::from_secs(30));
+pub const TIMEOUT: RangeInclusive<Span> = Span::from_millis(100)..=Span::from_secs(30);
 /// The most failures in a row that may be asked for.
 pub const FAILURES_MAX: u64 = 100;
 /// The longest grace.
@@ -129,26 +131,13 @@ impl HealthCheck {
             let hint = "such as http: {port: 80, path: /}".to_owned();
             fields.problem("http", "one of http, tcp and exec must be there, and only one", Some(hint));
         }
-        let every = read_span(fields, "every", default_every(), EVERY);
-        let timeout = read_span(fields, "timeout", default_timeout(), TIMEOUT);
+        let every = fields.span("every", EVERY, default_every());
+        let timeout = fields.span("timeout", TIMEOUT, default_timeout());
         let failures = fields.number("failures", 1..=FAILURES_MAX, default_failures());
-        let grace = read_span(fields, "grace", default_grace(), (Span::from_secs(0), GRACE_MAX));
+        let grace = fields.span("grace", Span::from_secs(0)..=GRACE_MAX, default_grace());
         let restart = fields.or("restart", false);
         Some(HealthCheck { probe: http.or(tcp).or(exec)?, every, timeout, failures, grace, restart })
     }
-}
-
-fn read_span(
-    fields: &mut Reader<'_>,
-    field: &'static str,
-    default: Span,
-    (least, most): (Span, Span),
-) -> Span {
-    let span = fields.or(field, default);
-    if span < least || span > most {
-        fields.problem(field, format!("must be between {least} and {most}, is {span}"), None);
-    }
-    span
 }
 
 fn read_port(fields: &mut Reader<'_>) -> Option<u16> {

@@ -46,6 +46,12 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// The group that a VM is a member of.
+    #[must_use]
+    pub fn group(&self) -> Option<&Owner> {
+        self.owner.as_ref().filter(|owner| owner.object.kind == Kind::ScaleGroup)
+    }
+
     /// The parts of an object that is asked for now.
     #[must_use]
     pub fn new(uid: Uid, owner: Option<Owner>, labels: BTreeMap<String, String>, now: Timestamp) -> Meta {

@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::units::Span;
+
 /// How many problems are collected before reading goes on in silence: more would not be read by anyone.
 pub const PROBLEMS_MAX: usize = 100;
 
@@ -98,6 +100,16 @@ impl<'a> Reader<'a> {
             self.problem(field, format!("must be between {low} and {high}, is {number}"), None);
         }
         number
+    }
+
+    /// A time that must lie in `range`; `default` when it is left out.
+    pub fn span(&mut self, field: &'static str, range: RangeInclusive<Span>, default: Span) -> Span {
+        let span = self.or(field, default);
+        if !range.contains(&span) {
+            let (least, most) = (range.start(), range.end());
+            self.problem(field, format!("must be between {least} and {most}, is {span}"), None);
+        }
+        span
     }
 
     /// A list of at most `count_max` objects, each read by `read`; `None` when it is left out or any item is bad.

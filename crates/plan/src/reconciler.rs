@@ -24,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lightbyte_api::{Key, Kind, ObjectRef, Span, Timestamp, WaitingOn, WorkerId};
 
-use crate::planner::{self, Inputs, Plan};
+use crate::planner::{self, Inputs, Plan, later};
 use crate::transaction::{FIRST_BOOT_BYTES_MAX, GUARDS_MAX, Transaction, WRITES_MAX, Write};
 use crate::view::{PENDING, View};
 
@@ -433,7 +433,7 @@ impl Reconciler {
             Key::Observed(worker, host_object) => {
                 if let Some(object) = view.object_of(host_object.uid) {
                     self.queue.insert(object.clone());
-                    self.queue.extend(group_of(view, object));
+                    self.queue.extend(view.group_of(object).cloned());
                     // What is made from a disk waits for the report that it is there.
                     self.queue.extend(view.referrers(object).cloned());
                 }
@@ -490,19 +490,13 @@ impl Reconciler {
         self.queue.extend(view.object_of(worker.uid()).cloned());
         let assigned = view.assigned_to(worker).filter_map(|host_object| view.object_of(host_object.uid));
         self.queue.extend(
-            assigned.flat_map(|object| std::iter::once(object.clone()).chain(group_of(view, object))),
+            assigned.flat_map(|object| std::iter::once(object).chain(view.group_of(object))).cloned(),
         );
     }
 
     fn wake_bystanders(&mut self) {
         self.queue.append(&mut self.bystanders);
     }
-}
-
-/// The group that a VM is a member of.
-fn group_of(view: &View, object: &ObjectRef) -> Option<ObjectRef> {
-    let owner = view.asked(object)?.meta.owner.as_ref()?;
-    (owner.object.kind == Kind::ScaleGroup).then(|| owner.object.clone())
 }
 
 fn waits_elsewhere(on: &WaitingOn) -> bool {
@@ -536,10 +530,6 @@ fn fits(batch: &Transaction, more: &Transaction) -> bool {
     batch.guards.len() + guards.count() <= GUARDS_MAX
         && batch.writes.len() + writes.count() <= WRITES_MAX
         && bytes(batch) + bytes(more) <= FIRST_BOOT_BYTES_MAX
-}
-
-fn later(now: Timestamp, span: Span) -> Timestamp {
-    now.checked_add(span.duration()).unwrap_or(Timestamp::MAX)
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

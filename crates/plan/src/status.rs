@@ -338,12 +338,12 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
         &counts,
         (wanted, waiting_on, is_whole),
     ) {
-        "as asked" if is_whole && waiting_on.is_some_and(<[Waiting]>::is_empty) => "ready",
-        "as asked" if counts.updated < counts.members => "moving",
-        "as asked" if !is_whole && is_degraded => "degraded",
-        "as asked" if counts.members != replicas || !choice.retiring.is_empty() => "scaling",
-        "as asked" => "starting",
-        updating => updating,
+        None if is_whole && waiting_on.is_some_and(<[Waiting]>::is_empty) => "ready",
+        None if counts.updated < counts.members => "moving",
+        None if !is_whole && is_degraded => "degraded",
+        None if counts.members != replicas || !choice.retiring.is_empty() => "scaling",
+        None => "starting",
+        Some(updating) => updating,
     };
     let versions = choice.versions.iter().map(|version| {
         json!({ "number": version.number, "image_version": version.image_version, "made_at": version.made_at })
@@ -369,13 +369,13 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
     Found { state, ready: state == "ready", since: Some(since), more }
 }
 
-/// How far the update of a group is, in a word; `as asked` when none is on its way.
+/// How far the update of a group is, in a word; none when none is on its way.
 fn state_of_update(
     (spec, rollout): (&scalegroup::Spec, &scalegroup::Rollout),
     choice: &scalegroup::Choice,
     counts: &Counts<'_>,
     (wanted, waiting_on, is_whole): (Option<u64>, Option<&[Waiting]>, bool),
-) -> &'static str {
+) -> Option<&'static str> {
     let is_settled = is_whole && choice.retiring.is_empty();
     // A version that was rejected and is not asked for any more is about to be forgotten.
     let is_rejected = choice.rejected.as_ref().is_some_and(|rejected| Some(rejected.version) == wanted);
@@ -384,29 +384,29 @@ fn state_of_update(
     };
     if is_rejected {
         let is_back = is_settled && counts.updated == counts.members;
-        return match spec.update.roll_back {
+        return Some(match spec.update.roll_back {
             false => "failed",
             true if is_back => "rolled-back",
             true => "rolling-back",
-        };
+        });
     }
     // What was asked since the leader last looked is not as it says.
     let may_go_on = rollout.promoted == choice.target;
     if choice.target != wanted {
-        "updating"
+        Some("updating")
     } else if !may_go_on && waits_for(|on| matches!(on, WaitingOn::Promotion { .. })) {
-        "canary"
+        Some("canary")
     } else if rollout.paused && waits_for(|on| matches!(on, WaitingOn::Paused { .. })) {
-        "paused"
+        Some("paused")
     } else if is_whole && (choice.stable.is_none() || spec.replicas == 0) {
         // No version has worked for the whole of it, since there is no member, or a moment ago there was none.
-        "as asked"
+        None
     } else if choice.stable.is_none() {
-        "starting"
+        Some("starting")
     } else if choice.target != choice.stable {
-        "updating"
+        Some("updating")
     } else {
-        "as asked"
+        None
     }
 }
 

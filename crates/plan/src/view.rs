@@ -447,6 +447,12 @@ impl View {
         self.children.range(from..).take_while(move |(uid, _)| *uid == owner).map(|(_, child)| child)
     }
 
+    /// The group that `object` is a member of.
+    #[must_use]
+    pub fn group_of(&self, object: &ObjectRef) -> Option<&ObjectRef> {
+        self.asked(object)?.meta.group().map(|group| &group.object)
+    }
+
     /// How many VMs of `owner` are on `worker`.
     #[must_use]
     pub fn placed_of(&self, owner: Uid, worker: WorkerId) -> usize {

@@ -29,7 +29,7 @@ pub(crate) fn objects<'a>(
         }
     }
     // What is told of a group is told of its members.
-    let groups = objects.iter().flat_map(|object| [before, after].map(|view| group_of(view, object)));
+    let groups = objects.iter().flat_map(|object| [before, after].map(|view| view.group_of(object).cloned()));
     let groups: Vec<ObjectRef> = groups.flatten().collect();
     objects.extend(groups);
     // Parts may be left of what never was an object, or is none any more: its own key tells of its end.
@@ -39,12 +39,6 @@ pub(crate) fn objects<'a>(
     };
     objects.retain(is_told);
     objects
-}
-
-/// The group that a VM is a member of.
-fn group_of(view: &View, object: &ObjectRef) -> Option<ObjectRef> {
-    let owner = view.asked(object)?.meta.owner.as_ref()?;
-    (owner.object.kind == Kind::ScaleGroup).then(|| owner.object.clone())
 }
 
 fn by_uid(before: &View, after: &View, uid: Uid) -> Option<ObjectRef> {

@@ -366,8 +366,8 @@ fn read_update(fields: &mut Reader<'_>) -> Option<Update> {
     let update = Update {
         max_surge: fields.number("max_surge", 0..=REPLICAS_MAX, default.max_surge),
         max_unavailable: fields.number("max_unavailable", 0..=REPLICAS_MAX, default.max_unavailable),
-        ready_for: read_span(fields, "ready_for", default.ready_for, Span::from_secs(0)),
-        within: read_span(fields, "within", default.within, WITHIN_MIN),
+        ready_for: fields.span("ready_for", Span::from_secs(0)..=SPAN_MAX, default.ready_for),
+        within: fields.span("within", WITHIN_MIN..=SPAN_MAX, default.within),
         canary: fields.optional("canary"),
         follow_image: fields.or("follow_image", default.follow_image),
         roll_back: fields.or("roll_back", default.roll_back),
@@ -386,15 +386,7 @@ fn read_update(fields: &mut Reader<'_>) -> Option<Update> {
 }
 
 fn read_healing(fields: &mut Reader<'_>) -> Option<Healing> {
-    Some(Healing { after: read_span(fields, "after", Healing::default().after, WITHIN_MIN) })
-}
-
-fn read_span(fields: &mut Reader<'_>, field: &'static str, default: Span, least: Span) -> Span {
-    let span = fields.or(field, default);
-    if span < least || span > SPAN_MAX {
-        fields.problem(field, format!("must be between {least} and {SPAN_MAX}, is {span}"), None);
-    }
-    span
+    Some(Healing { after: fields.span("after", WITHIN_MIN..=SPAN_MAX, Healing::default().after) })
 }
 
 impl Choice {
@@ -402,5 +394,11 @@ impl Choice {
     #[must_use]
     pub fn version(&self, number: u64) -> Option<&Version> {
         self.versions.iter().find(|version| version.number == number)
+    }
+
+    /// Whether the member is being let go.
+    #[must_use]
+    pub fn lets_go(&self, member: Uid) -> bool {
+        self.retiring.iter().any(|retiring| retiring.uid == member)
     }
 }

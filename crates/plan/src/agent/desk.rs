@@ -14,6 +14,7 @@ use super::health::Checks;
 use super::reported::Reported;
 use super::step::{Action, Next, Reply, Report, Step};
 use super::{Stamped, health, vm, volume};
+use crate::planner::later;
 
 /// The pause before a failed step is tried again; it doubles with each failure in a row.
 pub const RETRY_FIRST: Span = Span::from_secs(1);
@@ -529,8 +530,4 @@ fn restarts_asked(assigned: &Assigned) -> u64 {
         Assigned::Vm(assigned) => assigned.restarts_asked,
         Assigned::Volume(_) => 0,
     }
-}
-
-pub(super) fn later(now: Timestamp, span: Span) -> Timestamp {
-    now.checked_add(span.duration()).unwrap_or(Timestamp::MAX)
 }

@@ -13,7 +13,7 @@ use lightbyte_api::health::{Health, HealthCheck, HealthState, PROBLEM_LENGTH_MAX
 use lightbyte_api::observed::ObservedVm;
 use lightbyte_api::{Span, Timestamp};
 
-use super::desk::later;
+use crate::planner::later;
 
 /// The longest time between two checks while none has passed: who waits for a boot waits for this as well.
 const EVERY_MAX_AT_FIRST: Span = Span::from_secs(1);

@@ -20,9 +20,9 @@ use lightbyte_api::observed::{ObservedWorker, PART_NAME_LENGTH};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Spec, Timestamp};
 
-use super::desk::later;
 use super::facts::{Facts, VmmState};
 use super::{Agent, HostObject};
+use crate::planner::later;
 use crate::view::View;
 
 /// How long nothing must need a part before it goes into quarantine: an import may be under way, and an image that was taken

@@ -17,11 +17,11 @@ use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{BootTimes, Observed, ObservedVm, VmPhase};
 use lightbyte_api::units::Span;
 
-use super::desk::later;
 use super::facts::{Around, Facts, Leaving, Saved, VmmState, Volatile};
 use super::health::Checks;
 use super::probe::{self, Way};
 use super::step::{Next, Step};
+use crate::planner::later;
 
 /// How long a guest may take to shut down before its machine process is ended.
 pub const SHUTDOWN_GRACE: Span = Span::from_secs(30);

@@ -3,10 +3,10 @@
 use lightbyte_api::kinds::snapshot;
 use lightbyte_api::kinds::volume::{Choice as VolumeChoice, Copied, Copies};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid};
+use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Uid};
 
 use super::disk::is_present;
-use super::{Inputs, worker_of};
+use super::{Inputs, later, worker_of};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -120,8 +120,4 @@ fn is_done(view: &View, object: &ObjectRef, asked: &Asked, copies: &Copies) -> b
 fn number_of(copy: &ObjectRef) -> u64 {
     let number = copy.name.as_str().rsplit('-').next().and_then(|number| number.parse().ok());
     number.unwrap_or(0)
-}
-
-fn later(at: Timestamp, span: Span) -> Timestamp {
-    at.checked_add(span.duration()).unwrap_or(Timestamp::MAX)
 }

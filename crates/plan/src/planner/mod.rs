@@ -73,6 +73,12 @@ pub fn since(at: Timestamp, now: Timestamp) -> Span {
     Span::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
+/// The time `span` after `at`; the last of all when there is no such time.
+#[must_use]
+pub fn later(at: Timestamp, span: Span) -> Timestamp {
+    at.checked_add(span.duration()).unwrap_or(Timestamp::MAX)
+}
+
 /// What a planner decided. One plan is one transaction: all or nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {

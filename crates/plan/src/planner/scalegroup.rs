@@ -23,7 +23,7 @@ use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, Waiting
 
 use self::members::{Member, State};
 use self::steps::{Count, Counted, Service, Steps};
-use super::{Inputs, Plan, STALE_PAUSE, since};
+use super::{Inputs, Plan, STALE_PAUSE, later, since};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -148,11 +148,8 @@ impl Group<'_> {
             plan.waiting_on.push(hindrance);
         }
         self.let_go(&mut choice, &mut plan);
-        let is_kept = |member: &Member<'_>| {
-            choice.retiring.iter().all(|retiring| retiring.uid != member.asked.meta.uid)
-        };
         let mut members = members::living(self.view, self.asked, self.spec, self.inputs.now);
-        members.retain(is_kept);
+        members.retain(|member| !choice.lets_go(member.asked.meta.uid));
         self.judge_update(&mut choice, &members);
         // Those on lost workers are neither relied on nor let go: they are replaced, and what is then too much goes when
         // they come back.
@@ -342,10 +339,9 @@ impl Group<'_> {
             Key::Asked(object) if self.view.asked(object).is_none() => Some(object.clone()),
             _ => None,
         });
-        let goes = |member: &&Member<'_>| {
-            choice.retiring.iter().any(|retiring| retiring.uid == member.asked.meta.uid)
-        };
-        let waits_for = members.iter().find(|member| member.state != State::Available && !goes(member));
+        let is_missing =
+            |member: &&Member<'_>| member.state != State::Available && !choice.lets_go(member.asked.meta.uid);
+        let waits_for = members.iter().find(is_missing);
         let waits_for = waits_for.map(|member| member.object.clone()).or(made);
         plan.waiting_on.extend(waits_for.map(|member| WaitingOn::Member { member }));
         // Those on lost workers go only when these are back.
@@ -386,7 +382,7 @@ impl Group<'_> {
         let turns = since(bucket.at, now).millis() / period;
         match bucket.left.saturating_add(turns) {
             left if left >= full => HealingBucket { left: full, at: now, ..bucket },
-            left => HealingBucket { left, at: later(bucket.at, turns.saturating_mul(period)), ..bucket },
+            left => HealingBucket { left, at: later(bucket.at, Span::from_millis(turns.saturating_mul(period))), ..bucket },
         }
     }
 
@@ -466,8 +462,4 @@ fn is_whole(count: &Count, steps: &Steps) -> bool {
 fn left_of(whole: Span, passed: Span) -> Option<Span> {
     let left = whole.millis().saturating_sub(passed.millis());
     (left > 0).then_some(Span::from_millis(left))
-}
-
-fn later(at: Timestamp, millis: u64) -> Timestamp {
-    at.checked_add(Span::from_millis(millis).duration()).unwrap_or(Timestamp::MAX)
 }

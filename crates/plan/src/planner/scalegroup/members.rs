@@ -5,7 +5,7 @@ use lightbyte_api::kinds::scalegroup::{RetiredFor, Spec as GroupSpec};
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::{ObservedVm, VmPhase};
-use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn, WorkerId};
+use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn, WorkerId};
 
 use super::steps::Service;
 use crate::planner::{since, vm, worker};
@@ -210,11 +210,7 @@ fn age(view: &View, object: &ObjectRef, ready_for: Span, now: Timestamp) -> Stat
 }
 
 fn trouble(view: &View, object: &ObjectRef, observed: Option<&ObservedVm>, now: Timestamp) -> Trouble {
-    let waiting_on = match view.decided(object).map(|decided| &decided.choice) {
-        Some(Choice::Vm(_)) => view.decided(object).map(|decided| decided.waiting_on.as_slice()),
-        _ => None,
-    };
-    let waiting_on = waiting_on.unwrap_or_default();
+    let waiting_on = view.decided(object).map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
     let restarts = observed.map_or(0, |observed| observed.restarts);
     let phase = observed.map(|observed| observed.phase);
     Trouble {

@@ -59,8 +59,6 @@ pub struct Steps {
     pub make: usize,
     /// Which members to let go, and why.
     pub retire: Vec<(usize, RetiredFor)>,
-    /// How many of them are replaced because they failed.
-    pub healed: usize,
     /// Whether failed members wait for their turn.
     pub healing_pauses: bool,
 }
@@ -72,14 +70,15 @@ pub struct Steps {
 #[must_use]
 pub fn next(count: &Count) -> Steps {
     let mut steps = Steps::default();
+    let mut healed = 0;
     let failed = indices(count, |member| member.has_failed && member.service == Service::None);
     for index in failed.iter().copied() {
         // One that has to go anyway needs no turn.
         let outdated = count.members[index].outdated;
-        if outdated.is_none() && steps.healed == count.heals_left {
+        if outdated.is_none() && healed == count.heals_left {
             continue;
         }
-        steps.healed += usize::from(outdated.is_none());
+        healed += usize::from(outdated.is_none());
         steps.retire.push((index, outdated.unwrap_or(RetiredFor::Health)));
     }
     let gone: Vec<usize> = steps.retire.iter().map(|(index, _)| *index).collect();

@@ -31,7 +31,7 @@ pub fn need(view: &View, meta: &Meta, spec: &VmSpec) -> Result<Need, WaitingOn> 
         architecture,
         pinned: pinned(view, spec)?,
         ports: worker_ports(spec).collect(),
-        group: group(meta).map(|group| group.uid),
+        group: meta.group().map(|group| group.uid),
     })
 }
 
@@ -49,11 +49,6 @@ fn pinned(view: &View, spec: &VmSpec) -> Result<Option<WorkerId>, WaitingOn> {
     Ok(pinned)
 }
 
-/// The group that a VM is a member of.
-fn group(meta: &Meta) -> Option<&Owner> {
-    meta.owner.as_ref().filter(|owner| owner.object.kind == Kind::ScaleGroup)
-}
-
 fn image_version<'a>(
     view: &'a View,
     meta: &Meta,
@@ -61,7 +56,7 @@ fn image_version<'a>(
 ) -> Result<&'a image::Version, WaitingOn> {
     let image = ObjectRef::new(Kind::Image, spec.image.clone());
     // An image that is to go stays while a group names it, and its members are replaced meanwhile.
-    let asked = if group(meta).is_some() { view.asked(&image) } else { view.living(&image) };
+    let asked = if meta.group().is_some() { view.asked(&image) } else { view.living(&image) };
     let Some(Spec::Image(image_spec)) = asked.map(|asked| &asked.spec) else {
         return Err(WaitingOn::Missing { object: image });
     };
