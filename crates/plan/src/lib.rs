@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod delivery;
+pub mod forecast;
 pub mod guest;
 mod labels;
 pub mod planner;

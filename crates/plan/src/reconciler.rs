@@ -159,6 +159,12 @@ impl Reconciler {
         self.later.first().map(|(at, _)| *at).into_iter().chain(self.next_resync).min()
     }
 
+    /// When the first pause ends that some object makes, whatever its reason.
+    #[must_use]
+    pub fn next_pause_ends(&self) -> Option<Timestamp> {
+        self.later.first().map(|(at, _)| *at)
+    }
+
     /// Nothing more is planned until the feed has reached `revision`, which a linearizable read returned. Used when
     /// the outcome of a batch could not be learned.
     pub fn hold_until(&mut self, revision: u64) {

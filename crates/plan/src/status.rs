@@ -79,8 +79,17 @@ struct Found {
     more: Map<String, Value>,
 }
 
-fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
-    let found = match &asked.spec {
+/// The state of an object in one word, and whether it is as asked; nothing for one that is not there, or cannot be read.
+#[must_use]
+pub fn state(view: &View, object: &ObjectRef) -> Option<(&'static str, bool)> {
+    let asked = view.asked(object)?;
+    let found = found(view, object, asked);
+    let deleting = asked.meta.deleting_since.is_some();
+    Some((if deleting { "deleting" } else { found.state }, found.ready && !deleting))
+}
+
+fn found(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
+    match &asked.spec {
         Spec::Vm(_) => of_vm(view, object, asked),
         Spec::Volume(_) | Spec::Snapshot(_) => of_disk(view, object, asked),
         Spec::Worker(spec) => of_worker(view, object, asked, spec),
@@ -88,7 +97,11 @@ fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
         Spec::Network(spec) => of_network(view, &object.name, spec),
         // A kind that nothing on any host belongs to is what it was asked to be.
         _ => at_rest(asked),
-    };
+    }
+}
+
+fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
+    let found = found(view, object, asked);
     let deleting = asked.meta.deleting_since;
     let ready = found.ready && deleting.is_none();
     // Between a report and the leader's next turn the stored condition is that of a moment ago.

@@ -61,7 +61,7 @@ impl Cluster {
         ("change", manifest.object(), request::apply(view, &manifest, context))
     }
 
-    fn some_group(&mut self) -> GroupSpec {
+    pub(crate) fn some_group(&mut self) -> GroupSpec {
         let mut vm = vm::Spec::of_image(name(["demo", "base"][self.rng.below(2)]));
         vm.memory = [ByteSize::from_mib(64), ByteSize::from_mib(128), BROKEN_MEMORY][self.rng.below(3)];
         vm.health = self.some_health();
@@ -177,7 +177,14 @@ impl Cluster {
                 owner.is_some_and(|owner| owner.version == Some(rejected.version))
             };
             let uid = view.asked(group).map_or(Uid::from_bits(0), |asked| asked.meta.uid);
-            let goes_on = spec.update.roll_back && view.children(uid).any(|member| of_version(&member));
+            let are_back = living(view, group).into_iter().filter(|member| {
+                let object = view.object_of(*member);
+                object.is_some_and(|object| !of_version(&object)) && serves(view, *member)
+            });
+            // One that serves stays until enough others do: where these wait for an address it is all that people have.
+            let enough = are_back.count() as u64 >= spec.replicas;
+            let goes_on =
+                spec.update.roll_back && enough && view.children(uid).any(|member| of_version(&member));
             let is_back = choice.target == choice.stable || !spec.update.roll_back;
             if goes_on || !is_back || choice.stable == Some(rejected.version) {
                 return violated("roll-back", format!("{group} goes on with a rejected version: {choice:?}"));

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod counts;
+mod foresee;
 mod groups;
 mod health;
 mod leases;
@@ -31,6 +32,8 @@ use lightbyte_api::Kind;
 use crate::cluster::{Cluster, FAULTY_STEPS, Violation};
 use crate::counts::Counts;
 
+/// One in so many seeds ends with a forecast, besides those with groups.
+const FORECAST_IN_EVERY: u64 = 4;
 /// From this many seeds on, everything that can happen must have happened.
 const SEEDS_FOR_COVERAGE: u64 = 200;
 
@@ -72,7 +75,11 @@ fn run_one(seed: u64, trace: bool) -> Result<Counts, Violation> {
             cluster.faulty_step()?;
             count_waits(&mut cluster);
         }
-        cluster.become_calm()
+        cluster.become_calm()?;
+        if cluster.has_groups || seed.is_multiple_of(FORECAST_IN_EVERY) {
+            cluster.foresee()?;
+        }
+        Ok(())
     }));
     match outcome {
         Ok(Ok(())) => Ok(cluster.counts),

@@ -85,7 +85,8 @@ impl Server {
     }
 }
 
-fn begin(core: &MemoryCore, at: Option<u64>) -> Feed {
+/// A view of the store as it is, or was at a revision.
+pub(crate) fn begin(core: &MemoryCore, at: Option<u64>) -> Feed {
     core.list("", at).map(|listing| Feed::begin(&listing)).unwrap_or_default()
 }
 

@@ -125,7 +125,7 @@ impl Cluster {
         None
     }
 
-    fn some_vm(&mut self, vm_name: Name) -> Manifest {
+    pub(crate) fn some_vm(&mut self, vm_name: Name) -> Manifest {
         let mut spec = vm::Spec::of_image(name(IMAGES[self.rng.below(IMAGES.len())]));
         spec.cpus = 1 + self.rng.below(2) as u64;
         spec.memory = ByteSize::from_mib(128 << self.rng.below(3));

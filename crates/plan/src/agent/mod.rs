@@ -310,12 +310,15 @@ impl Agent {
         self.forget_part_problems();
         let mut actions = Vec::new();
         for object in self.desks.keys().copied().collect::<Vec<_>>() {
-            let around = self.around(object);
-            if let Some(desk) = self.desks.get_mut(&object) {
-                actions.extend(desk.actions(around, now).into_iter().map(|action| (object, action)));
-            }
+            actions.extend(self.actions_of(object, now).into_iter().map(|action| (object, action)));
         }
         actions
+    }
+
+    /// The same for one object: for who knows that nothing has happened to the others.
+    pub fn actions_of(&mut self, object: HostObject, now: Timestamp) -> Vec<Action> {
+        let around = self.around(object);
+        self.desks.get_mut(&object).map(|desk| desk.actions(around, now)).unwrap_or_default()
     }
 
     /// When [`Agent::actions`] should be called again although nothing happened.

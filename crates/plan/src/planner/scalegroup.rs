@@ -94,6 +94,15 @@ pub fn counts<'a>(view: &'a View, object: &ObjectRef) -> Counts<'a> {
     counts
 }
 
+/// How many members of a group are available.
+#[must_use]
+pub fn available(view: &View, object: &ObjectRef, now: Timestamp) -> usize {
+    let Some(asked) = view.asked(object) else { return 0 };
+    let Spec::ScaleGroup(spec) = &asked.spec else { return 0 };
+    let members = members::living(view, asked, spec, now);
+    members.iter().filter(|member| member.state == State::Available).count()
+}
+
 /// A group in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts<'a> {

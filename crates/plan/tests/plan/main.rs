@@ -1,6 +1,7 @@
 //! What lightbyte decides, tested from outside: a small world in, the plan out. One binary, so that it is linked once.
 
 mod delivery;
+mod forecast;
 mod guest;
 mod parts;
 mod planners;

@@ -1,0 +1,131 @@
+//! What is told of the course of a forecast: what changes between two views, in words that people use.
+
+use std::collections::BTreeSet;
+
+use lightbyte_api::kinds::scalegroup::RetiredFor;
+use lightbyte_api::{Choice, Key, Kind, Name, ObjectRef};
+use serde::{Deserialize, Serialize};
+
+use crate::planner::{scalegroup, worker, worker_of};
+use crate::status;
+use crate::view::View;
+
+/// What happens to an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum What {
+    /// It is made, by its owner or as asked.
+    Created,
+    /// It is given a worker.
+    Placed {
+        /// The worker.
+        worker: Name,
+    },
+    /// It goes from its worker to another one.
+    Moved {
+        /// The other one.
+        worker: Name,
+    },
+    /// It becomes as it is asked to be.
+    Becomes {
+        /// Its state, in one word.
+        state: String,
+    },
+    /// Its end is asked for.
+    LetGo {
+        /// Why its group lets it go.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<RetiredFor>,
+    },
+    /// Nothing of it is left.
+    Gone,
+    /// A worker counts as lost.
+    Lost,
+    /// A group gives up the update to this version.
+    Rejected {
+        /// The version.
+        version: u64,
+    },
+}
+
+/// What happens between two views when `keys` change: first what others follow from, then in the order of the keys.
+#[must_use]
+pub fn between(before: &View, after: &View, keys: &[Key]) -> Vec<(ObjectRef, What)> {
+    let mut found = Vec::new();
+    let mut looked_at = BTreeSet::new();
+    for key in keys {
+        let object = match key {
+            Key::Asked(object) | Key::Decided(object) => object.clone(),
+            Key::Assigned(_, on_host) | Key::Observed(_, on_host) => match after.object_of(on_host.uid) {
+                Some(object) => object.clone(),
+                None => continue,
+            },
+            _ => continue,
+        };
+        if goes_with_its_owner(before, &object) || goes_with_its_owner(after, &object) {
+            continue;
+        }
+        let what = match key {
+            Key::Asked(_) => of_asked(before, after, &object),
+            Key::Decided(_) => of_decided(before, after, &object),
+            _ => None,
+        };
+        found.extend(what.map(|what| (object.clone(), what)));
+        if looked_at.insert(object.clone())
+            && let Some(what) = becomes(before, after, &object)
+        {
+            found.push((object, what));
+        }
+    }
+    found.sort_by_key(|(_, what)| !matches!(what, What::Lost | What::Rejected { .. }));
+    found
+}
+
+/// A VM's own disk is no news.
+fn goes_with_its_owner(view: &View, object: &ObjectRef) -> bool {
+    let owner = view.asked(object).and_then(|asked| asked.meta.owner.as_ref());
+    owner.is_some_and(|owner| owner.object.kind == Kind::Vm)
+}
+
+fn of_asked(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
+    match (before.asked(object), after.asked(object)) {
+        (None, Some(_)) => Some(What::Created),
+        (Some(_), None) => Some(What::Gone),
+        (Some(was), Some(is)) if was.meta.deleting_since.is_none() && is.meta.deleting_since.is_some() => {
+            let choice = was.meta.group().and_then(|group| scalegroup::choice(before, &group.object));
+            let retiring = choice.iter().flat_map(|choice| &choice.retiring);
+            let because = retiring.clone().find(|retiring| retiring.uid == was.meta.uid);
+            Some(What::LetGo { because: because.map(|retiring| retiring.because) })
+        }
+        _ => None,
+    }
+}
+
+fn of_decided(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
+    let name =
+        |worker: lightbyte_api::WorkerId| after.object_of(worker.uid()).map(|worker| worker.name.clone());
+    match (worker_of(before, object), worker_of(after, object)) {
+        (None, Some(worker)) => return Some(What::Placed { worker: name(worker)? }),
+        (Some(was), Some(is)) if was != is => return Some(What::Moved { worker: name(is)? }),
+        _ => {}
+    }
+    match &after.decided(object)?.choice {
+        Choice::Worker(choice) => (choice.lost && !worker::choice(before, object).lost).then_some(What::Lost),
+        Choice::ScaleGroup(choice) => {
+            let version = choice.rejected.as_ref()?.version;
+            let was = scalegroup::choice(before, object).and_then(|choice| choice.rejected.as_ref());
+            (was.map(|rejected| rejected.version) != Some(version)).then_some(What::Rejected { version })
+        }
+        _ => None,
+    }
+}
+
+fn becomes(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
+    let (state, is_ready) = status::state(after, object)?;
+    // An object that nothing is made of on any host is there as soon as it is asked for.
+    let was_ready = match status::state(before, object) {
+        Some((_, was_ready)) => was_ready,
+        None => !matches!(object.kind, Kind::Vm | Kind::Volume | Kind::Snapshot | Kind::ScaleGroup),
+    };
+    (is_ready && !was_ready).then(|| What::Becomes { state: state.to_owned() })
+}

@@ -1,0 +1,259 @@
+//! Forecasts are honest: what one tells of a change is what the loop then does, with workers to whom everything succeeds.
+//!
+//! What is compared: of every object the steps in their order, and how everything is in the end. Not compared: how long
+//! it takes, what comes first of two objects that have nothing to do with each other, and uids.
+
+use std::collections::BTreeMap;
+
+use lightbyte_api::kinds::{scalegroup, worker};
+use lightbyte_api::{Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WaitingOn};
+use lightbyte_plan::forecast::{self, BootEstimate, Change, What};
+use lightbyte_plan::request::{self, Outcome};
+use lightbyte_plan::{View, status};
+use lightbyte_store::MemoryCore;
+
+use crate::cluster::{CALM_ROUNDS_MAX, Checked, Cluster, Sent};
+use crate::oracle::{Writer, placement, violated};
+use crate::server;
+use crate::user::name;
+
+/// How many quiet rounds mean that nothing more comes: pauses are at most a minute, and a round takes a second.
+const QUIET_ROUNDS: usize = 70;
+/// How long a boot lasts: a round.
+const BOOT: Span = Span::from_secs(1);
+/// How often those that wait are deleted: others may come to wait then.
+const ROUNDS_OF_ROOM_MAX: usize = 8;
+
+impl Cluster {
+    /// Asks what a change would do, makes it, and compares.
+    pub(crate) fn foresee(&mut self) -> Checked {
+        self.tell(|| "------ a forecast ------".to_owned());
+        // A forecast knows of no strangers and no sick guests.
+        self.squatters.clear();
+        for worker in &self.workers {
+            worker.host.set_squatters(BTreeMap::new());
+            worker.host.running().into_iter().for_each(|vm| worker.host.make_sick(vm, false));
+        }
+        self.make_room()?;
+        let view = self.oracle.truth().clone();
+        // Nor of hosts that refuse what they are told.
+        if view.objects_of(Kind::Network).any(|network| is_without_bridge(&view, network)) {
+            return Ok(());
+        }
+        let Some(change) = self.some_change(&view) else { return Ok(()) };
+        let boot = BootEstimate { lasts: BOOT, measured: 0 };
+        let context = forecast::Context { now: self.now(), fresh: self.rng.bits(), boot };
+        let Ok(told) = forecast::forecast(&view, std::slice::from_ref(&change), &context) else {
+            return Ok(());
+        };
+        if told.steps_anyway > 0 {
+            self.counts.add("forecast: of what moves");
+            return Ok(());
+        }
+        let Ok(end) = forecast::end_of(&view, std::slice::from_ref(&change), &context) else { return Ok(()) };
+        self.tell(|| format!("{change:?} is foreseen: {told:#?}"));
+        if !self.make(&view, &change)? {
+            return Ok(());
+        }
+        self.rest()?;
+        self.counts.add(match (&change, told.steps.len()) {
+            (_, 0) => "forecast: nothing",
+            (Change::Lose(_), _) => "forecast: lost worker",
+            (Change::Delete(_), _) => "forecast: delete",
+            (Change::Apply(Manifest { spec: Spec::Worker(_), .. }), _) => "forecast: drain",
+            (Change::Apply(Manifest { spec: Spec::ScaleGroup(_), .. }), _) => "forecast: group",
+            (Change::Apply(_), _) => "forecast: VM",
+        });
+        let run = Run::since(&self.core, &view);
+        // Who waits for room gets it from the host that is quicker: which one that is no forecast can tell.
+        let named = !run.waited_for_room;
+        if run.waited_for_room {
+            self.counts.add("forecast: room was waited for");
+        }
+        let foreseen = told.steps.into_iter().map(|step| (step.object, step.what));
+        let (foreseen, done) = (by_object(foreseen, named), by_object(run.steps.into_iter(), named));
+        if let Some((object, foreseen, done)) = first_difference(&foreseen, &done) {
+            let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and done {done:?}");
+            return violated("plan", text);
+        }
+        let (foreseen, found) = (picture(&end, named), picture(self.oracle.truth(), named));
+        if let Some((object, foreseen, found)) = first_difference(&foreseen, &found) {
+            let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and is {found:?}");
+            return violated("plan", text);
+        }
+        Ok(())
+    }
+
+    /// Lets everything come to rest.
+    fn rest(&mut self) -> Checked {
+        let mut quiet = 0;
+        for _ in 0..CALM_ROUNDS_MAX {
+            let before = self.core.revision();
+            self.calm_round()?;
+            quiet = if self.core.revision() == before { quiet + 1 } else { 0 };
+            if quiet > QUIET_ROUNDS {
+                return Ok(());
+            }
+        }
+        violated("rule 10", "something is still written long after the last change".to_owned())
+    }
+
+    /// Where several wait for room, it goes to who is there when the quicker host has it: so nobody waits.
+    fn make_room(&mut self) -> Checked {
+        for _ in 0..ROUNDS_OF_ROOM_MAX {
+            self.rest()?;
+            let view = self.oracle.truth().clone();
+            let waits = |vm: &&ObjectRef| placement(&view, vm).is_none() && view.living(vm).is_some();
+            let waiting: Vec<ObjectRef> = view.objects_of(Kind::Vm).filter(waits).cloned().collect();
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            for vm in waiting {
+                let object = view.group_of(&vm).unwrap_or(&vm).clone();
+                self.make(&self.oracle.truth().clone(), &Change::Delete(object))?;
+            }
+        }
+        violated("plan", "somebody waits for room, however many others are deleted".to_owned())
+    }
+
+    fn some_change(&mut self, view: &View) -> Option<Change> {
+        let groups: Vec<ObjectRef> = view.objects_of(Kind::ScaleGroup).cloned().collect();
+        let vms = view.objects_of(Kind::Vm).filter(|vm| view.group_of(vm).is_none());
+        let vms: Vec<ObjectRef> = vms.cloned().collect();
+        let index = self.rng.below(self.workers.len());
+        let worker = ObjectRef::new(Kind::Worker, self.workers[index].said.name.clone());
+        Some(match self.rng.below(10) {
+            0 | 1 => Change::Delete(self.rng.pick(&vms)?.clone()),
+            2 => Change::Delete(self.rng.pick(&groups)?.clone()),
+            3 => Change::Lose(worker),
+            4 | 5 => {
+                let draining = !self.rng.once_in(4);
+                let spec = Spec::Worker(worker::Spec { draining, ..worker::Spec::default() });
+                Change::Apply(Manifest { name: worker.name, labels: BTreeMap::new(), spec })
+            }
+            6 | 7 => {
+                let group = self.rng.pick(&groups)?.clone();
+                let Spec::ScaleGroup(spec) = &view.living(&group)?.spec else { return None };
+                let replicas = self.rng.below(6) as u64;
+                let spec = Spec::ScaleGroup(scalegroup::Spec { replicas, ..spec.clone() });
+                Change::Apply(Manifest { name: group.name, labels: BTreeMap::new(), spec })
+            }
+            8 => {
+                let spec = Spec::ScaleGroup(self.some_group());
+                let group = self.rng.pick(&groups).map_or_else(|| name("web"), |group| group.name.clone());
+                Change::Apply(Manifest { name: group, labels: BTreeMap::new(), spec })
+            }
+            _ => Change::Apply(self.some_vm(name("fresh"))),
+        })
+    }
+
+    /// Makes the change for real; false when it is refused.
+    fn make(&mut self, view: &View, change: &Change) -> Result<bool, crate::cluster::Violation> {
+        let context =
+            request::Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
+        let outcome = match change {
+            Change::Apply(manifest) => request::apply(view, manifest, &context),
+            Change::Delete(object) => {
+                self.oracle.deletion_asked(view, object);
+                request::delete(view, object, &context)
+            }
+            Change::Lose(lost) => {
+                let id = view.worker_id(lost);
+                self.workers
+                    .iter_mut()
+                    .filter(|worker| Some(worker.id) == id)
+                    .for_each(|worker| worker.cut_off = true);
+                return Ok(true);
+            }
+        };
+        let Some(decision) = outcome.ok().and_then(Outcome::transaction) else { return Ok(false) };
+        match self.commit(&decision, view, Writer::Person, |_| None)? {
+            Sent::Committed(_) => {
+                self.oracle.acknowledged(&decision);
+                Ok(true)
+            }
+            Sent::Conflict(..) | Sent::Unknown => Ok(false),
+        }
+    }
+}
+
+fn is_without_bridge(view: &View, network: &ObjectRef) -> bool {
+    let spec = view.asked(network).map(|asked| &asked.spec);
+    matches!(spec, Some(Spec::Network(network)) if network.bridge != "br0")
+}
+
+/// What has happened.
+struct Run {
+    steps: Vec<(ObjectRef, What)>,
+    /// Whether somebody waited for room or an address meanwhile.
+    waited_for_room: bool,
+}
+
+impl Run {
+    /// What the store tells to have happened since `view`.
+    fn since(core: &MemoryCore, view: &View) -> Run {
+        let mut feed = server::begin(core, Some(view.revision()));
+        let batches = core.events("", feed.next_revision(), usize::MAX).unwrap_or_default();
+        let mut run = Run { steps: Vec::new(), waited_for_room: false };
+        for batch in batches {
+            let before = feed.view().clone();
+            let changed = feed.apply(&batch);
+            run.steps.extend(forecast::between(&before, feed.view(), &changed));
+            run.waited_for_room |= changed.iter().any(|key| waits_for_room(feed.view(), key));
+        }
+        run
+    }
+}
+
+fn waits_for_room(view: &View, key: &Key) -> bool {
+    let Key::Decided(object) = key else { return false };
+    let waits = view.decided(object).into_iter().flat_map(|decided| &decided.waiting_on);
+    waits.into_iter().any(|waiting| {
+        matches!(
+            waiting.on,
+            WaitingOn::Capacity { .. }
+                | WaitingOn::WorkersFull
+                | WaitingOn::WorkerPorts { .. }
+                | WaitingOn::WorkerRoom { .. }
+                | WaitingOn::Address { .. }
+        )
+    })
+}
+
+/// The steps of each object; without the names of workers if these are chance.
+fn by_object(steps: impl Iterator<Item = (ObjectRef, What)>, named: bool) -> BTreeMap<ObjectRef, Vec<What>> {
+    let mut found: BTreeMap<ObjectRef, Vec<What>> = BTreeMap::new();
+    for (object, what) in steps {
+        let what = match what {
+            What::Placed { .. } if !named => What::Placed { worker: name("any") },
+            what => what,
+        };
+        found.entry(object).or_default().push(what);
+    }
+    found
+}
+
+/// How everything is: what is asked, where it is, and what it waits for.
+fn picture(view: &View, named: bool) -> BTreeMap<ObjectRef, String> {
+    let of = |object: &ObjectRef| {
+        let asked = view.asked(object).map(|asked| asked.spec.to_json().map(|spec| spec.to_string()));
+        let place = placement(view, object).map(|placed| {
+            let addresses: Vec<_> = placed.nics.iter().map(|nic| nic.address).collect();
+            if named { format!("{} {addresses:?}", placed.worker_name) } else { String::new() }
+        });
+        let waits = view.decided(object).map(|decided| {
+            decided.waiting_on.iter().map(|waiting| waiting.on.to_string()).collect::<Vec<_>>()
+        });
+        format!("{:?} {asked:?} {place:?} {waits:?}", status::state(view, object))
+    };
+    view.objects().map(|object| (object.clone(), of(object))).collect()
+}
+
+fn first_difference<T: PartialEq + Clone>(
+    one: &BTreeMap<ObjectRef, T>,
+    other: &BTreeMap<ObjectRef, T>,
+) -> Option<(ObjectRef, Option<T>, Option<T>)> {
+    let mut objects = one.keys().chain(other.keys());
+    let differs = objects.find(|object| one.get(*object) != other.get(*object))?;
+    Some((differs.clone(), one.get(differs).cloned(), other.get(differs).cloned()))
+}
