@@ -4,6 +4,7 @@
 //! GET    /v1/objects/KIND?label=k=v        -> List                GET    /v1/objects/KIND/NAME      -> Object
 //! POST   /v1/apply          Apply          -> Applied             DELETE /v1/objects/KIND/NAME      -> Changed
 //! POST   /v1/objects/KIND/NAME/{start,stop,restart} -> Changed    GET    /v1/objects/KIND/NAME/why  -> Explanation
+//! POST   /v1/plan           Foresee        -> Forecast
 //! GET    /v1/stuck          -> List of Stuck                      GET    /v1/status                 -> ClusterStatus
 //! GET    /v1/watch?kind=&from=  -> lines of WatchLine             GET    /v1/openapi.json
 //! POST   /v1/workers/UID/register   ObservedWorker -> ()          POST   /v1/workers/UID/heartbeat  Heartbeat -> HeartbeatAnswer
@@ -84,6 +85,25 @@ pub struct Difference {
     pub before: Value,
     /// What would be there; null when it would not.
     pub after: Value,
+}
+
+/// Asks what changes would do. Nothing is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Foresee {
+    /// The changes, in their order.
+    pub changes: Vec<Supposed>,
+}
+
+/// A change that is supposed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Supposed {
+    /// A manifest is made true.
+    Apply(Value),
+    /// The end of an object is asked for.
+    Delete(ObjectRef),
+    /// A worker goes away and does not come back.
+    Lose(ObjectRef),
 }
 
 /// One line of a watch.

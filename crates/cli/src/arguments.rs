@@ -7,6 +7,7 @@ mod groups;
 mod import;
 mod inside;
 mod network;
+mod plan;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -24,6 +25,7 @@ pub(crate) use self::groups::{Drain, OneGroup, OneWorker, Rollout, RolloutOn, Ro
 pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
+pub(crate) use self::plan::{Plan, PlanForm, Supposition};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -54,10 +56,15 @@ pub(crate) enum Verb {
     /// Tells everything about an object: what is asked, what is true, and why
     Describe(One),
     /// Makes manifests true: creates what is missing, changes what differs
-    #[command(after_help = "Example: lightbyte apply -f examples/vm.yaml")]
+    #[command(
+        after_help = "Examples:\n  lightbyte apply -f examples/vm.yaml\n  lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json"
+    )]
     Apply(Apply),
     /// Shows what `apply` would change; exit code 2 when anything would
     Diff(Files),
+    /// Tells what a change would do, step by step, and changes nothing; exit code 2 when something would have no place
+    #[command(args_conflicts_with_subcommands = true, after_help = plan::HELP)]
+    Plan(Plan),
     /// Opens an object in $EDITOR and applies what was changed
     Edit(One),
     /// Deletes objects and waits until nothing of them is left
@@ -271,11 +278,15 @@ pub(crate) struct Files {
 
 #[derive(Debug, Args)]
 pub(crate) struct Apply {
-    #[command(flatten)]
-    pub(crate) files: Files,
+    /// A manifest, a directory of them, or - for standard input; may be given several times
+    #[arg(short = 'f', long = "file", value_name = "FILE", num_args = 1.., required_unless_present = "plan")]
+    pub(crate) files: Vec<PathBuf>,
     /// Checks everything and changes nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Makes the changes of a plan (`lightbyte plan -o json`), unless they would do something else by now
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["files", "dry_run"])]
+    pub(crate) plan: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -8,9 +8,10 @@ use anyhow::Result;
 use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::parts::Fetch;
-use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, List};
+use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, Foresee, List};
 use lightbyte_api::{Kind, Name, Timestamp};
 use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
+use lightbyte_plan::forecast::Forecast;
 use lightbyte_plan::why::{Explanation, Stuck};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -183,6 +184,12 @@ impl Cluster {
     /// Why an object is as it is.
     pub(crate) async fn why(&self, object: &ObjectRef) -> Result<Explanation, ClientError> {
         self.get(&format!("{}/why", path_of(object))).await
+    }
+
+    /// What changes would do.
+    pub(crate) async fn foresee(&self, foresee: &Foresee) -> Result<Forecast, ClientError> {
+        let request = async || self.client.request(Method::POST, "/v1/plan", Some(foresee), &[]).await;
+        self.ask(request, may_read_again).await
     }
 
     /// What happened to an object, or to all, oldest first, as far as one server has seen it.

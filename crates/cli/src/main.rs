@@ -118,6 +118,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Describe(words) => verbs::describe::run(cluster, words).await,
         Verb::Apply(words) => verbs::apply::run(cluster, words).await,
         Verb::Diff(files) => verbs::apply::diff(cluster, files).await,
+        Verb::Plan(words) => verbs::plan::run(cluster, words).await,
         Verb::Edit(words) => verbs::edit::run(cluster, words).await,
         Verb::Delete(words) => verbs::delete::run(cluster, words).await,
         Verb::Create(words) => verbs::disks::create(cluster, words).await,

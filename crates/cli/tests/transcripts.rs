@@ -59,6 +59,11 @@ fn first_steps() {
 }
 
 #[test]
+fn plan() {
+    play("plan");
+}
+
+#[test]
 fn manifests() {
     play("manifests");
 }

@@ -44,6 +44,7 @@ use tokio::task::JoinSet;
 
 use crate::api::STREAMS_MAX;
 use crate::api::parts::UPLOADS_AT_ONCE_MAX;
+use crate::api::plan::FORECASTS_MAX;
 use crate::events::Events;
 use crate::follower::Follower;
 
@@ -78,6 +79,7 @@ pub(crate) struct Server {
     streams: Arc<Semaphore>,
     parts: Option<Arc<Parts>>,
     uploads: Semaphore,
+    forecasts: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
 }
 
@@ -95,6 +97,7 @@ impl Server {
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             parts: None,
             uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
+            forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
             stop: watch::channel(false).1,
         }
     }
@@ -136,6 +139,7 @@ pub async fn serve(
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         parts: config.parts,
         uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
+        forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
         stop: stop.clone(),
     });
 

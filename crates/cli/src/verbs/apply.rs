@@ -1,5 +1,7 @@
 //! `lightbyte apply` and `lightbyte diff`: manifests made true, or compared with what is asked.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 use lightbyte_api::wire::{Applied, Apply, ChangeAction, Changed, Difference};
 use serde_json::Value;
@@ -9,8 +11,12 @@ use crate::cluster::Cluster;
 use crate::failure::Code;
 use crate::manifests;
 use crate::terminal::print;
+use crate::verbs::plan;
 
 pub(crate) async fn run(cluster: &Cluster, words: &arguments::Apply) -> Result<Code> {
+    if let Some(plan) = &words.plan {
+        return plan::carry_out(cluster, plan).await;
+    }
     let applied = send(cluster, &words.files, words.dry_run).await?;
     if words.dry_run {
         print(&render_differences(&applied))?;
@@ -21,17 +27,21 @@ pub(crate) async fn run(cluster: &Cluster, words: &arguments::Apply) -> Result<C
 }
 
 pub(crate) async fn diff(cluster: &Cluster, files: &arguments::Files) -> Result<Code> {
-    let applied = send(cluster, files, true).await?;
+    let applied = send(cluster, &files.files, true).await?;
     let differs = applied.changes.iter().any(|changed| changed.action != ChangeAction::Unchanged);
     print(&render_differences(&applied))?;
     Ok(if differs { Code::Differs } else { Code::Done })
 }
 
-async fn send(cluster: &Cluster, files: &arguments::Files, dry_run: bool) -> Result<Applied> {
-    let documents = manifests::read(&files.files)?;
-    // The server checks as well, and has the last word; only we know the files' names.
+/// The manifests of files. The server checks them as well, and has the last word; only we know the files' names.
+pub(crate) fn read(files: &[PathBuf]) -> Result<Vec<Value>> {
+    let documents = manifests::read(files)?;
     manifests::check(&documents)?;
-    let documents = documents.into_iter().map(|document| document.value).collect();
+    Ok(documents.into_iter().map(|document| document.value).collect())
+}
+
+async fn send(cluster: &Cluster, files: &[PathBuf], dry_run: bool) -> Result<Applied> {
+    let documents = read(files)?;
     let apply = Apply { documents, create_only: false, dry_run };
     cluster.apply(&apply, None).await.context("apply the manifests")
 }

@@ -78,7 +78,7 @@ pub(crate) fn blocked(worker: &ObjectRef, now: &Object) -> Option<Failure> {
     Some(failure.details(staying).hint(hint))
 }
 
-async fn read_worker(cluster: &Cluster, words: &[String]) -> Result<ObjectRef> {
+pub(crate) async fn read_worker(cluster: &Cluster, words: &[String]) -> Result<ObjectRef> {
     let worker = match target::read_single(words)? {
         Target::Named(name) => ObjectRef::new(Kind::Worker, name),
         target => cluster.resolve(target).await?,

@@ -16,6 +16,7 @@ pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod logs;
 pub(crate) mod maintenance;
+pub(crate) mod plan;
 pub(crate) mod power;
 pub(crate) mod release;
 pub(crate) mod rollout;

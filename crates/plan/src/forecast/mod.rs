@@ -118,8 +118,10 @@ pub struct Unmet {
     pub object: ObjectRef,
     /// What it waits for.
     pub waiting_on: Vec<WaitingOn>,
-    /// The same in words, each with what a person can do.
+    /// The same in words.
     pub because: Vec<String>,
+    /// What a person can do.
+    pub hints: Vec<String>,
     /// Whether it would wait for the same without the change.
     pub anyway: bool,
 }
@@ -390,8 +392,9 @@ fn unmet(view: &View) -> Vec<Unmet> {
     let waits = view.objects().filter_map(|object| {
         let waiting_on = &view.decided(object).filter(|decided| !decided.waiting_on.is_empty())?.waiting_on;
         let waiting_on: Vec<WaitingOn> = waiting_on.iter().map(|waiting| waiting.on.clone()).collect();
-        let because = waiting_on.iter().map(|on| format!("{on}; {}", on.hint())).collect();
-        Some(Unmet { object: object.clone(), waiting_on, because, anyway: false })
+        let because = waiting_on.iter().map(ToString::to_string).collect();
+        let hints = waiting_on.iter().map(WaitingOn::hint).collect();
+        Some(Unmet { object: object.clone(), waiting_on, because, hints, anyway: false })
     });
     waits.collect()
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lightbyte_api::kinds::scalegroup::RetiredFor;
-use lightbyte_api::{Choice, Key, Kind, Name, ObjectRef};
+use lightbyte_api::{Asked, Choice, Key, Kind, Name, ObjectRef};
 use serde::{Deserialize, Serialize};
 
 use crate::planner::{scalegroup, worker, worker_of};
@@ -48,7 +48,8 @@ pub enum What {
     },
 }
 
-/// What happens between two views when `keys` change: first what others follow from, then in the order of the keys.
+/// What happens between two views when `keys` change: first what others follow from, then
+/// object by object, and last what has come about.
 #[must_use]
 pub fn between(before: &View, after: &View, keys: &[Key]) -> Vec<(ObjectRef, What)> {
     let mut found = Vec::new();
@@ -77,7 +78,13 @@ pub fn between(before: &View, after: &View, keys: &[Key]) -> Vec<(ObjectRef, Wha
             found.push((object, what));
         }
     }
-    found.sort_by_key(|(_, what)| !matches!(what, What::Lost | What::Rejected { .. }));
+    // Keys have uids in them, which differ from forecast to forecast.
+    let place = |what: &What| match what {
+        What::Lost | What::Rejected { .. } => 0,
+        What::Becomes { .. } => 2,
+        _ => 1,
+    };
+    found.sort_by(|(one, this), (other, that)| (place(this), one).cmp(&(place(that), other)));
     found
 }
 
@@ -92,13 +99,15 @@ fn of_asked(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
         (None, Some(_)) => Some(What::Created),
         (Some(_), None) => Some(What::Gone),
         (Some(was), Some(is)) if was.meta.deleting_since.is_none() && is.meta.deleting_since.is_some() => {
-            let choice = was.meta.group().and_then(|group| scalegroup::choice(before, &group.object));
-            let retiring = choice.iter().flat_map(|choice| &choice.retiring);
-            let because = retiring.clone().find(|retiring| retiring.uid == was.meta.uid);
-            Some(What::LetGo { because: because.map(|retiring| retiring.because) })
+            Some(What::LetGo { because: why_let_go(after, is).or_else(|| why_let_go(before, was)) })
         }
         _ => None,
     }
+}
+
+fn why_let_go(view: &View, asked: &Asked) -> Option<RetiredFor> {
+    let retiring = &scalegroup::choice(view, &asked.meta.group()?.object)?.retiring;
+    retiring.iter().find(|retiring| retiring.uid == asked.meta.uid).map(|retiring| retiring.because)
 }
 
 fn of_decided(before: &View, after: &View, object: &ObjectRef) -> Option<What> {

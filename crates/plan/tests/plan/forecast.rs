@@ -97,7 +97,7 @@ fn a_vm_is_placed_and_boots() {
     ");
     assert_snapshot!(check("rack", &[r#"apply vm/a {"image": "demo", "cpus": 9}"#]), @"
     0s vm/a is made
-    vm/a waits: no worker has 9 CPU and 128MiB free; `lightbyte get workers` shows what is free; add a worker, or delete something
+    vm/a waits: no worker has 9 CPU and 128MiB free
     ");
     assert_snapshot!(check("rack\nvm a on=n1 observed=running", &["delete vm/a"]), @"
     0s vm/a is let go
@@ -110,13 +110,13 @@ fn a_group_is_made_scaled_rolled_and_drained() {
     assert_snapshot!(check("rack", &[WEB]), @"
     0s scalegroup/web is made
     0s vm/web-1 is made (0)
-    0s vm/web-2 is made (0)
-    0s vm/web-3 is made (0)
     0s vm/web-1 is placed on n1 (0)
+    0s vm/web-2 is made (0)
     0s vm/web-2 is placed on n2 (0)
+    0s vm/web-3 is made (0)
     0s vm/web-3 is placed on n1 (0)
-    10s vm/web-2 is running (3)
     10s vm/web-1 is running (3)
+    10s vm/web-2 is running (3)
     10s vm/web-3 is running (3)
     10s scalegroup/web is ready
     ");
@@ -125,17 +125,17 @@ fn a_group_is_made_scaled_rolled_and_drained() {
     0s vm/web-4 is made (3)
     0s vm/web-4 is placed on n2 (3)
     10s vm/web-4 is running (4)
-    10s vm/web-1 is let go (3)
+    10s vm/web-1 is let go: Update (3)
     10s vm/web-5 is made (3)
     10s vm/web-5 is placed on n1 (3)
     10s vm/web-1 is gone (3)
     20s vm/web-5 is running (4)
-    20s vm/web-2 is let go (3)
+    20s vm/web-2 is let go: Update (3)
     20s vm/web-6 is made (3)
     20s vm/web-6 is placed on n1 (3)
     20s vm/web-2 is gone (3)
     30s vm/web-6 is running (4)
-    30s vm/web-3 is let go (3)
+    30s vm/web-3 is let go: Update (3)
     30s vm/web-3 is gone (3)
     30s scalegroup/web is ready
     scalegroup/web: 3 available, 3 at the least, 3 in the end
@@ -144,12 +144,12 @@ fn a_group_is_made_scaled_rolled_and_drained() {
     0s vm/web-4 is made (3)
     0s vm/web-4 is placed on n2 (3)
     10s vm/web-4 is running (4)
-    10s vm/web-1 is let go (3)
+    10s vm/web-1 is let go: Drain (3)
     10s vm/web-5 is made (3)
     10s vm/web-5 is placed on n2 (3)
     10s vm/web-1 is gone (3)
     20s vm/web-5 is running (4)
-    20s vm/web-3 is let go (3)
+    20s vm/web-3 is let go: Drain (3)
     20s vm/web-3 is gone (3)
     20s worker/n1 is drained
     20s scalegroup/web is ready
@@ -158,15 +158,15 @@ fn a_group_is_made_scaled_rolled_and_drained() {
     assert_snapshot!(check("rack", &[WEB, "lose worker/n1"]), @"
     30s worker/n1 is lost
     30s vm/web-4 is made (1)
-    30s vm/web-5 is made (1)
     30s vm/web-4 is placed on n2 (1)
+    30s vm/web-5 is made (1)
     30s vm/web-5 is placed on n2 (1)
     40s vm/web-4 is running (3)
     40s vm/web-5 is running (3)
     40s scalegroup/web is ready
     scalegroup/web: 3 available, 1 at the least, 3 in the end
-    vm/web-1 waits: worker `n1`, which is away; start worker `n1` again
-    vm/web-3 waits: worker `n1`, which is away; start worker `n1` again
+    vm/web-1 waits: worker `n1`, which is away
+    vm/web-3 waits: worker `n1`, which is away
     ");
     assert_snapshot!(check("rack", &[WEB, "delete scalegroup/web"]), @"
     0s scalegroup/web is let go
@@ -186,7 +186,7 @@ fn what_is_in_trouble_stays_so() {
     assert_snapshot!(check("rack\nvm a on=n1 observed=crashed\nvm b", &["delete vm/b"]), @"
     0s vm/b is let go
     0s vm/b is gone
-    vm/a anyway waits: it ended by itself on worker `n1`; `lightbyte describe worker/n1` shows the worker; the log of its agent says more
+    vm/a anyway waits: it ended by itself on worker `n1`
     2 steps anyway
     ");
 }

@@ -78,7 +78,7 @@ fn tell_done(failure: Failure, changes: &[Changed]) -> Failure {
 // --------------------------------------------------------------------------------------------------------- reading
 
 /// Reads every document, or tells every problem of every document.
-fn read_all(documents: &[Value]) -> Result<Vec<Manifest>, Failure> {
+pub(crate) fn read_all(documents: &[Value]) -> Result<Vec<Manifest>, Failure> {
     if documents.len() > DOCUMENTS_MAX {
         let title =
             format!("the request has {} documents, at most {DOCUMENTS_MAX} are allowed", documents.len());

@@ -9,6 +9,7 @@ pub(crate) mod guests;
 pub(crate) mod input;
 pub(crate) mod objects;
 pub(crate) mod parts;
+pub(crate) mod plan;
 pub(crate) mod watch;
 pub(crate) mod workers;
 
@@ -96,6 +97,8 @@ pub(crate) fn routes() -> Vec<Route> {
             reading, None, "ClusterStatus", get(cluster::cluster)),
         route("post", "/v1/apply", "Makes manifests true, or tells what that would change",
             changing, Some("Apply"), "Applied", post(apply::apply)),
+        route("post", "/v1/plan", "Tells what changes would do, and writes nothing",
+            &[], Some("Foresee"), "Forecast", post(plan::plan)),
         route("get", "/v1/watch", "Streams objects as they change, as lines of JSON",
             &["kind", "name", "from"], None, "WatchLine", get(watch::watch)),
         route("get", "/v1/openapi.json", "Describes this API",

@@ -188,6 +188,11 @@ async fn every_answer_fits_its_description() {
         "assigned_revision": null, "observed": null});
     let posts = [
         ("/v1/apply", "/v1/apply", json!({"documents": [vm("a")]})),
+        (
+            "/v1/plan",
+            "/v1/plan",
+            json!({"changes": [{"apply": vm("more")}, {"delete": "vm/a"}, {"lose": "worker/n1"}]}),
+        ),
         ("/v1/workers/{uid}/register", "/v1/workers/00000000-0000-0000-0000-000000000009/register", said),
         (
             "/v1/workers/{uid}/heartbeat",

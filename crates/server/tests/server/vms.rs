@@ -4,8 +4,10 @@ use crate::cluster::{apply, begin, delete, get, image, network, refused, until_s
 use crate::worker::TestWorker;
 use lightbyte_api::object::Object;
 use lightbyte_api::wire::{Changed, List};
+use lightbyte_plan::forecast::Forecast;
 use lightbyte_plan::why::Explanation;
-use serde_json::Value;
+use lightbyte_store::Store as _;
+use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vm_is_created_runs_stops_and_is_deleted() {
@@ -108,5 +110,40 @@ async fn events_tell_the_story_of_a_vm() {
         assert!(has(what, part), "{what} {part}: {events:#?}");
     }
     assert_eq!(refused(client.get::<Value>("/v1/objects/vm/none/events").await).status, 404);
+    worker.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_tells_what_then_happens_and_writes_nothing() {
+    let (store, _server, client) = begin().await;
+    let worker = tokio::spawn(TestWorker::new("n1", &client).run());
+    apply(&client, vec![image(), network(), vm("a")]).await.unwrap();
+    watch_until(&client, "vm/a", |vm| vm.is_some_and(|vm| vm.status.ready)).await;
+
+    let before = store.list("asked/", None).await.unwrap();
+    let body = json!({"changes": [{"apply": vm("b")}, {"delete": "vm/a"}]});
+    let told: Forecast = client.post("/v1/plan", &body).await.unwrap().value;
+    let deeds: Vec<String> =
+        told.steps.iter().map(|step| format!("{} {:?}", step.object, step.what)).collect();
+    assert_eq!(
+        deeds,
+        [
+            "vm/a LetGo { because: None }",
+            "vm/b Created",
+            "vm/b Placed { worker: n1 }",
+            "vm/a Gone",
+            "vm/b Becomes { state: \"running\" }",
+        ],
+    );
+    assert_eq!((told.unmet.len(), told.steps_anyway, told.boot.measured), (0, 0, 1));
+    // The leader may still note that the VM is as asked.
+    let after = store.list("asked/", None).await.unwrap();
+    assert_eq!(before.entries, after.entries, "a plan writes nothing");
+
+    let refused_plan =
+        client.post::<_, Forecast>("/v1/plan", &json!({"changes": [{"delete": "vm/none"}]})).await;
+    assert_eq!(refused(refused_plan).status, 404);
+    let refused_plan = client.post::<_, Forecast>("/v1/plan", &json!({"changes": [{"lose": "vm/a"}]})).await;
+    assert_eq!(refused(refused_plan).status, 400);
     worker.abort();
 }

@@ -1,0 +1,69 @@
+//! Words for asking what a change would do.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::groups::Replicas;
+
+pub(super) const HELP: &str = "\
+The steps are those of the deciders themselves, run on a copy, with workers to whom everything succeeds.
+Examples:
+  lightbyte plan -f web.yaml
+  lightbyte plan scale group/web 8
+  lightbyte plan drain worker/n2
+  lightbyte plan lose worker/n2
+  lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json";
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(subcommand)]
+    pub(crate) supposition: Option<Supposition>,
+    /// What `apply` would do: a manifest, a directory of them, or - for standard input; may be given several times
+    #[arg(short = 'f', long = "file", value_name = "FILE", num_args = 1..)]
+    pub(crate) files: Vec<PathBuf>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = PlanForm::Table, global = true)]
+    pub(crate) output: PlanForm,
+}
+
+/// How a plan is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlanForm {
+    /// Its steps in a table
+    Table,
+    /// The changes and what the server said, for `apply --plan`
+    Json,
+}
+
+/// What is supposed.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Supposition {
+    /// What `scale` would do
+    Scale {
+        /// The group
+        #[arg(value_name = "GROUP")]
+        group: String,
+        /// How many members it is to have; +N and -N count from what it has now
+        #[arg(value_name = "[+|-]N", allow_hyphen_values = true)]
+        replicas: Replicas,
+    },
+    /// What `drain` would do
+    Drain {
+        /// The worker
+        #[arg(value_name = "WORKER", required = true)]
+        target: Vec<String>,
+    },
+    /// What `delete` would do
+    Delete {
+        /// The objects
+        #[arg(value_name = "KIND/NAME", required = true)]
+        targets: Vec<String>,
+    },
+    /// What would happen if a worker went away and did not come back
+    Lose {
+        /// The worker
+        #[arg(value_name = "WORKER", required = true)]
+        target: Vec<String>,
+    },
+}
