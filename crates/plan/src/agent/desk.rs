@@ -453,7 +453,7 @@ impl Desk {
     fn accept(&self) -> Option<Saved> {
         let wish = self.wish.as_ref()?;
         let Some(saved) = &self.facts.saved else {
-            let claimed = self.reported.is_stored();
+            let claimed = self.reported.is_claim();
             let fresh = Saved {
                 assigned: wish.value.clone(),
                 restarts: 0,

@@ -27,6 +27,9 @@ pub(super) struct Reported {
     in_flight: Option<Sent>,
     /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
     refused_assignment: Option<u64>,
+    /// The report was withdrawn, and whether that is stored is not known: it may be at any time, and claims nothing until
+    /// another is stored.
+    withdrawing: bool,
     /// A claim was sent and its answer was lost: it may be stored, and must be sent again before it can be given up.
     claim_unsure: bool,
     /// Whether an inventory has said what is stored. Before that nothing can be guarded, and so nothing is sent.
@@ -49,9 +52,9 @@ impl Reported {
         self.stored.as_ref()
     }
 
-    /// Whether a report is stored: the object is claimed.
-    pub(super) const fn is_stored(&self) -> bool {
-        self.revision != 0
+    /// Whether a report is stored, and stays so: the object is claimed.
+    pub(super) const fn is_claim(&self) -> bool {
+        self.revision != 0 && !self.withdrawing
     }
 
     /// Whether none is stored, and none is on its way.
@@ -104,6 +107,7 @@ impl Reported {
     fn set_stored(&mut self, observed: Option<Stamped<Observed>>) {
         self.claim_unsure = false;
         self.is_overwritten = false;
+        self.withdrawing = false;
         self.revision = observed.as_ref().map_or(0, |observed| observed.mod_revision);
         self.stored = observed.map(|observed| observed.value);
     }
@@ -115,6 +119,7 @@ impl Reported {
             Reply::Accepted { revision } => {
                 self.claim_unsure = false;
                 self.is_overwritten = false;
+                self.withdrawing = false;
                 self.revision = if sent.observed.is_some() { revision } else { 0 };
                 self.stored = sent.observed;
                 self.told = true;
@@ -143,7 +148,8 @@ impl Reported {
         if self.in_flight.is_some() || !self.known {
             return None;
         }
-        if same_report(self.stored.as_ref(), observed.as_ref()) && !self.is_overwritten {
+        let is_told = !self.is_overwritten && !self.withdrawing;
+        if same_report(self.stored.as_ref(), observed.as_ref()) && is_told {
             self.told = true;
             return None;
         }
@@ -152,6 +158,7 @@ impl Reported {
             return None;
         }
         let claims = wish_revision.filter(|_| is_claim);
+        self.withdrawing |= observed.is_none();
         self.in_flight = Some(Sent { observed: observed.clone(), claims });
         Some(Report { object, observed, own_revision: self.revision, assigned_revision: claims })
     }

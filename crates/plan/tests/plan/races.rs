@@ -49,6 +49,30 @@ fn removal() -> Delivery {
     delivery(20, news)
 }
 
+/// A withdrawal that is on its way may be stored at any time. What was claimed before it is then claimed by nobody, so an
+/// assignment that came meanwhile is claimed anew before anything of it is on the host.
+#[test]
+fn what_is_being_withdrawn_claims_nothing_that_comes_after_it() {
+    let mut agent = claiming();
+    agent.reply(OBJECT, Reply::Accepted { revision: 11 });
+    agent.deliver(removal(), now()).expect("fresh news");
+    let actions = agent.actions(now());
+    let withdraws = |action: &Action| matches!(action, Action::Report(report) if report.observed.is_none());
+    assert!(matches!(actions.as_slice(), [(_, action)] if withdraws(action)), "{actions:?}");
+    let again = News::Change { object: OBJECT, assigned: Some(assigned(3, WantedVolume::Present)) };
+    agent.deliver(delivery(30, again), now()).expect("fresh news");
+    assert_eq!(agent.actions(now()), [], "it begins on a claim that is being withdrawn");
+    agent.reply(OBJECT, Reply::Lost);
+    let actions = agent.actions(now());
+    assert!(
+        matches!(actions.as_slice(), [(_, Action::Report(report))] if report.observed.is_some()),
+        "it begins on a claim that is being withdrawn: {actions:?}"
+    );
+    agent.reply(OBJECT, Reply::Accepted { revision: 31 });
+    let actions = agent.actions(now());
+    assert!(matches!(actions.as_slice(), [(_, Action::Step(Step::Save(_)))]), "{actions:?}");
+}
+
 /// The claim stands until no step can bring anything to the host any more. If it is withdrawn while the first save is
 /// in flight, the controller ends the object; the save then lands; and an agent that dies right after it finds a saved
 /// assignment that nobody will ever take back.
