@@ -106,6 +106,22 @@ pub enum Supposed {
     Lose(ObjectRef),
 }
 
+/// What the loss of one worker would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// The worker.
+    pub worker: Name,
+    /// How many members of groups are on it, which their groups would make again elsewhere.
+    pub members: u64,
+    /// How many of those would have no place.
+    pub homeless: u64,
+    /// Why the first of these would have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
+    /// How many other VMs are on it, which would wait for its return.
+    pub alone: u64,
+}
+
 /// One line of a watch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -173,6 +189,9 @@ pub struct ClusterStatus {
     pub etcd: Vec<EtcdMember>,
     /// The workers.
     pub workers: Vec<Object>,
+    /// What the loss of each worker that has VMs would do; see [`Loss`].
+    #[serde(default)]
+    pub losses: Vec<Loss>,
     /// How many things wait longer than is normal.
     pub stuck: u64,
     /// Stored values that this version cannot read.

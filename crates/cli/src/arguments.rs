@@ -118,8 +118,9 @@ pub(crate) enum Verb {
     /// Lets an address be given again that a machine which is no VM of ours had
     #[command(after_help = "Example: lightbyte release address/10.77.0.9")]
     Release(Release),
-    /// Explains an object: what was decided, why, and what it waits for
-    Why(One),
+    /// Explains an object: what was decided, why, what it waits for, and what would give it a place
+    #[command(after_help = "Examples:\n  lightbyte why vm/web-3\n  lightbyte why vm/web-3 --on n2")]
+    Why(Why),
     /// Lists what waits longer than is normal
     Stuck,
     /// Waits until an object is as asked, or gone
@@ -267,6 +268,16 @@ pub(crate) struct One {
     /// The object
     #[arg(value_name = "KIND/NAME", required = true)]
     pub(crate) target: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// The object
+    #[arg(value_name = "KIND/NAME", required = true)]
+    pub(crate) target: Vec<String>,
+    /// What this worker is to a VM, whether it is there or not
+    #[arg(long, value_name = "WORKER")]
+    pub(crate) on: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -182,8 +182,13 @@ impl Cluster {
     }
 
     /// Why an object is as it is.
-    pub(crate) async fn why(&self, object: &ObjectRef) -> Result<Explanation, ClientError> {
-        self.get(&format!("{}/why", path_of(object))).await
+    pub(crate) async fn why(
+        &self,
+        object: &ObjectRef,
+        on: Option<&Name>,
+    ) -> Result<Explanation, ClientError> {
+        let on = on.map(|worker| format!("?on={worker}")).unwrap_or_default();
+        self.get(&format!("{}/why{on}", path_of(object))).await
     }
 
     /// What changes would do.

@@ -20,6 +20,7 @@ mod labels;
 pub mod planner;
 pub mod reconciler;
 pub mod request;
+pub mod room;
 mod runs;
 pub mod scheduler;
 pub mod status;

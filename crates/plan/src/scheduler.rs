@@ -127,6 +127,20 @@ pub fn verdicts(view: &View, need: &Need) -> Vec<Verdict> {
     candidates(view).map(|candidate| verdict(view, &candidate, need)).collect()
 }
 
+/// What the scheduler thinks of one worker; nothing if there is none of that name.
+#[must_use]
+pub fn verdict_on(view: &View, need: &Need, worker: &Name) -> Option<Verdict> {
+    candidate(view, worker).map(|candidate| verdict(view, &candidate, need))
+}
+
+/// The CPUs and the memory that are free on a worker that may be given VMs.
+#[must_use]
+pub fn free(view: &View, worker: WorkerId) -> Option<(u64, ByteSize)> {
+    let candidate = candidate(view, &view.object_of(worker.uid())?.name).filter(Candidate::is_open)?;
+    let (observed, ledger) = (candidate.observed?, candidate.ledger?);
+    Some((free_cpus(observed, ledger), ByteSize::from_bytes(free_memory(observed, ledger))))
+}
+
 fn candidates(view: &View) -> impl Iterator<Item = Candidate<'_>> {
     view.objects_of(Kind::Worker).filter_map(|object| candidate(view, &object.name))
 }

@@ -2,12 +2,14 @@
 
 use lightbyte_api::decided::Verdict;
 use lightbyte_api::object::{Object, ObjectRef};
-use lightbyte_api::{Choice, Key, Kind, Spec, Timestamp, WaitingOn};
+use lightbyte_api::{Choice, Key, Kind, Name, Spec, Timestamp, WaitingOn};
 use serde::{Deserialize, Serialize};
 
 use crate::planner::vm;
+use crate::room;
 use crate::scheduler;
 use crate::status;
+use crate::transaction::Write;
 use crate::view::View;
 
 /// How many verdicts an explanation shows when they are computed afresh.
@@ -28,17 +30,30 @@ pub struct Explanation {
     pub hints: Vec<String>,
     /// What the scheduler thinks of the workers: as it was when the object was placed, or as it is now.
     pub verdicts: Vec<Verdict>,
+    /// What would give it a place if it has none, the least first; each was tried out on a copy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remedies: Vec<String>,
 }
 
-/// Explains `object`; `None` when there is none.
+/// Explains `object`; `None` when there is none. `on`: with what one worker is to it now, whether it is there or not.
 #[must_use]
-pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
+pub fn why(view: &View, object: &ObjectRef, on: Option<&Name>) -> Option<Explanation> {
     let Object { status, .. } = status::object(view, object)?;
     let mut because: Vec<String> =
         status.waiting_on.iter().map(|waiting| format!("it waits: {}", waiting.on)).collect();
     because.extend(status.waiting_on.iter().flat_map(|waiting| reasons_of_member(view, &waiting.on)));
     let hints = status.waiting_on.iter().map(|waiting| waiting.on.hint()).collect();
-    let verdicts = placed_because(view, object, &mut because).unwrap_or_else(|| verdicts_now(view, object));
+    let stored = placed_because(view, object, &mut because);
+    let verdicts = match on {
+        Some(worker) => verdict_on(view, object, worker).into_iter().collect(),
+        None => stored.unwrap_or_else(|| verdicts_now(view, object)),
+    };
+    // A group waits for what its member waits for.
+    let homeless = status.waiting_on.iter().find_map(|waiting| match &waiting.on {
+        WaitingOn::Member { member } => Some(member),
+        _ => None,
+    });
+    let remedies = room::remedies(view, homeless.unwrap_or(object), on);
     if because.is_empty() {
         because.push(match (status.ready, view.contains(&Key::Decided(object.clone()))) {
             (true, _) => "it is as asked".to_owned(),
@@ -58,6 +73,7 @@ pub fn why(view: &View, object: &ObjectRef) -> Option<Explanation> {
         because,
         hints,
         verdicts,
+        remedies,
     })
 }
 
@@ -91,6 +107,16 @@ fn verdicts_now(view: &View, object: &ObjectRef) -> Vec<Verdict> {
     let mut verdicts = scheduler::verdicts(view, &need);
     verdicts.truncate(VERDICTS_SHOWN_MAX);
     verdicts
+}
+
+/// What one worker is to a VM now; its own room there counts as free.
+fn verdict_on(view: &View, object: &ObjectRef, worker: &Name) -> Option<Verdict> {
+    let asked = view.asked(object)?;
+    let Spec::Vm(spec) = &asked.spec else { return None };
+    let need = vm::need(view, &asked.meta, spec).ok()?;
+    let own = vm::placement(view, object);
+    let own = own.and_then(|own| Some(Write::put(Key::WorkerLedger(own.worker), vm::freed(view, own)?)));
+    scheduler::verdict_on(&view.fork(own), &need, worker)
 }
 
 /// Something that waits longer than is normal.

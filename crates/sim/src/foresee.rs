@@ -9,7 +9,7 @@ use lightbyte_api::kinds::{scalegroup, worker};
 use lightbyte_api::{Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WaitingOn};
 use lightbyte_plan::forecast::{self, BootEstimate, Change, What};
 use lightbyte_plan::request::{self, Outcome};
-use lightbyte_plan::{View, status};
+use lightbyte_plan::{View, planner, room, status};
 use lightbyte_store::MemoryCore;
 
 use crate::cluster::{CALM_ROUNDS_MAX, Checked, Cluster, Sent};
@@ -52,6 +52,7 @@ impl Cluster {
         }
         let Ok(end) = forecast::end_of(&view, std::slice::from_ref(&change), &context) else { return Ok(()) };
         self.tell(|| format!("{change:?} is foreseen: {told:#?}"));
+        check_loss(&view, &change, &end)?;
         if !self.make(&view, &change)? {
             return Ok(());
         }
@@ -177,6 +178,21 @@ impl Cluster {
     }
 }
 
+/// What is said of the loss of a worker beforehand is how many members have no place after it.
+fn check_loss(view: &View, change: &Change, end: &View) -> Checked {
+    let Change::Lose(worker) = change else { return Ok(()) };
+    let is_lost = planner::worker::choice(end, worker).lost;
+    let losses = room::losses(view);
+    let Some(said) = losses.iter().find(|loss| loss.worker == worker.name).filter(|_| is_lost) else {
+        return Ok(());
+    };
+    let homeless = end.objects_of(Kind::Vm).filter(|vm| placement(end, vm).is_none()).count() as u64;
+    if said.homeless == homeless {
+        return Ok(());
+    }
+    violated("n-1", format!("of the loss of {worker} was said {said:?}, and {homeless} have no place"))
+}
+
 fn is_without_bridge(view: &View, network: &ObjectRef) -> bool {
     let spec = view.asked(network).map(|asked| &asked.spec);
     matches!(spec, Some(Spec::Network(network)) if network.bridge != "br0")
@@ -194,7 +210,8 @@ impl Run {
     fn since(core: &MemoryCore, view: &View) -> Run {
         let mut feed = server::begin(core, Some(view.revision()));
         let batches = core.events("", feed.next_revision(), usize::MAX).unwrap_or_default();
-        let mut run = Run { steps: Vec::new(), waited_for_room: false };
+        let waits = |object: &ObjectRef| waits_for_room(view, &Key::Decided(object.clone()));
+        let mut run = Run { steps: Vec::new(), waited_for_room: view.objects().any(waits) };
         for batch in batches {
             let before = feed.view().clone();
             let changed = feed.apply(&batch);
@@ -216,6 +233,7 @@ fn waits_for_room(view: &View, key: &Key) -> bool {
                 | WaitingOn::WorkerPorts { .. }
                 | WaitingOn::WorkerRoom { .. }
                 | WaitingOn::Address { .. }
+                | WaitingOn::Squatted { .. }
         )
     })
 }

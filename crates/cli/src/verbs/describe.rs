@@ -18,7 +18,7 @@ use crate::yaml;
 pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
     let target = cluster.resolve(target::read_single(&words.target)?).await?;
     let object = cluster.object(&target).await.with_context(|| format!("describe `{target}`"))?;
-    let explanation = cluster.why(&target).await.with_context(|| format!("explain `{target}`"))?;
+    let explanation = cluster.why(&target, None).await.with_context(|| format!("explain `{target}`"))?;
     let events =
         cluster.events(Some(&target)).await.with_context(|| format!("list the events of `{target}`"))?;
     let mut page = format!("{}\n{}", render(&object, Timestamp::now())?, why::render(&explanation));

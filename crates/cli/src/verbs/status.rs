@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures::future::join_all;
 use lightbyte_api::Timestamp;
 use lightbyte_api::object::Object;
-use lightbyte_api::wire::{ClusterStatus, EtcdMember};
+use lightbyte_api::wire::{ClusterStatus, EtcdMember, Loss};
 use lightbyte_link::{Client, Endpoint};
 use serde_json::Value;
 use tokio::time::timeout;
@@ -124,6 +124,7 @@ fn last_words(best: &ClusterStatus) -> String {
     for key in &best.unreadable {
         text.push_str(&format!("stored value `{key}` cannot be read by this version\n"));
     }
+    text.push_str(&losses(&best.losses));
     text.push_str(&match best.stuck {
         0 => "nothing is stuck".to_owned(),
         1 => "1 thing is stuck: `lightbyte stuck` tells which".to_owned(),
@@ -136,6 +137,27 @@ fn last_words(best: &ClusterStatus) -> String {
         millis(best.view_age_millis)
     ));
     text
+}
+
+/// Whether any one worker may be lost, and which is the worst to lose.
+fn losses(losses: &[Loss]) -> String {
+    let worst = losses.iter().max_by_key(|loss| (loss.homeless, loss.members));
+    let Some(Loss { worker, members, homeless, because, .. }) = worst.filter(|worst| worst.members > 0)
+    else {
+        return String::new();
+    };
+    match homeless {
+        0 => format!(
+            "any one worker may be lost: members of groups have room elsewhere (most are on `{worker}`: {members})\n"
+        ),
+        homeless => {
+            let because = because.as_deref().unwrap_or("there is no room");
+            format!(
+                "worker `{worker}` may not be lost: of {members} members of groups on it {homeless} would have no place: {because}; \
+                 `lightbyte plan lose worker/{worker}` tells more\n"
+            )
+        }
+    }
 }
 
 fn millis(millis: u64) -> String {

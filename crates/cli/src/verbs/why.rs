@@ -4,23 +4,29 @@ use anyhow::{Context as _, Result};
 use lightbyte_api::decided::Verdict;
 use lightbyte_plan::why::Explanation;
 
-use crate::arguments::One;
+use crate::arguments::Why;
 use crate::cluster::Cluster;
 use crate::failure::Code;
 use crate::table;
 use crate::target;
 use crate::terminal::print;
+use crate::verbs::maintenance::read_worker;
 
-pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
+pub(crate) async fn run(cluster: &Cluster, words: &Why) -> Result<Code> {
     let object = cluster.resolve(target::read_single(&words.target)?).await?;
-    let explanation = cluster.why(&object).await.with_context(|| format!("explain `{object}`"))?;
+    let on = match &words.on {
+        Some(worker) => Some(read_worker(cluster, std::slice::from_ref(worker)).await?.name),
+        None => None,
+    };
+    let explanation =
+        cluster.why(&object, on.as_ref()).await.with_context(|| format!("explain `{object}`"))?;
     print(&render(&explanation))?;
     Ok(Code::Done)
 }
 
 /// The explanation as people read it.
 pub(crate) fn render(explanation: &Explanation) -> String {
-    let Explanation { object, state, ready, because, hints, verdicts } = explanation;
+    let Explanation { object, state, ready, because, hints, verdicts, remedies } = explanation;
     let ready = if *ready { "as asked" } else { "not yet as asked" };
     let mut text = format!("{object} is {state}, {ready}\n");
     text.extend(because.iter().map(|sentence| format!("  - {sentence}\n")));
@@ -30,6 +36,10 @@ pub(crate) fn render(explanation: &Explanation) -> String {
             told.push(hint);
             text.push_str(&format!("hint: {hint}\n"));
         }
+    }
+    if !remedies.is_empty() {
+        text.push_str("it would have a place with any of these:\n");
+        text.extend(remedies.iter().map(|remedy| format!("  - {remedy}\n")));
     }
     if !verdicts.is_empty() {
         let head = ["WORKER", "SCORE", "REASONS"].map(str::to_owned).to_vec();
@@ -60,12 +70,15 @@ mod tests {
                 {"worker": "n1", "score": 3, "reasons": ["2 CPU free", "1 VM here"]},
                 {"worker": "node-2", "score": null, "reasons": ["cordoned"]},
             ],
+            "remedies": ["`lightbyte uncordon worker/node-2`"],
         }))
         .unwrap();
         let expect = "\
 vm/hello is pending, not yet as asked
   - it waits: no worker has 1 CPU and 128MiB free
 hint: add a worker
+it would have a place with any of these:
+  - `lightbyte uncordon worker/node-2`
 
 WORKER  SCORE    REASONS
 n1      3        2 CPU free; 1 VM here

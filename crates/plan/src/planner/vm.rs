@@ -28,6 +28,7 @@ use lightbyte_api::{ByteSize, Choice, Key, Kind, Name, ObjectRef, Spec, WaitingO
 
 pub use self::place::need;
 use self::place::place;
+pub(crate) use self::place::try_another;
 use super::{Inputs, Plan};
 use crate::transaction::Write;
 use crate::view::View;
@@ -256,7 +257,7 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
 }
 
 /// The worker's ledger without the VM; `None` when there is no readable ledger to take from.
-fn freed(view: &View, placement: &Placement) -> Option<WorkerLedger> {
+pub(crate) fn freed(view: &View, placement: &Placement) -> Option<WorkerLedger> {
     let ledger = view.worker_ledger(placement.worker)?;
     Some(WorkerLedger {
         cpus: ledger.cpus.saturating_sub(placement.cpus),

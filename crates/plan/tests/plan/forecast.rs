@@ -2,8 +2,8 @@
 
 use insta::assert_snapshot;
 use lightbyte_api::{Manifest, ObjectRef, Span};
-use lightbyte_plan::View;
 use lightbyte_plan::forecast::{self, BootEstimate, Change, Context, Forecast, What};
+use lightbyte_plan::{View, room};
 use serde_json::{Value, json};
 
 use crate::world::{at, object, world};
@@ -189,4 +189,33 @@ fn what_is_in_trouble_stays_so() {
     vm/a anyway waits: it ended by itself on worker `n1`
     2 steps anyway
     ");
+}
+
+#[test]
+fn the_loss_of_each_worker_is_tried_out() {
+    let check = |given: &str, replicas: u64| {
+        let web =
+            format!(r#"apply scalegroup/web {{"replicas": {replicas}, "template": {{"image": "demo"}}}}"#);
+        let told = room::losses(&after(given, &[&web])).into_iter().map(|loss| {
+            let because = loss.because.map(|because| format!(": {because}")).unwrap_or_default();
+            format!(
+                "{}: {} of {} homeless, {} alone{because}",
+                loss.worker, loss.homeless, loss.members, loss.alone
+            )
+        });
+        told.collect::<Vec<_>>().join("\n")
+    };
+    assert_snapshot!(check("rack", 4), @"
+    n1: 0 of 2 homeless, 0 alone
+    n2: 0 of 2 homeless, 0 alone
+    ");
+    assert_snapshot!(check("rack\nvm a on=n1 cpus=2 observed=running", 4), @"
+    n1: 0 of 2 homeless, 1 alone
+    n2: 2 of 2 homeless, 0 alone: no worker has 1 CPU and 128MiB free
+    ");
+    assert_snapshot!(check("rack\nnetwork default 10.77.0.0/24 pool=2-5", 3), @"
+    n1: 1 of 2 homeless, 0 alone: network `default` has no free address for it
+    n2: 0 of 1 homeless, 0 alone
+    ");
+    assert_snapshot!(check("rack", 0), @"");
 }

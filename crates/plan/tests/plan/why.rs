@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 use lightbyte_plan::planner::{self, Inputs};
 use lightbyte_plan::{View, status, why};
 
-use crate::world::{MADE_AT, Store, at, object, world};
+use crate::world::{MADE_AT, Store, at, name, object, world};
 
 /// The world of `text` after every object was planned once.
 fn planned(text: &str) -> Store {
@@ -25,8 +25,14 @@ fn planned(text: &str) -> Store {
 
 /// Why `named` is as it is, as a person would read it.
 fn check(text: &str, named: &str) -> String {
+    check_on(text, named, None)
+}
+
+/// The same, with what one worker is to it.
+fn check_on(text: &str, named: &str, on: Option<&str>) -> String {
     let view = planned(text).view();
-    let Some(found) = why::why(&view, &object(named)) else { return "there is none".to_owned() };
+    let found = why::why(&view, &object(named), on.map(name).as_ref());
+    let Some(found) = found else { return "there is none".to_owned() };
     let ready = if found.ready { "ready" } else { "not ready" };
     let head = format!("{} is {}, {ready}", found.object, found.state);
     let hints = found.hints.iter().map(|hint| format!("hint: {hint}"));
@@ -35,7 +41,8 @@ fn check(text: &str, named: &str) -> String {
         format!("  {} {score}: {}", verdict.worker, verdict.reasons.join("; "))
     });
     let lines = [head].into_iter().chain(found.because.iter().map(|because| format!("- {because}")));
-    lines.chain(hints).chain(verdicts).collect::<Vec<String>>().join("\n")
+    let remedies = found.remedies.iter().map(|remedy| format!("or: {remedy}"));
+    lines.chain(hints).chain(remedies).chain(verdicts).collect::<Vec<String>>().join("\n")
 }
 
 #[test]
@@ -58,6 +65,7 @@ fn a_vm_says_why_it_waits_or_where_it_was_placed() {
     vm/a is pending, not ready
     - it waits: no worker has 9 CPU and 128MiB free
     hint: `lightbyte get workers` shows what is free; add a worker, or delete something
+    or: ask for 4 CPUs and 128MiB at most
       n1 refused: too little room: 4 of 4 CPUs and 1GiB of 1GiB free, needs 9 and 128MiB
       n2 refused: too little room: 4 of 4 CPUs and 1GiB of 1GiB free, needs 9 and 128MiB
       n3 refused: cordoned
@@ -278,4 +286,68 @@ fn a_wait_is_stuck_when_its_patience_is_over() {
     vm/d: the disk is smaller than the 64MiB that it needs (hint: ask for at least 64MiB)
     ");
     assert_eq!(stuck("rack\nvm a on=n1 observed=running", 1_000_000), "nothing");
+}
+
+#[test]
+fn what_has_no_place_says_what_would_give_it_one() {
+    let full = "rack\nvm a on=n1 cpus=3 memory=512MiB observed=running\nvm b on=n2 cpus=3 memory=768MiB observed=running";
+    assert_snapshot!(check(&format!("{full}\nvm c cpus=2 memory=256MiB"), "vm/c"), @"
+    vm/c is pending, not ready
+    - it waits: no worker has 2 CPU and 256MiB free
+    hint: `lightbyte get workers` shows what is free; add a worker, or delete something
+    or: free 1 CPU on worker `n1`
+    or: `lightbyte delete vm/a`, which leaves its room on worker `n1`
+    or: ask for 1 CPU and 256MiB at most
+      n1 refused: too little room: 1 of 4 CPUs and 512MiB of 1GiB free, needs 2 and 256MiB
+      n2 refused: too little room: 1 of 4 CPUs and 256MiB of 1GiB free, needs 2 and 256MiB
+    ");
+    assert_snapshot!(check(&format!("{full}\nworker n3 cordoned\nworker n4 away\nvm c cpus=2"), "vm/c"), @"
+    vm/c is pending, not ready
+    - it waits: no worker has 2 CPU and 128MiB free
+    hint: `lightbyte get workers` shows what is free; add a worker, or delete something
+    or: `lightbyte uncordon worker/n3`
+    or: start worker `n4` again
+    or: free 1 CPU on worker `n1`
+    or: `lightbyte delete vm/a`, which leaves its room on worker `n1`
+      n1 refused: too little room: 1 of 4 CPUs and 512MiB of 1GiB free, needs 2 and 128MiB
+      n2 refused: too little room: 1 of 4 CPUs and 256MiB of 1GiB free, needs 2 and 128MiB
+      n3 refused: cordoned
+      n4 refused: away
+    ");
+    assert_snapshot!(check(&format!("{full}\nvm c cpus=9"), "vm/c"), @"
+    vm/c is pending, not ready
+    - it waits: no worker has 9 CPU and 128MiB free
+    hint: `lightbyte get workers` shows what is free; add a worker, or delete something
+    or: ask for 1 CPU and 128MiB at most
+      n1 refused: too little room: 1 of 4 CPUs and 512MiB of 1GiB free, needs 9 and 128MiB
+      n2 refused: too little room: 1 of 4 CPUs and 256MiB of 1GiB free, needs 9 and 128MiB
+    ");
+    assert_snapshot!(check(&format!("{full}\nvm c nic=none"), "vm/c"), @"
+    vm/c is pending, not ready
+    - it waits: network/none does not exist, or is being deleted
+    hint: create network/none, or change what names it
+      n1 -1: spread: 0.0 % free after it; few: VMs there: 1
+      n2 -1: spread: 0.0 % free after it; few: VMs there: 1
+    ");
+    assert_snapshot!(check_on(&format!("{full}\nvm c cpus=2"), "vm/c", Some("n2")), @"
+    vm/c is pending, not ready
+    - it waits: no worker has 2 CPU and 128MiB free
+    hint: `lightbyte get workers` shows what is free; add a worker, or delete something
+    or: free 1 CPU on worker `n2`
+    or: `lightbyte delete vm/b`, which leaves its room on worker `n2`
+    or: ask for 1 CPU and 128MiB at most
+      n2 refused: too little room: 1 of 4 CPUs and 256MiB of 1GiB free, needs 2 and 128MiB
+    ");
+    assert_snapshot!(check_on(full, "vm/a", Some("n1")), @"
+    vm/a is running, ready
+    - it was placed on worker `n1`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
+      n1 250000: spread: 25.0 % free after it; few: VMs there: 0
+    ");
+    assert_snapshot!(check_on(full, "vm/a", Some("n2")), @"
+    vm/a is running, ready
+    - it was placed on worker `n1`, the best of 3 looked at, at revision 5
+    - refused of them: 1 (away)
+      n2 refused: too little room: 1 of 4 CPUs and 256MiB of 1GiB free, needs 3 and 512MiB
+    ");
 }

@@ -7,7 +7,7 @@ use lightbyte_api::Key;
 use lightbyte_api::Kind;
 use lightbyte_api::records::Record;
 use lightbyte_api::wire::{ClusterStatus, EtcdMember};
-use lightbyte_plan::{status, why};
+use lightbyte_plan::{room, status, why};
 
 use crate::api::answer::{Answer, Answered};
 use crate::api::input::Parameters;
@@ -43,6 +43,7 @@ pub(crate) async fn cluster(
         leader,
         etcd,
         workers: view.objects_of(Kind::Worker).filter_map(|object| status::object(&view, object)).collect(),
+        losses: room::losses(&view),
         stuck: why::stuck(&view, clock::now()).len() as u64,
         unreadable: view.unreadable_keys().take(UNREADABLE_NAMED_MAX).collect(),
     };

@@ -86,7 +86,7 @@ pub(crate) fn routes() -> Vec<Route> {
         route("get", "/v1/objects/{kind}/{name}/fetches", "Lists the parts of images that an object's worker fetches now",
             reading, None, "FetchList", get(parts::fetches)),
         route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",
-            reading, None, "Explanation", get(objects::why)),
+            &["on", "min_revision"], None, "Explanation", get(objects::why)),
         route("get", "/v1/objects/{kind}/{name}/events", "Lists what this server saw happen to an object",
             reading, None, "EventList", get(objects::events_of)),
         route("get", "/v1/events", "Lists what this server saw happen",

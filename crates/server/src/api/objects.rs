@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use lightbyte_api::object::Object;
 use lightbyte_api::wire::{ChangeAction, Changed, List};
-use lightbyte_api::{Name, ObjectRef};
+use lightbyte_api::{Kind, Name, ObjectRef};
 use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
 use lightbyte_plan::why::{self, Explanation, Stuck};
 use lightbyte_plan::{View, status};
@@ -73,10 +73,17 @@ pub(crate) async fn why(
     path: Path<(String, String)>,
     parameters: Parameters,
 ) -> Answered<Explanation> {
-    parameters.only(&["min_revision"])?;
+    parameters.only(&["on", "min_revision"])?;
     let object = input::object(path)?;
+    let bad_name = |error| Failure::bad(format!("`on` must be the name of a worker: {error}"));
+    let on: Option<Name> = parameters.one("on").map(str::parse).transpose().map_err(bad_name)?;
     let view = server.view_for(&parameters).await?;
-    let explanation = why::why(&view, &object).ok_or_else(|| not_found(&object))?;
+    if let Some(worker) = on.as_ref().map(|name| ObjectRef::new(Kind::Worker, name.clone()))
+        && view.asked(&worker).is_none()
+    {
+        return Err(not_found(&worker));
+    }
+    let explanation = why::why(&view, &object, on.as_ref()).ok_or_else(|| not_found(&object))?;
     Ok(Answer::at(view.revision(), explanation))
 }
 

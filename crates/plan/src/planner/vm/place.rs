@@ -10,7 +10,9 @@ use lightbyte_api::kinds::{SpecRules as _, image, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::records::WorkerLedger;
 use lightbyte_api::waiting::WorkerTask;
-use lightbyte_api::{ByteSize, Choice, Key, Kind, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId};
+use lightbyte_api::{
+    ByteSize, Choice, Decided, Key, Kind, Name, ObjectRef, Spec, Uid, VolumeId, WaitingOn, WorkerId,
+};
 
 use super::shape::{assigned_disk, attached, elsewhere};
 use super::{Inputs, Plan, Vm, nics, unreadable, wanted};
@@ -118,6 +120,37 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
         waiting_on: vec![WaitingOn::Worker { worker: worker_name, to: first_task(vm.spec) }],
         ..Plan::rest()
     })
+}
+
+/// What one more VM like `asked` would be given: the worker's name, and everything that would be written for it under the name
+/// `trial`, which nobody has. For asking whether there is room.
+///
+/// # Errors
+/// The reason why it would have to wait.
+pub(crate) fn try_another(
+    view: &View,
+    asked: &Asked,
+    trial: &ObjectRef,
+    uid: Uid,
+) -> Result<(Name, Vec<Write>), WaitingOn> {
+    let missing = || WaitingOn::Missing { object: trial.clone() };
+    let Spec::Vm(spec) = &asked.spec else { return Err(missing()) };
+    let now = asked.meta.changed_at;
+    let meta = Meta { uid, ..asked.meta.clone() };
+    let vm = Vm { view, object: trial, meta: &meta, spec };
+    let inputs = Inputs { now, fresh: uid.bits() + 1, view_read_at: None };
+    let mut plan = place(&vm, &inputs)?;
+    let Some(Choice::Vm(VmChoice { placement: Some(placement) })) = &plan.choice else { return Err(missing()) };
+    let worker = placement.worker_name.clone();
+    let decided = Decided {
+        uid,
+        waiting_on: Vec::new(),
+        at_rest_since: None,
+        choice: plan.choice.clone().unwrap_or_else(|| Choice::none(Kind::Vm)),
+    };
+    plan.writes.push(Write::put(Key::Asked(trial.clone()), Asked { meta: meta.clone(), spec: asked.spec.clone() }));
+    plan.writes.push(Write::put(Key::Decided(trial.clone()), decided));
+    Ok((worker, plan.writes))
 }
 
 /// Why no worker can take it.

@@ -1,0 +1,224 @@
+//! Whether there is room: when a worker is lost (N-1), and what would make some for a VM that waits.
+//!
+//! Both try it out: the shipped placing on forks of the view, where something is otherwise than it is.
+
+use lightbyte_api::kinds::vm::Placement;
+use lightbyte_api::kinds::worker;
+use lightbyte_api::object::{Asked, Meta};
+use lightbyte_api::records::{Alive, WorkerLedger};
+use lightbyte_api::wire::Loss;
+use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, Uid, WorkerId};
+
+use crate::planner::vm;
+use crate::scheduler;
+use crate::transaction::Write;
+use crate::view::View;
+
+/// How many VMs are tried out for one answer on losses.
+pub const LOSS_TRIALS_MAX: usize = 5_000;
+/// How many ways to make room are told.
+pub const REMEDIES_MAX: usize = 4;
+/// How many VMs are looked at whose going would make room.
+const LEAVING_TRIED_MAX: usize = 100;
+
+/// What the loss of each worker would do to groups, in order of name; nothing for workers that have no VMs. Those for which
+/// more than [`LOSS_TRIALS_MAX`] VMs would have to be tried out are left out.
+#[must_use]
+pub fn losses(view: &View) -> Vec<Loss> {
+    let mut trials = 0;
+    let workers = view.objects_of(Kind::Worker);
+    workers
+        .filter_map(|object| {
+            let worker = view.worker_id(object).filter(|worker| view.alive(*worker).is_some())?;
+            loss(view, object, worker, &mut trials)
+        })
+        .collect()
+}
+
+fn loss(view: &View, object: &ObjectRef, worker: WorkerId, trials: &mut usize) -> Option<Loss> {
+    let vms = view.assigned_to(worker).filter(|on_host| on_host.kind == Kind::Vm);
+    let vms = vms.filter_map(|on_host| view.living(view.object_of(on_host.uid)?));
+    let (members, alone): (Vec<_>, Vec<_>) = vms.partition(|asked| asked.meta.group().is_some());
+    *trials += members.len();
+    if (members.is_empty() && alone.is_empty()) || *trials > LOSS_TRIALS_MAX {
+        return None;
+    }
+    let mut fork = view.fork([Write::Delete(Key::Alive(worker))]);
+    let mut homeless = 0;
+    let mut because = None;
+    for (member, number) in members.iter().zip(0..) {
+        let trial = unused(view, number);
+        match vm::try_another(&fork, member, &trial, trial_uid(number)) {
+            Ok((_, writes)) => fork.write(writes, crate::view::PENDING),
+            Err(waits) => {
+                homeless += 1;
+                because.get_or_insert_with(|| waits.to_string());
+            }
+        }
+    }
+    let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    Some(Loss {
+        worker: object.name.clone(),
+        members: count(members.len()),
+        homeless,
+        because,
+        alone: count(alone.len()),
+    })
+}
+
+/// A name that nobody has.
+fn unused(view: &View, number: u64) -> ObjectRef {
+    let of = |text: String| Name::new(&text).unwrap_or_else(|_| unreachable!("a short name"));
+    let names = (0_u64..).map(|again| ObjectRef::new(Kind::Vm, of(format!("trial-{number}-{again}"))));
+    let is_unused = |object: &ObjectRef| !view.contains(&Key::Asked(object.clone()));
+    names.into_iter().find(is_unused).unwrap_or_else(|| unreachable!("there are more numbers than objects"))
+}
+
+/// Uids of trials: no uid of version 7 (RFC 9562) is that small.
+const fn trial_uid(number: u64) -> Uid {
+    Uid::from_bits((number as u128 + 1) << 32)
+}
+
+// ---------------------------------------------------------------------------------------------------------- remedies
+
+/// What would give a place to a VM that has none, the least first; each was tried out on a fork. `on`: there alone.
+#[must_use]
+pub fn remedies(view: &View, object: &ObjectRef, on: Option<&Name>) -> Vec<String> {
+    let Some(asked) = view.living(object).filter(|_| vm::placement(view, object).is_none()) else {
+        return Vec::new();
+    };
+    let Spec::Vm(spec) = &asked.spec else { return Vec::new() };
+    let Ok(need) = vm::need(view, &asked.meta, spec) else { return Vec::new() };
+    let trial = Trial { view, asked, on };
+    if trial.has_place(view) {
+        return Vec::new();
+    }
+    let reopened = trial.workers().filter_map(|worker| trial.reopen(worker));
+    let returned = trial.workers().filter_map(|worker| trial.come_back(worker));
+    let freed = trial.free(need.cpus, need.memory);
+    let left = trial.let_one_go(need.cpus, need.memory);
+    let less = trial.ask_for_less(spec);
+    reopened.chain(returned).chain(freed).chain(left).chain(less).take(REMEDIES_MAX).collect()
+}
+
+/// A VM that waits, and the view that it waits in.
+struct Trial<'a> {
+    view: &'a View,
+    asked: &'a Asked,
+    /// The worker that is asked about, if one is.
+    on: Option<&'a Name>,
+}
+
+impl Trial<'_> {
+    fn workers(&self) -> impl Iterator<Item = &ObjectRef> {
+        let is_meant = |object: &&ObjectRef| self.on.is_none_or(|on| object.name == *on);
+        self.view.objects_of(Kind::Worker).filter(is_meant)
+    }
+
+    /// Whether the VM has a place in `fork`; on the worker that is asked about, whether that may take it.
+    fn has_place(&self, fork: &View) -> bool {
+        let Ok((worker, _)) = vm::try_another(fork, self.asked, &unused(self.view, 0), trial_uid(0)) else {
+            return false;
+        };
+        let Some(on) = self.on.filter(|on| **on != worker) else { return true };
+        let Spec::Vm(spec) = &self.asked.spec else { return false };
+        let need = vm::need(fork, &self.asked.meta, spec);
+        let verdict = need.ok().and_then(|need| scheduler::verdict_on(fork, &need, on));
+        verdict.is_some_and(|verdict| verdict.score.is_some())
+    }
+
+    /// The same with one value otherwise.
+    fn has_place_with(&self, write: Write) -> bool {
+        self.has_place(&self.view.fork([write]))
+    }
+
+    fn reopen(&self, object: &ObjectRef) -> Option<String> {
+        let asked = self.view.living(object)?;
+        let Spec::Worker(spec) = &asked.spec else { return None };
+        if spec.is_open() {
+            return None;
+        }
+        let verbs = [(spec.draining, "undrain"), (spec.cordoned, "uncordon")];
+        let verbs =
+            verbs.iter().filter(|(is_so, _)| *is_so).map(|(_, verb)| format!("`lightbyte {verb} {object}`"));
+        let verbs: Vec<String> = verbs.collect();
+        let open = Asked { meta: asked.meta.clone(), spec: Spec::Worker(worker::Spec::default()) };
+        self.has_place_with(Write::put(Key::Asked(object.clone()), open)).then(|| verbs.join(" and "))
+    }
+
+    fn come_back(&self, object: &ObjectRef) -> Option<String> {
+        let worker = self.view.worker_id(object)?;
+        if self.view.alive(worker).is_some() {
+            return None;
+        }
+        let boot_id = self.view.observed_worker(worker)?.boot_id.clone();
+        let alive = Alive { worker, boot_id, since: self.asked.meta.changed_at };
+        let helps = self.has_place_with(Write::put(Key::Alive(worker), alive));
+        helps.then(|| format!("start worker `{}` again", object.name))
+    }
+
+    /// The worker that lacks least, and what it lacks.
+    fn free(&self, cpus: u64, memory: ByteSize) -> Option<String> {
+        let lacking = self.workers().filter_map(|object| {
+            let worker = self.view.worker_id(object)?;
+            let (free_cpus, free_memory) = scheduler::free(self.view, worker)?;
+            let lack = (cpus.saturating_sub(free_cpus), memory.bytes().saturating_sub(free_memory.bytes()));
+            let ledger = self.view.worker_ledger(worker)?;
+            let less = WorkerLedger {
+                cpus: ledger.cpus.checked_sub(lack.0)?,
+                memory: ByteSize::from_bytes(ledger.memory.bytes().checked_sub(lack.1)?),
+                ..ledger.clone()
+            };
+            let helps = lack != (0, 0) && self.has_place_with(Write::put(Key::WorkerLedger(worker), less));
+            helps.then_some((lack, &object.name))
+        });
+        let ((cpus, bytes), worker) = lacking.min()?;
+        let cpus = (cpus > 0).then(|| format!("{cpus} {}", if cpus == 1 { "CPU" } else { "CPUs" }));
+        let memory = (bytes > 0).then(|| format!("{} of memory", ByteSize::from_bytes(bytes)));
+        let lack: Vec<String> = cpus.into_iter().chain(memory).collect();
+        Some(format!("free {} on worker `{worker}`", lack.join(" and ")))
+    }
+
+    /// The smallest VM whose going would do.
+    fn let_one_go(&self, cpus: u64, memory: ByteSize) -> Option<String> {
+        let would_do = |placement: &Placement| {
+            let free = scheduler::free(self.view, placement.worker);
+            free.is_some_and(|(free_cpus, free_memory)| {
+                free_cpus + placement.cpus >= cpus
+                    && free_memory.bytes() + placement.memory.bytes() >= memory.bytes()
+            })
+        };
+        let vms = self.view.objects_of(Kind::Vm);
+        let vms = vms.filter_map(|object| Some((object, vm::placement(self.view, object)?)));
+        let mut vms: Vec<_> = vms.filter(|(_, placement)| would_do(placement)).collect();
+        vms.sort_by_key(|(object, placement)| (placement.memory, placement.cpus, *object));
+        let (object, placement) = vms.into_iter().take(LEAVING_TRIED_MAX).find(|(_, placement)| {
+            let ledger = vm::freed(self.view, placement);
+            ledger.is_some_and(|ledger| {
+                self.has_place_with(Write::put(Key::WorkerLedger(placement.worker), ledger))
+            })
+        })?;
+        let worker = &placement.worker_name;
+        Some(match self.view.group_of(object) {
+            Some(group) => format!("scale {group} down until {object} is gone from worker `{worker}`"),
+            None => format!("`lightbyte delete {object}`, which leaves its room on worker `{worker}`"),
+        })
+    }
+
+    /// The largest VM of its kind that there is room for.
+    fn ask_for_less(&self, spec: &lightbyte_api::kinds::vm::Spec) -> Option<String> {
+        let open =
+            self.workers().filter_map(|object| scheduler::free(self.view, self.view.worker_id(object)?));
+        let rooms = open.filter(|(cpus, memory)| *cpus > 0 && memory.bytes() > 0);
+        let mut rooms: Vec<_> =
+            rooms.map(|(cpus, memory)| (memory.min(spec.memory), cpus.min(spec.cpus))).collect();
+        rooms.sort_unstable_by(|one, other| other.cmp(one));
+        let (memory, cpus) = rooms.into_iter().find(|(memory, cpus)| {
+            let spec = lightbyte_api::kinds::vm::Spec { memory: *memory, cpus: *cpus, ..spec.clone() };
+            let meta = Meta { labels: self.asked.meta.labels.clone(), ..self.asked.meta.clone() };
+            let asked = Asked { meta, spec: Spec::Vm(spec) };
+            Trial { view: self.view, asked: &asked, on: self.on }.has_place(self.view)
+        })?;
+        Some(format!("ask for {cpus} {} and {memory} at most", if cpus == 1 { "CPU" } else { "CPUs" }))
+    }
+}
