@@ -6,6 +6,7 @@
 //! | `dispatch` | from asking for a VM until its worker's stream has the assignment | etcd: a put until its watch has it |
 //! | `host` | cloning and fetching a disk; what an agent finds when it begins | `cp`; reading the same records |
 //! | `placement` | the leader's loop at 1,000 and 10,000 workers | the same at 100 |
+//! | `foresee` | plans, N-1 and `why` with 1,000 VMs | the leader's loop looks at them once |
 //!
 //! Ours and the baseline take turns within one run, because a machine that does other things changes from minute to
 //! minute: trust the ratio and the processor time, not the milliseconds. Nothing here fails because it is slow; it fails
@@ -17,6 +18,7 @@ mod bed;
 mod boot;
 mod dispatch;
 mod figures;
+mod foresee;
 mod host;
 mod placement;
 mod processes;
@@ -37,7 +39,7 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// Every bench, in the order in which they run.
-const BENCHES: &[&str] = &["placement", "dispatch", "host", "boot"];
+const BENCHES: &[&str] = &["placement", "foresee", "dispatch", "host", "boot"];
 
 /// What the command line says.
 #[derive(Debug, PartialEq, Eq)]
@@ -139,6 +141,7 @@ async fn measure(words: &Words) -> Result<ExitCode> {
         eprintln!("{name}: measuring");
         let outcome = match *name {
             "placement" => placement::measure(words.runs.unwrap_or(placement::RUNS)).await,
+            "foresee" => foresee::measure(words.runs.unwrap_or(foresee::RUNS)).await,
             "host" => host::measure(words.runs.unwrap_or(host::RUNS)).await,
             "dispatch" => dispatch::measure(&bed, words.nodes).await,
             _ => boot::measure(&bed, words.nodes, words.runs.unwrap_or(boot::RUNS)).await,

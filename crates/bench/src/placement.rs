@@ -40,7 +40,7 @@ const WORKER_CPUS: u64 = 256;
 const TURNS_MAX: usize = 100_000;
 
 /// When everything happens.
-const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+pub(crate) const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
 /// Measures every world, in turns.
 ///
@@ -81,7 +81,7 @@ fn place(workers: usize, before: usize, vms: usize) -> Result<Duration> {
 }
 
 /// A cluster in memory: what the store holds, and the loop that leads.
-struct World {
+pub(crate) struct World {
     store: View,
     reconciler: Reconciler,
     fresh: u128,
@@ -89,15 +89,25 @@ struct World {
 
 impl World {
     /// A cluster of so many workers, an image and a network, at rest.
-    fn new(workers: usize) -> Result<Self> {
+    pub(crate) fn new(workers: usize) -> Result<Self> {
         let mut store = View::default();
         store.write(ground(workers)?, 1);
         store.apply(1, []);
-        let session: BTreeMap<Key, u64> = [(Key::Epoch, 1)].into();
-        let reconciler = Reconciler::new(session, store.clone());
-        let mut world = Self { store, reconciler, fresh: 1 << 100 };
+        let mut world = Self::of(store);
         world.settle()?;
         Ok(world)
+    }
+
+    /// A loop that begins on `store`.
+    pub(crate) fn of(store: View) -> Self {
+        let session: BTreeMap<Key, u64> = [(Key::Epoch, store.mod_revision(&Key::Epoch))].into();
+        let reconciler = Reconciler::new(session, store.clone());
+        Self { store, reconciler, fresh: 1 << 100 }
+    }
+
+    /// What the store holds.
+    pub(crate) fn into_view(self) -> View {
+        self.store
     }
 
     /// Asks for the VMs of these numbers at once, and turns the loop until it rests.
@@ -114,7 +124,8 @@ impl World {
         Ok(fed + self.settle()?)
     }
 
-    fn settle(&mut self) -> Result<Duration> {
+    /// Turns the loop until it rests.
+    pub(crate) fn settle(&mut self) -> Result<Duration> {
         let mut spent = Duration::ZERO;
         for _ in 0..TURNS_MAX {
             let (found, planning) = timed(|| {
@@ -157,7 +168,7 @@ impl World {
 }
 
 /// What is done, and the processor time that it took.
-fn timed<T>(deed: impl FnOnce() -> T) -> (T, Duration) {
+pub(crate) fn timed<T>(deed: impl FnOnce() -> T) -> (T, Duration) {
     let before = cpu();
     let done = deed();
     (done, cpu().saturating_sub(before))
@@ -171,7 +182,7 @@ fn cpu() -> Duration {
 
 // ---------------------------------------------------------------------------------------------------------- the world
 
-fn name(text: &str) -> Result<Name> {
+pub(crate) fn name(text: &str) -> Result<Name> {
     Name::new(text).with_context(|| format!("make the name `{text}`"))
 }
 

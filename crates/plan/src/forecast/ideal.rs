@@ -103,9 +103,12 @@ impl IdealWorkers {
         true
     }
 
-    /// Delivers what of `keys` concerns workers.
+    /// Delivers what of `keys` concerns workers. One whose life has ended does nothing any more.
     pub(super) fn deliver(&mut self, fork: &Fork, keys: &[Key]) {
         for key in keys {
+            if let Key::Alive(worker) = key {
+                self.workers.remove(worker);
+            }
             let Key::Assigned(worker, object) = key else { continue };
             let is_new = !self.workers.contains_key(worker);
             if !self.load(fork, *worker) {

@@ -152,8 +152,12 @@ pub struct BootEstimate {
 /// # Errors
 /// [`Refusal`], when a change would be refused. The changes are made in their order.
 pub fn forecast(view: &View, changes: &[Change], context: &Context) -> Result<Forecast, Refusal> {
-    let anyway = Course::begin(view, &[], context)?.run();
-    Ok(Course::begin(view, changes, context)?.run().told(&anyway))
+    let anyway = Course::begin(view, context).run();
+    let unmet_anyway = unmet(anyway.fork.view());
+    let steps_anyway = anyway.steps.len() + anyway.steps_untold;
+    // Where nothing happens anyway, everything has been looked at already, and it goes on from there.
+    let course = if anyway.is_where_it_began() { anyway } else { Course::begin(view, context) };
+    Ok(course.with(changes)?.run().told(&unmet_anyway, steps_anyway))
 }
 
 /// The view in which a forecast with `changes` ends.
@@ -161,7 +165,7 @@ pub fn forecast(view: &View, changes: &[Change], context: &Context) -> Result<Fo
 /// # Errors
 /// As of [`forecast`].
 pub fn end_of(view: &View, changes: &[Change], context: &Context) -> Result<View, Refusal> {
-    Ok(Course::begin(view, changes, context)?.run().fork.view().clone())
+    Ok(Course::begin(view, context).with(changes)?.run().fork.view().clone())
 }
 
 /// The median of the boots that workers have reported.
@@ -198,39 +202,53 @@ struct Course {
 }
 
 impl Course {
-    fn begin(view: &View, changes: &[Change], context: &Context) -> Result<Course, Refusal> {
-        let mut fork = Fork::of(view, context.now);
-        let mut fresh = context.fresh;
-        for change in changes {
-            fresh = next_fresh(fresh);
-            make(&mut fork, change, fresh)?;
-        }
-        let workers = IdealWorkers::begin(&fork, context.boot.lasts);
-        let reconciler = Reconciler::new(BTreeMap::new(), fork.view().clone());
-        let mut course = Course {
+    fn begin(view: &View, context: &Context) -> Course {
+        let fork = Fork::of(view, context.now);
+        Course {
             origin: view.clone(),
+            workers: IdealWorkers::begin(&fork, context.boot.lasts),
+            reconciler: Reconciler::new(BTreeMap::new(), view.clone()),
             fork,
-            reconciler,
-            workers,
             boot: context.boot,
             began_at: context.now,
             last_at: context.now,
-            fresh,
+            fresh: context.fresh,
             steps: Vec::new(),
             steps_untold: 0,
             groups: BTreeMap::new(),
-        };
-        let changed = course.fork.take_changed();
-        course.note(view, &changed);
+        }
+    }
+
+    /// Whether nothing has happened, and no time has passed.
+    fn is_where_it_began(&self) -> bool {
+        self.fork.view().revision() == self.origin.revision() && self.fork.now() == self.began_at
+    }
+
+    /// Makes `changes`, in their order.
+    fn with(mut self, changes: &[Change]) -> Result<Course, Refusal> {
+        for change in changes {
+            self.fresh = next_fresh(self.fresh);
+            make(&mut self.fork, change, self.fresh)?;
+        }
+        let before = self.origin.clone();
+        self.spread(&before);
         if changes.iter().any(|change| matches!(change, Change::Lose(_))) {
             // What is on a lost worker is relied on no more, though nothing of it has changed.
-            let groups: Vec<ObjectRef> = view.objects_of(Kind::ScaleGroup).cloned().collect();
+            let groups: Vec<ObjectRef> = self.origin.objects_of(Kind::ScaleGroup).cloned().collect();
             for group in groups {
-                course.count(&group);
+                self.count(&group);
             }
-            course.groups.retain(|_, group| group.lowest < group.before);
+            self.groups.retain(|_, group| group.lowest < group.before);
         }
-        Ok(course)
+        Ok(self)
+    }
+
+    /// Notes what has changed since `before`, and tells it to everybody.
+    fn spread(&mut self, before: &View) {
+        let changed = self.fork.take_changed();
+        self.note(before, &changed);
+        self.workers.deliver(&self.fork, &changed);
+        self.reconciler.feed(self.fork.view().clone(), Some(&changed));
     }
 
     /// Runs until nothing is left to do.
@@ -238,9 +256,7 @@ impl Course {
         loop {
             let before = self.fork.view().clone();
             self.workers.turn(&mut self.fork);
-            let changed = self.fork.take_changed();
-            self.note(&before, &changed);
-            self.reconciler.feed(self.fork.view().clone(), Some(&changed));
+            self.spread(&before);
             if self.fork.is_spent() {
                 return self;
             }
@@ -270,10 +286,7 @@ impl Course {
                 let before = self.fork.view().clone();
                 let revision = self.fork.commit(batch);
                 self.reconciler.committed(revision);
-                let changed = self.fork.take_changed();
-                self.note(&before, &changed);
-                self.workers.deliver(&self.fork, &changed);
-                self.reconciler.feed(self.fork.view().clone(), Some(&changed));
+                self.spread(&before);
                 return self.fork.spend();
             }
             if self.reconciler.is_idle() || self.reconciler.counters().plans == plans {
@@ -322,22 +335,21 @@ impl Course {
         now
     }
 
-    fn told(mut self, anyway: &Course) -> Forecast {
+    fn told(mut self, unmet_anyway: &[Unmet], steps_anyway: usize) -> Forecast {
         let now = self.fork.now();
         let is_told = |group: &GroupForecast| self.origin.asked(&group.group).is_some();
         for group in self.groups.values_mut() {
             // Time alone makes those that are young available.
             group.after = scalegroup::available(self.fork.view(), &group.group, later(now, QUIET_MAX));
         }
-        let before = unmet(anyway.fork.view());
         let mut unmet = unmet(self.fork.view());
         for found in &mut unmet {
-            found.anyway = before.iter().any(|other| other.is_like(found));
+            found.anyway = unmet_anyway.iter().any(|other| other.is_like(found));
         }
         Forecast {
             revision: self.origin.revision(),
             steps_untold: self.steps_untold,
-            steps_anyway: anyway.steps.len() + anyway.steps_untold,
+            steps_anyway,
             groups: self.groups.into_values().filter(is_told).collect(),
             unmet,
             takes: since(self.began_at, self.last_at),
@@ -381,9 +393,6 @@ fn group_of(before: &View, after: &View, key: &Key) -> Option<ObjectRef> {
         }
         _ => return None,
     };
-    if object.kind == Kind::ScaleGroup {
-        return Some(object);
-    }
     after.group_of(&object).or_else(|| before.group_of(&object)).cloned()
 }
 

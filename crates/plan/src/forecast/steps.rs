@@ -130,11 +130,21 @@ fn of_decided(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
 }
 
 fn becomes(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
-    let (state, is_ready) = status::state(after, object)?;
+    let state = settled(after, object)?;
     // An object that nothing is made of on any host is there as soon as it is asked for.
-    let was_ready = match status::state(before, object) {
-        Some((_, was_ready)) => was_ready,
+    let was_ready = match before.asked(object) {
+        Some(_) => settled(before, object).is_some(),
         None => !matches!(object.kind, Kind::Vm | Kind::Volume | Kind::Snapshot | Kind::ScaleGroup),
     };
-    (is_ready && !was_ready).then(|| What::Becomes { state: state.to_owned() })
+    (!was_ready).then(|| What::Becomes { state: state.to_owned() })
+}
+
+/// The state of an object that is as it is asked to be.
+fn settled(view: &View, object: &ObjectRef) -> Option<&'static str> {
+    // To count the members of a group costs most of all; one that waits for something is not there yet.
+    let waits = view.decided(object).is_some_and(|decided| !decided.waiting_on.is_empty());
+    if object.kind == Kind::ScaleGroup && waits {
+        return None;
+    }
+    status::state(view, object).and_then(|(state, is_ready)| is_ready.then_some(state))
 }
