@@ -50,11 +50,11 @@ pub(crate) enum Verb {
     Run(Run),
     /// Lists objects, or shows one
     #[command(
-        after_help = "Examples:\n  lightbyte get vms\n  lightbyte get vm/hello -o json\n  lightbyte get vms -l app=web -w"
+        after_help = "Examples:\n  lightbyte get vms\n  lightbyte get vm/hello -o json\n  lightbyte get vms -l app=web -w\n  lightbyte get vms --at 10m"
     )]
     Get(Get),
     /// Tells everything about an object: what is asked, what is true, and why
-    Describe(One),
+    Describe(Describe),
     /// Makes manifests true: creates what is missing, changes what differs
     #[command(
         after_help = "Examples:\n  lightbyte apply -f examples/vm.yaml\n  lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json"
@@ -244,8 +244,10 @@ pub(crate) struct Get {
     #[arg(short = 'l', long = "label", value_name = "KEY=VALUE", value_parser = read_label)]
     pub(crate) labels: Vec<(String, String)>,
     /// Goes on with a line for each change
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "at")]
     pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) past: Past,
 }
 
 /// How objects are printed.
@@ -263,6 +265,22 @@ pub(crate) enum Form {
     Name,
 }
 
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Past {
+    /// As it was then: a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m
+    #[arg(long, value_name = "WHEN", value_parser = read_past)]
+    pub(crate) at: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Describe {
+    /// The object
+    #[arg(value_name = "KIND/NAME", required = true)]
+    pub(crate) target: Vec<String>,
+    #[command(flatten)]
+    pub(crate) past: Past,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct One {
     /// The object
@@ -278,6 +296,8 @@ pub(crate) struct Why {
     /// What this worker is to a VM, whether it is there or not
     #[arg(long, value_name = "WORKER")]
     pub(crate) on: Option<String>,
+    #[command(flatten)]
+    pub(crate) past: Past,
 }
 
 #[derive(Debug, Args)]
@@ -381,6 +401,18 @@ pub(crate) struct Explain {
     pub(crate) path: Option<String>,
 }
 
+impl Verb {
+    /// The point in the past that is asked about, if not now.
+    pub(crate) fn past(&self) -> Option<String> {
+        match self {
+            Verb::Get(Get { past, .. })
+            | Verb::Describe(Describe { past, .. })
+            | Verb::Why(Why { past, .. }) => past.at.clone(),
+            _ => None,
+        }
+    }
+}
+
 const DEV_HELP: &str = "\
 Without a command it starts a cluster, says what to do next, and stays until Ctrl-C.
 Examples:
@@ -469,6 +501,18 @@ pub(crate) struct DevHost {
 
 fn read_time(text: &str) -> Result<Duration, String> {
     text.parse::<Span>().map(Span::duration).map_err(|error| error.to_string())
+}
+
+/// What may stand in a question to a server; what it means the server says.
+fn read_past(text: &str) -> Result<String, String> {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-:.".contains(character);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("it is a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m"
+                .to_owned())
+        }
+    }
 }
 
 fn read_label(text: &str) -> Result<(String, String), String> {

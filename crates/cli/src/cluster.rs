@@ -33,6 +33,8 @@ pub(crate) struct Cluster {
     client: Client,
     /// The newest revision that an answer carried: no later answer may be older, whichever server gives it.
     seen: AtomicU64,
+    /// The point in the past that is looked at, if not now.
+    at: Option<String>,
 }
 
 /// Something that happened, as a server tells it.
@@ -48,7 +50,17 @@ pub(crate) struct Event {
 
 impl Cluster {
     pub(crate) fn new(client: Client) -> Cluster {
-        Cluster { client, seen: AtomicU64::new(0) }
+        Cluster { client, seen: AtomicU64::new(0), at: None }
+    }
+
+    /// The same cluster as it was at a point in the past.
+    pub(crate) fn back_at(self, at: Option<String>) -> Cluster {
+        Cluster { at, ..self }
+    }
+
+    /// Whether the past is looked at.
+    pub(crate) const fn is_past(&self) -> bool {
+        self.at.is_some()
     }
 
     pub(crate) const fn client(&self) -> &Client {
@@ -87,9 +99,11 @@ impl Cluster {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let path = match self.seen() {
-            0 => path.to_owned(),
-            seen => format!("{path}{}min_revision={seen}", if path.contains('?') { '&' } else { '?' }),
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = match (&self.at, self.seen()) {
+            (Some(at), _) => format!("{path}{separator}at={at}"),
+            (None, 0) => path.to_owned(),
+            (None, seen) => format!("{path}{separator}min_revision={seen}"),
         };
         self.ask(async || self.client.get(&path).await, may_read_again).await
     }

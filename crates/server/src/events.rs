@@ -198,9 +198,11 @@ pub(crate) async fn record(server: Arc<Server>) {
     loop {
         if let Some(Subscription { mut view, mut news }) = server.follower.subscribe() {
             server.events.begin(&view);
+            server.times.note(clock::now(), view.revision());
             while let Some(news) = news.recv().await {
                 server.events.take(&view, &news.view, &news.changed);
                 view = news.view;
+                server.times.note(clock::now(), view.revision());
             }
         }
         sleep(AGAIN_PAUSE).await;

@@ -23,6 +23,7 @@ mod api;
 mod clock;
 mod events;
 mod follower;
+mod history;
 mod leader;
 mod openapi;
 mod problem;
@@ -80,6 +81,9 @@ pub(crate) struct Server {
     parts: Option<Arc<Parts>>,
     uploads: Semaphore,
     forecasts: Arc<Semaphore>,
+    /// Which revision was the newest when.
+    times: history::Times,
+    looks_back: Semaphore,
     stop: watch::Receiver<bool>,
 }
 
@@ -98,6 +102,8 @@ impl Server {
             parts: None,
             uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
             forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
+            times: history::Times::default(),
+            looks_back: Semaphore::new(history::LOOKS_BACK_MAX),
             stop: watch::channel(false).1,
         }
     }
@@ -140,6 +146,8 @@ pub async fn serve(
         parts: config.parts,
         uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
         forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
+        times: history::Times::default(),
+        looks_back: Semaphore::new(history::LOOKS_BACK_MAX),
         stop: stop.clone(),
     });
 

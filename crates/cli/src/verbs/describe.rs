@@ -6,7 +6,7 @@ use lightbyte_api::parts::Fetch;
 use lightbyte_api::{ByteSize, Timestamp};
 use serde_json::{Map, Value};
 
-use crate::arguments::One;
+use crate::arguments::Describe;
 use crate::cluster::Cluster;
 use crate::failure::Code;
 use crate::table;
@@ -15,13 +15,18 @@ use crate::terminal::print;
 use crate::verbs::{events, why};
 use crate::yaml;
 
-pub(crate) async fn run(cluster: &Cluster, words: &One) -> Result<Code> {
+pub(crate) async fn run(cluster: &Cluster, words: &Describe) -> Result<Code> {
     let target = cluster.resolve(target::read_single(&words.target)?).await?;
     let object = cluster.object(&target).await.with_context(|| format!("describe `{target}`"))?;
     let explanation = cluster.why(&target, None).await.with_context(|| format!("explain `{target}`"))?;
+    let mut page = format!("{}\n{}", render(&object, Timestamp::now())?, why::render(&explanation));
+    // What happened and what is under way is told of now alone.
+    if cluster.is_past() {
+        print(&page)?;
+        return Ok(Code::Done);
+    }
     let events =
         cluster.events(Some(&target)).await.with_context(|| format!("list the events of `{target}`"))?;
-    let mut page = format!("{}\n{}", render(&object, Timestamp::now())?, why::render(&explanation));
     if !events.is_empty() {
         page.push_str(&format!("\n{}", events::render(&events)));
     }

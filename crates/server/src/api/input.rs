@@ -113,8 +113,11 @@ impl Parameters {
 }
 
 impl Server {
-    /// The view that a read is answered from: at least as new as `min_revision` asks.
+    /// The view that a read is answered from: at least as new as `min_revision` asks, or that of `at`.
     pub(crate) async fn view_for(&self, parameters: &Parameters) -> Result<View, Failure> {
+        if let Some(past) = parameters.one("at") {
+            return self.view_at(past).await;
+        }
         match parameters.number("min_revision")? {
             Some(revision) => Ok(self.follower.reach(revision, REACH_WITHIN).await?),
             None => self.follower.view().ok_or_else(Failure::no_view),

@@ -61,9 +61,9 @@ pub(crate) fn routes() -> Vec<Route> {
     #[rustfmt::skip]
     let routes = vec![
         route("get", "/v1/objects/{kind}", "Lists the objects of a kind",
-            &["label", "limit", "after", "min_revision"], None, "ObjectList", get(objects::list)),
+            &["label", "limit", "after", "min_revision", "at"], None, "ObjectList", get(objects::list)),
         route("get", "/v1/objects/{kind}/{name}", "Shows one object; `etag` is what `If-Match` takes",
-            reading, None, "Object", get(objects::get)),
+            &["min_revision", "at"], None, "Object", get(objects::get)),
         route("delete", "/v1/objects/{kind}/{name}", "Asks for the end of an object",
             changing, None, "Changed", delete(objects::delete)),
         route("post", "/v1/objects/{kind}/{name}/start", "Asks for a VM to run",
@@ -86,7 +86,7 @@ pub(crate) fn routes() -> Vec<Route> {
         route("get", "/v1/objects/{kind}/{name}/fetches", "Lists the parts of images that an object's worker fetches now",
             reading, None, "FetchList", get(parts::fetches)),
         route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",
-            &["on", "min_revision"], None, "Explanation", get(objects::why)),
+            &["on", "min_revision", "at"], None, "Explanation", get(objects::why)),
         route("get", "/v1/objects/{kind}/{name}/events", "Lists what this server saw happen to an object",
             reading, None, "EventList", get(objects::events_of)),
         route("get", "/v1/events", "Lists what this server saw happen",

@@ -30,7 +30,7 @@ pub(crate) async fn list(
     Path(word): Path<String>,
     parameters: Parameters,
 ) -> Answered<List<Object>> {
-    parameters.only(&["label", "limit", "after", "min_revision"])?;
+    parameters.only(&["label", "limit", "after", "min_revision", "at"])?;
     let kind = input::kind(&word)?;
     let labels = parameters.labels()?;
     let limit = parameters.number("limit")?.unwrap_or(LIST_ITEMS_MAX).clamp(1, LIST_ITEMS_MAX);
@@ -56,7 +56,7 @@ pub(crate) async fn get(
     path: Path<(String, String)>,
     parameters: Parameters,
 ) -> Answered<Object> {
-    parameters.only(&["min_revision"])?;
+    parameters.only(&["min_revision", "at"])?;
     let object = input::object(path)?;
     let view = server.view_for(&parameters).await?;
     let found = status::object(&view, &object).ok_or_else(|| not_found(&object))?;
@@ -73,7 +73,7 @@ pub(crate) async fn why(
     path: Path<(String, String)>,
     parameters: Parameters,
 ) -> Answered<Explanation> {
-    parameters.only(&["on", "min_revision"])?;
+    parameters.only(&["on", "min_revision", "at"])?;
     let object = input::object(path)?;
     let bad_name = |error| Failure::bad(format!("`on` must be the name of a worker: {error}"));
     let on: Option<Name> = parameters.one("on").map(str::parse).transpose().map_err(bad_name)?;

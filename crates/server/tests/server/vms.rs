@@ -147,3 +147,27 @@ async fn a_plan_tells_what_then_happens_and_writes_nothing() {
     assert_eq!(refused(refused_plan).status, 400);
     worker.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_past_is_shown_as_it_was() {
+    let (_store, _server, client) = begin().await;
+    let worker = tokio::spawn(TestWorker::new("n1", &client).run());
+    apply(&client, vec![image(), network(), vm("a")]).await.unwrap();
+    watch_until(&client, "vm/a", |vm| vm.is_some_and(|vm| vm.status.ready)).await;
+    let then = client.get::<Object>("/v1/objects/vm/a").await.unwrap().revision.unwrap();
+    delete(&client, "vm/a").await.unwrap();
+    watch_until(&client, "vm/a", |vm| vm.is_none()).await;
+
+    let past: Object = client.get(&format!("/v1/objects/vm/a?at={then}")).await.unwrap().value;
+    assert_eq!((past.status.state.as_str(), past.status.ready), ("running", true));
+    let list: List<Object> = client.get(&format!("/v1/objects/vm?at={then}")).await.unwrap().value;
+    assert_eq!(list.items.len(), 1);
+    let why: Explanation = client.get(&format!("/v1/objects/vm/a/why?at={then}")).await.unwrap().value;
+    assert!(why.because[0].starts_with("it was placed on worker"), "{why:?}");
+    // So far back this server has not watched, and there is no such revision yet.
+    for (at, status) in [("1h", 404), ("999999", 404), ("yesterday", 400)] {
+        let past = client.get::<Object>(&format!("/v1/objects/vm/a?at={at}")).await;
+        assert_eq!(refused(past).status, status, "{at}");
+    }
+    worker.abort();
+}
