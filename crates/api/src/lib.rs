@@ -21,6 +21,7 @@ pub mod name;
 pub mod object;
 pub mod observed;
 pub mod parts;
+pub mod placing;
 pub mod reader;
 pub mod records;
 pub mod uid;

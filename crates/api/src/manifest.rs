@@ -58,7 +58,7 @@ fn read(document: &Value, problems: &mut Vec<Problem>) -> Option<Manifest> {
         let message = format!("has {length} characters, at most {GIVEN_NAME_LENGTH_MAX} are allowed");
         fields.problem("name", message, Some("the rest is kept for the names of its children".to_owned()));
     }
-    let labels = read_labels(&mut fields);
+    let labels = read_labels(&mut fields, "labels");
     let kind = word.and_then(|word| read_kind(&word, &mut fields));
     let empty = Value::Object(serde_json::Map::new());
     let spec_value: Value = fields.or("spec", empty);
@@ -89,14 +89,10 @@ pub fn kind_hint(word: &str) -> String {
 }
 
 /// Reads `labels`.
-pub(crate) fn read_labels(fields: &mut Reader<'_>) -> BTreeMap<String, String> {
-    let labels: BTreeMap<String, String> = fields.or("labels", BTreeMap::new());
+pub(crate) fn read_labels(fields: &mut Reader<'_>, field: &'static str) -> BTreeMap<String, String> {
+    let labels: BTreeMap<String, String> = fields.or(field, BTreeMap::new());
     if labels.len() > LABELS_MAX {
-        fields.problem(
-            "labels",
-            format!("has {} labels, at most {LABELS_MAX} are allowed", labels.len()),
-            None,
-        );
+        fields.problem(field, format!("has {} labels, at most {LABELS_MAX} are allowed", labels.len()), None);
     }
     let is_plain = |text: &str| {
         text.len() <= LABEL_LENGTH_MAX
@@ -106,7 +102,7 @@ pub(crate) fn read_labels(fields: &mut Reader<'_>) -> BTreeMap<String, String> {
         if key.is_empty() || !is_plain(key) || !is_plain(value) {
             let rule =
                 format!("keys and values have at most {LABEL_LENGTH_MAX} letters, digits, -, _, . or /");
-            fields.problem(&format!("labels.{key}"), rule, None);
+            fields.problem(&format!("{field}.{key}"), rule, None);
         }
     }
     labels

@@ -3,6 +3,7 @@
 //! A reason names a class and the objects in it, never a volatile number such as "3 of 4 workers": a number would
 //! change, and each change would be written to the store.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -33,6 +34,13 @@ pub enum WaitingOn {
         /// The architecture needed.
         architecture: String,
     },
+    /// No worker that is ready has the labels that it asks for.
+    WorkerLabels {
+        /// The labels.
+        on: BTreeMap<String, String>,
+    },
+    /// On every worker that could take it there is a VM that it keeps apart from, or that keeps apart from it.
+    KeptApart,
     /// An object that is named here does not exist, or is being deleted.
     Missing {
         /// That object.
@@ -289,6 +297,8 @@ impl WaitingOn {
             WaitingOn::Capacity { .. }
             | WaitingOn::WorkersFull
             | WaitingOn::Workers { .. }
+            | WaitingOn::WorkerLabels { .. }
+            | WaitingOn::KeptApart
             | WaitingOn::WorkerRoom { .. }
             | WaitingOn::WorkerPorts { .. }
             | WaitingOn::WorkerClosed { .. }
@@ -308,6 +318,12 @@ impl WaitingOn {
             }
             WaitingOn::Workers { .. } => {
                 "`lightbyte get workers` shows which are alive and cordoned".to_owned()
+            }
+            WaitingOn::WorkerLabels { .. } => {
+                "`lightbyte get workers -o yaml` shows their labels; `lightbyte edit worker/NAME` changes them, or ask for others".to_owned()
+            }
+            WaitingOn::KeptApart => {
+                "add a worker, delete such a VM, or let them be together: `placement.apart`".to_owned()
             }
             WaitingOn::Missing { object } if object.kind == crate::Kind::Image => {
                 "`lightbyte get images` lists what there is; `lightbyte import image DIR` adds one".to_owned()
@@ -401,6 +417,10 @@ impl WaitingOn {
     }
 }
 
+fn in_words(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<String>>().join(", ")
+}
+
 impl fmt::Display for WaitingOn {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -412,6 +432,12 @@ impl fmt::Display for WaitingOn {
             }
             WaitingOn::Workers { architecture } => {
                 write!(formatter, "no {architecture} worker is ready to take it")
+            }
+            WaitingOn::WorkerLabels { on } => {
+                write!(formatter, "no worker that is ready has the labels {}", in_words(on))
+            }
+            WaitingOn::KeptApart => {
+                formatter.write_str("every worker that could take it has a VM that it is to be apart from")
             }
             WaitingOn::Missing { object } => {
                 write!(formatter, "{object} does not exist, or is being deleted")

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use lightbyte_api::placing::WORKER_LABEL;
 use lightbyte_api::{ByteSize, Name, Span};
 
 pub(crate) use self::daemons::{Server, Worker, WorkerVmm};
@@ -214,6 +215,9 @@ pub(crate) struct Run {
     /// The address it must have; the next free one when left out
     #[arg(long, value_name = "IP")]
     pub(crate) address: Option<Ipv4Addr>,
+    /// The worker that it goes to, or a label that its worker must have; may be given several times
+    #[arg(long = "on", value_name = "WORKER|KEY=VALUE", value_parser = read_place)]
+    pub(crate) on: Vec<(String, String)>,
     /// A label; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = read_label)]
     pub(crate) labels: Vec<(String, String)>,
@@ -512,6 +516,16 @@ fn read_past(text: &str) -> Result<String, String> {
             Err("it is a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m"
                 .to_owned())
         }
+    }
+}
+
+fn read_place(text: &str) -> Result<(String, String), String> {
+    match text.contains('=') {
+        true => read_label(text),
+        false => text
+            .parse::<Name>()
+            .map(|worker| (WORKER_LABEL.to_owned(), worker.to_string()))
+            .map_err(|error| error.to_string()),
     }
 }
 

@@ -186,6 +186,8 @@ fn too_late(wish: &Wish, patience: Duration, last: Option<&Object>) -> Failure {
             WaitingOn::Capacity { .. }
                 | WaitingOn::WorkersFull
                 | WaitingOn::Workers { .. }
+                | WaitingOn::WorkerLabels { .. }
+                | WaitingOn::KeptApart
                 | WaitingOn::Address { .. }
         )
     };

@@ -1,4 +1,4 @@
-//! Which VMs have which labels, and whose firewall names them: whom a VM that comes or goes concerns, and who a rule is
+//! Which VMs have which labels, and whose firewall or placement names them: whom a VM that comes or goes concerns, and who a rule is
 //! about, without a look at all VMs.
 
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ impl Labels {
         first.into_iter().flat_map(|label| named(&self.having, &label)).map(vm)
     }
 
-    /// The VMs whose firewall may name a VM with `labels`.
+    /// The VMs whose firewall or placement may name a VM with `labels`.
     pub(crate) fn watchers(&self, labels: &BTreeMap<String, String>) -> impl Iterator<Item = ObjectRef> {
         let labels = labels.iter().map(|(key, value)| (key.clone(), value.clone()));
         labels.flat_map(|label| named(&self.naming, &label)).map(vm)
@@ -58,9 +58,10 @@ fn having(object: &ObjectRef, asked: &Asked) -> Vec<Label> {
 
 fn naming(asked: &Asked) -> Vec<Label> {
     let Spec::Vm(spec) = &asked.spec else { return Vec::new() };
+    let apart = spec.placement.apart.iter().next().map(|(key, value)| (key.clone(), value.clone()));
     let selectors = spec.firewall.iter().flat_map(lightbyte_api::firewall::Firewall::selectors);
     let first = selectors.filter_map(|labels| labels.iter().next());
-    first.map(|(key, value)| (key.clone(), value.clone())).collect()
+    first.map(|(key, value)| (key.clone(), value.clone())).chain(apart).collect()
 }
 
 fn named(index: &OrdSet<(Label, Name)>, label: &Label) -> Vec<Name> {

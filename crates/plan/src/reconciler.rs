@@ -512,6 +512,8 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
         On::Capacity { .. }
             | On::WorkersFull
             | On::Workers { .. }
+            | On::WorkerLabels { .. }
+            | On::KeptApart
             | On::WorkerRoom { .. }
             | On::WorkerPorts { .. }
             | On::WorkerClosed { .. }

@@ -1,10 +1,11 @@
 //! Where a VM goes. Filters refuse, scores rank; each is a small function with a name that people see as a reason.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lightbyte_api::decided::{Decision, VERDICTS_KEPT, Verdict};
 use lightbyte_api::kinds::vm::WorkerPort;
 use lightbyte_api::observed::ObservedWorker;
+use lightbyte_api::placing::WORKER_LABEL;
 use lightbyte_api::records::WorkerLedger;
 use lightbyte_api::{ByteSize, Kind, Name, ObjectRef, Spec, Uid, WorkerId};
 
@@ -25,6 +26,12 @@ pub struct Need {
     pub ports: Vec<WorkerPort>,
     /// The group that it is a member of: members keep apart.
     pub group: Option<Uid>,
+    /// Labels that a worker must have.
+    pub on: BTreeMap<String, String>,
+    /// Labels that a worker should have.
+    pub prefer: BTreeMap<String, String>,
+    /// The workers with a VM that it keeps apart from.
+    pub apart_from: BTreeSet<WorkerId>,
 }
 
 /// A worker as the scheduler sees it.
@@ -33,6 +40,7 @@ pub struct Candidate<'a> {
     pub id: WorkerId,
     /// Its object.
     pub object: &'a ObjectRef,
+    labels: &'a BTreeMap<String, String>,
     cordoned: bool,
     draining: bool,
     deleting: bool,
@@ -60,6 +68,10 @@ pub enum Missing {
     Places,
     /// Room.
     Room,
+    /// A worker with room without a VM that it keeps apart from.
+    Distance,
+    /// A worker with the labels that it asks for.
+    Labels,
     /// A worker that may take it at all.
     Worker,
 }
@@ -70,6 +82,8 @@ pub const FITTING_SCORED_MAX: usize = 16;
 
 /// Weight of one thousandth of free capacity in a score; the number of VMs breaks ties below it.
 const SPREAD_WEIGHT: i64 = 1_000;
+/// Weight of one label that it prefers: more than half of a worker's room.
+const PREFERENCE_WEIGHT: i64 = 600 * SPREAD_WEIGHT;
 /// Weight of one other member of the same group: more than all of a worker's room.
 const MEMBER_WEIGHT: i64 = 2_000 * SPREAD_WEIGHT;
 
@@ -106,12 +120,16 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
     }
     let worker = best.first().map(|(_, chosen)| (chosen.id, chosen.object.name.clone()));
     let was = |refusal: &str| refused.contains_key(refusal);
-    let missing = match (was(PORT_TAKEN), was(FULL), was(NO_ROOM)) {
-        (true, ..) => Missing::Ports,
-        (false, true, _) => Missing::Places,
-        (false, false, true) => Missing::Room,
-        (false, false, false) => Missing::Worker,
-    };
+    // Refusals are looked for in the opposite order.
+    let missing = [
+        (PORT_TAKEN, Missing::Ports),
+        (FULL, Missing::Places),
+        (NO_ROOM, Missing::Room),
+        (TOO_NEAR, Missing::Distance),
+        (OTHER_LABELS, Missing::Labels),
+    ];
+    let missing = missing.into_iter().find(|(refusal, _)| was(refusal));
+    let missing = missing.map_or(Missing::Worker, |(_, missing)| missing);
     let decision = Decision {
         revision: view.revision(),
         workers,
@@ -152,6 +170,7 @@ fn candidate<'a>(view: &'a View, name: &Name) -> Option<Candidate<'a>> {
     Some(Candidate {
         id,
         object: view.object_of(asked.meta.uid)?,
+        labels: &asked.meta.labels,
         cordoned: spec.cordoned,
         draining: spec.draining,
         deleting: asked.meta.deleting_since.is_some(),
@@ -162,6 +181,14 @@ fn candidate<'a>(view: &'a View, name: &Name) -> Option<Candidate<'a>> {
 }
 
 impl Candidate<'_> {
+    /// Whether it has a label; its own name is one.
+    fn has(&self, (key, value): (&String, &String)) -> bool {
+        match key.as_str() {
+            WORKER_LABEL => self.object.name.as_str() == value,
+            key => self.labels.get(key) == Some(value),
+        }
+    }
+
     /// Whether it may be given VMs at all: these are the workers that [`View::workers_by_room`] visits.
     const fn is_open(&self) -> bool {
         let is_wanted = !self.cordoned && !self.draining && !self.deleting;
@@ -190,6 +217,8 @@ const NO_ROOM: &str = "too little room";
 const FULL: &str = "as many VMs as it takes";
 const VOLUMES_ELSEWHERE: &str = "its volumes are on another worker";
 const PORT_TAKEN: &str = "a port of it is another VM's";
+const OTHER_LABELS: &str = "without the labels that it asks for";
+const TOO_NEAR: &str = "it has a VM that it keeps apart from";
 const NO_LEDGER: &str = "no readable ledger";
 
 /// Why `candidate` cannot take it: the class of the reason, which is what histograms count.
@@ -207,6 +236,10 @@ fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static str> {
         Some("being drained")
     } else if observed.architecture != need.architecture {
         Some("other architecture")
+    } else if !need.on.iter().all(|label| candidate.has(label)) {
+        Some(OTHER_LABELS)
+    } else if need.apart_from.contains(&candidate.id) {
+        Some(TOO_NEAR)
     } else if free_cpus(observed, ledger) < need.cpus || free_memory(observed, ledger) < need.memory.bytes() {
         Some(NO_ROOM)
     } else if observed.vms_max.is_some_and(|vms_max| ledger.vms >= vms_max) {
@@ -257,5 +290,11 @@ fn score(view: &View, candidate: &Candidate<'_>, need: &Need) -> Vec<(i64, Strin
         (free * SPREAD_WEIGHT, format!("spread: {}.{} % free after it", free / 10, free % 10)),
         (-vms, format!("few: VMs there: {vms}")),
     ];
-    members.into_iter().chain(of_worker).collect()
+    let preferred = need.prefer.iter().filter(|label| candidate.has(*label)).count();
+    let wanted = need.prefer.len();
+    let preferred = (wanted > 0).then(|| {
+        let weight = i64::try_from(preferred).unwrap_or(i64::MAX).saturating_mul(PREFERENCE_WEIGHT);
+        (weight, format!("preferred: {preferred} of {wanted} labels"))
+    });
+    members.into_iter().chain(preferred).chain(of_worker).collect()
 }

@@ -435,7 +435,12 @@ impl View {
         })
     }
 
-    /// The VMs whose firewall may name `object` by its labels.
+    /// The VMs whose firewall or placement may name a VM with `labels`.
+    pub fn naming_labels(&self, labels: &BTreeMap<String, String>) -> impl Iterator<Item = ObjectRef> {
+        self.labels.watchers(labels)
+    }
+
+    /// The VMs whose firewall or placement may name `object` by its labels.
     pub fn named_by_labels(&self, object: &ObjectRef) -> impl Iterator<Item = ObjectRef> {
         let labels = self.asked(object).filter(|_| object.kind == Kind::Vm).map(|asked| &asked.meta.labels);
         labels.into_iter().flat_map(|labels| self.labels.watchers(labels))

@@ -230,6 +230,7 @@ fn waits_for_room(view: &View, key: &Key) -> bool {
             waiting.on,
             WaitingOn::Capacity { .. }
                 | WaitingOn::WorkersFull
+                | WaitingOn::KeptApart
                 | WaitingOn::WorkerPorts { .. }
                 | WaitingOn::WorkerRoom { .. }
                 | WaitingOn::Address { .. }

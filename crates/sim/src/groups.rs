@@ -65,6 +65,7 @@ impl Cluster {
         let mut vm = vm::Spec::of_image(name(["demo", "base"][self.rng.below(2)]));
         vm.memory = [ByteSize::from_mib(64), ByteSize::from_mib(128), BROKEN_MEMORY][self.rng.below(3)];
         vm.health = self.some_health();
+        vm.placement = self.some_placing();
         let labels = [("app", "a")].map(|(key, value)| (key.to_owned(), value.to_owned()));
         let labels: BTreeMap<String, String> =
             if self.rng.once_in(3) { labels.into() } else { BTreeMap::new() };
@@ -94,7 +95,7 @@ impl Cluster {
         let draining = self.rng.once_in(3);
         let name = self.workers[index].said.name.clone();
         let spec = Spec::Worker(worker::Spec { draining, ..worker::Spec::default() });
-        Manifest { name, labels: BTreeMap::new(), spec }
+        Manifest { name, labels: self.some_zone(), spec }
     }
 
     /// What is broken ends.

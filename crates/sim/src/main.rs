@@ -14,6 +14,7 @@ mod matrix;
 mod moves;
 mod oracle;
 mod parts;
+mod placing;
 mod rng;
 mod server;
 mod squatters;
@@ -102,6 +103,8 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Capacity { .. } => "wait: capacity",
                 WaitingOn::WorkersFull => "wait: workers full",
                 WaitingOn::Workers { .. } => "wait: workers",
+                WaitingOn::WorkerLabels { .. } => "wait: worker labels",
+                WaitingOn::KeptApart => "wait: kept apart",
                 WaitingOn::Missing { .. } => "wait: missing",
                 WaitingOn::Address { .. } => "wait: address",
                 WaitingOn::NeedsPool { .. } => "wait: pool needed",

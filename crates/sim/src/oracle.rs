@@ -21,7 +21,7 @@ use lightbyte_store::feed::Feed;
 pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{groups, health, leases, moves, squatters, volumes, walls};
+use crate::{groups, health, leases, moves, placing, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -435,6 +435,7 @@ fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
         let fits = places.iter().all(|place| *place == worker)
             && !worker_spec.cordoned
             && !worker_spec.draining
+            && view.object_of(uid).is_some_and(|vm| placing::may_go(view, vm, spec, object))
             && view.alive(worker).is_some()
             && !walls::takes_ports(view, worker, spec)
             && observed.architecture == *architecture

@@ -12,6 +12,7 @@ use lightbyte_store::{LeaseId, MemoryCore};
 use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
 use crate::groups;
 use crate::oracle::Writer;
+use crate::placing;
 use crate::rng::Rng;
 
 /// How many events a server reads of the store at once.
@@ -256,6 +257,7 @@ impl Cluster {
             let age = server.read_at.map(|at| planner::since(at, now).millis());
             if let Some(decision) = &decision {
                 groups::check_batch(decision, server.feed.view(), (&before, &view), age)?;
+                placing::check_batch(decision, &before, &view)?;
             }
             let fed = server.feed.view();
             let served =

@@ -141,6 +141,7 @@ impl Cluster {
         spec.health = self.some_health();
         spec.firewall = self.some_firewall();
         spec.ports = self.some_ports();
+        spec.placement = self.some_placing();
         Manifest { name: vm_name, labels: self.some_labels(), spec: Spec::Vm(spec) }
     }
 
@@ -212,10 +213,7 @@ impl Cluster {
         let index = self.rng.below(self.workers.len());
         let cordoned = self.rng.once_in(2);
         let name = self.workers[index].said.name.clone();
-        Manifest {
-            name,
-            labels: BTreeMap::new(),
-            spec: Spec::Worker(worker::Spec { cordoned, ..worker::Spec::default() }),
-        }
+        let labels = self.some_zone();
+        Manifest { name, labels, spec: Spec::Worker(worker::Spec { cordoned, ..worker::Spec::default() }) }
     }
 }

@@ -337,7 +337,7 @@ impl SpecRules for Spec {
 }
 
 fn read_template(fields: &mut Reader<'_>) -> Option<Template> {
-    let labels = read_labels(fields);
+    let labels = read_labels(fields, "labels");
     let vm = vm::Spec::read(fields)?;
     if !vm.running {
         fields.problem("running", "must be true: a group keeps its members running", None);

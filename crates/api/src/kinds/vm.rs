@@ -13,6 +13,7 @@ use crate::first_boot::FirstBoot;
 use crate::health::HealthCheck;
 use crate::name::Name;
 use crate::object::ObjectRef;
+use crate::placing::Placing;
 use crate::reader::Reader;
 use crate::uid::{VolumeId, WorkerId};
 use crate::units::{ByteSize, Span};
@@ -67,6 +68,9 @@ pub struct Spec {
     /// What happens when its worker is lost.
     #[serde(default)]
     pub on_worker_loss: OnWorkerLoss,
+    /// Which workers it may be placed on.
+    #[serde(default, skip_serializing_if = "Placing::is_any")]
+    pub placement: Placing,
     /// Its disks; the first is the root disk.
     #[serde(default = "default_disks")]
     pub disks: Vec<Disk>,
@@ -289,6 +293,7 @@ impl Spec {
             restart: RestartPolicy::default(),
             health: None,
             on_worker_loss: OnWorkerLoss::default(),
+            placement: Placing::default(),
             disks: default_disks(),
             nics: default_nics(),
             firewall: None,
@@ -328,6 +333,10 @@ impl SpecRules for Spec {
         ),
         ("health.restart", "whether it is restarted when it is unhealthy; not when left out"),
         ("on_worker_loss", "what happens when its worker is lost: wait"),
+        ("placement", "which workers it may be placed on; it is looked at when it is placed, and not again"),
+        ("placement.on", "labels that its worker must have; `worker` is the name of each"),
+        ("placement.prefer", "labels that its worker should have, where there is a choice"),
+        ("placement.apart", "labels of VMs: none that has all of them is on its worker"),
         (
             "disks",
             "its disks, at most 8: own ones, deleted with it, and attached volumes, which may come and go",
@@ -383,6 +392,7 @@ impl SpecRules for Spec {
             fields.problem("health", "cannot restart a VM that is never restarted", Some(hint));
         }
         let on_worker_loss = read_worker_loss(fields);
+        let placement = fields.object("placement", Placing::read).unwrap_or_default();
         let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
         let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
         let firewall = fields.object("firewall", Firewall::read);
@@ -407,6 +417,7 @@ impl SpecRules for Spec {
             restart,
             health,
             on_worker_loss,
+            placement,
             disks,
             nics,
             firewall,

@@ -96,6 +96,7 @@ fn manifest(words: &Run, first_boot: &Value, name: &str) -> Value {
     let fields = [
         ("cpus", words.cpus.map(Value::from)),
         ("memory", words.memory.map(|memory| json!(memory))),
+        ("placement", placement(words)),
         ("disks", disks(words)),
         ("nics", nic(words)),
         ("first_boot", (!first_boot.is_null()).then(|| first_boot.clone())),
@@ -159,6 +160,13 @@ fn disks(words: &Run) -> Option<Value> {
     Some(std::iter::once(root).chain(volumes).collect())
 }
 
+/// Which workers it may go to, if that was said.
+fn placement(words: &Run) -> Option<Value> {
+    let on = words.on.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+    let on: Map<String, Value> = on.collect();
+    (!on.is_empty()).then(|| json!({ "on": on }))
+}
+
 fn nic(words: &Run) -> Option<Value> {
     let mut nic = Map::new();
     if let Some(network) = &words.network {
@@ -215,6 +223,10 @@ mod tests {
         let made = documents(&words("demo --volume data:1GiB --volume logs"), &Value::Null, "a");
         assert_eq!(made[0], json!({"kind": "volume", "name": "data", "spec": {"size": "1GiB"}}));
         assert_eq!(made.len(), 2);
+        check(
+            "demo --on n2 --on zone=a",
+            json!({"image": "demo", "placement": {"on": {"worker": "n2", "zone": "a"}}}),
+        );
         check("demo --address 10.0.0.9", json!({"image": "demo", "nics": [{"address": "10.0.0.9"}]}));
         assert_eq!(
             manifest(&words("demo --label a=b --label c=d"), &Value::Null, "a")["labels"],

@@ -1,5 +1,7 @@
 //! The scheduler: verdicts in words, and that what it chooses always fits.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use insta::assert_snapshot;
 use lightbyte_api::decided::Verdict;
 use lightbyte_api::{ByteSize, WorkerId};
@@ -17,6 +19,9 @@ fn need(cpus: u64, mebibytes: u64) -> Need {
         pinned: None,
         ports: Vec::new(),
         group: None,
+        on: BTreeMap::new(),
+        prefer: BTreeMap::new(),
+        apart_from: BTreeSet::new(),
     }
 }
 

@@ -351,3 +351,70 @@ fn what_has_no_place_says_what_would_give_it_one() {
       n2 refused: too little room: 1 of 4 CPUs and 256MiB of 1GiB free, needs 3 and 512MiB
     ");
 }
+
+#[test]
+fn a_vm_goes_where_its_placement_says() {
+    let rack = "rack\nworker n3 label=zone:b\nworker n4 label=zone:b used_cpus=4";
+    let of = |name: &str, placement: &str| {
+        format!("{rack}\nasked vm/{name} {{\"image\": \"demo\", \"placement\": {placement}}}")
+    };
+    assert_snapshot!(check(&of("a", r#"{"on": {"zone": "b"}}"#), "vm/a"), @"
+    vm/a is starting, not ready
+    - it waits: worker `n3` to start it
+    - it was placed on worker `n3`, the best of 4 looked at, at revision 20
+    - refused of them: 1 (too little room)
+    - refused of them: 2 (without the labels that it asks for)
+    hint: `lightbyte describe worker/n3` shows the worker; the log of its agent says more
+      n3 750000: spread: 75.0 % free after it; few: VMs there: 0
+    ");
+    assert_snapshot!(check(&of("a", r#"{"on": {"worker": "n2"}}"#), "vm/a"), @"
+    vm/a is starting, not ready
+    - it waits: worker `n2` to start it
+    - it was placed on worker `n2`, the best of 4 looked at, at revision 20
+    - refused of them: 3 (without the labels that it asks for)
+    hint: `lightbyte describe worker/n2` shows the worker; the log of its agent says more
+      n2 750000: spread: 75.0 % free after it; few: VMs there: 0
+    ");
+    assert_snapshot!(check(&of("a", r#"{"on": {"zone": "c"}}"#), "vm/a"), @"
+    vm/a is pending, not ready
+    - it waits: no worker that is ready has the labels zone=c
+    hint: `lightbyte get workers -o yaml` shows their labels; `lightbyte edit worker/NAME` changes them, or ask for others
+      n1 refused: without the labels that it asks for
+      n2 refused: without the labels that it asks for
+      n3 refused: without the labels that it asks for
+      n4 refused: without the labels that it asks for
+    ");
+    assert_snapshot!(check(&of("a", r#"{"prefer": {"zone": "b", "disk": "ssd"}}"#), "vm/a"), @"
+    vm/a is starting, not ready
+    - it waits: worker `n3` to start it
+    - it was placed on worker `n3`, the best of 4 looked at, at revision 20
+    - refused of them: 1 (too little room)
+    hint: `lightbyte describe worker/n3` shows the worker; the log of its agent says more
+      n3 1350000: preferred: 1 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
+      n1 750000: preferred: 0 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
+      n2 750000: preferred: 0 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
+    ");
+    let near = "vm b on=n1 label=app:db observed=running\nvm c on=n2 label=app:db observed=running\nworker n3 cordoned\nworker n4 away";
+    let apart = r#"{"image": "demo", "placement": {"apart": {"app": "db"}}}"#;
+    assert_snapshot!(check(&format!("rack\n{near}\nasked vm/a {apart}"), "vm/a"), @"
+    vm/a is pending, not ready
+    - it waits: every worker that could take it has a VM that it is to be apart from
+    hint: add a worker, delete such a VM, or let them be together: `placement.apart`
+    or: `lightbyte uncordon worker/n3`
+    or: start worker `n4` again
+      n1 refused: it has a VM that it keeps apart from
+      n2 refused: it has a VM that it keeps apart from
+      n3 refused: cordoned
+      n4 refused: away
+    ");
+    // The other way round as well: the one that is there keeps apart from what comes.
+    let first = format!("rack\nasked vm/a {apart}");
+    assert_snapshot!(check(&format!("{first}\nvm b label=app:db"), "vm/b"), @"
+    vm/b is starting, not ready
+    - it waits: worker `n2` to start it
+    - it was placed on worker `n2`, the best of 2 looked at, at revision 14
+    - refused of them: 1 (it has a VM that it keeps apart from)
+    hint: `lightbyte describe worker/n2` shows the worker; the log of its agent says more
+      n2 750000: spread: 75.0 % free after it; few: VMs there: 0
+    ");
+}

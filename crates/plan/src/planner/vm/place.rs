@@ -17,6 +17,7 @@ use lightbyte_api::{
 use super::shape::{assigned_disk, attached, elsewhere};
 use super::{Inputs, Plan, Vm, nics, unreadable, wanted};
 use crate::planner::volume::worker_to_be;
+use crate::planner::worker_of;
 use crate::scheduler::{Missing, Need, schedule};
 use crate::transaction::Write;
 use crate::view::View;
@@ -34,7 +35,23 @@ pub fn need(view: &View, meta: &Meta, spec: &VmSpec) -> Result<Need, WaitingOn> 
         pinned: pinned(view, spec)?,
         ports: worker_ports(spec).collect(),
         group: meta.group().map(|group| group.uid),
+        on: spec.placement.on.clone(),
+        prefer: spec.placement.prefer.clone(),
+        apart_from: apart_from(view, meta, spec),
     })
+}
+
+/// The workers with a VM that this one keeps apart from, or that keeps apart from this one.
+fn apart_from(view: &View, meta: &Meta, spec: &VmSpec) -> BTreeSet<WorkerId> {
+    let apart = &spec.placement.apart;
+    let others = view.vms_with(apart).filter(|(_, asked)| !apart.is_empty() && asked.meta.uid != meta.uid);
+    let others = others.map(|(other, _)| other);
+    let keeps_apart = |other: &ObjectRef| {
+        let asked = view.living(other).filter(|asked| asked.meta.uid != meta.uid);
+        asked.is_some_and(|asked| matches!(&asked.spec, Spec::Vm(spec) if spec.placement.is_apart_from(&meta.labels)))
+    };
+    let watchers = view.naming_labels(&meta.labels).filter(keeps_apart);
+    others.chain(watchers).filter_map(|other| worker_of(view, &other)).collect()
 }
 
 /// The worker that the attached volumes are on, if they are anywhere yet.
@@ -155,11 +172,13 @@ pub(crate) fn try_another(
 
 /// Why no worker can take it.
 fn nowhere(view: &View, need: Need, missing: Missing) -> WaitingOn {
-    let Need { cpus, memory, architecture, pinned, ports, .. } = need;
+    let Need { cpus, memory, architecture, pinned, ports, on, .. } = need;
     let pinned = pinned.and_then(|worker| Some((worker, view.object_of(worker.uid())?.name.clone())));
     match (pinned, missing) {
         (_, Missing::Places) => WaitingOn::WorkersFull,
         (_, Missing::Ports) => WaitingOn::WorkerPorts { ports },
+        (_, Missing::Distance) => WaitingOn::KeptApart,
+        (_, Missing::Labels) => WaitingOn::WorkerLabels { on },
         (None, Missing::Room) => WaitingOn::Capacity { cpus, memory },
         (Some((_, worker)), Missing::Room) => WaitingOn::WorkerRoom { worker, cpus, memory },
         (Some((_, worker)), Missing::Worker) => WaitingOn::WorkerClosed { worker },
