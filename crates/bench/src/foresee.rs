@@ -41,7 +41,7 @@ pub(crate) async fn measure(runs: usize) -> Result<Outcome> {
     let homeless = ObjectRef::new(Kind::Vm, name("large")?);
     let mut spent = vec![Samples::default(); 6];
     for _ in 0..runs {
-        let plan = |change: Change| forecast::forecast(&view, &[change], &CONTEXT);
+        let plan = |change: Change| forecast::forecast(&view, &[change], &CONTEXT, &|| true);
         let once = timed(|| World::of(view.clone()).settle());
         once.0?;
         let scaled =

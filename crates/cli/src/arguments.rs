@@ -64,7 +64,7 @@ pub(crate) enum Verb {
     /// Shows what `apply` would change; exit code 2 when anything would
     Diff(Files),
     /// Tells what a change would do, step by step, and changes nothing; exit code 2 when something would have no place
-    #[command(args_conflicts_with_subcommands = true, after_help = plan::HELP)]
+    #[command(after_help = plan::HELP)]
     Plan(Plan),
     /// Opens an object in $EDITOR and applies what was changed
     Edit(One),
@@ -322,6 +322,9 @@ pub(crate) struct Apply {
     /// Makes the changes of a plan (`lightbyte plan -o json`), unless they would do something else by now
     #[arg(long, value_name = "FILE", conflicts_with_all = ["files", "dry_run"])]
     pub(crate) plan: Option<PathBuf>,
+    /// Does not ask before a plan deletes
+    #[arg(short, long, requires = "plan")]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

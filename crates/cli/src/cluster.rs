@@ -167,6 +167,15 @@ impl Cluster {
         self.change::<(), _>(Method::DELETE, &path_of(object), None, None).await
     }
 
+    /// The same, if it is still of the version that the caller read.
+    pub(crate) async fn delete_as_read(
+        &self,
+        object: &ObjectRef,
+        version: &str,
+    ) -> Result<Changed, ClientError> {
+        self.change::<(), _>(Method::DELETE, &path_of(object), None, Some(version)).await
+    }
+
     /// `start`, `stop` or `restart`.
     pub(crate) async fn power(&self, object: &ObjectRef, verb: &str) -> Result<Changed, ClientError> {
         self.change::<(), _>(Method::POST, &format!("{}/{verb}", path_of(object)), None, None).await

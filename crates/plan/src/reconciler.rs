@@ -159,10 +159,15 @@ impl Reconciler {
         self.later.first().map(|(at, _)| *at).into_iter().chain(self.next_resync).min()
     }
 
-    /// When the first pause ends that some object makes, whatever its reason.
+    /// When the first pause ends of an object that `is_meant`.
+    pub fn next_pause_ends(&self, is_meant: impl Fn(&ObjectRef) -> bool) -> Option<Timestamp> {
+        self.later.iter().find(|(_, object)| is_meant(object)).map(|(at, _)| *at)
+    }
+
+    /// Looks at everything once, and then never again without a reason: for who asks what would be.
     #[must_use]
-    pub fn next_pause_ends(&self) -> Option<Timestamp> {
-        self.later.first().map(|(at, _)| *at)
+    pub fn without_resync(self) -> Reconciler {
+        Reconciler { next_resync: Some(Timestamp::MAX), ..self }
     }
 
     /// Nothing more is planned until the feed has reached `revision`, which a linearizable read returned. Used when

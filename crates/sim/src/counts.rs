@@ -43,6 +43,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "forecast: group",
     "forecast: lost worker",
     "forecast: nothing",
+    "forecast: of what moves",
     "guests wrote",
     "guest ready before its start was told",
     "leader: chained batch",

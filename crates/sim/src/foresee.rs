@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use lightbyte_api::kinds::{scalegroup, worker};
 use lightbyte_api::{Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WaitingOn};
 use lightbyte_plan::forecast::{self, BootEstimate, Change, What};
+use lightbyte_plan::planner::scalegroup as scalegroup_planner;
 use lightbyte_plan::request::{self, Outcome};
 use lightbyte_plan::{View, planner, room, status};
 use lightbyte_store::MemoryCore;
@@ -35,6 +36,17 @@ impl Cluster {
             worker.host.running().into_iter().for_each(|vm| worker.host.make_sick(vm, false));
         }
         self.make_room()?;
+        // Some are asked while something else is under way.
+        if self.rng.once_in(3) {
+            let view = self.oracle.truth().clone();
+            if let Some(change) = self.some_change(&view).filter(|change| !matches!(change, Change::Lose(_)))
+            {
+                self.make(&view, &change)?;
+            }
+            for _ in 0..self.rng.below(4) {
+                self.calm_round()?;
+            }
+        }
         let view = self.oracle.truth().clone();
         // Nor of hosts that refuse what they are told.
         if view.objects_of(Kind::Network).any(|network| is_without_bridge(&view, network)) {
@@ -43,20 +55,46 @@ impl Cluster {
         let Some(change) = self.some_change(&view) else { return Ok(()) };
         let boot = BootEstimate { lasts: BOOT, measured: 0 };
         let context = forecast::Context { now: self.now(), fresh: self.rng.bits(), boot };
-        let Ok(told) = forecast::forecast(&view, std::slice::from_ref(&change), &context) else {
-            return Ok(());
+        let told = forecast::forecast(&view, std::slice::from_ref(&change), &context, &|| true);
+        let Ok(told) = told else {
+            return match self.make(&view, &change)? {
+                true => violated("plan", format!("{change:?} was foreseen to be refused, and is not")),
+                false => Ok(()),
+            };
         };
-        if told.steps_anyway > 0 {
-            self.counts.add("forecast: of what moves");
+        // Where somebody waits for what others let go, who gets it is chance.
+        if view.objects().any(|object| waits_for_room(&view, &Key::Decided(object.clone()))) {
             return Ok(());
+        }
+        if told.steps_anyway > 0 {
+            // A worker that is lost goes on until its lease has ended.
+            if matches!(change, Change::Lose(_)) {
+                return Ok(());
+            }
+            self.counts.add("forecast: of what moves");
         }
         let Ok(end) = forecast::end_of(&view, std::slice::from_ref(&change), &context) else { return Ok(()) };
         self.tell(|| format!("{change:?} is foreseen: {told:#?}"));
-        check_loss(&view, &change, &end)?;
+        if told.steps_anyway == 0 && !view.objects_of(Kind::Vm).any(|vm| placement(&view, vm).is_none()) {
+            check_loss(&view, &change, &end)?;
+        }
         if !self.make(&view, &change)? {
             return Ok(());
         }
-        self.rest()?;
+        let mut lowest: BTreeMap<ObjectRef, usize> =
+            told.groups.iter().map(|group| (group.group.clone(), group.before)).collect();
+        self.rest_and(|cluster| {
+            for (group, lowest) in &mut lowest {
+                let now = scalegroup_planner::available(cluster.oracle.truth(), group, cluster.now());
+                *lowest = now.min(*lowest);
+            }
+        })?;
+        for told in &told.groups {
+            let seen = lowest.get(&told.group).copied().unwrap_or(told.lowest);
+            if seen < told.lowest {
+                return violated("plan", format!("{change:?}: {told:?}, and {seen} were available"));
+            }
+        }
         self.counts.add(match (&change, told.steps.len()) {
             (_, 0) => "forecast: nothing",
             (Change::Lose(_), _) => "forecast: lost worker",
@@ -87,10 +125,16 @@ impl Cluster {
 
     /// Lets everything come to rest.
     fn rest(&mut self) -> Checked {
+        self.rest_and(|_| {})
+    }
+
+    /// The same; somebody looks at it after each round.
+    fn rest_and(&mut self, mut look: impl FnMut(&Cluster)) -> Checked {
         let mut quiet = 0;
         for _ in 0..CALM_ROUNDS_MAX {
             let before = self.core.revision();
             self.calm_round()?;
+            look(self);
             quiet = if self.core.revision() == before { quiet + 1 } else { 0 };
             if quiet > QUIET_ROUNDS {
                 return Ok(());
@@ -104,7 +148,10 @@ impl Cluster {
         for _ in 0..ROUNDS_OF_ROOM_MAX {
             self.rest()?;
             let view = self.oracle.truth().clone();
-            let waits = |vm: &&ObjectRef| placement(&view, vm).is_none() && view.living(vm).is_some();
+            let waits = |vm: &&ObjectRef| {
+                let waits = waits_for_room(&view, &Key::Decided((*vm).clone()));
+                (placement(&view, vm).is_none() || waits) && view.living(vm).is_some()
+            };
             let waiting: Vec<ObjectRef> = view.objects_of(Kind::Vm).filter(waits).cloned().collect();
             if waiting.is_empty() {
                 return Ok(());

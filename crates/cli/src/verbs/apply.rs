@@ -15,7 +15,7 @@ use crate::verbs::plan;
 
 pub(crate) async fn run(cluster: &Cluster, words: &arguments::Apply) -> Result<Code> {
     if let Some(plan) = &words.plan {
-        return plan::carry_out(cluster, plan).await;
+        return plan::carry_out(cluster, plan, words.yes).await;
     }
     let applied = send(cluster, &words.files, words.dry_run).await?;
     if words.dry_run {

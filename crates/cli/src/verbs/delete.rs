@@ -61,7 +61,11 @@ async fn objects(cluster: &Cluster, words: &Delete) -> Result<Vec<ObjectRef>> {
     Ok(objects)
 }
 
-fn confirm(objects: &[ObjectRef]) -> Result<bool> {
+/// Asks whether these are to be deleted.
+///
+/// # Errors
+/// When nobody is here to be asked.
+pub(crate) fn confirm(objects: &[ObjectRef]) -> Result<bool> {
     let list: Vec<String> = objects.iter().map(|object| format!("`{object}`")).collect();
     let list = list.join(", ");
     if can_ask() {

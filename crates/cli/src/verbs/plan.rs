@@ -1,14 +1,14 @@
 //! `lightbyte plan` and `lightbyte apply --plan`: what changes would do, and making them if they still would.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use lightbyte_api::ObjectRef;
-use lightbyte_api::Span;
 use lightbyte_api::kinds::scalegroup::RetiredFor;
 use lightbyte_api::wire::{Apply, Foresee, Supposed};
+use lightbyte_api::{Manifest, ObjectRef, Span, Uid};
 use lightbyte_plan::forecast::{BootEstimate, Forecast, GroupForecast, Step, Unmet, What};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use crate::failure::{Code, Failure};
 use crate::table;
 use crate::target;
 use crate::terminal::{print, say};
-use crate::verbs::{apply, maintenance, scale};
+use crate::verbs::{apply, delete, maintenance, scale};
 
 /// The largest file of a plan that is read.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -31,23 +31,57 @@ const NAMED_MAX: usize = 4;
 /// A plan as it is kept in a file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
+    /// The cluster that was asked.
+    cluster: Option<Uid>,
     changes: Vec<Supposed>,
+    /// Of what version each object was that is changed, as `If-Match` takes it; those that were not there are not in it.
+    versions: BTreeMap<String, String>,
     forecast: Forecast,
 }
 
 pub(crate) async fn run(cluster: &Cluster, words: &Plan) -> Result<Code> {
     let changes = changes(cluster, words).await?;
+    // Read before the plan is made: what somebody changes meanwhile makes it void.
+    let versions = match words.output {
+        PlanForm::Json => versions(cluster, &changes).await?,
+        PlanForm::Table => BTreeMap::new(),
+    };
     let foresee = Foresee { changes };
     let forecast = cluster.foresee(&foresee).await.context("plan the change")?;
     let code = if has_a_place(&forecast) { Code::Done } else { Code::Differs };
     match words.output {
         PlanForm::Table => print(&render(&forecast))?,
         PlanForm::Json => {
-            let kept = Kept { changes: foresee.changes, forecast };
+            let kept = Kept {
+                cluster: Cluster::status(cluster.client()).await.context("ask which cluster it is")?.cluster,
+                changes: foresee.changes,
+                versions,
+                forecast,
+            };
             print(&serde_json::to_string_pretty(&kept).context("write the plan as JSON")?)?;
         }
     }
     Ok(code)
+}
+
+/// The object that a change is about.
+fn object_of(change: &Supposed) -> Option<ObjectRef> {
+    match change {
+        Supposed::Apply(document) => Manifest::read(document).ok().map(|manifest| manifest.object()),
+        Supposed::Delete(object) | Supposed::Lose(object) => Some(object.clone()),
+    }
+}
+
+async fn versions(cluster: &Cluster, changes: &[Supposed]) -> Result<BTreeMap<String, String>> {
+    let mut versions = BTreeMap::new();
+    for object in changes.iter().filter_map(object_of) {
+        match cluster.object_with_version(&object).await {
+            Ok((_, version)) => drop(versions.insert(object.to_string(), version)),
+            Err(error) if error.status() == Some(404) => {}
+            Err(error) => return Err(error).with_context(|| format!("read `{object}`")),
+        }
+    }
+    Ok(versions)
 }
 
 async fn changes(cluster: &Cluster, words: &Plan) -> Result<Vec<Supposed>> {
@@ -58,6 +92,9 @@ async fn changes(cluster: &Cluster, words: &Plan) -> Result<Vec<Supposed>> {
         };
         manifest_with(cluster, object, change).await.map(|(document, _)| vec![Supposed::Apply(document)])
     };
+    if words.supposition.is_some() && !words.files.is_empty() {
+        return Err(Failure::usage("either files are planned or one verb, not both").into());
+    }
     match &words.supposition {
         None if words.files.is_empty() => {
             let failure = Failure::usage("nothing is said of what is to be planned");
@@ -85,55 +122,111 @@ async fn changes(cluster: &Cluster, words: &Plan) -> Result<Vec<Supposed>> {
     }
 }
 
-/// Makes the changes of a plan in a file, unless they would do something else by now.
-pub(crate) async fn carry_out(cluster: &Cluster, file: &Path) -> Result<Code> {
-    let what = || format!("read the plan `{}`", file.display());
-    let mut text = String::new();
-    File::open(file).with_context(what)?.take(FILE_BYTES_MAX).read_to_string(&mut text).with_context(what)?;
-    let kept: Kept = serde_json::from_str(&text).with_context(what)?;
-    let foresee = Foresee { changes: kept.changes };
-    let now = cluster.foresee(&foresee).await.context("plan the change again")?;
-    if let Some(difference) = first_difference(&kept.forecast, &now) {
+/// Makes the changes of a plan in a file, unless something has changed since or they would do something else by now.
+pub(crate) async fn carry_out(cluster: &Cluster, file: &Path, yes: bool) -> Result<Code> {
+    let Kept { cluster: planned_for, changes, versions: versions_then, forecast } = read_kept(file)?;
+    if let Some(worker) = changes.iter().find_map(|change| match change {
+        Supposed::Lose(worker) => Some(worker),
+        Supposed::Apply(_) | Supposed::Delete(_) => None,
+    }) {
+        let failure = Failure::usage(format!("the loss of {worker} is nothing that can be made"));
+        return Err(failure.hint("`lightbyte plan lose` only tells what it would do").into());
+    }
+    let is_void = |details: Vec<String>| {
         let failure = Failure::new(Code::Conflict, "the plan does not hold any more: nothing was changed");
-        return Err(failure.details(difference).hint("plan again, and look at what it says now").into());
+        Err(failure.details(details).hint("plan again, and look at what it says now").into())
+    };
+    let asked = Cluster::status(cluster.client()).await.context("ask which cluster it is")?.cluster;
+    if asked != planned_for {
+        return is_void(vec!["it was made for another cluster".to_owned()]);
     }
-    let mut documents = Vec::new();
-    let mut ends = Vec::new();
+    let versions_now = versions(cluster, &changes).await?;
+    let objects = changes.iter().filter_map(object_of).map(|object| object.to_string());
+    let changed = objects.filter(|object| versions_then.get(object) != versions_now.get(object));
+    let changed: Vec<String> = changed.map(|object| format!("{object} was changed since")).collect();
+    if !changed.is_empty() {
+        return is_void(changed);
+    }
+    let foresee = Foresee { changes };
+    let now = cluster.foresee(&foresee).await.context("plan the change again")?;
+    if let Some(difference) = first_difference(&forecast, &now) {
+        return is_void(difference);
+    }
+    let ends: Vec<ObjectRef> = foresee
+        .changes
+        .iter()
+        .filter_map(|change| match change {
+            Supposed::Delete(object) => Some(object.clone()),
+            Supposed::Apply(_) | Supposed::Lose(_) => None,
+        })
+        .collect();
+    if !ends.is_empty() && !yes && !delete::confirm(&ends)? {
+        say("nothing was changed");
+        return Ok(Code::Error);
+    }
     for change in foresee.changes {
+        let Some(object) = object_of(&change) else { continue };
+        let version = versions_then.get(&object.to_string()).map(String::as_str);
         match change {
-            Supposed::Apply(document) => documents.push(document),
-            Supposed::Delete(object) => ends.push(object),
-            Supposed::Lose(worker) => {
-                let failure = Failure::usage(format!("the loss of {worker} is nothing that can be made"));
-                return Err(failure.hint("`lightbyte plan lose` only tells what it would do").into());
+            Supposed::Apply(document) => {
+                let request =
+                    Apply { documents: vec![document], create_only: version.is_none(), dry_run: false };
+                let applied =
+                    cluster.apply(&request, version).await.context("make the changes of the plan")?;
+                print(
+                    &applied.changes.iter().map(|changed| apply::summary(changed) + "\n").collect::<String>(),
+                )?;
             }
+            Supposed::Delete(object) => {
+                let deleted = cluster.delete_as_read(&object, version.unwrap_or_default()).await;
+                deleted.with_context(|| format!("delete `{object}`"))?;
+                print(&format!("{object} deleting"))?;
+            }
+            Supposed::Lose(_) => {}
         }
-    }
-    if !documents.is_empty() {
-        let request = Apply { documents, create_only: false, dry_run: false };
-        let applied = cluster.apply(&request, None).await.context("make the changes of the plan")?;
-        print(&applied.changes.iter().map(|changed| apply::summary(changed) + "\n").collect::<String>())?;
-    }
-    for object in ends {
-        cluster.delete(&object).await.with_context(|| format!("delete `{object}`"))?;
-        print(&format!("{object} deleting"))?;
     }
     say("`lightbyte wait KIND/NAME` waits until it is done");
     Ok(Code::Done)
 }
 
-/// Where two plans differ first; when does not count.
-fn first_difference(kept: &Forecast, now: &Forecast) -> Option<Vec<String>> {
-    let longest = kept.steps.len().max(now.steps.len());
-    let (index, before, after) = (0..longest)
-        .map(|index| (index, kept.steps.get(index), now.steps.get(index)))
-        .find(|(_, before, after)| before.map(deed) != after.map(deed))?;
-    let told = |step: Option<&Step>| step.map_or_else(|| "nothing".to_owned(), sentence);
-    Some(vec![format!("step {} was: {}", index + 1, told(before)), format!("and now is: {}", told(after))])
+fn read_kept(file: &Path) -> Result<Kept> {
+    let what = || format!("read the plan `{}`", file.display());
+    let mut text = String::new();
+    File::open(file).with_context(what)?.take(FILE_BYTES_MAX).read_to_string(&mut text).with_context(what)?;
+    let kept: Result<Kept, serde_json::Error> = serde_json::from_str(&text);
+    kept.map_err(|error| {
+        let message = format!("`{}` is no plan: {error}", file.display());
+        Failure::usage(message).hint("`lightbyte plan … -o json` writes one").into()
+    })
 }
 
-const fn deed(step: &Step) -> (&ObjectRef, &What) {
-    (&step.object, &step.what)
+/// Where two plans differ first: in what happens to an object, or in what waits in the end. When it happens does not count,
+/// nor what comes first of two objects that have nothing to do with each other.
+fn first_difference(kept: &Forecast, now: &Forecast) -> Option<Vec<String>> {
+    let of = |forecast: &Forecast| {
+        let mut objects: BTreeMap<ObjectRef, Vec<String>> = BTreeMap::new();
+        for step in &forecast.steps {
+            objects.entry(step.object.clone()).or_default().push(sentence(step));
+        }
+        for unmet in forecast.unmet.iter().filter(|unmet| !unmet.anyway) {
+            let waits = unmet.because.iter().map(|because| format!("{} would wait: {because}", unmet.object));
+            objects.entry(unmet.object.clone()).or_default().extend(waits);
+        }
+        objects
+    };
+    let (before, after) = (of(kept), of(now));
+    let object = before.keys().chain(after.keys()).find(|object| before.get(*object) != after.get(*object));
+    let told = |found: &BTreeMap<ObjectRef, Vec<String>>, object: &ObjectRef| {
+        found.get(object).map_or_else(|| format!("nothing of {object}"), |deeds| deeds.join(", then "))
+    };
+    if let Some(object) = object {
+        return Some(vec![
+            format!("it was: {}", told(&before, object)),
+            format!("and now is: {}", told(&after, object)),
+        ]);
+    }
+    let is_whole = |forecast: &Forecast| forecast.comes_to_rest && forecast.steps_untold == 0;
+    (!is_whole(kept) || !is_whole(now)).then(|| vec!["its end is not known".to_owned()])
 }
 
 /// Whether everything that the change asks for would come about, but for what a person is asked.
@@ -168,6 +261,11 @@ fn render(forecast: &Forecast) -> String {
         let steps = forecast.steps_anyway;
         more.push_str(&format!(
             "the cluster is not at rest: {steps} steps would be taken without this too\n"
+        ));
+    }
+    for worker in &forecast.unforeseen {
+        more.push_str(&format!(
+            "what worker `{worker}` would do is not known: not everything of it can be read\n"
         ));
     }
     if !forecast.comes_to_rest {
@@ -331,14 +429,16 @@ about 12 s in all: a boot lasts 2.5 s, the median of 4 measured
 
     #[test]
     fn a_plan_holds_when_its_deeds_are_the_same() {
-        let step = |at: &str, worker: &str| json!([{"at": at, "object": "vm/a", "what": "placed", "worker": worker}]);
+        let placed = |at: &str, object: &str, worker: &str| json!({"at": at, "object": object, "what": "placed", "worker": worker});
         let check = |kept: Value, now: Value, expect: Option<&str>| {
             let found = first_difference(&forecast(&kept, &json!([])), &forecast(&now, &json!([])));
             assert_eq!(found.map(|lines| lines.join("; ")).as_deref(), expect);
         };
-        check(step("0s", "n1"), step("5s", "n1"), None);
-        let moved = "step 1 was: vm/a is given worker n1; and now is: vm/a is given worker n2";
-        check(step("0s", "n1"), step("0s", "n2"), Some(moved));
-        check(json!([]), step("0s", "n2"), Some("step 1 was: nothing; and now is: vm/a is given worker n2"));
+        let (a, b) = (placed("0s", "vm/a", "n1"), placed("1s", "vm/b", "n1"));
+        check(json!([a]), json!([placed("5s", "vm/a", "n1")]), None);
+        check(json!([a, b]), json!([b, a]), None);
+        let moved = "it was: vm/a is given worker n1; and now is: vm/a is given worker n2";
+        check(json!([a]), json!([placed("0s", "vm/a", "n2")]), Some(moved));
+        check(json!([]), json!([b]), Some("it was: nothing of vm/b; and now is: vm/b is given worker n1"));
     }
 }

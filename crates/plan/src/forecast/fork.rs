@@ -5,8 +5,8 @@ use lightbyte_api::{Key, Timestamp};
 use crate::transaction::{Transaction, Write};
 use crate::view::View;
 
-/// How many turns and steps of hosts a forecast takes at most.
-const BUDGET: u64 = 500_000;
+/// How many plans are made and steps of hosts are taken at most in one forecast.
+const BUDGET: u64 = 2_000_000;
 
 /// See the module. Its time is that of the forecast.
 pub(super) struct Fork {
@@ -56,9 +56,9 @@ impl Fork {
         std::mem::take(&mut self.changed)
     }
 
-    /// Takes one of what the forecast may still do; false when nothing is left.
-    pub(super) fn spend(&mut self) -> bool {
-        let left = self.budget.checked_sub(1);
+    /// Takes `count` of what the forecast may still do; false when nothing is left.
+    pub(super) fn spend(&mut self, count: u64) -> bool {
+        let left = self.budget.checked_sub(count);
         self.budget = left.unwrap_or(0);
         left.is_some()
     }

@@ -6,19 +6,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{Assigned, HostObject};
+use lightbyte_api::health::HealthState;
 use lightbyte_api::observed::{Lease, Observed, VmPhase, VolumePhase};
-use lightbyte_api::{Key, Kind, Span, Timestamp, Uid, WorkerId};
+use lightbyte_api::{AssignedVm, Key, Kind, Span, Timestamp, Uid, WorkerId};
 
 use super::fork::Fork;
 use crate::agent::probe::Squatted;
 use crate::agent::{Action, Agent, Facts, Fetched, Reply, Saved, Step, VmmState, health};
 use crate::delivery;
-use crate::planner::{later, vm};
+use crate::planner::{later, since, vm};
 use crate::request;
 use crate::view::View;
 
 /// How long a guest takes to shut down when it is asked to.
 const SHUTDOWN: Span = Span::from_secs(3);
+/// After how long a guest that has not said that it is ready is not expected to.
+const HANGS_AFTER: Span = Span::from_secs(300);
 /// How fast a disk is fetched from another worker, in bytes each millisecond: a gigabit each second.
 const FETCHED_BYTES_PER_MILLI: u64 = 125_000;
 
@@ -32,6 +35,8 @@ pub(super) struct IdealWorkers {
     begun: u64,
     /// What is to be looked at.
     touched: BTreeSet<(WorkerId, HostObject)>,
+    /// Workers that are alive, and of which not everything can be read: what they would do nobody knows.
+    unforeseen: BTreeSet<WorkerId>,
 }
 
 struct IdealWorker {
@@ -61,15 +66,23 @@ impl IdealWorkers {
             due: BTreeMap::new(),
             begun: 0,
             touched: BTreeSet::new(),
+            unforeseen: BTreeSet::new(),
         };
         let view = fork.view();
         for worker in view.objects_of(Kind::Worker).filter_map(|object| view.worker_id(object)) {
-            let unsettled = || view.assigned_to(worker).filter(|object| is_unsettled(view, worker, *object));
+            let now = fork.now();
+            let unsettled =
+                || view.assigned_to(worker).filter(|object| is_unsettled(view, worker, *object, now));
             if unsettled().next().is_some() && ideal.load(fork, worker) {
                 ideal.touched.extend(unsettled().map(|object| (worker, object)));
             }
         }
         ideal
+    }
+
+    /// Workers that are alive, and of which not everything can be read.
+    pub(super) const fn unforeseen(&self) -> &BTreeSet<WorkerId> {
+        &self.unforeseen
     }
 
     /// When something ends next.
@@ -83,13 +96,18 @@ impl IdealWorkers {
             return true;
         }
         let view = fork.view();
-        let Some(inventory) = view.alive(worker).and_then(|_| delivery::inventory(view, worker)) else {
+        if view.alive(worker).is_none() || self.unforeseen.contains(&worker) {
+            return false;
+        }
+        let Some(inventory) = delivery::inventory(view, worker) else {
+            self.unforeseen.insert(worker);
             return false;
         };
         let objects = || view.assigned_to(worker).chain(view.observed_by(worker));
         let found = objects().filter_map(|object| Some((object, found(view, worker, object)?)));
         let mut agent = Agent::begin(found);
-        let troubled = objects().filter(|object| is_troubled(view, worker, *object)).collect();
+        let now = fork.now();
+        let troubled = objects().filter(|object| is_troubled(view, worker, *object, now)).collect();
         for object in objects().filter(|object| is_starting(view, worker, *object)) {
             self.begin_event(later(fork.now(), self.boot), worker, object, Event::GuestReady(None));
         }
@@ -104,7 +122,8 @@ impl IdealWorkers {
     }
 
     /// Delivers what of `keys` concerns workers. One whose life has ended does nothing any more.
-    pub(super) fn deliver(&mut self, fork: &Fork, keys: &[Key]) {
+    /// `before` is what was there until now.
+    pub(super) fn deliver(&mut self, fork: &Fork, before: &View, keys: &[Key]) {
         for key in keys {
             if let Key::Alive(worker) = key {
                 self.workers.remove(worker);
@@ -115,8 +134,11 @@ impl IdealWorkers {
                 continue;
             }
             let Some(ideal) = self.workers.get_mut(worker) else { continue };
-            // What is asked anew is done anew.
-            ideal.troubled.remove(object);
+            let was_troubled =
+                ideal.troubled.remove(object) || is_troubled(before, *worker, *object, fork.now());
+            if was_troubled && !is_asked_anew(before, fork.view(), *worker, *object) {
+                ideal.troubled.insert(*object);
+            }
             let delivery = delivery::change(fork.view(), *worker, key).filter(|_| !is_new);
             if let Some(delivery) = delivery {
                 // Revisions only rise here, so nothing is refused.
@@ -137,7 +159,7 @@ impl IdealWorkers {
         }
         while let Some((worker, object)) = self.touched.pop_first() {
             let Some(ideal) = self.workers.get_mut(&worker) else { continue };
-            if ideal.troubled.contains(&object) || !fork.spend() {
+            if ideal.troubled.contains(&object) || !fork.spend(1) {
                 continue;
             }
             for action in ideal.agent.actions_of(object, fork.now()) {
@@ -285,16 +307,17 @@ fn leases(facts: &Facts) -> Vec<Lease> {
 // ------------------------------------------------------------------------------------------- what is there already
 
 /// Whether a worker has not yet done what it was told, or something is under way on it.
-fn is_unsettled(view: &View, worker: WorkerId, object: HostObject) -> bool {
+fn is_unsettled(view: &View, worker: WorkerId, object: HostObject, now: Timestamp) -> bool {
     let Some(assigned) = view.assigned(worker, object) else { return false };
     let is_behind = |sequence: u64| sequence < assigned.sequence();
     match view.observed(worker, object).map(AsRef::as_ref) {
         None => !assigned.is_removal(),
         Some(Observed::Vm(vm)) => {
             let is_moving = matches!(vm.phase, VmPhase::Claimed | VmPhase::Starting | VmPhase::Stopping);
-            is_behind(vm.sequence)
-                || assigned.is_removal()
-                || (is_moving && !is_troubled(view, worker, object))
+            // A guest that runs may still have its first check before it.
+            let is_unsure = vm.health.as_ref().is_some_and(|health| health.state == HealthState::Starting);
+            let is_moving = (is_moving || is_unsure) && !is_troubled(view, worker, object, now);
+            is_behind(vm.sequence) || assigned.is_removal() || is_moving
         }
         Some(Observed::Volume(volume)) => {
             let is_moving = matches!(volume.phase, VolumePhase::Claimed | VolumePhase::Copied);
@@ -304,14 +327,17 @@ fn is_unsettled(view: &View, worker: WorkerId, object: HostObject) -> bool {
     }
 }
 
-/// Whether what it was told is known not to work.
-fn is_troubled(view: &View, worker: WorkerId, object: HostObject) -> bool {
+/// Whether what it was told is known not to work, or has been under way for too long to come to an end.
+fn is_troubled(view: &View, worker: WorkerId, object: HostObject, now: Timestamp) -> bool {
     let Some(assigned) = view.assigned(worker, object) else { return false };
     let (sequence, is_bad) = match view.observed(worker, object).map(AsRef::as_ref) {
         Some(Observed::Vm(vm)) => {
             let is_ill = vm.health.as_ref().is_some_and(|health| health.problem.is_some());
-            let has_ended = matches!(vm.phase, VmPhase::Crashed | VmPhase::Off);
-            (vm.sequence, is_ill || has_ended || vm.problem.is_some() || !vm.squatters.is_empty())
+            // One that stays off does so by what its agent has saved.
+            let has_ended = vm.phase == VmPhase::Crashed;
+            let hangs = vm.phase == VmPhase::Starting && since(vm.since, now) > HANGS_AFTER;
+            let is_bad = is_ill || has_ended || hangs || vm.problem.is_some() || !vm.squatters.is_empty();
+            (vm.sequence, is_bad)
         }
         Some(Observed::Volume(volume)) => {
             (volume.sequence, volume.phase == VolumePhase::Lost || volume.problem.is_some())
@@ -319,6 +345,23 @@ fn is_troubled(view: &View, worker: WorkerId, object: HostObject) -> bool {
         _ => return false,
     };
     is_bad && sequence >= assigned.sequence() && !assigned.is_removal()
+}
+
+/// Whether something else is asked of it than before. Rules of its firewall that follow the labels of others are not.
+fn is_asked_anew(before: &View, after: &View, worker: WorkerId, object: HostObject) -> bool {
+    let (Some(was), Some(is)) = (before.assigned(worker, object), after.assigned(worker, object)) else {
+        return true;
+    };
+    match (was.as_ref(), is.as_ref()) {
+        (Assigned::Vm(was), Assigned::Vm(is)) => {
+            let asked = |vm: &AssignedVm| (vm.generation, vm.wanted, vm.restarts_asked, vm.shape);
+            let cards = |vm: &AssignedVm| -> Vec<_> {
+                vm.nics.iter().map(|nic| (nic.bridge.clone(), nic.address)).collect()
+            };
+            asked(was) != asked(is) || cards(was) != cards(is)
+        }
+        (was, is) => was != is,
+    }
 }
 
 fn is_starting(view: &View, worker: WorkerId, object: HostObject) -> bool {
@@ -350,7 +393,7 @@ fn found(view: &View, worker: WorkerId, object: HostObject) -> Option<Facts> {
                 VmPhase::Crashed | VmPhase::Claimed | VmPhase::Off | VmPhase::Stopped => VmmState::Absent,
             };
             let squatters = Squatted { sequence: vm.sequence, squatters: vm.squatters.clone() };
-            let assigned = lightbyte_api::AssignedVm { sequence: vm.sequence, ..assigned.clone() };
+            let assigned = AssignedVm { sequence: vm.sequence, ..assigned.clone() };
             let has_taps = vmm != VmmState::Absent;
             Some(Facts {
                 saved: Some(Saved {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::object::ObjectRef;
 use lightbyte_api::observed::{BootTimes, Observed};
-use lightbyte_api::{Key, Kind, Manifest, Span, Timestamp, WaitingOn};
+use lightbyte_api::{Key, Kind, Manifest, Name, Span, Timestamp, WaitingOn};
 use serde::{Deserialize, Serialize};
 
 use self::fork::Fork;
@@ -28,8 +28,10 @@ use crate::reconciler::Reconciler;
 use crate::request::{self, Refusal};
 use crate::view::View;
 
-/// How long nothing may happen before the rest of a forecast counts as rest: pauses go on for ever where something fails.
-const QUIET_MAX: Span = Span::from_secs(2 * 3_600);
+/// How long deciders may pause before that counts as rest: longer than any group waits for anything.
+const PAUSE_MAX: Span = Span::from_secs(25 * 3_600);
+/// How far a forecast looks: where something fails time and again, it would never end.
+const HORIZON: Span = Span::from_secs(7 * 24 * 3_600);
 /// How many steps are told.
 pub const STEPS_TOLD_MAX: usize = 10_000;
 /// What a boot is taken to last where none was measured.
@@ -81,6 +83,9 @@ pub struct Forecast {
     pub boot: BootEstimate,
     /// Whether it comes to rest at all, within what a forecast looks at.
     pub comes_to_rest: bool,
+    /// Workers that are alive, and of which not everything can be read: what they would do is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unforeseen: Vec<Name>,
 }
 
 /// One step.
@@ -127,8 +132,9 @@ pub struct Unmet {
 }
 
 impl Unmet {
-    fn is_like(&self, other: &Unmet) -> bool {
-        self.object == other.object && self.waiting_on == other.waiting_on
+    /// Whether all that it waits for is what `before` waited for too.
+    fn is_of(&self, before: &Unmet) -> bool {
+        self.object == before.object && self.waiting_on.iter().all(|on| before.waiting_on.contains(on))
     }
 
     /// Whether it goes on as soon as a person says so.
@@ -147,17 +153,22 @@ pub struct BootEstimate {
     pub measured: usize,
 }
 
-/// Tells what would be after `changes`.
+/// Tells what would be after `changes`. When nobody waits for it any more, it ends where it is.
 ///
 /// # Errors
 /// [`Refusal`], when a change would be refused. The changes are made in their order.
-pub fn forecast(view: &View, changes: &[Change], context: &Context) -> Result<Forecast, Refusal> {
-    let anyway = Course::begin(view, context).run();
+pub fn forecast(
+    view: &View,
+    changes: &[Change],
+    context: &Context,
+    is_wanted: &dyn Fn() -> bool,
+) -> Result<Forecast, Refusal> {
+    let anyway = Course::begin(view, context).run(is_wanted);
     let unmet_anyway = unmet(anyway.fork.view());
     let steps_anyway = anyway.steps.len() + anyway.steps_untold;
     // Where nothing happens anyway, everything has been looked at already, and it goes on from there.
     let course = if anyway.is_where_it_began() { anyway } else { Course::begin(view, context) };
-    Ok(course.with(changes)?.run().told(&unmet_anyway, steps_anyway))
+    Ok(course.with(changes)?.run(is_wanted).told(&unmet_anyway, steps_anyway))
 }
 
 /// The view in which a forecast with `changes` ends.
@@ -165,7 +176,7 @@ pub fn forecast(view: &View, changes: &[Change], context: &Context) -> Result<Fo
 /// # Errors
 /// As of [`forecast`].
 pub fn end_of(view: &View, changes: &[Change], context: &Context) -> Result<View, Refusal> {
-    Ok(Course::begin(view, context).with(changes)?.run().fork.view().clone())
+    Ok(Course::begin(view, context).with(changes)?.run(&|| true).fork.view().clone())
 }
 
 /// The median of the boots that workers have reported.
@@ -199,6 +210,8 @@ struct Course {
     steps: Vec<Step>,
     steps_untold: usize,
     groups: BTreeMap<ObjectRef, GroupForecast>,
+    /// Whether it was ended before its end.
+    is_cut: bool,
 }
 
 impl Course {
@@ -207,7 +220,7 @@ impl Course {
         Course {
             origin: view.clone(),
             workers: IdealWorkers::begin(&fork, context.boot.lasts),
-            reconciler: Reconciler::new(BTreeMap::new(), view.clone()),
+            reconciler: Reconciler::new(BTreeMap::new(), view.clone()).without_resync(),
             fork,
             boot: context.boot,
             began_at: context.now,
@@ -216,6 +229,7 @@ impl Course {
             steps: Vec::new(),
             steps_untold: 0,
             groups: BTreeMap::new(),
+            is_cut: false,
         }
     }
 
@@ -236,9 +250,12 @@ impl Course {
             // What is on a lost worker is relied on no more, though nothing of it has changed.
             let groups: Vec<ObjectRef> = self.origin.objects_of(Kind::ScaleGroup).cloned().collect();
             for group in groups {
+                let is_told = self.groups.contains_key(&group);
                 self.count(&group);
+                if !is_told {
+                    self.groups.retain(|name, told| *name != group || told.lowest < told.before);
+                }
             }
-            self.groups.retain(|_, group| group.lowest < group.before);
         }
         Ok(self)
     }
@@ -247,28 +264,37 @@ impl Course {
     fn spread(&mut self, before: &View) {
         let changed = self.fork.take_changed();
         self.note(before, &changed);
-        self.workers.deliver(&self.fork, &changed);
+        self.workers.deliver(&self.fork, before, &changed);
         self.reconciler.feed(self.fork.view().clone(), Some(&changed));
     }
 
-    /// Runs until nothing is left to do.
-    fn run(mut self) -> Course {
+    /// Runs until nothing is left to do, or nobody waits for it.
+    fn run(mut self, is_wanted: &dyn Fn() -> bool) -> Course {
         loop {
             let before = self.fork.view().clone();
             self.workers.turn(&mut self.fork);
             self.spread(&before);
-            if self.fork.is_spent() {
+            if self.fork.is_spent() || !is_wanted() {
+                self.is_cut = true;
                 return self;
             }
             if self.decide() {
                 continue;
             }
-            let next = self.workers.next_due().into_iter().chain(self.reconciler.next_pause_ends()).min();
-            match next {
-                Some(at) if since(self.last_at, at) < QUIET_MAX => self.fork.pass_to(at),
-                _ => return self,
+            let Some(at) = self.next() else { return self };
+            if since(self.began_at, at) > HORIZON {
+                self.is_cut = true;
+                return self;
             }
+            self.fork.pass_to(at);
         }
+    }
+
+    /// When something happens next. Copies of volumes are made for ever, and nobody waits for them.
+    fn next(&self) -> Option<Timestamp> {
+        let pause = self.reconciler.next_pause_ends(|object| object.kind != Kind::Volume);
+        let pause = pause.filter(|at| since(self.last_at, *at) < PAUSE_MAX);
+        self.workers.next_due().into_iter().chain(pause).min()
     }
 
     /// Lets the reconciler decide once; false when it has nothing more to write now.
@@ -282,12 +308,14 @@ impl Course {
                 *fresh = next_fresh(*fresh);
                 *fresh
             });
+            let made = self.reconciler.counters().plans - plans;
+            let is_left = self.fork.spend(made);
             if let Some(batch) = batch {
                 let before = self.fork.view().clone();
                 let revision = self.fork.commit(batch);
                 self.reconciler.committed(revision);
                 self.spread(&before);
-                return self.fork.spend();
+                return is_left;
             }
             if self.reconciler.is_idle() || self.reconciler.counters().plans == plans {
                 return false;
@@ -340,11 +368,14 @@ impl Course {
         let is_told = |group: &GroupForecast| self.origin.asked(&group.group).is_some();
         for group in self.groups.values_mut() {
             // Time alone makes those that are young available.
-            group.after = scalegroup::available(self.fork.view(), &group.group, later(now, QUIET_MAX));
+            group.after = scalegroup::available(self.fork.view(), &group.group, later(now, PAUSE_MAX));
         }
         let mut unmet = unmet(self.fork.view());
+        let unforeseen = self.workers.unforeseen().iter().copied();
+        let unforeseen: Vec<Name> =
+            unforeseen.filter_map(|worker| Some(self.origin.object_of(worker.uid())?.name.clone())).collect();
         for found in &mut unmet {
-            found.anyway = unmet_anyway.iter().any(|other| other.is_like(found));
+            found.anyway = unmet_anyway.iter().any(|other| found.is_of(other));
         }
         Forecast {
             revision: self.origin.revision(),
@@ -354,7 +385,8 @@ impl Course {
             unmet,
             takes: since(self.began_at, self.last_at),
             boot: self.boot,
-            comes_to_rest: !self.fork.is_spent(),
+            comes_to_rest: !self.is_cut && unforeseen.is_empty(),
+            unforeseen,
             steps: self.steps,
         }
     }
@@ -396,14 +428,21 @@ fn group_of(before: &View, after: &View, key: &Key) -> Option<ObjectRef> {
     after.group_of(&object).or_else(|| before.group_of(&object)).cloned()
 }
 
-/// What is not as asked, and why.
+/// What is not as asked, and why. A member on a worker that is away is missed by nobody whose group has made it again.
 fn unmet(view: &View) -> Vec<Unmet> {
-    let waits = view.objects().filter_map(|object| {
+    let waits = |object: &ObjectRef| {
         let waiting_on = &view.decided(object).filter(|decided| !decided.waiting_on.is_empty())?.waiting_on;
-        let waiting_on: Vec<WaitingOn> = waiting_on.iter().map(|waiting| waiting.on.clone()).collect();
+        Some(waiting_on.iter().map(|waiting| waiting.on.clone()).collect::<Vec<WaitingOn>>())
+    };
+    let is_replaced = |object: &ObjectRef, waiting_on: &[WaitingOn]| {
+        let is_away = waiting_on.iter().all(|on| matches!(on, WaitingOn::WorkerAway { .. }));
+        is_away && view.group_of(object).is_some_and(|group| waits(group).is_none())
+    };
+    let found = view.objects().filter_map(|object| {
+        let waiting_on = waits(object).filter(|waiting_on| !is_replaced(object, waiting_on))?;
         let because = waiting_on.iter().map(ToString::to_string).collect();
         let hints = waiting_on.iter().map(WaitingOn::hint).collect();
         Some(Unmet { object: object.clone(), waiting_on, because, hints, anyway: false })
     });
-    waits.collect()
+    found.collect()
 }

@@ -81,7 +81,8 @@ fn check(given: &str, stages: &[&str]) -> String {
     let (last, before) = stages.split_last().expect("a stage");
     let view = after(given, before);
     let context = context(u32::try_from(stages.len()).expect("a few"));
-    let forecast = forecast::forecast(&view, &changes(last), &context).expect("changes that may be made");
+    let forecast =
+        forecast::forecast(&view, &changes(last), &context, &|| true).expect("changes that may be made");
     told(&forecast)
 }
 
@@ -165,8 +166,6 @@ fn a_group_is_made_scaled_rolled_and_drained() {
     40s vm/web-5 is running (3)
     40s scalegroup/web is ready
     scalegroup/web: 3 available, 1 at the least, 3 in the end
-    vm/web-1 waits: worker `n1`, which is away
-    vm/web-3 waits: worker `n1`, which is away
     ");
     assert_snapshot!(check("rack", &[WEB, "delete scalegroup/web"]), @"
     0s scalegroup/web is let go
@@ -189,6 +188,64 @@ fn what_is_in_trouble_stays_so() {
     vm/a anyway waits: it ended by itself on worker `n1`
     2 steps anyway
     ");
+}
+
+#[test]
+fn what_is_under_way_comes_to_its_end_and_what_hangs_does_not() {
+    let check =
+        |vm: &str| check(&format!("rack\nvm a on=n1 {vm}\nvm b on=n2 observed=running"), &["delete vm/b"]);
+    assert_snapshot!(check("observed=claimed"), @"
+    0s vm/b is let go
+    0s vm/b is gone
+    10s vm/a is running
+    1 steps anyway
+    ");
+    assert_snapshot!(check("checked observed=running health=starting"), @"
+    0s vm/b is let go
+    0s vm/a is running
+    0s vm/b is gone
+    1 steps anyway
+    ");
+    assert_snapshot!(check("checked observed=running health=unhealthy"), @"
+    0s vm/b is let go
+    0s vm/b is gone
+    vm/a anyway waits: a check of its health to pass: status 503
+    ");
+    // A context is ten hours after the world was made: that long nobody boots.
+    assert_snapshot!(check("observed=starting"), @"
+    0s vm/b is let go
+    0s vm/b is gone
+    vm/a anyway waits: worker `n1` to start it
+    ");
+}
+
+#[test]
+fn copies_that_are_made_for_ever_are_no_part_of_a_plan() {
+    let copied = r#"rack
+        vm v on=n1 observed=running"#;
+    let copies = r#"apply volume/data {"size": "1GiB", "worker": "n1", "copies": {"to": "n2", "every": "1h", "keep": 3}}"#;
+    assert_snapshot!(check(copied, &[copies, "delete vm/v"]), @"
+    0s vm/v is let go
+    0s snapshot/data-copy-2 is made
+    0s snapshot/data-copy-2 is placed on n1
+    0s vm/v is gone
+    8589ms snapshot/data-copy-2 moves to n2
+    8589ms snapshot/data-copy-2 is ready
+    4 steps anyway
+    ");
+}
+
+#[test]
+fn who_asks_for_a_forecast_may_go_away() {
+    let view = after("rack", &[WEB]);
+    let asked = std::cell::Cell::new(0);
+    let is_wanted = || {
+        asked.set(asked.get() + 1);
+        asked.get() < 3
+    };
+    let told =
+        forecast::forecast(&view, &changes("lose worker/n1"), &context(2), &is_wanted).expect("a worker");
+    assert!(!told.comes_to_rest && asked.get() < 6, "it goes on for nobody");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Plans: what changes would do, from the deciders themselves. Nothing is written.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -19,6 +21,18 @@ use crate::{Server, clock};
 /// How many forecasts one server makes at once: each keeps a core busy.
 pub(crate) const FORECASTS_MAX: usize = 2;
 
+/// How long one may take; what was foreseen until then is told.
+const FORESEES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Raised when the handler is dropped: nobody waits for the answer any more.
+struct Gone(Arc<AtomicBool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// `POST /v1/plan`
 pub(crate) async fn plan(
     State(server): State<Arc<Server>>,
@@ -36,8 +50,12 @@ pub(crate) async fn plan(
     let boot = forecast::boot_estimate(&view);
     let context = Context { now: clock::now(), fresh: clock::fresh(), boot };
     let revision = view.revision();
+    let gone = Gone(Arc::default());
+    let (is_gone, stop, began) = (Arc::clone(&gone.0), server.stop.clone(), Instant::now());
+    let is_wanted =
+        move || !is_gone.load(Ordering::Relaxed) && !*stop.borrow() && began.elapsed() < FORESEES_WITHIN;
     let foreseen = tokio::task::spawn_blocking(move || {
-        let foreseen = forecast::forecast(&view, &changes, &context);
+        let foreseen = forecast::forecast(&view, &changes, &context, &is_wanted);
         drop(permit);
         foreseen
     });
