@@ -258,10 +258,11 @@ fn render(forecast: &Forecast) -> String {
         more.push_str(&format!("{anyway} more would wait as they do now: `lightbyte stuck`\n"));
     }
     if forecast.steps_anyway > 0 {
-        let steps = forecast.steps_anyway;
-        more.push_str(&format!(
-            "the cluster is not at rest: {steps} steps would be taken without this too\n"
-        ));
+        let steps = match forecast.steps_anyway {
+            1 => "one step".to_owned(),
+            steps => format!("{steps} steps"),
+        };
+        more.push_str(&format!("the cluster is not at rest: {steps} would be taken without this too\n"));
     }
     for worker in &forecast.unforeseen {
         more.push_str(&format!(
