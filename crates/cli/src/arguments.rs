@@ -155,7 +155,7 @@ pub(crate) enum Verb {
     Console(One),
     /// Shows what a VM wrote to its console, or one of its services to the journal
     #[command(
-        after_help = "Examples:\n  lightbyte logs hello -f --lines 20\n  lightbyte logs hello --unit ssh"
+        after_help = "Examples:\n  lightbyte logs hello -f --lines 20\n  lightbyte logs hello --unit ssh\n  lightbyte logs group/web -f"
     )]
     Logs(Logs),
     /// Tells what kinds there are, and which fields they have

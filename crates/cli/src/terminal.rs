@@ -1,6 +1,6 @@
 //! Speaking with people: data on stdout, everything else on stderr, colour only where somebody sees it.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal, Write as _};
 
 use anyhow::{Context as _, Result};
 
@@ -51,14 +51,23 @@ fn is_yes(answer: &str) -> bool {
     matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
-/// Colours `text` for a person at a terminal (no-color.org: `NO_COLOR`, when not empty, says no).
+/// Colours of things that are told one beside the other.
+const COLOURS: [&str; 6] = ["36", "33", "32", "35", "34", "31"];
+
+/// `text` in the colour of the thing of this number, on a standard output that is a terminal.
+pub(crate) fn colour(text: &str, index: usize) -> String {
+    painted(text, COLOURS[index % COLOURS.len()], &io::stdout())
+}
+
+/// Colours `text` for a person who reads what we say.
 fn paint(text: &str, colour: &str) -> String {
+    painted(text, colour, &io::stderr())
+}
+
+/// Colours `text` for a person at a terminal (no-color.org: `NO_COLOR`, when not empty, says no).
+fn painted(text: &str, colour: &str, out: &impl IsTerminal) -> String {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    if io::stderr().is_terminal() && !refused {
-        format!("\u{1b}[{colour}m{text}\u{1b}[0m")
-    } else {
-        text.to_owned()
-    }
+    if out.is_terminal() && !refused { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
 #[cfg(test)]

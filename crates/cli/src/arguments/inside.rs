@@ -74,8 +74,8 @@ pub(crate) struct Ssh {
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// The VM
-    #[arg(value_name = "VM", required = true)]
+    /// The VM, or a group: then all that are its members now
+    #[arg(value_name = "VM|group/NAME", required = true)]
     pub(crate) target: Vec<String>,
     /// Goes on with what is still to come
     #[arg(short, long)]

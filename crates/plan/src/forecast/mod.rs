@@ -309,13 +309,13 @@ impl Course {
                 *fresh
             });
             let made = self.reconciler.counters().plans - plans;
-            let is_left = self.fork.spend(made);
+            self.fork.spend(made);
             if let Some(batch) = batch {
                 let before = self.fork.view().clone();
                 let revision = self.fork.commit(batch);
                 self.reconciler.committed(revision);
                 self.spread(&before);
-                return is_left;
+                return true;
             }
             if self.reconciler.is_idle() || self.reconciler.counters().plans == plans {
                 return false;

@@ -88,7 +88,7 @@ async fn refusals_say_what_why_and_what_to_do() {
         "/v1/objects/vm?labell=a",
         400,
         "`labell` is not a parameter of this path",
-        "this path takes: label, limit, after, min_revision",
+        "this path takes: label, limit, after, min_revision, at",
     )
     .await;
     check("/v1/objects/vm?label=a", 400, "`label` must be KEY=VALUE, is `a`", "").await;
