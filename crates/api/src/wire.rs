@@ -192,6 +192,9 @@ pub struct ClusterStatus {
     /// What the loss of each worker that has VMs would do; see [`Loss`].
     #[serde(default)]
     pub losses: Vec<Loss>,
+    /// How many workers were not looked at for that, because there are too many members of groups.
+    #[serde(default)]
+    pub losses_untried: u64,
     /// How many things wait longer than is normal.
     pub stuck: u64,
     /// Stored values that this version cannot read.

@@ -51,7 +51,7 @@ pub(crate) async fn measure(runs: usize) -> Result<Outcome> {
             timed(|| plan(Change::Apply(manifest(worker.name.clone(), Spec::Worker(drained.clone())))));
         ensure!(moved.0.is_ok_and(|told| told.unmet.is_empty()), "the worker is emptied");
         let losses = timed(|| room::losses(&view));
-        ensure!(losses.0.len() == WORKERS, "every worker has VMs");
+        ensure!(losses.0.tried.len() == WORKERS, "every worker has VMs");
         let explained = timed(|| why::why(&view, &placed, None));
         ensure!(explained.0.is_some_and(|told| told.ready), "the VM runs");
         let refused = timed(|| why::why(&full, &homeless, None));

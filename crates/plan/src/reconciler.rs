@@ -22,7 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use lightbyte_api::{Key, Kind, ObjectRef, Span, Timestamp, WaitingOn, WorkerId};
+use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn, WorkerId};
 
 use crate::planner::{self, Inputs, Plan, later};
 use crate::transaction::{FIRST_BOOT_BYTES_MAX, GUARDS_MAX, Transaction, WRITES_MAX, Write};
@@ -476,6 +476,13 @@ impl Reconciler {
         self.queue.extend(view.referrers(object).cloned());
         self.queue.extend(view.named_by_labels(object));
         if let Some(asked) = view.asked(object) {
+            // Whom it keeps away has a place when it does so no more.
+            if let Spec::Vm(spec) = &asked.spec
+                && !spec.placement.apart.is_empty()
+            {
+                let others = view.vms_having(&spec.placement.apart).map(|(other, _)| other);
+                self.queue.extend(others.filter(|other| planner::worker_of(view, other).is_none()));
+            }
             self.queue.extend(asked.spec.references());
             self.queue.extend(asked.meta.owner.iter().map(|owner| owner.object.clone()));
             if concerns_children {

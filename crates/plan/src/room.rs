@@ -2,6 +2,8 @@
 //!
 //! Both try it out: the shipped placing on forks of the view, where something is otherwise than it is.
 
+use std::iter::once_with;
+
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::kinds::worker;
 use lightbyte_api::object::{Asked, Meta};
@@ -15,34 +17,46 @@ use crate::transaction::Write;
 use crate::view::View;
 
 /// How many VMs are tried out for one answer on losses.
-pub const LOSS_TRIALS_MAX: usize = 5_000;
+pub const LOSS_TRIALS_MAX: usize = 2_000;
 /// How many ways to make room are told.
 pub const REMEDIES_MAX: usize = 4;
+/// How many workers are looked at on which some more room would do.
+const WORKERS_TRIED_MAX: usize = 16;
 /// How many VMs are looked at whose going would make room.
 const LEAVING_TRIED_MAX: usize = 100;
 
-/// What the loss of each worker would do to groups, in order of name; nothing for workers that have no VMs. Those for which
-/// more than [`LOSS_TRIALS_MAX`] VMs would have to be tried out are left out.
-#[must_use]
-pub fn losses(view: &View) -> Vec<Loss> {
-    let mut trials = 0;
-    let workers = view.objects_of(Kind::Worker);
-    workers
-        .filter_map(|object| {
-            let worker = view.worker_id(object).filter(|worker| view.alive(*worker).is_some())?;
-            loss(view, object, worker, &mut trials)
-        })
-        .collect()
+/// What the loss of workers would do to groups.
+#[derive(Clone, Debug, Default)]
+pub struct Losses {
+    /// One for each worker that has VMs, in order of name.
+    pub tried: Vec<Loss>,
+    /// How many workers were left out: more than [`LOSS_TRIALS_MAX`] VMs would have been tried out.
+    pub untried: u64,
 }
 
-fn loss(view: &View, object: &ObjectRef, worker: WorkerId, trials: &mut usize) -> Option<Loss> {
+/// What the loss of each worker that is alive would do to groups.
+#[must_use]
+pub fn losses(view: &View) -> Losses {
+    let mut losses = Losses::default();
+    let mut left = LOSS_TRIALS_MAX;
+    for object in view.objects_of(Kind::Worker) {
+        let worker = view.worker_id(object).filter(|worker| view.alive(*worker).is_some());
+        let Some(worker) = worker else { continue };
+        match loss(view, object, worker, &mut left) {
+            Some(loss) if loss.members + loss.alone > 0 => losses.tried.push(loss),
+            Some(_) => {}
+            None => losses.untried += 1,
+        }
+    }
+    losses
+}
+
+/// Nothing when more VMs would be tried out than are `left`.
+fn loss(view: &View, object: &ObjectRef, worker: WorkerId, left: &mut usize) -> Option<Loss> {
     let vms = view.assigned_to(worker).filter(|on_host| on_host.kind == Kind::Vm);
     let vms = vms.filter_map(|on_host| view.living(view.object_of(on_host.uid)?));
     let (members, alone): (Vec<_>, Vec<_>) = vms.partition(|asked| asked.meta.group().is_some());
-    *trials += members.len();
-    if (members.is_empty() && alone.is_empty()) || *trials > LOSS_TRIALS_MAX {
-        return None;
-    }
+    *left = left.checked_sub(members.len())?;
     let mut fork = view.fork([Write::Delete(Key::Alive(worker))]);
     let mut homeless = 0;
     let mut because = None;
@@ -95,9 +109,10 @@ pub fn remedies(view: &View, object: &ObjectRef, on: Option<&Name>) -> Vec<Strin
     }
     let reopened = trial.workers().filter_map(|worker| trial.reopen(worker));
     let returned = trial.workers().filter_map(|worker| trial.come_back(worker));
-    let freed = trial.free(need.cpus, need.memory);
-    let left = trial.let_one_go(need.cpus, need.memory);
-    let less = trial.ask_for_less(spec);
+    // None is looked for that is not told.
+    let freed = once_with(|| trial.free(need.cpus, need.memory)).flatten();
+    let left = once_with(|| trial.let_one_go(need.cpus, need.memory)).flatten();
+    let less = once_with(|| trial.ask_for_less(spec)).flatten();
     reopened.chain(returned).chain(freed).chain(left).chain(less).take(REMEDIES_MAX).collect()
 }
 
@@ -169,10 +184,12 @@ impl Trial<'_> {
                 memory: ByteSize::from_bytes(ledger.memory.bytes().checked_sub(lack.1)?),
                 ..ledger.clone()
             };
-            let helps = lack != (0, 0) && self.has_place_with(Write::put(Key::WorkerLedger(worker), less));
-            helps.then_some((lack, &object.name))
+            (lack != (0, 0)).then_some((lack, &object.name, Write::put(Key::WorkerLedger(worker), less)))
         });
-        let ((cpus, bytes), worker) = lacking.min()?;
+        let mut lacking: Vec<_> = lacking.collect();
+        lacking.sort_by_key(|(lack, worker, _)| (*lack, *worker));
+        let mut tried = lacking.into_iter().take(WORKERS_TRIED_MAX);
+        let ((cpus, bytes), worker, _) = tried.find(|(_, _, write)| self.has_place_with(write.clone()))?;
         let cpus = (cpus > 0).then(|| format!("{cpus} {}", if cpus == 1 { "CPU" } else { "CPUs" }));
         let memory = (bytes > 0).then(|| format!("{} of memory", ByteSize::from_bytes(bytes)));
         let lack: Vec<String> = cpus.into_iter().chain(memory).collect();
@@ -213,6 +230,10 @@ impl Trial<'_> {
         let mut rooms: Vec<_> =
             rooms.map(|(cpus, memory)| (memory.min(spec.memory), cpus.min(spec.cpus))).collect();
         rooms.sort_unstable_by(|one, other| other.cmp(one));
+        rooms.dedup();
+        // To ask for the same again is no remedy.
+        rooms.retain(|room| *room != (spec.memory, spec.cpus));
+        rooms.truncate(WORKERS_TRIED_MAX);
         let (memory, cpus) = rooms.into_iter().find(|(memory, cpus)| {
             let spec = lightbyte_api::kinds::vm::Spec { memory: *memory, cpus: *cpus, ..spec.clone() };
             let meta = Meta { labels: self.asked.meta.labels.clone(), ..self.asked.meta.clone() };

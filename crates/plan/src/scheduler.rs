@@ -94,6 +94,7 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
     let mut best: Vec<(i64, Candidate<'_>)> = Vec::with_capacity(VERDICTS_KEPT + 1);
     let mut workers = 0;
     let mut fitting = 0;
+    let mut is_found = false;
     for candidate in view.workers_by_room().filter_map(|name| candidate(view, name)) {
         if fitting == FITTING_SCORED_MAX {
             break;
@@ -103,14 +104,16 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
             *refused.entry(refusal).or_default() += 1;
             continue;
         }
-        fitting += 1;
+        is_found = true;
+        // Where something is preferred, only those that have it all are enough to stop.
+        fitting += usize::from(need.prefer.iter().all(|label| candidate.has(label)));
         let score = score(view, &candidate, need).iter().map(|(score, _)| score).sum();
         // Equal scores keep the order by room and name, so that the same world gives the same choice.
         let place = best.iter().position(|(other, _)| *other < score).unwrap_or(best.len());
         best.insert(place, (score, candidate));
         best.truncate(VERDICTS_KEPT);
     }
-    if fitting == 0 {
+    if !is_found {
         // Nobody can take it: the others are counted too, so that the reasons are complete.
         let others = candidates(view).filter(|candidate| !candidate.is_open());
         for refusal in others.filter_map(|candidate| refusal(&candidate, need)) {

@@ -426,11 +426,19 @@ impl View {
         &'a self,
         labels: &'a BTreeMap<String, String>,
     ) -> impl Iterator<Item = (ObjectRef, &'a Asked)> {
+        self.vms_having(labels).filter(|(_, asked)| asked.meta.deleting_since.is_none())
+    }
+
+    /// The same with those whose end is asked for: they may run still.
+    pub fn vms_having<'a>(
+        &'a self,
+        labels: &'a BTreeMap<String, String>,
+    ) -> impl Iterator<Item = (ObjectRef, &'a Asked)> {
         let has_all =
             |asked: &Asked| labels.iter().all(|(key, value)| asked.meta.labels.get(key) == Some(value));
         let candidates = self.labels.candidates(labels);
         candidates.filter_map(move |vm| {
-            let asked = self.living(&vm).filter(|asked| has_all(asked))?;
+            let asked = self.asked(&vm).filter(|asked| has_all(asked))?;
             Some((vm, asked.as_ref()))
         })
     }

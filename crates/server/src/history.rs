@@ -81,6 +81,8 @@ impl Server {
             Failure::bad(title)
         };
         let revision = match read(text, clock::now()).ok_or_else(bad)? {
+            // Nought means the newest to a store.
+            Past::Revision(0) => return Err(bad()),
             Past::Revision(revision) => revision,
             Past::Time(at) => self.times.revision_at(at).ok_or_else(|| {
                 let title = format!("this server does not know which revision was the newest at {at}");
@@ -93,9 +95,10 @@ impl Server {
             Failure::new(StatusCode::TOO_MANY_REQUESTS, title).hint("try again in a moment")
         })?;
         let listing = self.store.list("", Some(revision)).await;
+        let read = listing.map(|listing| Feed::begin(&listing).view().clone());
         drop(permit);
-        match listing {
-            Ok(listing) => Ok(Feed::begin(&listing).view().clone()),
+        match read {
+            Ok(view) => Ok(view),
             Err(StoreError::Compacted { revision: kept }) => {
                 let title = format!("revision {revision} is not kept any more");
                 Err(Failure::new(StatusCode::NOT_FOUND, title)

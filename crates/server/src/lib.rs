@@ -84,6 +84,9 @@ pub(crate) struct Server {
     /// Which revision was the newest when.
     times: history::Times,
     looks_back: Semaphore,
+    /// What the loss of workers would do, at a revision.
+    losses: std::sync::Mutex<(u64, lightbyte_plan::room::Losses)>,
+    losses_permit: Semaphore,
     stop: watch::Receiver<bool>,
 }
 
@@ -104,6 +107,8 @@ impl Server {
             forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
             times: history::Times::default(),
             looks_back: Semaphore::new(history::LOOKS_BACK_MAX),
+            losses: std::sync::Mutex::default(),
+            losses_permit: Semaphore::new(1),
             stop: watch::channel(false).1,
         }
     }
@@ -148,6 +153,8 @@ pub async fn serve(
         forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
         times: history::Times::default(),
         looks_back: Semaphore::new(history::LOOKS_BACK_MAX),
+        losses: std::sync::Mutex::default(),
+        losses_permit: Semaphore::new(1),
         stop: stop.clone(),
     });
 

@@ -230,7 +230,7 @@ fn check_loss(view: &View, change: &Change, end: &View) -> Checked {
     let Change::Lose(worker) = change else { return Ok(()) };
     let is_lost = planner::worker::choice(end, worker).lost;
     let losses = room::losses(view);
-    let Some(said) = losses.iter().find(|loss| loss.worker == worker.name).filter(|_| is_lost) else {
+    let Some(said) = losses.tried.iter().find(|loss| loss.worker == worker.name).filter(|_| is_lost) else {
         return Ok(());
     };
     let homeless = end.objects_of(Kind::Vm).filter(|vm| placement(end, vm).is_none()).count() as u64;
@@ -294,7 +294,12 @@ fn by_object(steps: impl Iterator<Item = (ObjectRef, What)>, named: bool) -> BTr
             What::Placed { .. } if !named => What::Placed { worker: name("any") },
             what => what,
         };
-        found.entry(object).or_default().push(what);
+        let steps = found.entry(object).or_default();
+        // What was placed nowhere may go in the transaction that asks for its end, or in the next.
+        if what == What::Gone && matches!(steps.last(), Some(What::LetGo { .. })) {
+            steps.pop();
+        }
+        steps.push(what);
     }
     found
 }

@@ -43,7 +43,7 @@ pub(crate) fn may_go(view: &View, vm: &ObjectRef, spec: &vm::Spec, worker: &Obje
     });
     let is_near = |other: &&ObjectRef| {
         let is_there = placement(view, other).is_some_and(|placed| placed.worker_name == worker.name);
-        let Some(Asked { meta, spec: Spec::Vm(others) }) = view.living(other).map(AsRef::as_ref) else {
+        let Some(Asked { meta, spec: Spec::Vm(others) }) = view.asked(other).map(AsRef::as_ref) else {
             return false;
         };
         *other != vm

@@ -4,7 +4,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures::future::join_all;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use lightbyte_api::object::ObjectRef;
 use lightbyte_api::{Kind, Name};
 use lightbyte_link::ClientError;
@@ -72,7 +73,8 @@ async fn of_group(cluster: &Cluster, group: &ObjectRef, words: &Logs) -> Result<
         (of_member(cluster, &member, &prefix, words).await, member)
     });
     let mut code = Code::Done;
-    for (told, member) in join_all(told).await {
+    let mut told: FuturesUnordered<_> = told.collect();
+    while let Some((told, member)) = told.next().await {
         if let Err(error) = told {
             // The others are told all the same.
             let error = error.context(format!("read the console of `{member}`"));

@@ -124,7 +124,7 @@ fn last_words(best: &ClusterStatus) -> String {
     for key in &best.unreadable {
         text.push_str(&format!("stored value `{key}` cannot be read by this version\n"));
     }
-    text.push_str(&losses(&best.losses));
+    text.push_str(&losses(&best.losses, best.losses_untried));
     text.push_str(&match best.stuck {
         0 => "nothing is stuck".to_owned(),
         1 => "1 thing is stuck: `lightbyte stuck` tells which".to_owned(),
@@ -140,13 +140,17 @@ fn last_words(best: &ClusterStatus) -> String {
 }
 
 /// Whether any one worker may be lost, and which is the worst to lose.
-fn losses(losses: &[Loss]) -> String {
+fn losses(losses: &[Loss], untried: u64) -> String {
     let worst = losses.iter().max_by_key(|loss| (loss.homeless, loss.members));
     let Some(Loss { worker, members, homeless, because, .. }) = worst.filter(|worst| worst.members > 0)
     else {
         return String::new();
     };
     match homeless {
+        0 if untried > 0 => format!(
+            "{} workers may be lost, one at a time; {untried} more were not looked at\n",
+            losses.len()
+        ),
         0 => format!(
             "any one worker may be lost: members of groups have room elsewhere (most are on `{worker}`: {members})\n"
         ),

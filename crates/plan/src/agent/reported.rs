@@ -20,16 +20,14 @@ pub(super) struct Reported {
     /// Revision of the stored report; 0 when there is none.
     revision: u64,
     stored: Option<Observed>,
-    /// Something else is stored by now, which an earlier run has sent: what is true must be told again.
-    is_overwritten: bool,
+    /// Whether this is what is stored is not known: an earlier run has sent something else, or it was withdrawn. What is true
+    /// must be told again, and until that is stored nothing is claimed.
+    is_unsure: bool,
     /// What was heard of the stored report while another was in flight: its revision, and that of the view that had it.
     heard: Option<(u64, u64)>,
     in_flight: Option<Sent>,
     /// A claim on this revision of the assignment was refused: it has changed, and the news is under way.
     refused_assignment: Option<u64>,
-    /// The report was withdrawn, and whether that is stored is not known: it may be at any time, and claims nothing until
-    /// another is stored.
-    withdrawing: bool,
     /// A claim was sent and its answer was lost: it may be stored, and must be sent again before it can be given up.
     claim_unsure: bool,
     /// Whether an inventory has said what is stored. Before that nothing can be guarded, and so nothing is sent.
@@ -54,7 +52,7 @@ impl Reported {
 
     /// Whether a report is stored, and stays so: the object is claimed.
     pub(super) const fn is_claim(&self) -> bool {
-        self.revision != 0 && !self.withdrawing
+        self.revision != 0 && !self.is_unsure
     }
 
     /// Whether none is stored, and none is on its way.
@@ -97,7 +95,8 @@ impl Reported {
         let is_news = mod_revision != self.revision && seen > self.revision;
         if self.known && is_news {
             self.revision = mod_revision;
-            self.is_overwritten = mod_revision != 0;
+            // What was heard may be older than what is known, as when nothing is stored since.
+            self.is_unsure = mod_revision != 0;
             if mod_revision == 0 {
                 self.stored = None;
             }
@@ -106,8 +105,7 @@ impl Reported {
 
     fn set_stored(&mut self, observed: Option<Stamped<Observed>>) {
         self.claim_unsure = false;
-        self.is_overwritten = false;
-        self.withdrawing = false;
+        self.is_unsure = false;
         self.revision = observed.as_ref().map_or(0, |observed| observed.mod_revision);
         self.stored = observed.map(|observed| observed.value);
     }
@@ -117,9 +115,9 @@ impl Reported {
         let Some(sent) = self.in_flight.take() else { return };
         match reply {
             Reply::Accepted { revision } => {
+                self.heard = self.heard.filter(|(_, seen)| *seen >= revision);
                 self.claim_unsure = false;
-                self.is_overwritten = false;
-                self.withdrawing = false;
+                self.is_unsure = false;
                 self.revision = if sent.observed.is_some() { revision } else { 0 };
                 self.stored = sent.observed;
                 self.told = true;
@@ -148,8 +146,7 @@ impl Reported {
         if self.in_flight.is_some() || !self.known {
             return None;
         }
-        let is_told = !self.is_overwritten && !self.withdrawing;
-        if same_report(self.stored.as_ref(), observed.as_ref()) && is_told {
+        if same_report(self.stored.as_ref(), observed.as_ref()) && !self.is_unsure {
             self.told = true;
             return None;
         }
@@ -158,7 +155,7 @@ impl Reported {
             return None;
         }
         let claims = wish_revision.filter(|_| is_claim);
-        self.withdrawing |= observed.is_none();
+        self.is_unsure |= observed.is_none();
         self.in_flight = Some(Sent { observed: observed.clone(), claims });
         Some(Report { object, observed, own_revision: self.revision, assigned_revision: claims })
     }

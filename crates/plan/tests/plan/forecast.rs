@@ -253,7 +253,7 @@ fn the_loss_of_each_worker_is_tried_out() {
     let check = |given: &str, replicas: u64| {
         let web =
             format!(r#"apply scalegroup/web {{"replicas": {replicas}, "template": {{"image": "demo"}}}}"#);
-        let told = room::losses(&after(given, &[&web])).into_iter().map(|loss| {
+        let told = room::losses(&after(given, &[&web])).tried.into_iter().map(|loss| {
             let because = loss.because.map(|because| format!(": {because}")).unwrap_or_default();
             format!(
                 "{}: {} of {} homeless, {} alone{because}",

@@ -73,6 +73,25 @@ fn what_is_being_withdrawn_claims_nothing_that_comes_after_it() {
     assert!(matches!(actions.as_slice(), [(_, Action::Step(Step::Save(_)))]), "{actions:?}");
 }
 
+/// An inventory that is older than the withdrawal comes while that is on its way, and is thought of when it is accepted.
+#[test]
+fn what_was_heard_before_a_withdrawal_claims_nothing_after_it() {
+    let mut agent = claiming();
+    agent.reply(OBJECT, Reply::Accepted { revision: 11 });
+    agent.deliver(removal(), now()).expect("fresh news");
+    assert_eq!(agent.actions(now()).len(), 1, "it withdraws");
+    let old = News::Reported { object: OBJECT, mod_revision: 11 };
+    agent.deliver(delivery(25, old), now()).expect("fresh news");
+    let again = News::Change { object: OBJECT, assigned: Some(assigned(3, WantedVolume::Present)) };
+    agent.deliver(delivery(30, again), now()).expect("fresh news");
+    agent.reply(OBJECT, Reply::Accepted { revision: 31 });
+    let actions = agent.actions(now());
+    assert!(
+        matches!(actions.as_slice(), [(_, Action::Report(report))] if report.own_revision == 0),
+        "it begins on what it has heard of: {actions:?}"
+    );
+}
+
 /// The claim stands until no step can bring anything to the host any more. If it is withdrawn while the first save is
 /// in flight, the controller ends the object; the save then lands; and an agent that dies right after it finds a saved
 /// assignment that nobody will ever take back.

@@ -394,6 +394,11 @@ fn a_vm_goes_where_its_placement_says() {
       n1 750000: preferred: 0 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
       n2 750000: preferred: 0 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
     ");
+    // However many others come before it by room.
+    let many = (10..40).map(|number| format!("worker w{number}\n")).collect::<String>();
+    let prefer = r#"{"image": "demo", "placement": {"prefer": {"zone": "b"}}}"#;
+    let chosen = check(&format!("{rack}\n{many}asked vm/a {prefer}"), "vm/a");
+    assert!(chosen.contains("placed on worker `n3`"), "{chosen}");
     let near = "vm b on=n1 label=app:db observed=running\nvm c on=n2 label=app:db observed=running\nworker n3 cordoned\nworker n4 away";
     let apart = r#"{"image": "demo", "placement": {"apart": {"app": "db"}}}"#;
     assert_snapshot!(check(&format!("rack\n{near}\nasked vm/a {apart}"), "vm/a"), @"

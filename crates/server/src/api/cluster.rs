@@ -1,13 +1,13 @@
 //! The cluster at a glance.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::extract::State;
 use lightbyte_api::Key;
 use lightbyte_api::Kind;
 use lightbyte_api::records::Record;
 use lightbyte_api::wire::{ClusterStatus, EtcdMember};
-use lightbyte_plan::{room, status, why};
+use lightbyte_plan::{View, room, status, why};
 
 use crate::api::answer::{Answer, Answered};
 use crate::api::input::Parameters;
@@ -32,6 +32,7 @@ pub(crate) async fn cluster(
         Some(Record::Leader(leader)) => Some(leader.server.clone()),
         _ => None,
     };
+    let losses = server.losses(&view).await;
     let age = server.follower.confirmed_at().map(|at| at.elapsed().as_millis());
     let status = ClusterStatus {
         cluster,
@@ -43,11 +44,37 @@ pub(crate) async fn cluster(
         leader,
         etcd,
         workers: view.objects_of(Kind::Worker).filter_map(|object| status::object(&view, object)).collect(),
-        losses: room::losses(&view),
+        losses: losses.tried,
+        losses_untried: losses.untried,
         stuck: why::stuck(&view, clock::now()).len() as u64,
         unreadable: view.unreadable_keys().take(UNREADABLE_NAMED_MAX).collect(),
     };
     Ok(Answer::at(view.revision(), status))
+}
+
+impl Server {
+    /// What the loss of workers would do. It is worked out by one request at a time, once for each revision; who would wait
+    /// for that is told what was last known.
+    async fn losses(&self, view: &View) -> room::Losses {
+        let revision = view.revision();
+        let known = || self.losses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (Ok(_permit), (at, last)) = (self.losses_permit.try_acquire(), known()) else { return known().1 };
+        if at == revision {
+            return last;
+        }
+        // Thousands of VMs are tried out: not on a thread that serves others.
+        let tried = view.clone();
+        match tokio::task::spawn_blocking(move || room::losses(&tried)).await {
+            Ok(losses) => {
+                *self.losses.lock().unwrap_or_else(PoisonError::into_inner) = (revision, losses.clone());
+                losses
+            }
+            Err(error) => {
+                tracing::error!(%error, "what the loss of a worker would do could not be told");
+                last
+            }
+        }
+    }
 }
 
 async fn members(server: &Server) -> Vec<EtcdMember> {

@@ -44,10 +44,11 @@ pub fn need(view: &View, meta: &Meta, spec: &VmSpec) -> Result<Need, WaitingOn> 
 /// The workers with a VM that this one keeps apart from, or that keeps apart from this one.
 fn apart_from(view: &View, meta: &Meta, spec: &VmSpec) -> BTreeSet<WorkerId> {
     let apart = &spec.placement.apart;
-    let others = view.vms_with(apart).filter(|(_, asked)| !apart.is_empty() && asked.meta.uid != meta.uid);
+    // Those that are to go are there until they are gone.
+    let others = view.vms_having(apart).filter(|(_, asked)| !apart.is_empty() && asked.meta.uid != meta.uid);
     let others = others.map(|(other, _)| other);
     let keeps_apart = |other: &ObjectRef| {
-        let asked = view.living(other).filter(|asked| asked.meta.uid != meta.uid);
+        let asked = view.asked(other).filter(|asked| asked.meta.uid != meta.uid);
         asked.is_some_and(|asked| matches!(&asked.spec, Spec::Vm(spec) if spec.placement.is_apart_from(&meta.labels)))
     };
     let watchers = view.naming_labels(&meta.labels).filter(keeps_apart);

@@ -113,6 +113,23 @@ fn whoever_waits_for_room_wakes_when_there_is_some() {
     check(&full, gone, "vm/a", "on n1, waits: worker `n1` to start it");
 }
 
+#[test]
+fn whoever_is_kept_away_wakes_when_it_is_no_more() {
+    let keeps = r#"asked vm/a {"image": "demo", "placement": {"apart": {"app": "x"}}}"#;
+    let given = format!("{BARE}{keeps}\nvm b label=app:x");
+    let there = "on n1, waits: worker `n1` to start it";
+    check(&given, r#"asked vm/a {"image": "demo"}"#, "vm/b", there);
+    check(&given, "vm b label=app:y", "vm/b", there);
+    // The other way round: the one that keeps apart waits for labels.
+    let keeps = r#"asked vm/b {"image": "demo", "placement": {"apart": {"app": "x"}, "on": {"zone": "z"}}}"#;
+    let given = format!("worker n1 label=zone:z\n{BARE}vm a label=app:x\n{keeps}")
+        .replace("worker n1 cpus=4 memory=1GiB\n", "");
+    check(&given, "vm a label=app:y", "vm/b", there);
+    let elsewhere =
+        format!("{BARE}{}", r#"asked vm/b {"image": "demo", "placement": {"on": {"zone": "z"}}}"#);
+    check(&elsewhere, "worker n1 label=zone:z", "vm/b", there);
+}
+
 /// A VM that was detached from a volume names it no more: only what it held leads from the one to the other.
 #[test]
 fn whoever_waits_for_a_volume_wakes_when_it_is_let_go() {
