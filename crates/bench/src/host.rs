@@ -186,15 +186,7 @@ impl Found {
                 (HostObject { kind: Kind::Vm, uid: vm.uid() }, Assigned::Vm(with_disk)),
             ];
             for (object, assigned) in objects {
-                let saved = Saved {
-                    assigned,
-                    restarts: 0,
-                    restarts_done: 0,
-                    started_shape: 1,
-                    off: false,
-                    squatted: None,
-                    created: true,
-                };
+                let saved = Saved { started_shape: 1, created: true, ..Saved::of(assigned) };
                 files.save(object, &saved).context("save a record")?;
                 records.push(files.directory(object).join("record"));
             }

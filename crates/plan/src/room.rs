@@ -6,7 +6,7 @@ use std::iter::once_with;
 
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::kinds::worker;
-use lightbyte_api::object::{Asked, Meta};
+use lightbyte_api::object::Asked;
 use lightbyte_api::records::{Alive, WorkerLedger};
 use lightbyte_api::wire::Loss;
 use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, Uid, WorkerId};
@@ -20,7 +20,7 @@ use crate::view::View;
 pub const LOSS_TRIALS_MAX: usize = 2_000;
 /// How many ways to make room are told.
 pub const REMEDIES_MAX: usize = 4;
-/// How many workers are looked at on which some more room would do.
+/// How many workers are tried out of those that are closed, that are away, and that lack some room.
 const WORKERS_TRIED_MAX: usize = 16;
 /// How many VMs are looked at whose going would make room.
 const LEAVING_TRIED_MAX: usize = 100;
@@ -107,8 +107,11 @@ pub fn remedies(view: &View, object: &ObjectRef, on: Option<&Name>) -> Vec<Strin
     if trial.has_place(view) {
         return Vec::new();
     }
-    let reopened = trial.workers().filter_map(|worker| trial.reopen(worker));
-    let returned = trial.workers().filter_map(|worker| trial.come_back(worker));
+    let closed = trial.workers().filter_map(|object| Some((object, trial.closed(object)?)));
+    let reopened = closed.take(WORKERS_TRIED_MAX).filter_map(|(object, asked)| trial.reopen(object, asked));
+    let away = trial.workers().filter_map(|object| Some((object, trial.away(object)?)));
+    let returned =
+        away.take(WORKERS_TRIED_MAX).filter_map(|(object, worker)| trial.come_back(object, worker));
     // None is looked for that is not told.
     let freed = once_with(|| trial.free(need.cpus, need.memory)).flatten();
     let left = once_with(|| trial.let_one_go(need.cpus, need.memory)).flatten();
@@ -147,12 +150,14 @@ impl Trial<'_> {
         self.has_place(&self.view.fork([write]))
     }
 
-    fn reopen(&self, object: &ObjectRef) -> Option<String> {
+    /// What is asked of a worker on which nothing is placed by somebody's wish.
+    fn closed(&self, object: &ObjectRef) -> Option<&Asked> {
         let asked = self.view.living(object)?;
+        matches!(&asked.spec, Spec::Worker(spec) if !spec.is_open()).then_some(asked.as_ref())
+    }
+
+    fn reopen(&self, object: &ObjectRef, asked: &Asked) -> Option<String> {
         let Spec::Worker(spec) = &asked.spec else { return None };
-        if spec.is_open() {
-            return None;
-        }
         let verbs = [(spec.draining, "undrain"), (spec.cordoned, "uncordon")];
         let verbs =
             verbs.iter().filter(|(is_so, _)| *is_so).map(|(_, verb)| format!("`lightbyte {verb} {object}`"));
@@ -161,11 +166,12 @@ impl Trial<'_> {
         self.has_place_with(Write::put(Key::Asked(object.clone()), open)).then(|| verbs.join(" and "))
     }
 
-    fn come_back(&self, object: &ObjectRef) -> Option<String> {
-        let worker = self.view.worker_id(object)?;
-        if self.view.alive(worker).is_some() {
-            return None;
-        }
+    /// The identity of a worker that is not alive.
+    fn away(&self, object: &ObjectRef) -> Option<WorkerId> {
+        self.view.worker_id(object).filter(|worker| self.view.alive(*worker).is_none())
+    }
+
+    fn come_back(&self, object: &ObjectRef, worker: WorkerId) -> Option<String> {
         let boot_id = self.view.observed_worker(worker)?.boot_id.clone();
         let alive = Alive { worker, boot_id, since: self.asked.meta.changed_at };
         let helps = self.has_place_with(Write::put(Key::Alive(worker), alive));
@@ -236,8 +242,7 @@ impl Trial<'_> {
         rooms.truncate(WORKERS_TRIED_MAX);
         let (memory, cpus) = rooms.into_iter().find(|(memory, cpus)| {
             let spec = lightbyte_api::kinds::vm::Spec { memory: *memory, cpus: *cpus, ..spec.clone() };
-            let meta = Meta { labels: self.asked.meta.labels.clone(), ..self.asked.meta.clone() };
-            let asked = Asked { meta, spec: Spec::Vm(spec) };
+            let asked = Asked { meta: self.asked.meta.clone(), spec: Spec::Vm(spec) };
             Trial { view: self.view, asked: &asked, on: self.on }.has_place(self.view)
         })?;
         Some(format!("ask for {cpus} {} and {memory} at most", if cpus == 1 { "CPU" } else { "CPUs" }))

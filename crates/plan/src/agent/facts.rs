@@ -91,6 +91,22 @@ pub struct Saved {
     pub created: bool,
 }
 
+impl Saved {
+    /// An assignment that nothing has come of yet.
+    #[must_use]
+    pub const fn of(assigned: Assigned) -> Saved {
+        Saved {
+            assigned,
+            restarts: 0,
+            restarts_done: 0,
+            started_shape: 0,
+            off: false,
+            squatted: None,
+            created: false,
+        }
+    }
+}
+
 /// What an object must know of the others on its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {

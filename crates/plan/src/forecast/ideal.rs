@@ -376,15 +376,6 @@ fn is_running(view: &View, worker: WorkerId, object: HostObject) -> bool {
 fn found(view: &View, worker: WorkerId, object: HostObject) -> Option<Facts> {
     let assigned = view.assigned(worker, object)?.as_ref();
     let observed = view.observed(worker, object)?.as_ref();
-    let saved = |assigned: Assigned| Saved {
-        assigned,
-        restarts: 0,
-        restarts_done: 0,
-        started_shape: 0,
-        off: false,
-        squatted: None,
-        created: false,
-    };
     match (assigned, observed) {
         (Assigned::Vm(assigned), Observed::Vm(vm)) => {
             let vmm = match vm.phase {
@@ -402,7 +393,7 @@ fn found(view: &View, worker: WorkerId, object: HostObject) -> Option<Facts> {
                     started_shape: vm.shape,
                     off: vm.phase == VmPhase::Off,
                     squatted: Some(squatters).filter(|_| !vm.squatters.is_empty()),
-                    ..saved(Assigned::Vm(assigned))
+                    ..Saved::of(Assigned::Vm(assigned))
                 }),
                 vmm,
                 taps: has_taps,
@@ -420,7 +411,7 @@ fn found(view: &View, worker: WorkerId, object: HostObject) -> Option<Facts> {
             Some(Facts {
                 saved: Some(Saved {
                     created: is_there || volume.phase == VolumePhase::Lost,
-                    ..saved(Assigned::Volume(assigned))
+                    ..Saved::of(Assigned::Volume(assigned))
                 }),
                 disk: is_there.then_some(volume.size),
                 arriving: match volume.phase {

@@ -239,24 +239,13 @@ fn records_are_whole(bed: &Bed<'_>) {
     let of_vm = HostObject { kind: Kind::Vm, uid: vm(1).uid() };
     let of_volume = HostObject { kind: Kind::Volume, uid: volume(1).uid() };
     let first = Saved {
-        assigned: Assigned::Vm(bed.assigned_vm(vm(1), volume(1))),
         restarts: 3,
         restarts_done: 2,
         started_shape: 1,
-        off: false,
-        squatted: None,
-        created: false,
+        ..Saved::of(Assigned::Vm(bed.assigned_vm(vm(1), volume(1))))
     };
     let second = Saved { restarts: 4, ..first.clone() };
-    let other = Saved {
-        assigned: Assigned::Volume(bed.assigned_volume()),
-        restarts: 0,
-        restarts_done: 0,
-        started_shape: 0,
-        off: false,
-        squatted: None,
-        created: true,
-    };
+    let other = Saved { created: true, ..Saved::of(Assigned::Volume(bed.assigned_volume())) };
     for (object, saved) in [(of_vm, &first), (of_vm, &second), (of_vm, &second), (of_volume, &other)] {
         bed.drivers.records.save(object, saved).expect("save");
         assert_eq!(bed.drivers.records.load(object).expect("an answer").as_ref(), Some(saved));

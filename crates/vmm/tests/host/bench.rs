@@ -101,15 +101,7 @@ pub(crate) fn assigned_volume(sequence: u64, wanted: WantedVolume) -> AssignedVo
 
 /// A saved assignment.
 pub(crate) fn saved(assigned: impl Into<Assigned>) -> Saved {
-    Saved {
-        assigned: assigned.into(),
-        restarts: 0,
-        restarts_done: 0,
-        started_shape: 0,
-        off: false,
-        squatted: None,
-        created: false,
-    }
+    Saved::of(assigned.into())
 }
 
 /// The time `milliseconds` after the beginning of every test.

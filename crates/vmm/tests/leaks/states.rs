@@ -60,15 +60,7 @@ fn worker_in(room: &Room, situation: &Situation) -> Worker {
     let Situation { saved: kept, wish, vmm, taps, disk } = *situation;
     let mut worker = Worker::new(room);
     let drivers = worker.drivers.clone();
-    let saved = |assigned: Assigned, created| Saved {
-        assigned,
-        restarts: 0,
-        restarts_done: 0,
-        started_shape: 0,
-        off: false,
-        squatted: None,
-        created,
-    };
+    let saved = |assigned: Assigned, created| Saved { created, ..Saved::of(assigned) };
     let keeps = |object, record: &Saved| drivers.records.save(object, record).expect("a record");
     worker.volume.wanted = WantedVolume::Present;
     // A disk is made where its record is, and a machine's console likewise.

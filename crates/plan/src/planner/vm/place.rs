@@ -158,14 +158,10 @@ pub(crate) fn try_another(
     let vm = Vm { view, object: trial, meta: &meta, spec };
     let inputs = Inputs { now, fresh: uid.bits() + 1, view_read_at: None };
     let mut plan = place(&vm, &inputs)?;
-    let Some(Choice::Vm(VmChoice { placement: Some(placement) })) = &plan.choice else { return Err(missing()) };
+    let Some(choice) = plan.choice.take() else { return Err(missing()) };
+    let Choice::Vm(VmChoice { placement: Some(placement) }) = &choice else { return Err(missing()) };
     let worker = placement.worker_name.clone();
-    let decided = Decided {
-        uid,
-        waiting_on: Vec::new(),
-        at_rest_since: None,
-        choice: plan.choice.clone().unwrap_or_else(|| Choice::none(Kind::Vm)),
-    };
+    let decided = Decided { uid, waiting_on: Vec::new(), at_rest_since: None, choice };
     plan.writes.push(Write::put(Key::Asked(trial.clone()), Asked { meta: meta.clone(), spec: asked.spec.clone() }));
     plan.writes.push(Write::put(Key::Decided(trial.clone()), decided));
     Ok((worker, plan.writes))

@@ -1,0 +1,78 @@
+//! Words for looking at objects, now and as they were.
+
+use clap::{Args, ValueEnum};
+
+use super::read_label;
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// KIND, KIND/NAME or NAME; everything when left out
+    #[arg(value_name = "KIND[/NAME]")]
+    pub(crate) targets: Vec<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    pub(crate) output: Form,
+    /// Only objects with this label; may be given several times
+    #[arg(short = 'l', long = "label", value_name = "KEY=VALUE", value_parser = read_label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Goes on with a line for each change
+    #[arg(short, long, conflicts_with = "at")]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) past: Past,
+}
+
+/// How objects are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// A line for each object
+    Table,
+    /// The same with more columns
+    Wide,
+    /// JSON: one object, or {"items": […]}
+    Json,
+    /// YAML documents that `apply` takes
+    Yaml,
+    /// KIND/NAME
+    Name,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Past {
+    /// As it was then: a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m
+    #[arg(long, value_name = "WHEN", value_parser = read_past)]
+    pub(crate) at: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Describe {
+    /// The object
+    #[arg(value_name = "KIND/NAME", required = true)]
+    pub(crate) target: Vec<String>,
+    #[command(flatten)]
+    pub(crate) past: Past,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// The object
+    #[arg(value_name = "KIND/NAME", required = true)]
+    pub(crate) target: Vec<String>,
+    /// What this worker is to a VM, whether it is there or not
+    #[arg(long, value_name = "WORKER")]
+    pub(crate) on: Option<String>,
+    #[command(flatten)]
+    pub(crate) past: Past,
+}
+
+/// What may stand in a question to a server; what it means the server says.
+fn read_past(text: &str) -> Result<String, String> {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-:.".contains(character);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("it is a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m"
+                .to_owned())
+        }
+    }
+}
