@@ -104,10 +104,9 @@ impl Cluster {
             (Change::Apply(_), _) => "forecast: VM",
         });
         let run = Run::since(&self.core, &view);
-        // Who waits for room gets it from the host that is quicker: which one that is no forecast can tell.
-        let named = !run.waited_for_room;
-        // And who gets an address that is let go at the same moment.
-        let addressed = named && told.steps_anyway == 0;
+        // Who waits for room gets it from the host that is quicker, and what lets go of room or an address at the same
+        // moment is sooner or later: no forecast can tell.
+        let named = !run.waited_for_room && told.steps_anyway == 0;
         if run.waited_for_room {
             self.counts.add("forecast: room was waited for");
         }
@@ -117,8 +116,7 @@ impl Cluster {
             let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and done {done:?}");
             return violated("plan", text);
         }
-        let (foreseen, found) =
-            (picture(&end, named, addressed), picture(self.oracle.truth(), named, addressed));
+        let (foreseen, found) = (picture(&end, named), picture(self.oracle.truth(), named));
         if let Some((object, foreseen, found)) = first_difference(&foreseen, &found) {
             let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and is {found:?}");
             return violated("plan", text);
@@ -306,15 +304,13 @@ fn by_object(steps: impl Iterator<Item = (ObjectRef, What)>, named: bool) -> BTr
     found
 }
 
-/// How everything is: what is asked, where it is, and what it waits for. Without the names of workers and without
-/// addresses if these are chance.
-fn picture(view: &View, named: bool, addressed: bool) -> BTreeMap<ObjectRef, String> {
+/// How everything is: what is asked, where it is, and what it waits for; without the place if that is chance.
+fn picture(view: &View, named: bool) -> BTreeMap<ObjectRef, String> {
     let of = |object: &ObjectRef| {
         let asked = view.asked(object).map(|asked| asked.spec.to_json().map(|spec| spec.to_string()));
         let place = placement(view, object).map(|placed| {
-            let worker = if named { placed.worker_name.as_str() } else { "any" };
-            let addresses = placed.nics.iter().map(|nic| nic.address.filter(|_| addressed));
-            format!("{worker} {:?}", addresses.collect::<Vec<_>>())
+            let addresses: Vec<_> = placed.nics.iter().map(|nic| nic.address).collect();
+            if named { format!("{} {addresses:?}", placed.worker_name) } else { String::new() }
         });
         let waits = view.decided(object).map(|decided| {
             decided.waiting_on.iter().map(|waiting| waiting.on.to_string()).collect::<Vec<_>>()
