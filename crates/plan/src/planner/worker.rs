@@ -110,6 +110,8 @@ pub(crate) fn what_stays(view: &View, spec: &WorkerSpec, worker: WorkerId) -> Ve
             _ => staying.push(object.clone()),
         }
     }
+    // By name, as people read it; assignments are in the order of uids.
+    staying.sort();
     let staying = staying.into_iter().take(STAYING_NAMED_MAX).map(|object| WaitingOn::Staying { object });
     leaving.map(|vm| WaitingOn::Leaving { vm }).into_iter().chain(staying).collect()
 }
