@@ -156,6 +156,47 @@ pub struct EndedVm {
     pub at: Timestamp,
 }
 
+/// Asks a worker what runs there uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measure {
+    /// Of which VMs; of all that it has when there are none.
+    #[serde(default)]
+    pub vms: Vec<VmId>,
+}
+
+/// What a worker and its guests have used by now. Counters begin with the kernel that counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The host itself.
+    pub host: Usage,
+    /// Those guests whose agent answered in time.
+    pub vms: Vec<MeasuredVm>,
+}
+
+/// What a guest has used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeasuredVm {
+    /// Which.
+    pub vm: VmId,
+    /// What; its own word.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// What a machine has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Milliseconds in which something ran, over all CPUs together.
+    pub cpu_busy_millis: u64,
+    /// The same in which nothing did.
+    pub cpu_idle_millis: u64,
+    /// Bytes of memory that its kernel manages.
+    pub memory_total_bytes: u64,
+    /// Bytes that could be given to programs without swapping.
+    pub memory_available_bytes: u64,
+}
+
 /// Keeps a worker alive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {

@@ -108,7 +108,11 @@ fn group(number: u64, replicas: u64) -> Result<Manifest> {
     let Ok(Manifest { name, labels, spec: Spec::ScaleGroup(spec) }) = read else {
         anyhow::bail!("the shortest group is one");
     };
-    Ok(Manifest { name, labels, spec: Spec::ScaleGroup(GroupSpec { replicas, template, ..spec }) })
+    Ok(Manifest {
+        name,
+        labels,
+        spec: Spec::ScaleGroup(GroupSpec { replicas: Some(replicas), template, ..spec }),
+    })
 }
 
 const fn manifest(name: Name, spec: Spec) -> Manifest {

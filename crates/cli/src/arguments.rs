@@ -23,7 +23,7 @@ use lightbyte_api::{ByteSize, Name, Span};
 pub(crate) use self::daemons::{Server, Worker, WorkerVmm};
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
-pub(crate) use self::groups::{Drain, OneGroup, OneWorker, Rollout, RolloutOn, RolloutUndo, Scale};
+pub(crate) use self::groups::{Drain, OneGroup, OneWorker, Replicas, Rollout, RolloutOn, RolloutUndo, Scale};
 pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;

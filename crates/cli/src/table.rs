@@ -85,7 +85,7 @@ const COLUMNS: &[(Kind, Columns)] = &[
         (
             &[
                 STATE,
-                ("AVAILABLE", Of("/status/available", "/spec/replicas")),
+                ("AVAILABLE", Of("/status/available", "/status/replicas")),
                 ("VERSION", At("/status/version")),
                 ("IMAGE", At("/spec/template/image")),
                 SINCE,

@@ -252,6 +252,10 @@ pub struct Metrics {
     pub memory_available_bytes: u64,
     /// Seconds since the kernel started.
     pub uptime_seconds: f64,
+    /// Milliseconds since then in which something ran, over all CPUs together; not those that the host took away.
+    pub cpu_busy_millis: u64,
+    /// The same in which nothing did.
+    pub cpu_idle_millis: u64,
 }
 
 /// Body of `POST /v1/exec`.

@@ -17,6 +17,7 @@ pub mod delivery;
 pub mod forecast;
 pub mod guest;
 mod labels;
+pub mod load;
 pub mod planner;
 pub mod reconciler;
 pub mod request;

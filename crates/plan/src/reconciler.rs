@@ -21,9 +21,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
-use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn, WorkerId};
+use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn, WorkerId};
 
+use crate::load::Load;
 use crate::planner::{self, Inputs, Plan, later};
 use crate::transaction::{FIRST_BOOT_BYTES_MAX, GUARDS_MAX, Transaction, WRITES_MAX, Write};
 use crate::view::{PENDING, View};
@@ -66,6 +68,10 @@ pub struct Reconciler {
     /// Objects whose planner panicked, with the revision of `asked` at which it did.
     quarantined: BTreeMap<ObjectRef, (u64, String)>,
     next_resync: Option<Timestamp>,
+    /// What the members of groups use.
+    loads: BTreeMap<Uid, Arc<Load>>,
+    /// The time that schedules stand at; `None` when they go on.
+    time_of_day: Option<Timestamp>,
     counters: Counters,
 }
 
@@ -116,6 +122,8 @@ impl Reconciler {
             failures: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             next_resync: None,
+            loads: BTreeMap::new(),
+            time_of_day: None,
             counters: Counters::default(),
         };
         reconciler.queue = reconciler.view.objects().cloned().collect();
@@ -164,10 +172,16 @@ impl Reconciler {
         self.later.iter().find(|(_, object)| is_meant(object)).map(|(at, _)| *at)
     }
 
-    /// Looks at everything once, and then never again without a reason: for who asks what would be.
+    /// Looks at everything once, and then never again without a reason; schedules stand at `now`: for who asks what would be.
     #[must_use]
-    pub fn without_resync(self) -> Reconciler {
-        Reconciler { next_resync: Some(Timestamp::MAX), ..self }
+    pub fn for_forecast(self, now: Timestamp) -> Reconciler {
+        Reconciler { next_resync: Some(Timestamp::MAX), time_of_day: Some(now), ..self }
+    }
+
+    /// Takes what the members of groups use. `groups` are those of which something new is known.
+    pub fn measured(&mut self, loads: &BTreeMap<Uid, Arc<Load>>, groups: Vec<ObjectRef>) {
+        self.loads.clone_from(loads);
+        self.queue.extend(groups);
     }
 
     /// Nothing more is planned until the feed has reached `revision`, which a linearizable read returned. Used when
@@ -237,7 +251,13 @@ impl Reconciler {
         };
         for _ in 0..PLANS_PER_TURN_MAX {
             let Some(object) = self.queue.pop_first() else { break };
-            let inputs = Inputs { now, fresh: fresh(), view_read_at: self.read_at };
+            let inputs = Inputs {
+                now,
+                fresh: fresh(),
+                view_read_at: self.read_at,
+                load: self.view.asked(&object).and_then(|asked| self.loads.get(&asked.meta.uid)).cloned(),
+                time_of_day: self.time_of_day,
+            };
             let Some(transaction) = self.plan_one(&object, &inputs) else { continue };
             if !fits(&batch.transaction, &transaction) {
                 if batch.objects.is_empty() {

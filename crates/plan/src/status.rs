@@ -328,7 +328,8 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
     let counts = planner::scalegroup::counts(view, object);
     let decided = view.decided(object);
     let choice = planner::scalegroup::choice(view, object).cloned().unwrap_or_default();
-    let replicas = usize::try_from(spec.replicas).unwrap_or(usize::MAX);
+    let wanted_count = planner::scalegroup::replicas(view, object, spec);
+    let replicas = usize::try_from(wanted_count).unwrap_or(usize::MAX);
     let is_whole = counts.members == replicas && counts.ready >= replicas;
     let wanted = planner::scalegroup::wanted_version(view, &asked.meta, spec, &choice);
     let looks: Vec<(&Name, u64, Found)> = counts
@@ -346,7 +347,7 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
         looks.iter().any(|(_, _, found)| !matches!(found.state, "pending" | "starting" | "running"));
     let waiting_on = decided.map(|decided| decided.waiting_on.as_slice());
     let state = match state_of_update(
-        (spec, &asked.meta.rollout),
+        (spec, &asked.meta.rollout, replicas),
         &choice,
         &counts,
         (wanted, waiting_on, is_whole),
@@ -366,7 +367,8 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
         Some(json!({ "member": member.name, "because": retiring.because }))
     });
     let more = fields(json!({
-        "replicas": spec.replicas,
+        "replicas": wanted_count,
+        "scaling": choice.scaling.as_ref().filter(|_| spec.autoscale.is_some()),
         "members": members.collect::<Vec<_>>(),
         "available": counts.ready,
         "updated": counts.updated,
@@ -384,7 +386,7 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
 
 /// How far the update of a group is, in a word; none when none is on its way.
 fn state_of_update(
-    (spec, rollout): (&scalegroup::Spec, &scalegroup::Rollout),
+    (spec, rollout, replicas): (&scalegroup::Spec, &scalegroup::Rollout, usize),
     choice: &scalegroup::Choice,
     counts: &Counts<'_>,
     (wanted, waiting_on, is_whole): (Option<u64>, Option<&[Waiting]>, bool),
@@ -411,7 +413,7 @@ fn state_of_update(
         Some("canary")
     } else if rollout.paused && waits_for(|on| matches!(on, WaitingOn::Paused { .. })) {
         Some("paused")
-    } else if is_whole && (choice.stable.is_none() || spec.replicas == 0) {
+    } else if is_whole && (choice.stable.is_none() || replicas == 0) {
         // No version has worked for the whole of it, since there is no member, or a moment ago there was none.
         None
     } else if choice.stable.is_none() {

@@ -31,7 +31,7 @@ pub(crate) struct Event {
     pub(crate) revision: u64,
     /// To which object.
     pub(crate) object: ObjectRef,
-    /// What: `created`, `state`, `waiting`, `resolved`, `address`, `squatted`, `released` or `gone`.
+    /// What: `created`, `state`, `waiting`, `resolved`, `scaled`, `address`, `squatted`, `released` or `gone`.
     pub(crate) what: &'static str,
     /// The same in words.
     pub(crate) message: String,
@@ -54,6 +54,8 @@ struct Rings {
 struct Look {
     state: String,
     waiting_on: BTreeSet<WaitingOn>,
+    /// How many members a group is to have, and why, when it says so itself.
+    size: Option<(u64, String)>,
     /// A VM's addresses.
     addresses: Vec<String>,
     /// A network's addresses that others have, in words.
@@ -147,6 +149,12 @@ fn told(before: Option<&Look>, after: Option<&Look>) -> Vec<(&'static str, Strin
     let waits = after.map_or(&nothing, |look| &look.waiting_on);
     told.extend(waits.difference(waited).map(|on| ("waiting", format!("it waits: {on}"))));
     if let (Some(before), Some(after)) = (before, after) {
+        if let (Some((count_before, _)), Some((count, because))) = (&before.size, &after.size)
+            && count_before != count
+        {
+            let because = if because.is_empty() { String::new() } else { format!(": {because}") };
+            told.push(("scaled", format!("its size is to be {count} and was {count_before}{because}")));
+        }
         // One that a DHCP server gives comes and goes with the machine: another in its place is what counts.
         let is_exchanged = before.addresses.len() == after.addresses.len();
         if is_exchanged && before.addresses != after.addresses {
@@ -173,7 +181,12 @@ fn look(view: &View, object: &ObjectRef) -> Option<Look> {
     };
     let listed = |field: &str| status.more.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
+    let because = status.more.get("scaling").and_then(|scaling| text(&scaling["because"]));
+    let size = (object.kind == Kind::ScaleGroup)
+        .then(|| status.more.get("replicas").and_then(Value::as_u64))
+        .flatten();
     Some(Look {
+        size: size.map(|size| (size, because.unwrap_or_default())),
         addresses: listed("addresses").iter().filter_map(text).collect(),
         squatted: listed("squatted").iter().filter_map(|found| squatted(&object.name, found)).collect(),
         state: status.state,

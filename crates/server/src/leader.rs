@@ -18,6 +18,7 @@ use std::time::Duration;
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::records::{Leader, Record};
 use lightbyte_api::{Key, Timestamp, Uid};
+use lightbyte_plan::load::{self, CpuTime, Gauge, LOOK_PERIOD};
 use lightbyte_plan::{Reconciler, Transaction as Decision, View};
 use lightbyte_store::feed::{encode, met};
 use lightbyte_store::{Candidate, Leadership, LeaseId, Outcome, StoreError};
@@ -25,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::follower::{News, Subscription};
-use crate::{Server, chain, clock};
+use crate::{Server, chain, clock, usage};
 
 /// How long a leader that is dead keeps others from leading.
 pub(crate) const LEADER_TTL: Duration = Duration::from_secs(5);
@@ -114,6 +115,9 @@ struct Term {
     reconciler: Reconciler,
     subscription: Subscription,
     sending: Option<Boxed<Answer>>,
+    gauge: Gauge,
+    looking: Option<Boxed<BTreeMap<Uid, CpuTime>>>,
+    next_look: Instant,
 }
 
 impl Term {
@@ -125,7 +129,15 @@ impl Term {
         let mut reconciler = Reconciler::new(session.into_iter().collect(), view);
         // Whatever the last leader wrote is in the view before this one decides.
         reconciler.hold_until(leads_since);
-        Some(Term { server, reconciler, subscription, sending: None })
+        Some(Term {
+            server,
+            reconciler,
+            subscription,
+            sending: None,
+            gauge: Gauge::default(),
+            looking: None,
+            next_look: Instant::now(),
+        })
     }
 
     async fn run(mut self, leadership: Leadership, stop: &mut watch::Receiver<bool>) -> End {
@@ -139,6 +151,7 @@ impl Term {
             }
             // While a batch is on its way nothing is planned, whatever is due.
             let wake = if self.sending.is_some() { FRESH_WITHIN } else { until(self.reconciler.next_wake()) };
+            self.look();
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break End::Stopped,
@@ -154,6 +167,13 @@ impl Term {
                     None if self.subscribe_again() => {}
                     None => break End::NotRenewed,
                 },
+                counted = when(&mut self.looking) => {
+                    self.looking = None;
+                    let groups = self.gauge.take(self.reconciler.view(), clock::now(), &counted);
+                    tracing::debug!(guests = counted.len(), groups = groups.len(), "looked at the load of groups");
+                    self.reconciler.measured(self.gauge.loads(), groups);
+                }
+                () = sleep_until(self.next_look), if self.looking.is_none() => {}
                 () = sleep(wake) => {}
             }
         };
@@ -185,6 +205,17 @@ impl Term {
             }
         }
         Some(began.elapsed()).filter(|took| *took > FRESH_WITHIN)
+    }
+
+    /// Begins to ask what the members of groups use that scale by it, if it is time.
+    fn look(&mut self) {
+        if self.looking.is_some() || Instant::now() < self.next_look {
+            return;
+        }
+        self.next_look = Instant::now() + LOOK_PERIOD.duration();
+        let view = self.reconciler.view().clone();
+        let members = load::wanted(&view).flat_map(|(_, members)| members).cloned().collect::<Vec<_>>();
+        self.looking = Some(Box::pin(async move { usage::cpu_times(&view, members).await }));
     }
 
     /// Tells the reconciler how young its view is.

@@ -15,6 +15,7 @@
 //! | `leader` | election, lease, and the turning of the reconciler |
 //! | `writer` | a request, committed; decided again after a conflict |
 //! | `api` | HTTP: routes, bodies, problem documents, streams |
+//! | `usage` | what guests use, asked of their workers |
 //! | `events` | what happened, as far as this server saw it |
 //! | `clock` | the wall clock and fresh identities |
 
@@ -27,6 +28,7 @@ mod history;
 mod leader;
 mod openapi;
 mod problem;
+mod usage;
 mod writer;
 
 use std::future::Future;

@@ -16,6 +16,7 @@ use lightbyte_store::feed::{encode, met};
 use lightbyte_store::{CommitFault, LeaseId, MemoryCore, Outcome, StoreError};
 
 use crate::counts::Counts;
+use crate::load::Demands;
 use crate::moves::Roads;
 use crate::oracle::{self, Oracle, Writer};
 use crate::rng::Rng;
@@ -79,6 +80,8 @@ pub(crate) struct Cluster {
     pub(crate) damaged: BTreeMap<Key, Record>,
     /// Who else is on the LAN that all hosts are on.
     pub(crate) squatters: BTreeMap<Ipv4Addr, MacAddress>,
+    /// What guests do.
+    pub(crate) demands: Demands,
     /// Whether every step is told.
     pub(crate) trace: bool,
     /// Whether faults happen.
@@ -102,6 +105,7 @@ impl Cluster {
             counts: Counts::default(),
             damaged: BTreeMap::new(),
             squatters: BTreeMap::new(),
+            demands: Demands::default(),
             trace,
             faults: true,
             has_groups: seed.is_multiple_of(GROUPS_IN_EVERY),
@@ -134,6 +138,9 @@ impl Cluster {
                 self.user_acts()?;
             }
             self.user_prepares(round)?;
+            if self.has_groups {
+                self.load_changes();
+            }
             self.calm_round()?;
         }
         self.faults = true;
@@ -212,6 +219,7 @@ impl Cluster {
             91..=95 => self.worker_fault()?,
             96 => self.compact(),
             97 => self.stretch_a_lease(),
+            98 if self.has_groups && self.rng.once_in(2) => self.load_changes(),
             98 => self.damage_a_value()?,
             _ => self.now_millis += self.rng.below(4_000) as u64,
         }
@@ -318,6 +326,7 @@ impl Cluster {
             self.update_badly()?;
         }
         self.rest_copies()?;
+        self.rest_schedules()?;
         self.tell(|| "------ calm ------".to_owned());
         let mut quiet_rounds = 0;
         for _ in 0..CALM_ROUNDS_MAX {
@@ -333,6 +342,7 @@ impl Cluster {
             return Err(Violation(format!("after {CALM_ROUNDS_MAX} calm rounds something is still written")));
         }
         self.oracle.check_goal(&self.workers)?;
+        self.check_sizes()?;
         self.stay_quiet()
     }
 

@@ -44,6 +44,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "forecast: lost worker",
     "forecast: nothing",
     "forecast: of what moves",
+    "group of the right size",
     "guests wrote",
     "guest ready before its start was told",
     "leader: chained batch",

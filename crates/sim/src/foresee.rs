@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use lightbyte_api::kinds::{scalegroup, worker};
+use lightbyte_api::kinds::worker;
 use lightbyte_api::{Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WaitingOn};
 use lightbyte_plan::forecast::{self, BootEstimate, Change, What};
 use lightbyte_plan::planner::scalegroup as scalegroup_planner;
@@ -14,6 +14,7 @@ use lightbyte_plan::{View, planner, room, status};
 use lightbyte_store::MemoryCore;
 
 use crate::cluster::{CALM_ROUNDS_MAX, Checked, Cluster, Sent};
+use crate::load;
 use crate::oracle::{Writer, placement, violated};
 use crate::server;
 use crate::user::name;
@@ -29,7 +30,8 @@ impl Cluster {
     /// Asks what a change would do, makes it, and compares.
     pub(crate) fn foresee(&mut self) -> Checked {
         self.tell(|| "------ a forecast ------".to_owned());
-        // A forecast knows of no strangers and no sick guests.
+        // A forecast knows of no strangers, no sick guests and no load.
+        self.demands.are_hidden = true;
         self.squatters.clear();
         for worker in &self.workers {
             worker.host.set_squatters(BTreeMap::new());
@@ -183,12 +185,14 @@ impl Cluster {
             6 | 7 => {
                 let group = self.rng.pick(&groups)?.clone();
                 let Spec::ScaleGroup(spec) = &view.living(&group)?.spec else { return None };
-                let replicas = self.rng.below(6) as u64;
-                let spec = Spec::ScaleGroup(scalegroup::Spec { replicas, ..spec.clone() });
+                let spec = spec.clone();
+                let spec = Spec::ScaleGroup(self.resized(spec));
                 Change::Apply(Manifest { name: group.name, labels: BTreeMap::new(), spec })
             }
             8 => {
-                let spec = Spec::ScaleGroup(self.some_group());
+                let mut spec = self.some_group();
+                load::rest_schedules_of(&mut spec);
+                let spec = Spec::ScaleGroup(spec);
                 let group = self.rng.pick(&groups).map_or_else(|| name("web"), |group| group.name.clone());
                 Change::Apply(Manifest { name: group, labels: BTreeMap::new(), spec })
             }

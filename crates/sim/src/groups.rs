@@ -10,13 +10,14 @@ use lightbyte_api::kinds::scalegroup::{
 use lightbyte_api::kinds::{vm, worker};
 use lightbyte_api::observed::{Observed, VmPhase};
 use lightbyte_api::records::Record;
-use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WorkerId};
+use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Timestamp, Uid, WorkerId};
 use lightbyte_plan::planner::VIEW_AGE_MAX;
 use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write, status};
 
 use crate::cluster::{Checked, Cluster, Sent};
+use crate::load::{self, replicas};
 use crate::oracle::{Writer, placement, told, violated};
 use crate::user::name;
 
@@ -52,7 +53,8 @@ impl Cluster {
             // The same again in another number.
             4..=6 => match view.living(&group).map(|asked| &asked.spec) {
                 Some(Spec::ScaleGroup(spec)) => {
-                    manifest(&group, GroupSpec { replicas: self.rng.below(5) as u64, ..spec.clone() })
+                    let spec = self.resized(spec.clone());
+                    manifest(&group, spec)
                 }
                 _ => return ("change", group.clone(), Err(Refusal::NotFound { object: group })),
             },
@@ -70,8 +72,10 @@ impl Cluster {
         let labels: BTreeMap<String, String> =
             if self.rng.once_in(3) { labels.into() } else { BTreeMap::new() };
         let max_surge = self.rng.below(3) as u64;
+        let autoscale = if self.rng.once_in(3) { Some(self.some_policy()) } else { None };
         GroupSpec {
-            replicas: self.rng.below(4) as u64,
+            replicas: autoscale.is_none().then(|| self.rng.below(4) as u64),
+            autoscale,
             template: Template { labels, vm },
             update: Update {
                 max_surge,
@@ -88,6 +92,19 @@ impl Cluster {
             },
             healing: Healing { after: Span::from_secs(5 + self.rng.below(15) as u64) },
         }
+    }
+
+    /// The same group in another number.
+    pub(crate) fn resized(&mut self, mut spec: GroupSpec) -> GroupSpec {
+        match &mut spec.autoscale {
+            Some(policy) => {
+                policy.min = 1 + self.rng.below(3) as u64;
+                policy.max = policy.min + self.rng.below(3) as u64;
+                policy.schedules.iter_mut().for_each(|schedule| schedule.min = schedule.min.min(policy.max));
+            }
+            None => spec.replicas = Some(self.rng.below(5) as u64),
+        }
+        spec
     }
 
     fn some_drain(&mut self) -> Manifest {
@@ -183,7 +200,7 @@ impl Cluster {
                 object.is_some_and(|object| !of_version(&object)) && serves(view, *member)
             });
             // One that serves stays until enough others do: where these wait for an address it is all that people have.
-            let enough = are_back.count() as u64 >= spec.replicas;
+            let enough = are_back.count() as u64 >= replicas(view, group, spec);
             let goes_on =
                 spec.update.roll_back && enough && view.children(uid).any(|member| of_version(&member));
             let is_back = choice.target == choice.stable || !spec.update.roll_back;
@@ -200,7 +217,7 @@ impl Cluster {
             let Some(Spec::ScaleGroup(spec)) = view.living(group).map(|asked| &asked.spec) else { continue };
             let mut spec = spec.clone();
             spec.template.vm.memory = BROKEN_MEMORY;
-            spec.replicas = spec.replicas.max(1);
+            spec.replicas = spec.fixed().map(|replicas| replicas.max(1));
             let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
             let Ok(outcome) = request::apply(&view, &manifest(group, spec), &context) else { continue };
             let Some(decision) = outcome.transaction() else { continue };
@@ -212,13 +229,13 @@ impl Cluster {
     }
 }
 
-fn manifest(group: &ObjectRef, spec: GroupSpec) -> Manifest {
+pub(crate) fn manifest(group: &ObjectRef, spec: GroupSpec) -> Manifest {
     Manifest { name: group.name.clone(), labels: BTreeMap::new(), spec: Spec::ScaleGroup(spec) }
 }
 
 // ---------------------------------------------------------------------------------------------------- after each plan
 
-fn choice(view: &View, group: &ObjectRef) -> GroupChoice {
+pub(crate) fn choice(view: &View, group: &ObjectRef) -> GroupChoice {
     match view.decided(group).map(|decided| &decided.choice) {
         Some(Choice::ScaleGroup(choice)) => choice.clone(),
         _ => GroupChoice::default(),
@@ -266,13 +283,15 @@ pub(crate) fn check_batch(
     batch: &Transaction,
     fed: &View,
     (before, after): (&View, &View),
-    age_millis: Option<u64>,
+    (now, age_millis): (Timestamp, Option<u64>),
 ) -> Checked {
     check_losses(batch, fed, before)?;
     for (key, write) in &batch.writes {
         let (Key::Decided(group), Write::Put(_, Record::Decided(_))) = (key, write) else { continue };
         let Some(asked) = after.asked(group) else { continue };
         let Spec::ScaleGroup(spec) = &asked.spec else { continue };
+        load::check_step(group, spec, now, (before, after))?;
+        let size = replicas(after, group, spec);
         let known: BTreeSet<Uid> =
             choice(before, group).retiring.iter().map(|retiring| retiring.uid).collect();
         let news = choice(after, group).retiring;
@@ -297,7 +316,7 @@ pub(crate) fn check_batch(
             );
         }
         if asked.meta.deleting_since.is_none() && !gone.is_empty() {
-            let floor = spec.replicas.saturating_sub(spec.update.max_unavailable) as usize;
+            let floor = size.saturating_sub(spec.update.max_unavailable) as usize;
             if serving(&members) < floor {
                 return violated(
                     "rule 9",
@@ -322,7 +341,7 @@ pub(crate) fn check_batch(
             _ => false,
         });
         let counted = counted.len() as u64;
-        let most = spec.replicas + spec.update.max_surge;
+        let most = size + spec.update.max_surge;
         if made && counted > most {
             return violated("surge", format!("{group} has {counted} members, at most {most} are allowed"));
         }
@@ -429,10 +448,11 @@ pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>
         .collect();
     let count = members.len() as u64;
     // More may be: those of a worker that came back serve until others do. What we make is counted when it is made.
-    if count < spec.replicas {
+    let size = replicas(view, group, spec);
+    if count < size {
         return violated(
             "rule 10",
-            format!("{group} has {count} members, asked are {}: {}", spec.replicas, told(view, group)),
+            format!("{group} has {count} members, asked are {size}: {}", told(view, group)),
         );
     }
     let is_ready =
@@ -457,7 +477,7 @@ pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>
             })
         })
     };
-    let is_whole = count == spec.replicas
+    let is_whole = count == size
         && (lost.is_some() || all.len() == members.len())
         && (stands_still || versions.iter().all(|version| *version == choice.target))
         && !members.iter().any(|member| goes(member));

@@ -9,6 +9,7 @@ mod foresee;
 mod groups;
 mod health;
 mod leases;
+mod load;
 #[cfg(test)]
 mod matrix;
 mod moves;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use lightbyte_api::records::{Leader, Record};
 use lightbyte_api::{Key, Name, Timestamp, Uid};
+use lightbyte_plan::load::{Gauge, LOOK_PERIOD};
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Reconciler, Transaction, Write, delivery, planner};
 use lightbyte_store::feed::Feed;
@@ -41,6 +42,8 @@ pub(crate) struct Term {
     lease: LeaseId,
     /// The batch under way: sent or not yet, and what the store said.
     batch: Option<InFlight>,
+    gauge: Gauge,
+    next_look: Timestamp,
 }
 
 struct InFlight {
@@ -225,7 +228,13 @@ impl Cluster {
             let mut reconciler = Reconciler::new(session, view);
             // Whatever the last leader wrote is in the view before this one decides.
             reconciler.hold_until(revision);
-            self.servers[index].term = Some(Term { reconciler, lease, batch: None });
+            self.servers[index].term = Some(Term {
+                reconciler,
+                lease,
+                batch: None,
+                gauge: Gauge::default(),
+                next_look: Timestamp::MIN,
+            });
         }
         Ok(())
     }
@@ -243,6 +252,7 @@ impl Cluster {
 
     /// The leader's loop turns once: plan, send, or take the answer. A kill may come between any two.
     pub(crate) fn lead(&mut self, index: usize) -> Checked {
+        self.look(index);
         let (now, fresh_base) = (self.now(), self.rng.bits());
         let Some(term) = &mut self.servers[index].term else { return Ok(()) };
         let Some(mut batch) = term.batch.take() else {
@@ -256,7 +266,7 @@ impl Cluster {
             let server = &self.servers[index];
             let age = server.read_at.map(|at| planner::since(at, now).millis());
             if let Some(decision) = &decision {
-                groups::check_batch(decision, server.feed.view(), (&before, &view), age)?;
+                groups::check_batch(decision, server.feed.view(), (&before, &view), (now, age))?;
                 placing::check_batch(decision, &before, &view)?;
             }
             let fed = server.feed.view();
@@ -283,6 +293,18 @@ impl Cluster {
                 Ok(())
             }
         }
+    }
+
+    /// The leader asks what guests use, if it is time.
+    fn look(&mut self, index: usize) {
+        let now = self.now();
+        let term = self.servers[index].term.as_ref().filter(|term| term.next_look <= now);
+        let Some(view) = term.map(|term| term.reconciler.view().clone()) else { return };
+        let counted = self.count_cpu(&view);
+        let Some(term) = &mut self.servers[index].term else { return };
+        term.next_look = planner::later(now, LOOK_PERIOD);
+        let groups = term.gauge.take(&view, now, &counted);
+        term.reconciler.measured(term.gauge.loads(), groups);
     }
 
     fn send_batch(&mut self, index: usize, batch: &InFlight) -> Result<Answer, Violation> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lightbyte_api::health::{HealthCheck, HealthProbe};
 use lightbyte_api::{Timestamp, VmId};
-use lightbyte_guest::protocol::{AGENT_PORT, Check, Checked, Frozen, HttpCheck, TcpCheck};
+use lightbyte_guest::protocol::{AGENT_PORT, Check, Checked, Frozen, HttpCheck, Metrics, TcpCheck};
 use lightbyte_plan::agent::health::Outcome;
 use serde_json::json;
 
@@ -121,14 +121,33 @@ pub(crate) fn check(guest: &dyn Guest, vm: VmId, check: &HealthCheck) -> Outcome
     }
 }
 
+/// What the guest says it has used since its kernel started. A guest is hostile: it may say anything, within `wait`.
+///
+/// # Errors
+/// When its agent does not answer, or answers nonsense.
+pub fn metrics(guest: &dyn Guest, vm: VmId, wait: Duration) -> Result<Metrics, DriverError> {
+    let answer = exchange(guest, vm, ("GET", "/v1/metrics"), "", wait)?;
+    serde_json::from_slice(&answer).map_err(|_| DriverError::Refused("its agent answers nonsense".to_owned()))
+}
+
 /// Posts `body` to a path of the agent, and gives its answer.
 fn ask(guest: &dyn Guest, vm: VmId, path: &str, body: &str, wait: Duration) -> Result<Vec<u8>, DriverError> {
+    exchange(guest, vm, ("POST", path), body, wait)
+}
+
+fn exchange(
+    guest: &dyn Guest,
+    vm: VmId,
+    (method, path): (&str, &str),
+    body: &str,
+    wait: Duration,
+) -> Result<Vec<u8>, DriverError> {
     let until = Instant::now() + wait;
     let stream = guest.connect(vm, AGENT_PORT, wait)?;
     let failed =
         |source| DriverError::System { context: format!("ask the guest's agent for {path}"), source };
     stream.set_write_timeout(Some(wait)).map_err(failed)?;
-    match channel::exchange(&stream, "POST", path, body.as_bytes(), until).map_err(failed)? {
+    match channel::exchange(&stream, method, path, body.as_bytes(), until).map_err(failed)? {
         (200, answer) => Ok(answer),
         (status, _) => Err(DriverError::Refused(format!("its agent answers {status}"))),
     }

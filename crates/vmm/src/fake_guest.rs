@@ -266,6 +266,9 @@ impl FakeGuest {
             memory_total_bytes: self.memory_bytes,
             memory_available_bytes: self.memory_bytes,
             uptime_seconds: self.started.elapsed().as_secs_f64(),
+            // It does nothing.
+            cpu_busy_millis: 0,
+            cpu_idle_millis: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
     }
 }

@@ -59,6 +59,7 @@ struct Guests {
 pub(crate) async fn serve(drivers: Drivers, parts: Router, listener: Listener) {
     let places = Arc::new(Semaphore::new(STREAMS_MAX));
     let disks = crate::disks::router(Arc::clone(&drivers.disks));
+    let usage = crate::usage::router(drivers.clone());
     let guests = Arc::new(Guests { drivers, places, consoles: Mutex::default() });
     let router = Router::new()
         .route("/v1/vms/{uid}/exec", post(exec))
@@ -67,6 +68,7 @@ pub(crate) async fn serve(drivers: Drivers, parts: Router, listener: Listener) {
         .route("/v1/ended/{name}", get(ended))
         .with_state(guests)
         .merge(disks)
+        .merge(usage)
         .merge(parts)
         .fallback(unknown_path)
         .layer(axum::middleware::from_fn(lightbyte_link::guard::keep_pages_out));

@@ -13,6 +13,7 @@ pub mod offer;
 mod parts;
 mod shell;
 mod systemd;
+mod usage;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -1,11 +1,14 @@
 //! A **scale group**: keeps a number of VMs of one template alive and healthy, and rolls them forward when the template changes.
 
+pub mod autoscale;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::autoscale::{Autoscale, Percent, Rate, Scaling, Schedule};
 use super::{Field, SpecRules, vm};
 use crate::manifest::read_labels;
 use crate::name::Name;
@@ -14,6 +17,8 @@ use crate::reader::Reader;
 use crate::uid::Uid;
 use crate::units::Span;
 
+/// How many members a group has when nothing is said.
+const REPLICAS_DEFAULT: u64 = 1;
 /// The most members of a group.
 pub const REPLICAS_MAX: u64 = 1_000;
 /// How many versions a group remembers besides those that are in use.
@@ -29,9 +34,12 @@ pub const SPAN_MAX: Span = Span::from_secs(24 * 60 * 60);
 /// What is asked of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// How many members it has.
-    #[serde(default = "default_replicas")]
-    pub replicas: u64,
+    /// How many members it has; see [`Spec::fixed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u64>,
+    /// The policy that says how many members it has, in place of `replicas`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<Autoscale>,
     /// What its members are made of.
     pub template: Template,
     /// How members are replaced when the template changes, or their worker is drained.
@@ -186,8 +194,12 @@ impl Default for Healing {
     }
 }
 
-const fn default_replicas() -> u64 {
-    1
+impl Spec {
+    /// How many members are asked for; `None` when a policy says how many.
+    #[must_use]
+    pub fn fixed(&self) -> Option<u64> {
+        self.autoscale.is_none().then(|| self.replicas.unwrap_or(REPLICAS_DEFAULT))
+    }
 }
 
 /// What the group's planner chose. Its members are the VMs that it owns.
@@ -213,6 +225,9 @@ pub struct Choice {
     /// How many failed members may still be replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healing: Option<HealingBucket>,
+    /// How many members there are to be, where a policy says so. Nobody asks for it: `apply` leaves it alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
 }
 
 /// A version: what members are made of, fixed.
@@ -283,7 +298,36 @@ impl SpecRules for Spec {
     const ABOUT: &'static str = "a number of VMs of one template, kept alive and rolled forward";
 
     const FIELDS: &'static [Field] = &[
-        ("replicas", "how many members it has, at most 1000; 1 when left out"),
+        ("replicas", "how many members it has, at most 1000; 1 when left out, unless there is `autoscale`"),
+        ("autoscale", "lets the group say itself how many members it has, in place of `replicas`"),
+        ("autoscale.min", "the fewest members, 1 to 1000; 1 when left out"),
+        ("autoscale.max", "the most members, at least `min`"),
+        ("autoscale.cpu", "how busy the members' CPUs are to be on average, 10% to 90%, as their agents measure"),
+        ("autoscale.scale_out", "how members are added when the load grows"),
+        (
+            "autoscale.scale_out.window",
+            "for how long the load must have asked for it, up to 1h; 30s when left out",
+        ),
+        (
+            "autoscale.scale_out.at_most",
+            "the largest step, such as 4, or 50% of the members; 100% when left out",
+        ),
+        ("autoscale.scale_out.every", "how long after a step the next one may come, 15s to 24h; 30s when left out"),
+        ("autoscale.scale_in", "how members are let go when the load falls"),
+        (
+            "autoscale.scale_in.window",
+            "for how long the load must have allowed it, up to 1h; 5m when left out",
+        ),
+        ("autoscale.scale_in.at_most", "the largest step; 50% when left out"),
+        ("autoscale.scale_in.every", "how long after a step the next one may come, 15s to 24h; 1m when left out"),
+        ("autoscale.schedules", "times when there are more members at least"),
+        (
+            "autoscale.schedules[].cron",
+            "when it begins: minute, hour, day of month, month, day of week, such as 0 8 * * mon-fri",
+        ),
+        ("autoscale.schedules[].lasts", "how long it lasts, 1m to 31 days, such as 10h"),
+        ("autoscale.schedules[].time_zone", "the time zone, such as Europe/Amsterdam; UTC when left out"),
+        ("autoscale.schedules[].min", "the fewest members meanwhile, at most `autoscale.max`"),
         ("template", "what its members are made of: `labels`, and the fields of a VM, see `lightbyte explain vm`"),
         ("update", "how members are replaced when the template changes, or their worker is drained"),
         ("update.max_surge", "how many more than `replicas` may live meanwhile; 1 when left out"),
@@ -320,7 +364,13 @@ impl SpecRules for Spec {
     }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
-        let replicas = fields.number("replicas", 0..=REPLICAS_MAX, default_replicas());
+        let replicas = fields.number("replicas", 0..=REPLICAS_MAX, REPLICAS_DEFAULT);
+        let is_auto = fields.has("autoscale");
+        if is_auto && fields.has("replicas") {
+            let hint = "leave it out: `autoscale` says how many members there are".to_owned();
+            fields.problem("replicas", "cannot be given beside `autoscale`", Some(hint));
+        }
+        let autoscale = fields.object("autoscale", autoscale::read);
         if !fields.has("template") {
             let hint = "such as template: {image: demo}".to_owned();
             fields.problem("template", "is missing", Some(hint));
@@ -328,7 +378,11 @@ impl SpecRules for Spec {
         let template = fields.object("template", read_template);
         let update = fields.object("update", read_update).unwrap_or_default();
         let healing = fields.object("healing", read_healing).unwrap_or_default();
-        Some(Spec { replicas, template: template?, update, healing })
+        let replicas = (!is_auto).then_some(replicas);
+        if is_auto && autoscale.is_none() {
+            return None;
+        }
+        Some(Spec { replicas, autoscale, template: template?, update, healing })
     }
 
     fn references(&self) -> Vec<ObjectRef> {

@@ -85,11 +85,7 @@ async fn versions(cluster: &Cluster, changes: &[Supposed]) -> Result<BTreeMap<St
 }
 
 async fn changes(cluster: &Cluster, words: &Plan) -> Result<Vec<Supposed>> {
-    let with = async |object: &ObjectRef, field: &str, value: &dyn Fn(&Value) -> Value| {
-        let change = |spec: &mut Value| {
-            spec[field] = value(&spec[field]);
-            Ok(())
-        };
+    let with = async |object: &ObjectRef, change: &dyn Fn(&mut Value) -> Result<(), Failure>| {
         manifest_with(cluster, object, change).await.map(|(document, _)| vec![Supposed::Apply(document)])
     };
     if words.supposition.is_some() && !words.files.is_empty() {
@@ -103,11 +99,15 @@ async fn changes(cluster: &Cluster, words: &Plan) -> Result<Vec<Supposed>> {
         None => Ok(apply::read(&words.files)?.into_iter().map(Supposed::Apply).collect()),
         Some(Supposition::Scale { group, replicas }) => {
             let group = scale::read_group(cluster, group).await?;
-            with(&group, "replicas", &|before| json!(replicas.from(before.as_u64().unwrap_or(0)))).await
+            with(&group, &|spec| scale::resize(&group, spec, *replicas)).await
         }
         Some(Supposition::Drain { target }) => {
             let worker = maintenance::read_worker(cluster, target).await?;
-            with(&worker, "draining", &|_| json!(true)).await
+            let drain = |spec: &mut Value| {
+                spec["draining"] = json!(true);
+                Ok(())
+            };
+            with(&worker, &drain).await
         }
         Some(Supposition::Delete { targets }) => {
             let mut changes = Vec::new();
@@ -267,6 +267,11 @@ fn render(forecast: &Forecast) -> String {
     for worker in &forecast.unforeseen {
         more.push_str(&format!(
             "what worker `{worker}` would do is not known: not everything of it can be read\n"
+        ));
+    }
+    for group in &forecast.scale_by_load {
+        more.push_str(&format!(
+            "{group} scales by its load, which a plan does not know: it is taken to stay as it is\n"
         ));
     }
     if !forecast.comes_to_rest {

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use self::fork::Fork;
 use self::ideal::IdealWorkers;
 pub use self::steps::{What, between};
+use crate::load;
 use crate::planner::{later, scalegroup, since};
 use crate::reconciler::Reconciler;
 use crate::request::{self, Refusal};
@@ -86,6 +87,9 @@ pub struct Forecast {
     /// Workers that are alive, and of which not everything can be read: what they would do is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unforeseen: Vec<Name>,
+    /// The groups that something happens to and that scale by their load: it is not known, and their size taken to stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scale_by_load: Vec<ObjectRef>,
 }
 
 /// One step.
@@ -220,7 +224,7 @@ impl Course {
         Course {
             origin: view.clone(),
             workers: IdealWorkers::begin(&fork, context.boot.lasts),
-            reconciler: Reconciler::new(BTreeMap::new(), view.clone()).without_resync(),
+            reconciler: Reconciler::new(BTreeMap::new(), view.clone()).for_forecast(context.now),
             fork,
             boot: context.boot,
             began_at: context.now,
@@ -246,15 +250,21 @@ impl Course {
         }
         let before = self.origin.clone();
         self.spread(&before);
-        if changes.iter().any(|change| matches!(change, Change::Lose(_))) {
-            // What is on a lost worker is relied on no more, though nothing of it has changed.
-            let groups: Vec<ObjectRef> = self.origin.objects_of(Kind::ScaleGroup).cloned().collect();
-            for group in groups {
-                let is_told = self.groups.contains_key(&group);
-                self.count(&group);
-                if !is_told {
-                    self.groups.retain(|name, told| *name != group || told.lowest < told.before);
-                }
+        // What is on a lost worker is relied on no more, though nothing of it has changed; and another `ready_for` makes
+        // members young that were not.
+        let loses = changes.iter().any(|change| matches!(change, Change::Lose(_)));
+        let groups = self.origin.objects_of(Kind::ScaleGroup);
+        let is_concerned = |group: &&ObjectRef| {
+            loses
+                || changes
+                    .iter()
+                    .any(|change| matches!(change, Change::Apply(new) if new.object() == **group))
+        };
+        for group in groups.filter(is_concerned).cloned().collect::<Vec<_>>() {
+            let is_told = self.groups.contains_key(&group);
+            self.count(&group);
+            if !is_told {
+                self.groups.retain(|name, told| *name != group || told.lowest < told.before);
             }
         }
         Ok(self)
@@ -374,6 +384,9 @@ impl Course {
         let unforeseen = self.workers.unforeseen().iter().copied();
         let unforeseen: Vec<Name> =
             unforeseen.filter_map(|worker| Some(self.origin.object_of(worker.uid())?.name.clone())).collect();
+        let groups: Vec<GroupForecast> = self.groups.into_values().filter(is_told).collect();
+        let scales = |group: &&GroupForecast| load::scales_by_it(self.fork.view(), &group.group);
+        let scale_by_load = groups.iter().filter(scales).map(|group| group.group.clone()).collect();
         for found in &mut unmet {
             found.anyway = unmet_anyway.iter().any(|other| found.is_of(other));
         }
@@ -381,7 +394,8 @@ impl Course {
             revision: self.origin.revision(),
             steps_untold: self.steps_untold,
             steps_anyway,
-            groups: self.groups.into_values().filter(is_told).collect(),
+            groups,
+            scale_by_load,
             unmet,
             takes: since(self.began_at, self.last_at),
             boot: self.boot,

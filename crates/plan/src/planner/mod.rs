@@ -7,11 +7,14 @@
 //! **Adding a kind**: a file beside this one with `pub fn plan(view, object, inputs) -> Plan`. The list of kinds in
 //! `lightbyte_api::for_each_kind` finds it.
 
+use std::sync::Arc;
+
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::object::{Meta, ObjectRef};
 use lightbyte_api::waiting::Waiting;
 use lightbyte_api::{Choice, Decided, Key, Kind, Span, Timestamp, Uid, WaitingOn, WorkerId};
 
+use crate::load::Load;
 use crate::transaction::{Transaction, Write};
 use crate::view::View;
 
@@ -33,7 +36,7 @@ mod disk;
 pub(crate) mod moves;
 
 /// What a planner may use besides the view.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Inputs {
     /// The time, on the leader's clock.
     pub now: Timestamp,
@@ -42,6 +45,10 @@ pub struct Inputs {
     /// When the linearizable read was made that the view has reached since, on the leader's clock. What may take something
     /// away from people rests on a view that is known to be young.
     pub view_read_at: Option<Timestamp>,
+    /// What the members of the group that is planned use, as far as it was measured.
+    pub load: Option<Arc<Load>>,
+    /// The time that schedules go by, where that is not `now`: who asks what a change would do looks into no other day.
+    pub time_of_day: Option<Timestamp>,
 }
 
 /// The greatest age of a view that an available member of a group is retired on.
@@ -51,6 +58,12 @@ pub const VIEW_AGE_MAX: Span = Span::from_millis(1_000);
 pub const STALE_PAUSE: Span = Span::from_millis(250);
 
 impl Inputs {
+    /// What there is without a leader: the time, and a number that nobody else has.
+    #[must_use]
+    pub const fn at(now: Timestamp, fresh: u128) -> Inputs {
+        Inputs { now, fresh, view_read_at: None, load: None, time_of_day: None }
+    }
+
     /// The fresh uid number `index` of this plan.
     #[must_use]
     pub const fn uid(&self, index: u64) -> Uid {

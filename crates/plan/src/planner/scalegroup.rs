@@ -12,6 +12,7 @@
 //! ```
 
 mod members;
+pub mod size;
 pub mod steps;
 mod versions;
 
@@ -22,6 +23,7 @@ use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn};
 
 use self::members::{Member, State};
+use self::size::{Known, Size};
 use self::steps::{Count, Counted, Service, Steps};
 use super::{Inputs, Plan, STALE_PAUSE, later, since};
 use crate::transaction::Write;
@@ -49,8 +51,36 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     if let Some(key) = unreadable_member(view, object) {
         return Plan::wait(WaitingOn::Unreadable { key: key.to_string() });
     }
-    let group = Group { view, object, asked, spec, inputs };
+    let size = size_of(view, object, asked, spec, inputs);
+    let replicas = size.as_ref().map_or_else(|| spec.fixed().unwrap_or(0), |size| size.scaling.desired);
+    let group = Group { view, object, asked, spec, inputs, replicas, size };
     if asked.meta.deleting_since.is_some() { group.tear_down() } else { group.keep() }
+}
+
+/// The size of a group that scales itself.
+fn size_of(view: &View, object: &ObjectRef, asked: &Asked, spec: &GroupSpec, inputs: &Inputs) -> Option<Size> {
+    let choice = choice(view, object);
+    let stays = |child: &&ObjectRef| {
+        let uid = view.living(child).map(|child| child.meta.uid);
+        uid.is_some_and(|uid| choice.is_none_or(|choice| !choice.lets_go(uid)))
+    };
+    let known = Known {
+        now: inputs.now,
+        time_of_day: inputs.time_of_day.unwrap_or(inputs.now),
+        members: view.children(asked.meta.uid).filter(stays).count() as u64,
+        before: choice.and_then(|choice| choice.scaling.as_ref()),
+        load: inputs.load.as_deref(),
+    };
+    Some(size::next(spec.autoscale.as_ref()?, &known))
+}
+
+/// How many members a group is to have: as asked, or as was decided for it last.
+#[must_use]
+pub fn replicas(view: &View, group: &ObjectRef, spec: &GroupSpec) -> u64 {
+    let scaling = choice(view, group).and_then(|choice| choice.scaling.as_ref());
+    let policy = spec.autoscale.as_ref();
+    let desired = policy.map(|policy| scaling.map_or(policy.min, |scaling| scaling.desired));
+    desired.or(spec.fixed()).unwrap_or(0)
 }
 
 /// What was decided for a group.
@@ -103,6 +133,16 @@ pub fn available(view: &View, object: &ObjectRef, now: Timestamp) -> usize {
     members.iter().filter(|member| member.state == State::Available).count()
 }
 
+/// The members of a group that serve, whether for long or not.
+#[must_use]
+pub fn serving<'a>(view: &'a View, object: &ObjectRef) -> Vec<&'a ObjectRef> {
+    let Some(asked) = view.asked(object) else { return Vec::new() };
+    let Spec::ScaleGroup(spec) = &asked.spec else { return Vec::new() };
+    // Without a clock: those that are young serve.
+    let members = members::living(view, asked, spec, Timestamp::MAX).into_iter();
+    members.filter(|member| member.service() == Service::Available).map(|member| member.object).collect()
+}
+
 /// A group in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts<'a> {
@@ -129,6 +169,10 @@ struct Group<'a> {
     asked: &'a Asked,
     spec: &'a GroupSpec,
     inputs: &'a Inputs,
+    /// How many members there are to be.
+    replicas: u64,
+    /// Where that comes from, when it scales itself.
+    size: Option<Size>,
 }
 
 impl Group<'_> {
@@ -152,6 +196,7 @@ impl Group<'_> {
 
     fn keep(&self) -> Plan {
         let mut choice = choice(self.view, self.object).cloned().unwrap_or_default();
+        choice.scaling = self.size.as_ref().map(|size| size.scaling.clone());
         let mut plan = Plan::rest();
         if let Err(hindrance) = versions::choose(self.view, &self.asked.meta, self.spec, &mut choice, self.inputs.now) {
             plan.waiting_on.push(hindrance);
@@ -177,7 +222,8 @@ impl Group<'_> {
             }
         }
         self.explain(&choice, &members, &steps, &mut plan);
-        plan.again = self.again(&choice, &members, &steps);
+        let resized = self.size.as_ref().and_then(|size| size.again);
+        plan.again = self.again(&choice, &members, &steps).into_iter().chain(resized).min();
         let in_use = self.view.children(self.asked.meta.uid).filter_map(|child| self.version_of(child));
         versions::forget(&mut choice, &in_use.collect(), self.asked.meta.rollout.undone);
         plan.rests_on.push(Key::Asked(ObjectRef::new(Kind::Image, self.spec.template.vm.image.clone())));
@@ -250,7 +296,7 @@ impl Group<'_> {
         };
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Count {
-            replicas: size(self.spec.replicas),
+            replicas: size(self.replicas),
             surge_max: size(self.spec.update.max_surge),
             unavailable_max: size(self.spec.update.max_unavailable),
             heals_left: size(self.bucket(choice).left),
@@ -396,7 +442,7 @@ impl Group<'_> {
     }
 
     fn healed_at_once(&self) -> u64 {
-        (self.spec.replicas * HEALED_PERCENT_MAX).div_ceil(100).max(2)
+        (self.replicas * HEALED_PERCENT_MAX).div_ceil(100).max(2)
     }
 
     /// After how long one more may be replaced: twice as long each time that as many as go at once did not help.
@@ -420,9 +466,9 @@ struct Mix {
 
 impl Mix {
     fn of(group: &Group<'_>, choice: &GroupChoice, members: &[Member<'_>]) -> Mix {
-        let Group { asked, spec, .. } = group;
+        let Group { asked, spec, replicas: whole, .. } = group;
         let rollout = &asked.meta.rollout;
-        let replicas = usize::try_from(spec.replicas).unwrap_or(usize::MAX);
+        let replicas = usize::try_from(*whole).unwrap_or(usize::MAX);
         // Those that leave their worker are made again, and count for nothing here.
         let stays = || members.iter().filter(|member| !member.leaves);
         let new = stays().filter(|member| Some(member.version) == choice.target).count();
@@ -435,7 +481,7 @@ impl Mix {
         let allowed = match canary {
             _ if !is_updating => replicas,
             _ if paused => new.min(replicas),
-            Some(canary) => usize::try_from(canary.of(spec.replicas)).unwrap_or(usize::MAX),
+            Some(canary) => usize::try_from(canary.of(*whole)).unwrap_or(usize::MAX),
             None => replicas,
         };
         let mut old: Vec<&Member<'_>> =

@@ -11,7 +11,7 @@ fn planned(text: &str) -> Store {
     let mut store = world(text);
     for object in store.view().objects().cloned().collect::<Vec<_>>() {
         let view = store.view();
-        let inputs = Inputs { now: at(60), fresh: 1 << 64, view_read_at: Some(at(60)) };
+        let inputs = Inputs { view_read_at: Some(at(60)), ..Inputs::at(at(60), 1 << 64) };
         let plan = match planner::frozen(&view, &object) {
             Some(frozen) => lightbyte_plan::Plan::wait(frozen),
             None => planner::plan(&view, &object, &inputs),

@@ -156,7 +156,7 @@ pub(crate) fn try_another(
     let now = asked.meta.changed_at;
     let meta = Meta { uid, ..asked.meta.clone() };
     let vm = Vm { view, object: trial, meta: &meta, spec };
-    let inputs = Inputs { now, fresh: uid.bits() + 1, view_read_at: None };
+    let inputs = Inputs::at(now, uid.bits() + 1);
     let mut plan = place(&vm, &inputs)?;
     let Some(choice) = plan.choice.take() else { return Err(missing()) };
     let Choice::Vm(VmChoice { placement: Some(placement) }) = &choice else { return Err(missing()) };

@@ -148,7 +148,7 @@ fn what_cannot_be_read_freezes_what_depends_on_it() {
 fn conditions_after(store: &mut crate::world::Store, seconds: i64) -> String {
     let view = store.view();
     let object = object("vm/a");
-    let inputs = Inputs { now: at(seconds), fresh: 7 << 64, view_read_at: Some(at(seconds)) };
+    let inputs = Inputs { view_read_at: Some(at(seconds)), ..Inputs::at(at(seconds), 7 << 64) };
     let plan = planner::plan(&view, &object, &inputs);
     if let Some(transaction) = planner::complete(&view, &object, plan, inputs.now) {
         store.commit(&transaction).expect("a plan fits its view");

@@ -7,6 +7,7 @@ mod leases;
 mod moves;
 mod others;
 mod place;
+mod size;
 mod squatters;
 mod volumes;
 mod walls;

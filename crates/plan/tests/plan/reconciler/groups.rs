@@ -91,7 +91,7 @@ fn members_of_a_version_are_of_one_image() {
     });
     change("scalegroup/web", |spec| {
         if let Spec::ScaleGroup(spec) = spec {
-            spec.replicas = 2;
+            spec.replicas = Some(2);
         }
     });
     leading.settle();

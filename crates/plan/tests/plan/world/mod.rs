@@ -86,9 +86,9 @@ pub(crate) fn plans(text: &str, object_text: &str) -> String {
     for round in 0..ROUNDS_MAX {
         let view = store.view();
         view.check().expect("indexes that say what the entries say");
-        let inputs = Inputs { now: at(60), fresh: u128::from(round + 1) << 64, view_read_at: Some(at(60)) };
+        let inputs = Inputs { view_read_at: Some(at(60)), ..Inputs::at(at(60), u128::from(round + 1) << 64) };
         let Some(found) = decide(&view, &object, &inputs) else {
-            let later = Inputs { now: at(3_660), view_read_at: Some(at(3_660)), ..inputs };
+            let later = Inputs { now: at(3_660), view_read_at: Some(at(3_660)), ..inputs.clone() };
             let waits_for_time = planner::plan(&view, &object, &inputs).again.is_some();
             if !waits_for_time {
                 assert_eq!(decide(&view, &object, &later), None, "time alone changes the plan");
@@ -117,7 +117,7 @@ fn decide(
 /// The first plan for `object` with everything that it rests on.
 pub(crate) fn guarded(text: &str, object_text: &str) -> String {
     let view = world(text).view();
-    let inputs = Inputs { now: at(60), fresh: 1 << 64, view_read_at: Some(at(60)) };
+    let inputs = Inputs { view_read_at: Some(at(60)), ..Inputs::at(at(60), 1 << 64) };
     let found = decide(&view, &object(object_text), &inputs).expect("a plan that writes");
     transaction(&view, &found)
 }

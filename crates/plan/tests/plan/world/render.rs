@@ -146,7 +146,11 @@ impl Show for Asked {
         let what = match spec {
             Spec::Worker(spec) if spec.draining => "draining".to_owned(),
             Spec::Worker(spec) => if spec.cordoned { "cordoned" } else { "schedulable" }.to_owned(),
-            Spec::ScaleGroup(spec) => format!("{} of {}", spec.replicas, spec.template.vm.image),
+            Spec::ScaleGroup(spec) => format!(
+                "{} of {}",
+                spec.fixed().map_or("some".to_owned(), |count| count.to_string()),
+                spec.template.vm.image
+            ),
             Spec::Image(spec) => format!("current {}", spec.current),
             Spec::Network(spec) => spec.pool().map_or_else(
                 || "by DHCP".to_owned(),

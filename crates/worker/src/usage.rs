@@ -1,0 +1,120 @@
+//! What this host and its guests use, told when a server asks: measured then, kept nowhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::{Json, Router};
+use futures::{StreamExt as _, stream};
+use lightbyte_api::VmId;
+use lightbyte_api::wire::{Measure, Measured, MeasuredVm, Usage};
+use lightbyte_link::Problem;
+use lightbyte_vmm::{DriverError, Drivers, metrics};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+
+/// How long a guest's agent may take to say what it uses.
+const GUEST_WITHIN: Duration = Duration::from_secs(1);
+/// How many guests are asked at once; each holds a thread.
+const GUESTS_AT_ONCE_MAX: usize = 16;
+/// How many servers are answered at once: each of three for its people, and the leader.
+const ANSWERS_AT_ONCE_MAX: usize = 4;
+/// How many guests are asked for one answer: more than any host has.
+const GUESTS_MAX: usize = 1_000;
+/// How long a tick of /proc/stat lasts (proc(5)).
+const TICK_MILLIS: u64 = 10;
+
+struct Meter {
+    drivers: Drivers,
+    places: Semaphore,
+}
+
+pub(crate) fn router(drivers: Drivers) -> Router {
+    let meter = Meter { drivers, places: Semaphore::new(ANSWERS_AT_ONCE_MAX) };
+    Router::new().route("/v1/usage", post(usage)).with_state(Arc::new(meter))
+}
+
+/// `POST /v1/usage`
+async fn usage(
+    State(meter): State<Arc<Meter>>,
+    Json(wanted): Json<Measure>,
+) -> Result<Json<Measured>, Problem> {
+    let _place = meter.places.try_acquire().map_err(|_| {
+        let title = format!("this worker measures for {ANSWERS_AT_ONCE_MAX} others already");
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, title)
+    })?;
+    let vms = match wanted.vms {
+        vms if vms.is_empty() => blocking(&meter, |drivers| drivers.vmm.list()).await?,
+        vms => vms,
+    };
+    let measured = stream::iter(vms.into_iter().take(GUESTS_MAX)).map(|vm| of_guest(&meter, vm));
+    let measured: Vec<Option<MeasuredVm>> = measured.buffer_unordered(GUESTS_AT_ONCE_MAX).collect().await;
+    let vms = measured.into_iter().flatten().collect();
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let host = of_host(&read("/proc/stat"), &read("/proc/meminfo"));
+    Ok(Json(Measured { host, vms }))
+}
+
+async fn of_guest(meter: &Meter, vm: VmId) -> Option<MeasuredVm> {
+    // One that does not answer is left out, and whoever asks sees that it is.
+    let said =
+        blocking(meter, move |drivers| metrics(drivers.guest.as_ref(), vm, GUEST_WITHIN)).await.ok()?;
+    let usage = Usage {
+        cpu_busy_millis: said.cpu_busy_millis,
+        cpu_idle_millis: said.cpu_idle_millis,
+        memory_total_bytes: said.memory_total_bytes,
+        memory_available_bytes: said.memory_available_bytes.min(said.memory_total_bytes),
+    };
+    Some(MeasuredVm { vm, usage })
+}
+
+async fn blocking<T: Send + 'static>(
+    meter: &Meter,
+    question: impl FnOnce(&Drivers) -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, Problem> {
+    let drivers = meter.drivers.clone();
+    let bad = |words: String| Problem::new(StatusCode::BAD_GATEWAY, words);
+    let answer = spawn_blocking(move || question(&drivers)).await;
+    answer.map_err(|panic| bad(format!("the driver failed: {panic}")))?.map_err(|error| bad(error.chain()))
+}
+
+/// What cannot be read is nought.
+fn of_host(stat: &str, meminfo: &str) -> Usage {
+    let columns = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<u64> = columns.map(|word| word.parse().unwrap_or(0)).collect();
+    let millis = |columns: &[usize]| {
+        columns.iter().map(|column| ticks.get(*column).copied().unwrap_or(0)).sum::<u64>() * TICK_MILLIS
+    };
+    let bytes = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    };
+    Usage {
+        // user, nice, system, irq, softirq, steal; and idle, iowait.
+        cpu_busy_millis: millis(&[0, 1, 2, 5, 6, 7]),
+        cpu_idle_millis: millis(&[3, 4]),
+        memory_total_bytes: bytes("MemTotal"),
+        memory_available_bytes: bytes("MemAvailable"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_files_of_the_host_are_read() {
+        let usage = of_host("cpu  10 1 5 900 4 2 3 50 7 0\n", "MemTotal: 8 kB\nMemAvailable: 3 kB\n");
+        let expect = Usage {
+            cpu_busy_millis: 710,
+            cpu_idle_millis: 9_040,
+            memory_total_bytes: 8_192,
+            memory_available_bytes: 3_072,
+        };
+        assert_eq!(usage, expect);
+        assert_eq!(of_host("", "x"), Usage::default());
+    }
+}
