@@ -6,6 +6,7 @@ mod bed;
 mod dhcp;
 mod fake;
 mod foreign;
+mod groups;
 mod guest;
 mod images;
 mod networks;
