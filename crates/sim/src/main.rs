@@ -18,6 +18,7 @@ mod parts;
 mod placing;
 mod rng;
 mod server;
+mod specs;
 mod squatters;
 mod user;
 mod volumes;
@@ -36,6 +37,8 @@ use crate::counts::Counts;
 
 /// One in so many seeds ends with a forecast, besides those with groups.
 const FORECAST_IN_EVERY: u64 = 4;
+/// One in so many seeds ends with right and wrong specifications, in a cluster of its own.
+const SPECS_IN_EVERY: u64 = 16;
 /// From this many seeds on, everything that can happen must have happened.
 const SEEDS_FOR_COVERAGE: u64 = 200;
 
@@ -80,6 +83,12 @@ fn run_one(seed: u64, trace: bool) -> Result<Counts, Violation> {
         cluster.become_calm()?;
         if cluster.has_groups || seed.is_multiple_of(FORECAST_IN_EVERY) {
             cluster.foresee()?;
+        }
+        if seed % SPECS_IN_EVERY == 1 {
+            let mut other = Cluster::new(seed, trace);
+            let outcome = other.take_wrong_turns();
+            cluster.counts.merge(&other.counts);
+            outcome?;
         }
         Ok(())
     }));
