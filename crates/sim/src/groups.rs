@@ -26,6 +26,8 @@ const GROUPS: [&str; 2] = ["web", "api"];
 const BROKEN_MEMORY: ByteSize = ByteSize::from_mib(192);
 /// How many calm rounds a bad update lasts.
 const BAD_ROUNDS: usize = 30;
+/// How many rounds without a write mean that no member is on its way.
+const SETTLED_ROUNDS: usize = 10;
 /// How many calm rounds a worker is lost for: longer than it takes to count as lost.
 const LOST_ROUNDS: usize = 50;
 
@@ -147,6 +149,17 @@ impl Cluster {
         }
         if with_another {
             return Ok(());
+        }
+        // A load that changed a while ago may have moved a group just now.
+        let mut settled_at = self.core.revision();
+        let mut quiet = 0;
+        for _ in 0..LOST_ROUNDS {
+            self.calm_round()?;
+            quiet = if self.core.revision() == settled_at { quiet + 1 } else { 0 };
+            settled_at = self.core.revision();
+            if quiet == SETTLED_ROUNDS {
+                break;
+            }
         }
         let worker = self.workers[lost].id;
         let view = self.oracle.truth();
