@@ -142,3 +142,15 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     }
     String::from_utf8(output.stdout).context("read what it printed")
 }
+
+/// Says why a test cannot run: on standard error, and as a line of the file that `LIGHTBYTE_SKIPPED` names.
+#[cfg(test)]
+pub(crate) fn skip(test: &str, why: &str) {
+    use std::io::Write as _;
+    let line = format!("skipped: {test}: {why}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("LIGHTBYTE_SKIPPED") {
+        let file = File::options().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("append to the file");
+    }
+}

@@ -30,7 +30,7 @@ use tokio::time::{sleep, timeout};
 use crate::Outcome;
 use crate::bed::{self, Bed};
 use crate::figures::{Row, Samples};
-use crate::processes::{cpu_ms, start};
+use crate::processes::{cpu_ms, resident_bytes, start};
 
 /// How often the two sides take turns.
 const ROUNDS: usize = 10;
@@ -39,7 +39,7 @@ const ROUNDS: usize = 10;
 const OPERATIONS: usize = 50;
 
 /// How long anything here may take that is waited for: a loaded machine is slow, a hang is an error.
-const WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
 /// The pause between two looks at what nothing tells of.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
@@ -129,13 +129,20 @@ fn millis(duration: Duration) -> f64 {
 // ---------------------------------------------------------------------------------------------------- control plane
 
 /// etcd, and servers if they are wanted, as the lab runs them, without workers. They end with this.
-struct Plane {
+pub(crate) struct Plane {
     processes: Vec<(&'static str, Child)>,
     rack: Rack,
+    places: Places,
 }
 
 impl Plane {
-    async fn start(bed: &Bed, etcd: &Path, members: usize, roles: &[&str], first_port: u16) -> Result<Self> {
+    pub(crate) async fn start(
+        bed: &Bed,
+        etcd: &Path,
+        members: usize,
+        roles: &[&str],
+        first_port: u16,
+    ) -> Result<Self> {
         let directory = bed.make(&format!("plane-{first_port}"))?;
         let rack = free_rack(&directory, members, first_port).await?;
         let places = Places {
@@ -144,27 +151,57 @@ impl Plane {
             etcd: etcd.to_owned(),
             images: directory.clone(),
         };
-        let mut processes = Vec::new();
-        for process in rack.processes(&places).iter().filter(|process| roles.contains(&process.role)) {
-            let log = directory.join(format!("{}-{}.log", process.host, process.role));
-            let arguments: Vec<OsString> = process.arguments.iter().map(OsString::from).collect();
-            processes.push((process.role, start(&process.program, &arguments, &log)?));
+        let mut plane = Self { processes: Vec::new(), rack, places };
+        plane.begin(roles)?;
+        Ok(plane)
+    }
+
+    /// Ends the processes of a role at once, and starts them again.
+    pub(crate) async fn start_again(&mut self, role: &str) -> Result<()> {
+        for (found, child) in self.processes.iter_mut().filter(|(found, _)| *found == role) {
+            child.kill().await.with_context(|| format!("end {found}"))?;
         }
-        Ok(Self { processes, rack })
+        self.processes.retain(|(found, _)| *found != role);
+        self.begin(&[role])
+    }
+
+    fn begin(&mut self, roles: &[&str]) -> Result<()> {
+        for process in
+            self.rack.processes(&self.places).iter().filter(|process| roles.contains(&process.role))
+        {
+            let log = self.places.state.join(format!("{}-{}.log", process.host, process.role));
+            let arguments: Vec<OsString> = process.arguments.iter().map(OsString::from).collect();
+            self.processes.push((process.role, start(&process.program, &arguments, &log)?));
+        }
+        Ok(())
+    }
+
+    /// The memory that all processes of a role have in use, in bytes.
+    pub(crate) fn resident(&self, role: &str) -> u64 {
+        let of_role = self.processes.iter().filter(|(found, _)| *found == role);
+        of_role.filter_map(|(_, child)| child.id()).map(resident_bytes).sum()
+    }
+
+    /// Where etcd's clients connect.
+    pub(crate) fn etcd(&self) -> Vec<String> {
+        self.rack.control_plane().map(lightbyte_lab::rack::Host::etcd_url).collect()
+    }
+
+    /// Where the servers listen.
+    pub(crate) fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        Ok(self.rack.servers().iter().map(|url| url.parse()).collect::<Result<_, _>>()?)
     }
 
     /// Processor time of all processes of a role so far, in milliseconds.
-    fn spent(&self, role: &str) -> f64 {
+    pub(crate) fn spent(&self, role: &str) -> f64 {
         let of_role = self.processes.iter().filter(|(found, _)| *found == role);
         of_role.filter_map(|(_, child)| child.id()).map(cpu_ms).sum()
     }
 }
 
 /// Waits until a server leads, and gives the cluster what VMs stand on.
-async fn begin_cluster(plane: &Plane) -> Result<Client> {
-    let endpoints: Vec<Endpoint> =
-        plane.rack.servers().iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
-    let client = Client::new(endpoints);
+pub(crate) async fn begin_cluster(plane: &Plane) -> Result<Client> {
+    let client = Client::new(plane.endpoints()?);
     let leads = async || client.get::<ClusterStatus>("/v1/status").await.ok()?.value.leader;
     until_some("a server leads", leads).await?;
     let apply = Apply { documents: ground(), create_only: false, dry_run: false };
@@ -215,7 +252,7 @@ async fn until_leading(client: &mut Etcd) -> Result<()> {
 }
 
 /// Looks until there is something.
-async fn until_some<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> Result<T> {
+pub(crate) async fn until_some<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> Result<T> {
     let looking = async {
         loop {
             if let Some(found) = look().await {
@@ -377,25 +414,14 @@ impl Raw {
 mod tests {
     use super::*;
 
-    /// Says why a test cannot run: on standard error, and as a line of the file that `LIGHTBYTE_SKIPPED` names.
-    fn skip(why: &str) {
-        use std::io::Write as _;
-        let line = format!("skipped: dispatch: {why}\n");
-        eprint!("{line}");
-        if let Some(path) = std::env::var_os("LIGHTBYTE_SKIPPED") {
-            let file = std::fs::File::options().create(true).append(true).open(path);
-            file.and_then(|mut file| file.write_all(line.as_bytes())).expect("append to the file");
-        }
-    }
-
     /// The whole bench with a handful of operations: it must not rot between two measurements.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_few_vms_are_dispatched() {
         let Some(etcd) = bed::etcd() else {
-            return skip("there is no etcd; `cargo xtask setup` fetches one");
+            return bed::skip("dispatch", "there is no etcd; `cargo xtask setup` fetches one");
         };
         if let Err(error) = bed::lightbyte() {
-            return skip(&error.to_string());
+            return bed::skip("dispatch", &error.to_string());
         }
         let directory = std::env::temp_dir().join(format!("lb-dispatch-{}", std::process::id()));
         let bed = Bed::at(directory.clone()).expect("a directory for the test");

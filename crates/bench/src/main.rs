@@ -6,6 +6,9 @@
 //! | `dispatch` | from asking for a VM until its worker's stream has the assignment | etcd: a put until its watch has it |
 //! | `host` | cloning and fetching a disk; what an agent finds when it begins | `cp`; reading the same records |
 //! | `placement` | the leader's loop at 1,000 and 10,000 workers | the same at 100 |
+//! | `fleet` | 1,000 workers with 10,000 VMs in memory: placed, at rest, and after a restart of the server | |
+//! | `committed` | the same at 1,000 workers, in a real etcd | |
+//! | `packing` | VMs that the scheduler places in small worlds | the most that fit |
 //! | `foresee` | plans, N-1 and `why` with 1,000 VMs | the leader's loop looks at them once |
 //!
 //! Ours and the baseline take turns within one run, because a machine that does other things changes from minute to
@@ -16,10 +19,13 @@
 
 mod bed;
 mod boot;
+mod committed;
 mod dispatch;
 mod figures;
+mod fleet;
 mod foresee;
 mod host;
+mod packing;
 mod placement;
 mod processes;
 
@@ -39,7 +45,8 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// Every bench, in the order in which they run.
-const BENCHES: &[&str] = &["placement", "foresee", "dispatch", "host", "boot"];
+const BENCHES: &[&str] =
+    &["placement", "committed", "packing", "foresee", "dispatch", "fleet", "host", "boot"];
 
 /// What the command line says.
 #[derive(Debug, PartialEq, Eq)]
@@ -141,8 +148,11 @@ async fn measure(words: &Words) -> Result<ExitCode> {
         eprintln!("{name}: measuring");
         let outcome = match *name {
             "placement" => placement::measure(words.runs.unwrap_or(placement::RUNS)).await,
+            "committed" => committed::measure(&bed, words.runs.unwrap_or(placement::RUNS)).await,
+            "packing" => packing::measure(),
             "foresee" => foresee::measure(words.runs.unwrap_or(foresee::RUNS)).await,
             "host" => host::measure(words.runs.unwrap_or(host::RUNS)).await,
+            "fleet" => fleet::measure(&bed).await,
             "dispatch" => dispatch::measure(&bed, words.nodes).await,
             _ => boot::measure(&bed, words.nodes, words.runs.unwrap_or(boot::RUNS)).await,
         };

@@ -5,7 +5,7 @@
 //! one thread and never waits, so that is what it takes on a machine that does nothing else. The store's part of a
 //! placement is in `dispatch`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{Alive, Epoch, WorkerLedger};
 use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, Subnet, Timestamp, Uid, WorkerId};
 use lightbyte_plan::planner::vm::placement;
+use lightbyte_plan::scheduler::{Need, schedule};
 use lightbyte_plan::{Reconciler, Transaction, View, Write};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -29,6 +30,9 @@ pub(crate) const RUNS: usize = 3;
 
 /// Workers, and VMs that are placed before those that are timed. The first is the baseline.
 const WORLDS: &[(usize, usize)] = &[(100, 0), (1_000, 0), (10_000, 0), (1_000, 10_000)];
+
+/// Workers that the scheduler alone is asked about. The first is the baseline.
+const WORKERS: &[usize] = &[100, 1_000, 5_000, 10_000];
 
 /// VMs that are asked for at once, and timed.
 const VMS: usize = 2_000;
@@ -42,7 +46,10 @@ const TURNS_MAX: usize = 100_000;
 /// When everything happens.
 pub(crate) const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
-/// Measures every world, in turns.
+/// How often the scheduler alone is asked.
+const QUESTIONS: usize = 20_000;
+
+/// Measures every world, in turns; then the scheduler alone.
 ///
 /// # Errors
 /// When a VM is not placed, or the loop does not come to rest.
@@ -65,7 +72,40 @@ pub(crate) async fn measure(runs: usize) -> Result<Outcome> {
         let remark = format!("{:.0} placements/s", 1e6 / samples.median());
         Row { cpu_ms: Some(samples.median() / 1e3), remark, ..row }
     });
-    Ok(Outcome::Measured(rows.collect()))
+    let mut rows: Vec<Row> = rows.collect();
+    let mut asked = vec![Samples::default(); WORKERS.len()];
+    for _ in 0..runs {
+        for (workers, samples) in WORKERS.iter().zip(&mut asked) {
+            samples.push(ask(*workers)?.as_secs_f64() * 1e6 / QUESTIONS as f64);
+            tokio::task::yield_now().await;
+        }
+    }
+    for (index, (workers, samples)) in WORKERS.iter().zip(&asked).enumerate() {
+        let row =
+            Row::new("placement", format!("the scheduler alone, {workers} workers"), "us", samples.clone());
+        let row = if index == 0 { row } else { row.against(&asked[0]) };
+        rows.push(Row { remark: format!("{:.0} a second", 1e6 / samples.median()), ..row });
+    }
+    Ok(Outcome::Measured(rows))
+}
+
+/// Asks the scheduler for a worker, again and again on the same view.
+fn ask(workers: usize) -> Result<Duration> {
+    let view = World::new(workers)?.into_view();
+    let need = Need {
+        cpus: 1,
+        memory: ByteSize::from_mib(512),
+        architecture: "x86_64".to_owned(),
+        pinned: None,
+        ports: Vec::new(),
+        group: None,
+        on: BTreeMap::new(),
+        prefer: BTreeMap::new(),
+        apart_from: BTreeSet::new(),
+    };
+    let (found, spent) = timed(|| (0..QUESTIONS).filter(|_| schedule(&view, &need).worker.is_some()).count());
+    ensure!(found == QUESTIONS, "only {found} of {QUESTIONS} have a place");
+    Ok(spent)
 }
 
 /// Places `before` VMs and then `vms` more on `workers` workers; what the latter took of a processor.
@@ -112,12 +152,7 @@ impl World {
 
     /// Asks for the VMs of these numbers at once, and turns the loop until it rests.
     fn ask_and_settle(&mut self, numbers: std::ops::Range<usize>) -> Result<Duration> {
-        let mut writes = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            let object = ObjectRef::new(Kind::Vm, name(&format!("vm-{number}"))?);
-            let spec = Spec::Vm(vm::Spec::of_image(name("demo")?));
-            writes.push(asked(object, Uid::from_bits((1 << 90) + number as u128), spec));
-        }
+        let writes = vms(numbers)?;
         let changed: Vec<Key> = writes.iter().map(|write| write.key().clone()).collect();
         self.commit(writes);
         let fed = timed(|| self.reconciler.feed(self.store.clone(), Some(&changed))).1;
@@ -191,8 +226,18 @@ fn asked(object: ObjectRef, uid: Uid, spec: Spec) -> Write {
     Write::put(Key::Asked(object), Asked { meta, spec })
 }
 
+/// VMs of these numbers, as they are asked for.
+pub(crate) fn vms(numbers: std::ops::Range<usize>) -> Result<Vec<Write>> {
+    let vm = |number: usize| {
+        let object = ObjectRef::new(Kind::Vm, name(&format!("vm-{number}"))?);
+        let spec = Spec::Vm(vm::Spec::of_image(name("demo")?));
+        Ok(asked(object, Uid::from_bits((1 << 90) + number as u128), spec))
+    };
+    numbers.map(vm).collect()
+}
+
 /// Everything that VMs stand on.
-fn ground(workers: usize) -> Result<Vec<Write>> {
+pub(crate) fn ground(workers: usize) -> Result<Vec<Write>> {
     let mut writes = vec![Write::put(Key::Epoch, Epoch { cluster: Uid::from_bits(1), epoch: 1 })];
     let part = |digit: &str| image::Part { sha256: digit.repeat(64), size: ByteSize::from_mib(64) };
     let version = image::Version {
@@ -225,13 +270,13 @@ fn ground(workers: usize) -> Result<Vec<Write>> {
         Spec::Network(spec),
     ));
     for number in 0..workers {
-        writes.extend(of_worker(number)?);
+        writes.extend(of_worker(number, WORKER_CPUS, ByteSize::from_mib(WORKER_CPUS << 10))?);
     }
     Ok(writes)
 }
 
 /// A worker that is alive and empty.
-fn of_worker(number: usize) -> Result<[Write; 4]> {
+pub(crate) fn of_worker(number: usize, cpus: u64, memory: ByteSize) -> Result<[Write; 4]> {
     let object = ObjectRef::new(Kind::Worker, name(&format!("n-{number}"))?);
     let uid = Uid::from_bits((1 << 80) + number as u128);
     let id = WorkerId::new(uid);
@@ -239,11 +284,11 @@ fn of_worker(number: usize) -> Result<[Write; 4]> {
         name: object.name.clone(),
         boot_id: "boot".to_owned(),
         architecture: "x86_64".to_owned(),
-        cpus: WORKER_CPUS,
+        cpus,
         host_cpus: 0,
         vms_max: None,
         orphans: Vec::new(),
-        memory: ByteSize::from_mib(WORKER_CPUS << 10),
+        memory,
         vmm: "fake".to_owned(),
         address: String::new(),
         version: "bench".to_owned(),

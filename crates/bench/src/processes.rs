@@ -18,6 +18,14 @@ pub(crate) fn cpu_ms(pid: u32) -> f64 {
     spent.filter_map(|text| nanoseconds(&text)).sum::<f64>() / 1e6
 }
 
+/// The memory that a process has in use, in bytes; 0 once it has gone.
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
 /// The first number of `schedstat` is the time spent on a processor (sched-stats.rst of the kernel).
 fn nanoseconds(schedstat: &str) -> Option<f64> {
     schedstat.split_whitespace().next()?.parse().ok()
