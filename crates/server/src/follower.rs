@@ -10,11 +10,11 @@
 //! Watches are never trusted alone: every few minutes the view is compared with a list at its own revision, and every
 //! half a second a linearizable read tells how old the view may be.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lightbyte_api::Key;
+use lightbyte_api::{Key, WorkerId};
 use lightbyte_plan::View;
 use lightbyte_store::feed::Feed;
 use lightbyte_store::{Listing, Store, StoreError};
@@ -93,7 +93,10 @@ pub(crate) struct Follower {
 
 #[derive(Default)]
 struct Hub {
+    /// Those who hear of every change.
     subscribers: Vec<mpsc::Sender<News>>,
+    /// Those who hear of what concerns one worker: a thousand streams do not wake for one VM.
+    of_workers: BTreeMap<WorkerId, Vec<mpsc::Sender<News>>>,
     history: History,
 }
 
@@ -125,6 +128,26 @@ impl History {
     fn after(&self, revision: u64) -> Option<Vec<Key>> {
         let later = self.changes.iter().skip_while(|(at, _)| *at <= revision);
         (revision >= self.complete_from).then(|| later.flat_map(|(_, keys)| keys.iter().cloned()).collect())
+    }
+}
+
+/// Whose assignment or report a key holds.
+const fn worker_of(key: &Key) -> Option<WorkerId> {
+    match key {
+        Key::Assigned(worker, _) | Key::Observed(worker, _) => Some(*worker),
+        _ => None,
+    }
+}
+
+/// Tells a subscriber; false when there is none any more, or it is too slow.
+fn told(subscriber: &mpsc::Sender<News>, news: &News) -> bool {
+    match subscriber.try_send(news.clone()) {
+        Ok(()) => true,
+        Err(mpsc::error::TrySendError::Closed(_)) => false,
+        Err(mpsc::error::TrySendError::Full(_)) => {
+            tracing::warn!("a subscriber is more than {QUEUE_NEWS_MAX} changes behind and is dropped");
+            false
+        }
     }
 }
 
@@ -190,6 +213,25 @@ impl Follower {
         Some(Subscription { view, news })
     }
 
+    /// As [`Follower::subscribe`], of the changes alone that have a key of this worker. The view of its news is not that of
+    /// each revision; [`Follower::settled`] tells how far it has come.
+    pub(crate) fn subscribe_of(&self, worker: WorkerId) -> Option<Subscription> {
+        let mut hub = self.hub();
+        let view = self.view()?;
+        let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
+        let senders = hub.of_workers.entry(worker).or_default();
+        senders.retain(|sender| !sender.is_closed());
+        senders.push(sender);
+        Some(Subscription { view, news })
+    }
+
+    /// The newest view, if all news up to it was taken.
+    pub(crate) fn settled(&self, news: &mpsc::Receiver<News>) -> Option<View> {
+        // News and view are published under this lock.
+        let _hub = self.hub();
+        if news.is_empty() { self.view() } else { None }
+    }
+
     /// As [`Follower::subscribe`], with the keys that changed after `revision`. The inner `None` says that it was too
     /// long ago.
     pub(crate) fn resume(&self, revision: u64) -> Option<(Subscription, Option<Vec<Key>>)> {
@@ -212,16 +254,13 @@ impl Follower {
         if !changed.is_empty() {
             hub.history.push(view.revision(), &changed);
             let news = News { view: view.clone(), changed, relisted };
-            hub.subscribers.retain(|subscriber| match subscriber.try_send(news.clone()) {
-                Ok(()) => true,
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    tracing::warn!(
-                        "a subscriber is more than {QUEUE_NEWS_MAX} changes behind and is dropped"
-                    );
-                    false
+            hub.subscribers.retain(|subscriber| told(subscriber, &news));
+            let workers: BTreeSet<WorkerId> = news.changed.iter().filter_map(worker_of).collect();
+            for worker in workers {
+                if let Some(senders) = hub.of_workers.get_mut(&worker) {
+                    senders.retain(|subscriber| told(subscriber, &news));
                 }
-            });
+            }
         }
         self.known.send_modify(|known| known.view = Some(view.clone()));
     }
@@ -234,6 +273,7 @@ impl Follower {
         }
         let mut hub = self.hub();
         hub.subscribers.clear();
+        hub.of_workers.clear();
         hub.history = History::begin(view.revision());
         self.known.send_modify(|known| *known = Known { view: Some(view.clone()), confirmed: None });
     }

@@ -238,7 +238,7 @@ pub(crate) async fn stream(
         Failure::unavailable(title, "ask another server")
     };
     server.follower.reach(needed, REACH_WITHIN).await.map_err(|_| too_old())?;
-    let subscription = server.follower.subscribe().ok_or_else(Failure::no_view)?;
+    let subscription = server.follower.subscribe_of(worker).ok_or_else(Failure::no_view)?;
     if !delivery::may_begin(&subscription.view, cursor, confirmed) {
         return Err(too_old());
     }
@@ -250,6 +250,7 @@ pub(crate) async fn stream(
     let mut first = Vec::new();
     push_line(&mut first, &inventory);
     let source = WorkerStream {
+        server: Arc::clone(&server),
         worker,
         view: subscription.view,
         news: subscription.news,
@@ -261,6 +262,7 @@ pub(crate) async fn stream(
 }
 
 struct WorkerStream {
+    server: Arc<Server>,
     worker: WorkerId,
     view: View,
     news: mpsc::Receiver<News>,
@@ -298,7 +300,12 @@ impl Lines for WorkerStream {
             };
             match news {
                 Some(news) => self.take(news, &mut found),
-                None => push_line(&mut found, &delivery::progress(&self.view)?),
+                None => {
+                    // Only what concerns this worker has come; of the rest nothing was missed.
+                    let Some(view) = self.server.follower.settled(&self.news) else { continue };
+                    self.view = view;
+                    push_line(&mut found, &delivery::progress(&self.view)?);
+                }
             }
         }
         self.progress_at = Instant::now() + STREAM_SILENCE_MAX;
