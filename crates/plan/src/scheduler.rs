@@ -1,6 +1,7 @@
 //! Where a VM goes. Filters refuse, scores rank; each is a small function with a name that people see as a reason.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use lightbyte_api::decided::{Decision, VERDICTS_KEPT, Verdict};
 use lightbyte_api::kinds::vm::WorkerPort;
@@ -107,7 +108,7 @@ pub fn schedule(view: &View, need: &Need) -> Scheduled {
         is_found = true;
         // Where something is preferred, only those that have it all are enough to stop.
         fitting += usize::from(need.prefer.iter().all(|label| candidate.has(label)));
-        let score = score(view, &candidate, need).iter().map(|(score, _)| score).sum();
+        let score = reasons(view, &candidate, need).map(|reason| reason.score()).sum();
         // Equal scores keep the order by room and name, so that the same world gives the same choice.
         let place = best.iter().position(|(other, _)| *other < score).unwrap_or(best.len());
         best.insert(place, (score, candidate));
@@ -206,11 +207,11 @@ fn verdict(view: &View, candidate: &Candidate<'_>, need: &Need) -> Verdict {
             Verdict { worker, score: None, reasons: vec![explain_refusal(refusal, candidate, need)] }
         }
         None => {
-            let scores = score(view, candidate, need);
+            let reasons: Vec<Reason> = reasons(view, candidate, need).collect();
             Verdict {
                 worker,
-                score: Some(scores.iter().map(|(score, _)| score).sum()),
-                reasons: scores.into_iter().map(|(_, reason)| reason).collect(),
+                score: Some(reasons.iter().map(Reason::score).sum()),
+                reasons: reasons.iter().map(ToString::to_string).collect(),
             }
         }
     }
@@ -274,30 +275,59 @@ fn free_memory(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
     observed.memory.bytes().saturating_sub(ledger.memory.bytes())
 }
 
-/// The scores of a worker that can take it, each with its reason.
-fn score(view: &View, candidate: &Candidate<'_>, need: &Need) -> Vec<(i64, String)> {
-    let (Some(observed), Some(ledger)) = (candidate.observed, candidate.ledger) else { return Vec::new() };
-    let per_mille = |free: u64, used: u64, total: u64| {
-        u128::from(free.saturating_sub(used)) * 1_000 / u128::from(total.max(1))
-    };
-    let cpus = per_mille(free_cpus(observed, ledger), need.cpus, observed.cpus);
-    let memory = per_mille(free_memory(observed, ledger), need.memory.bytes(), observed.memory.bytes());
-    let free = i64::try_from(cpus.min(memory)).unwrap_or(1_000);
-    let vms = i64::try_from(ledger.vms.min(999)).unwrap_or(999);
-    let members = need.group.map(|group| {
-        let members = view.placed_of(group, candidate.id);
-        let weight = i64::try_from(members).unwrap_or(i64::MAX).saturating_mul(MEMBER_WEIGHT);
-        (-weight, format!("apart: members of its group there: {members}"))
+/// What counts for a worker that can take it. Words are made for those few whose verdicts are kept.
+enum Reason {
+    /// So many members of its group are there.
+    Apart(u64),
+    /// It has so many of so many labels that are preferred.
+    Preferred(usize, usize),
+    /// So many thousandths of it are free afterwards.
+    Spread(i64),
+    /// So many VMs are there.
+    Few(i64),
+}
+
+impl Reason {
+    fn score(&self) -> i64 {
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        match self {
+            Reason::Apart(members) => -number(*members).saturating_mul(MEMBER_WEIGHT),
+            Reason::Preferred(labels, _) => number(*labels as u64).saturating_mul(PREFERENCE_WEIGHT),
+            Reason::Spread(free) => free * SPREAD_WEIGHT,
+            Reason::Few(vms) => -vms,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Apart(members) => write!(f, "apart: members of its group there: {members}"),
+            Reason::Preferred(labels, wanted) => write!(f, "preferred: {labels} of {wanted} labels"),
+            Reason::Spread(free) => write!(f, "spread: {}.{} % free after it", free / 10, free % 10),
+            Reason::Few(vms) => write!(f, "few: VMs there: {vms}"),
+        }
+    }
+}
+
+/// The reasons of a worker that can take it; their scores are added up.
+fn reasons(view: &View, candidate: &Candidate<'_>, need: &Need) -> impl Iterator<Item = Reason> {
+    let offer = candidate.observed.zip(candidate.ledger);
+    let of_worker = offer.map(|(observed, ledger)| {
+        let per_mille = |free: u64, used: u64, total: u64| {
+            u128::from(free.saturating_sub(used)) * 1_000 / u128::from(total.max(1))
+        };
+        let cpus = per_mille(free_cpus(observed, ledger), need.cpus, observed.cpus);
+        let memory = per_mille(free_memory(observed, ledger), need.memory.bytes(), observed.memory.bytes());
+        let free = i64::try_from(cpus.min(memory)).unwrap_or(1_000);
+        let vms = i64::try_from(ledger.vms.min(999)).unwrap_or(999);
+        let members = need.group.map(|group| Reason::Apart(view.placed_of(group, candidate.id) as u64));
+        let wanted = need.prefer.len();
+        let preferred = (wanted > 0).then(|| {
+            let has = need.prefer.iter().filter(|label| candidate.has(*label)).count();
+            Reason::Preferred(has, wanted)
+        });
+        [members, preferred, Some(Reason::Spread(free)), Some(Reason::Few(vms))]
     });
-    let of_worker = [
-        (free * SPREAD_WEIGHT, format!("spread: {}.{} % free after it", free / 10, free % 10)),
-        (-vms, format!("few: VMs there: {vms}")),
-    ];
-    let preferred = need.prefer.iter().filter(|label| candidate.has(*label)).count();
-    let wanted = need.prefer.len();
-    let preferred = (wanted > 0).then(|| {
-        let weight = i64::try_from(preferred).unwrap_or(i64::MAX).saturating_mul(PREFERENCE_WEIGHT);
-        (weight, format!("preferred: {preferred} of {wanted} labels"))
-    });
-    members.into_iter().chain(preferred).chain(of_worker).collect()
+    of_worker.into_iter().flatten().flatten()
 }

@@ -72,12 +72,15 @@ pub fn revision(view: &View, object: &ObjectRef) -> u64 {
 }
 
 /// The state of one kind's object, before what all kinds share is added.
-struct Found {
+struct Found<'a> {
     state: &'static str,
     ready: bool,
     since: Option<Timestamp>,
-    more: Map<String, Value>,
+    /// Its other fields: made for who looks at them, which is most of the work.
+    more: More<'a>,
 }
+
+type More<'a> = Box<dyn FnOnce() -> Map<String, Value> + 'a>;
 
 /// The state of an object in one word, and whether it is as asked; nothing for one that is not there, or cannot be read.
 #[must_use]
@@ -88,7 +91,7 @@ pub fn state(view: &View, object: &ObjectRef) -> Option<(&'static str, bool)> {
     Some((if deleting { "deleting" } else { found.state }, found.ready && !deleting))
 }
 
-fn found(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
+fn found<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked) -> Found<'a> {
     match &asked.spec {
         Spec::Vm(_) => of_vm(view, object, asked),
         Spec::Volume(_) | Spec::Snapshot(_) => of_disk(view, object, asked),
@@ -100,8 +103,19 @@ fn found(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     }
 }
 
+/// The status of an object without the fields of its kind; nothing for one that is not there, or cannot be read.
+#[must_use]
+pub fn brief(view: &View, object: &ObjectRef) -> Option<Status> {
+    let asked = view.asked(object)?;
+    Some(status_of(view, object, asked, found(view, object, asked)).0)
+}
+
 fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
-    let found = found(view, object, asked);
+    let (status, more) = status_of(view, object, asked, found(view, object, asked));
+    Status { more: more(), ..status }
+}
+
+fn status_of<'a>(view: &View, object: &ObjectRef, asked: &Asked, found: Found<'a>) -> (Status, More<'a>) {
     let deleting = asked.meta.deleting_since;
     let ready = found.ready && deleting.is_none();
     // Between a report and the leader's next turn the stored condition is that of a moment ago.
@@ -109,18 +123,19 @@ fn status(view: &View, object: &ObjectRef, asked: &Asked) -> Status {
         Some(decided) if !ready => decided.waiting_on.clone(),
         _ => Vec::new(),
     };
-    Status {
+    let status = Status {
         state: if deleting.is_some() { "deleting" } else { found.state }.to_owned(),
         ready,
         since: deleting.or(found.since),
         deadline: waiting_on.iter().filter_map(deadline).min(),
         waiting_on,
-        more: found.more,
-    }
+        more: Map::new(),
+    };
+    (status, found.more)
 }
 
-fn at_rest(asked: &Asked) -> Found {
-    Found { state: "ready", ready: true, since: Some(asked.meta.changed_at), more: Map::new() }
+fn at_rest<'a>(asked: &Asked) -> Found<'a> {
+    Found { state: "ready", ready: true, since: Some(asked.meta.changed_at), more: Box::new(Map::new) }
 }
 
 /// When a wait becomes `stuck`.
@@ -136,10 +151,11 @@ fn fields(value: Value) -> Map<String, Value> {
     }
 }
 
-fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
+fn of_vm<'a>(view: &'a View, object: &ObjectRef, asked: &Asked) -> Found<'a> {
     let Some(placement) = vm::placement(view, object) else {
         let since = Some(asked.meta.changed_at);
-        return Found { state: "pending", ready: false, since, more: vm_fields(view, None, None, None) };
+        let more = Box::new(|| vm_fields(view, None, None, None));
+        return Found { state: "pending", ready: false, since, more };
     };
     let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
     let observed = vm::observed_vm(view, placement.worker, host_object);
@@ -174,7 +190,8 @@ fn of_vm(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
     let health = observed.and_then(|observed| observed.health.as_ref()).filter(|_| is_sick);
     let since = health.map(|health| health.since).or(observed.map(|observed| observed.since));
     let since = since.or(Some(asked.meta.changed_at));
-    Found { state, ready, since, more: vm_fields(view, Some(placement), assigned, observed) }
+    let more = Box::new(move || vm_fields(view, Some(placement), assigned, observed));
+    Found { state, ready, since, more }
 }
 
 fn vm_fields(
@@ -183,17 +200,7 @@ fn vm_fields(
     assigned: Option<&AssignedVm>,
     observed: Option<&ObservedVm>,
 ) -> Map<String, Value> {
-    // The first is the one that people are told first: of the first card, and IPv4.
-    let addresses = (0..).zip(placement.iter().flat_map(|placement| &placement.nics));
-    let addresses = addresses.filter_map(|(index, nic)| match nic.address {
-        Some(address) => Some(format!("{address}/{}", prefix_length(view, &nic.network))),
-        None => lease(observed?, index).map(|address| address.to_string()),
-    });
-    let addresses6 = assigned.iter().flat_map(|assigned| &assigned.nics).filter_map(|nic| {
-        let ipv6 = nic.ipv6.as_ref()?;
-        Some(format!("{}/{}", ipv6.address?, ipv6.prefix_length))
-    });
-    let addresses: Vec<String> = addresses.chain(addresses6).collect();
+    let addresses = addresses_of(view, placement, assigned, observed);
     // What was changed and takes effect when it starts next.
     let restart_to_apply =
         assigned.zip(observed).is_some_and(|(assigned, observed)| observed.shape < assigned.shape);
@@ -209,6 +216,38 @@ fn vm_fields(
     }))
 }
 
+/// A VM's addresses, as its status has them.
+#[must_use]
+pub fn addresses(view: &View, object: &ObjectRef) -> Vec<String> {
+    let found = vm::placement(view, object).zip(view.asked(object));
+    let Some((placement, asked)) = found else { return Vec::new() };
+    let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
+    let assigned = match view.assigned(placement.worker, host_object).map(AsRef::as_ref) {
+        Some(Assigned::Vm(assigned)) => Some(assigned),
+        Some(Assigned::Volume(_)) | None => None,
+    };
+    addresses_of(view, Some(placement), assigned, vm::observed_vm(view, placement.worker, host_object))
+}
+
+fn addresses_of(
+    view: &View,
+    placement: Option<&Placement>,
+    assigned: Option<&AssignedVm>,
+    observed: Option<&ObservedVm>,
+) -> Vec<String> {
+    // The first is the one that people are told first: of the first card, and IPv4.
+    let addresses = (0..).zip(placement.iter().flat_map(|placement| &placement.nics));
+    let addresses = addresses.filter_map(|(index, nic)| match nic.address {
+        Some(address) => Some(format!("{address}/{}", prefix_length(view, &nic.network))),
+        None => lease(observed?, index).map(|address| address.to_string()),
+    });
+    let addresses6 = assigned.iter().flat_map(|assigned| &assigned.nics).filter_map(|nic| {
+        let ipv6 = nic.ipv6.as_ref()?;
+        Some(format!("{}/{}", ipv6.address?, ipv6.prefix_length))
+    });
+    addresses.chain(addresses6).collect()
+}
+
 /// The address that a card has by DHCP, as its worker saw it.
 fn lease(observed: &ObservedVm, nic: u32) -> Option<Ipv4Addr> {
     observed.leases.iter().find(|lease| lease.nic == nic).map(|lease| lease.address)
@@ -222,7 +261,7 @@ fn prefix_length(view: &View, network: &Name) -> u8 {
 }
 
 /// A volume or a snapshot.
-fn of_disk(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
+fn of_disk<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked) -> Found<'a> {
     let worker = worker_of(view, object);
     let host_object = HostObject::of(object.kind, asked.meta.uid);
     let observed = worker.and_then(|worker| view.observed(worker, host_object)).map(AsRef::as_ref);
@@ -259,24 +298,28 @@ fn of_disk(view: &View, object: &ObjectRef, asked: &Asked) -> Found {
         None if waits_for_use(asked) => ("unused", true),
         None => ("pending", false),
     };
-    let holders = volume::choice(view, object).map(|choice| choice.holders.as_slice()).unwrap_or_default();
-    let owner = asked.meta.owner.iter().map(|owner| &owner.object);
-    let attached_to: Vec<&ObjectRef> = owner.chain(holders.iter().map(|holder| &holder.vm)).collect();
-    let asked_size = match &asked.spec {
-        Spec::Volume(spec) => spec.size,
-        _ => None,
+    let more = move || {
+        let holders =
+            volume::choice(view, object).map(|choice| choice.holders.as_slice()).unwrap_or_default();
+        let owner = asked.meta.owner.iter().map(|owner| &owner.object);
+        let attached_to: Vec<&ObjectRef> = owner.chain(holders.iter().map(|holder| &holder.vm)).collect();
+        let asked_size = match &asked.spec {
+            Spec::Volume(spec) => spec.size,
+            _ => None,
+        };
+        let mut more = json!({
+            "worker": is_at,
+            "moving_to": goes_to.and_then(|worker| worker_name(view, worker)),
+            "size": observed.map(|observed| observed.size).or(asked_size),
+            "problem": observed.and_then(|observed| observed.problem.as_ref()),
+        });
+        if let (Kind::Volume, Value::Object(more)) = (object.kind, &mut more) {
+            more.insert("attached_to".to_owned(), json!(attached_to));
+        }
+        fields(more)
     };
-    let mut more = json!({
-        "worker": is_at,
-        "moving_to": goes_to.and_then(|worker| worker_name(view, worker)),
-        "size": observed.map(|observed| observed.size).or(asked_size),
-        "problem": observed.and_then(|observed| observed.problem.as_ref()),
-    });
-    if let (Kind::Volume, Value::Object(more)) = (object.kind, &mut more) {
-        more.insert("attached_to".to_owned(), json!(attached_to));
-    }
     let since = observed.map_or(asked.meta.changed_at, |observed| observed.since);
-    Found { state, ready, since: Some(since), more: fields(more) }
+    Found { state, ready, since: Some(since), more: Box::new(more) }
 }
 
 fn waits_for_use(asked: &Asked) -> bool {
@@ -288,7 +331,7 @@ fn worker_name(view: &View, worker: WorkerId) -> Option<&Name> {
     view.object_of(worker.uid()).map(|object| &object.name)
 }
 
-fn of_worker(view: &View, object: &ObjectRef, asked: &Asked, spec: &worker::Spec) -> Found {
+fn of_worker<'a>(view: &'a View, object: &ObjectRef, asked: &Asked, spec: &worker::Spec) -> Found<'a> {
     let worker = WorkerId::new(asked.meta.uid);
     let alive = view.alive(worker);
     let observed = view.observed_worker(worker);
@@ -304,27 +347,34 @@ fn of_worker(view: &View, object: &ObjectRef, asked: &Asked, spec: &worker::Spec
         Some(_) if spec.cordoned => "cordoned",
         Some(_) => "ready",
     };
-    let more = fields(json!({
-        "cpus": observed.map(|observed| observed.cpus),
-        "host_cpus": observed.map(|observed| observed.host_cpus).filter(|cpus| *cpus > 0),
-        "vms_max": observed.and_then(|observed| observed.vms_max),
-        "memory": observed.map(|observed| observed.memory),
-        "cpus_used": ledger.map(|ledger| ledger.cpus),
-        "memory_used": ledger.map(|ledger| ledger.memory),
-        "vms": ledger.map(|ledger| ledger.vms),
-        "architecture": observed.map(|observed| &observed.architecture),
-        "vmm": observed.map(|observed| &observed.vmm),
-        "version": observed.map(|observed| &observed.version),
-        "address": observed.map(|observed| &observed.address),
-        "orphans": observed.map(|observed| &observed.orphans).filter(|orphans| !orphans.is_empty()),
-        "parts": observed.map(|observed| observed.parts.len()).filter(|parts| *parts > 0),
-    }));
+    let more = move || {
+        fields(json!({
+            "cpus": observed.map(|observed| observed.cpus),
+            "host_cpus": observed.map(|observed| observed.host_cpus).filter(|cpus| *cpus > 0),
+            "vms_max": observed.and_then(|observed| observed.vms_max),
+            "memory": observed.map(|observed| observed.memory),
+            "cpus_used": ledger.map(|ledger| ledger.cpus),
+            "memory_used": ledger.map(|ledger| ledger.memory),
+            "vms": ledger.map(|ledger| ledger.vms),
+            "architecture": observed.map(|observed| &observed.architecture),
+            "vmm": observed.map(|observed| &observed.vmm),
+            "version": observed.map(|observed| &observed.version),
+            "address": observed.map(|observed| &observed.address),
+            "orphans": observed.map(|observed| &observed.orphans).filter(|orphans| !orphans.is_empty()),
+            "parts": observed.map(|observed| observed.parts.len()).filter(|parts| *parts > 0),
+        }))
+    };
     let ready = alive.is_some() && observed.is_some() && state != "draining";
     let since = alive.map(|alive| alive.since).or(decided.away_since);
-    Found { state, ready, since, more }
+    Found { state, ready, since, more: Box::new(more) }
 }
 
-fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::Spec) -> Found {
+fn of_group<'a>(
+    view: &'a View,
+    object: &'a ObjectRef,
+    asked: &'a Asked,
+    spec: &'a scalegroup::Spec,
+) -> Found<'a> {
     let counts = planner::scalegroup::counts(view, object);
     let decided = view.decided(object);
     let choice = planner::scalegroup::choice(view, object).cloned().unwrap_or_default();
@@ -332,19 +382,10 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
     let replicas = usize::try_from(wanted_count).unwrap_or(usize::MAX);
     let is_whole = counts.members == replicas && counts.ready >= replicas;
     let wanted = planner::scalegroup::wanted_version(view, &asked.meta, spec, &choice);
-    let looks: Vec<(&Name, u64, Found)> = counts
-        .list
-        .iter()
-        .filter_map(|(member, version)| {
-            Some((&member.name, *version, of_vm(view, member, view.asked(member)?)))
-        })
-        .collect();
-    let members = looks.iter().take(MEMBERS_SHOWN_MAX).map(|(name, version, found)| {
-        let worker = found.more.get("worker");
-        json!({ "name": name, "version": version, "state": found.state, "worker": worker })
-    });
-    let is_degraded =
-        looks.iter().any(|(_, _, found)| !matches!(found.state, "pending" | "starting" | "running"));
+    let is_degraded = || {
+        let mut states = counts.list.iter().filter_map(|(member, _)| state(view, member));
+        states.any(|(state, _)| !matches!(state, "pending" | "starting" | "running"))
+    };
     let waiting_on = decided.map(|decided| decided.waiting_on.as_slice());
     let state = match state_of_update(
         (spec, &asked.meta.rollout, replicas),
@@ -354,34 +395,41 @@ fn of_group(view: &View, object: &ObjectRef, asked: &Asked, spec: &scalegroup::S
     ) {
         None if is_whole && waiting_on.is_some_and(<[Waiting]>::is_empty) => "ready",
         None if counts.updated < counts.members => "moving",
-        None if !is_whole && is_degraded => "degraded",
+        None if !is_whole && is_degraded() => "degraded",
         None if counts.members != replicas || !choice.retiring.is_empty() => "scaling",
         None => "starting",
         Some(updating) => updating,
     };
-    let versions = choice.versions.iter().map(|version| {
-        json!({ "number": version.number, "image_version": version.image_version, "made_at": version.made_at })
-    });
-    let retiring = choice.retiring.iter().filter_map(|retiring| {
-        let member = view.object_of(retiring.uid)?;
-        Some(json!({ "member": member.name, "because": retiring.because }))
-    });
-    let more = fields(json!({
-        "replicas": wanted_count,
-        "scaling": choice.scaling.as_ref().filter(|_| spec.autoscale.is_some()),
-        "members": members.collect::<Vec<_>>(),
-        "available": counts.ready,
-        "updated": counts.updated,
-        "version": choice.target,
-        "stable": choice.stable,
-        "rejected": choice.rejected.as_ref().map(|rejected| rejected.version),
-        "failed_member": choice.rejected.as_ref().map(|rejected| &rejected.member),
-        "undone": asked.meta.rollout.undone.map(|undone| undone.version),
-        "versions": versions.collect::<Vec<_>>(),
-        "retiring": retiring.collect::<Vec<_>>(),
-    }));
+    let more = move || {
+        let members = counts.list.iter().take(MEMBERS_SHOWN_MAX).filter_map(|(member, version)| {
+            let found = of_vm(view, member, view.asked(member)?);
+            let worker = vm::placement(view, member).map(|placement| &placement.worker_name);
+            Some(json!({ "name": member.name, "version": version, "state": found.state, "worker": worker }))
+        });
+        let versions = choice.versions.iter().map(|version| {
+            json!({ "number": version.number, "image_version": version.image_version, "made_at": version.made_at })
+        });
+        let retiring = choice.retiring.iter().filter_map(|retiring| {
+            let member = view.object_of(retiring.uid)?;
+            Some(json!({ "member": member.name, "because": retiring.because }))
+        });
+        fields(json!({
+            "replicas": wanted_count,
+            "scaling": choice.scaling.as_ref().filter(|_| spec.autoscale.is_some()),
+            "members": members.collect::<Vec<_>>(),
+            "available": counts.ready,
+            "updated": counts.updated,
+            "version": choice.target,
+            "stable": choice.stable,
+            "rejected": choice.rejected.as_ref().map(|rejected| rejected.version),
+            "failed_member": choice.rejected.as_ref().map(|rejected| &rejected.member),
+            "undone": asked.meta.rollout.undone.map(|undone| undone.version),
+            "versions": versions.collect::<Vec<_>>(),
+            "retiring": retiring.collect::<Vec<_>>(),
+        }))
+    };
     let since = decided.and_then(|decided| decided.at_rest_since).unwrap_or(asked.meta.changed_at);
-    Found { state, ready: state == "ready", since: Some(since), more }
+    Found { state, ready: state == "ready", since: Some(since), more: Box::new(more) }
 }
 
 /// How far the update of a group is, in a word; none when none is on its way.
@@ -425,18 +473,20 @@ fn state_of_update(
     }
 }
 
-fn of_network(view: &View, name: &Name, spec: &network::Spec) -> Found {
-    let used = view.claimed_addresses(name).count() as u64;
-    let squatted = view.claimed_addresses(name).filter_map(|address| {
-        let Squatted { mac, worker, since } = view.address_claim(name, address)?.squatted.clone()?;
-        Some(json!({ "address": address, "mac": mac, "worker": worker, "since": since }))
-    });
-    let squatted: Vec<Value> = squatted.take(SQUATTED_SHOWN_MAX).collect();
-    let more = match spec.pool() {
-        Some(pool) => {
-            fields(json!({ "addresses_used": used, "addresses": pool.size(), "squatted": squatted }))
+fn of_network<'a>(view: &'a View, name: &'a Name, spec: &'a network::Spec) -> Found<'a> {
+    let more = move || {
+        let used = view.claimed_addresses(name).count() as u64;
+        let squatted = view.claimed_addresses(name).filter_map(|address| {
+            let Squatted { mac, worker, since } = view.address_claim(name, address)?.squatted.clone()?;
+            Some(json!({ "address": address, "mac": mac, "worker": worker, "since": since }))
+        });
+        let squatted: Vec<Value> = squatted.take(SQUATTED_SHOWN_MAX).collect();
+        match spec.pool() {
+            Some(pool) => {
+                fields(json!({ "addresses_used": used, "addresses": pool.size(), "squatted": squatted }))
+            }
+            None => Map::new(),
         }
-        None => Map::new(),
     };
-    Found { state: "ready", ready: true, since: None, more }
+    Found { state: "ready", ready: true, since: None, more: Box::new(more) }
 }

@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lightbyte_api::{Kind, Name, ObjectRef, Timestamp, WaitingOn};
+use lightbyte_api::records::Squatted;
+use lightbyte_api::{Kind, ObjectRef, Spec, Timestamp, WaitingOn};
+use lightbyte_plan::planner::scalegroup;
 use lightbyte_plan::{View, status};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::time::{Duration, sleep};
 
 use crate::follower::Subscription;
@@ -173,37 +174,44 @@ fn told(before: Option<&Look>, after: Option<&Look>) -> Vec<(&'static str, Strin
 }
 
 fn look(view: &View, object: &ObjectRef) -> Option<Look> {
-    let status = status::object(view, object)?.status;
+    // Every change of the store is looked at: only what is needed is made.
+    let status = match view.asked(object) {
+        Some(_) => status::brief(view, object)?,
+        None => status::object(view, object)?.status,
+    };
     // Room and addresses in use are no events of the worker or the network.
     let waiting_on = match object.kind {
         Kind::Image => BTreeSet::new(),
         _ => status.waiting_on.iter().cloned().map(|waiting| waiting.on).collect(),
     };
-    let listed = |field: &str| status.more.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
-    let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
-    let because = status.more.get("scaling").and_then(|scaling| text(&scaling["because"]));
-    let size = (object.kind == Kind::ScaleGroup)
-        .then(|| status.more.get("replicas").and_then(Value::as_u64))
-        .flatten();
+    let addresses = if object.kind == Kind::Vm { status::addresses(view, object) } else { Vec::new() };
     Some(Look {
-        size: size.map(|size| (size, because.unwrap_or_default())),
-        addresses: listed("addresses").iter().filter_map(text).collect(),
-        squatted: listed("squatted").iter().filter_map(|found| squatted(&object.name, found)).collect(),
+        size: size(view, object),
+        addresses,
+        squatted: squatted(view, object),
         state: status.state,
         waiting_on,
     })
 }
 
-/// Who has an address, in the words of whoever waits for it.
-fn squatted(network: &Name, found: &Value) -> Option<String> {
-    let text = |field: &str| found.get(field)?.as_str();
-    let on = WaitingOn::Squatted {
-        network: network.clone(),
-        address: text("address")?.parse().ok()?,
-        mac: text("mac")?.parse().ok()?,
-        worker: text("worker")?.parse().ok()?,
+/// How many members a group is to have, and why, where it says so itself.
+fn size(view: &View, object: &ObjectRef) -> Option<(u64, String)> {
+    let Spec::ScaleGroup(spec) = &view.asked(object)?.spec else { return None };
+    let scaling = scalegroup::choice(view, object).and_then(|choice| choice.scaling.as_ref());
+    let because = scaling.filter(|_| spec.autoscale.is_some()).map(|scaling| scaling.because.clone());
+    Some((scalegroup::replicas(view, object, spec), because.unwrap_or_default()))
+}
+
+/// Who has a network's addresses, in the words of whoever waits for them.
+fn squatted(view: &View, network: &ObjectRef) -> BTreeSet<String> {
+    if network.kind != Kind::Network {
+        return BTreeSet::new();
+    }
+    let told = |address| {
+        let Squatted { mac, worker, .. } = view.address_claim(&network.name, address)?.squatted.clone()?;
+        Some(WaitingOn::Squatted { network: network.name.clone(), address, mac, worker }.to_string())
     };
-    Some(on.to_string())
+    view.claimed_addresses(&network.name).filter_map(told).take(status::SQUATTED_SHOWN_MAX).collect()
 }
 
 /// Writes down what happens, until it is dropped.
