@@ -32,7 +32,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         "cli",
         &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab", "link", "guest", "image", "vsock"],
     ),
-    ("bench", &["api", "plan", "link", "lab", "vmm"]),
+    ("bench", &["api", "plan", "store", "link", "lab", "vmm", "worker"]),
     ("xtask", &[]),
 ];
 
