@@ -6,6 +6,7 @@
 //! POST   /v1/objects/KIND/NAME/{start,stop,restart} -> Changed    GET    /v1/objects/KIND/NAME/why  -> Explanation
 //! POST   /v1/plan           Foresee        -> Forecast
 //! GET    /v1/stuck          -> List of Stuck                      GET    /v1/status                 -> ClusterStatus
+//! GET    /v1/usage          -> ClusterUsage
 //! GET    /v1/watch?kind=&from=  -> lines of WatchLine             GET    /v1/openapi.json
 //! POST   /v1/workers/UID/register   ObservedWorker -> ()          POST   /v1/workers/UID/heartbeat  Heartbeat -> HeartbeatAnswer
 //! POST   /v1/workers/UID/report     Report  -> Reply              GET    /v1/workers/UID/stream?cursor= -> lines of Delivery
@@ -179,6 +180,40 @@ pub struct MeasuredVm {
     /// Which.
     pub vm: VmId,
     /// What; its own word.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// What the cluster has used by now, measured when it was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterUsage {
+    /// The workers that are alive.
+    pub workers: Vec<WorkerUsage>,
+    /// The VMs whose agents answered in time.
+    pub vms: Vec<VmUsage>,
+}
+
+/// What a host has used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerUsage {
+    /// The worker.
+    pub name: Name,
+    /// Nothing when its agent did not answer in time, or listens nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// What a VM has used; its guest's own word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmUsage {
+    /// The VM.
+    pub name: Name,
+    /// Its worker.
+    pub worker: Name,
+    /// Its group, if it is of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Name>,
+    /// What.
     #[serde(flatten)]
     pub usage: Usage,
 }

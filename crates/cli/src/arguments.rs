@@ -28,7 +28,7 @@ pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
 pub(crate) use self::plan::{Plan, PlanForm, Supposition};
-pub(crate) use self::reading::{Describe, Form, Get, Why};
+pub(crate) use self::reading::{Describe, Form, Get, Top, Why};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -126,6 +126,9 @@ pub(crate) enum Verb {
     Why(Why),
     /// Lists what waits longer than is normal
     Stuck,
+    /// Shows what workers, groups and VMs use, the busiest VMs first; goes on until Ctrl-C
+    #[command(after_help = "Examples:\n  lightbyte top\n  lightbyte top --once | head")]
+    Top(Top),
     /// Waits until an object is as asked, or gone
     #[command(after_help = "Example: lightbyte wait vm/hello --for ready --timeout 30s")]
     Wait(Wait),

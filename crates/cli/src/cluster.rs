@@ -8,7 +8,7 @@ use anyhow::Result;
 use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::parts::Fetch;
-use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, Foresee, List};
+use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List};
 use lightbyte_api::{Kind, Name, Timestamp};
 use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
 use lightbyte_plan::forecast::Forecast;
@@ -225,6 +225,11 @@ impl Cluster {
         let path =
             object.map_or_else(|| "/v1/events".to_owned(), |object| format!("{}/events", path_of(object)));
         Ok(self.get::<List<Event>>(&path).await?.items)
+    }
+
+    /// What workers and VMs have used by now.
+    pub(crate) async fn usage(&self) -> Result<ClusterUsage, ClientError> {
+        self.get("/v1/usage").await
     }
 
     /// Everything that waits longer than is normal.

@@ -22,6 +22,8 @@ const CHANGES_MAX: usize = 3;
 const VALUES_TRIED_MAX: usize = 40;
 /// How long each is left to do its worst.
 const BAD_ROUNDS: usize = 40;
+/// In how many rounds copies that nobody wants are gone.
+const COPIES_GO_ROUNDS: usize = 10;
 /// How many quiet rounds mean that nothing more comes.
 const QUIET_ROUNDS: usize = 70;
 
@@ -294,12 +296,13 @@ impl Cluster {
 
     fn delete_all(&mut self, good: &[Manifest], after: &str) -> Checked {
         let objects: Vec<ObjectRef> = good.iter().map(Manifest::object).collect();
-        // Whoever deletes what is protected says so first.
+        // Whoever deletes what is protected, or has copies, says so first, as it is told.
         let view = self.oracle.truth().clone();
         for object in &objects {
             let Some(asked) = view.living(object) else { continue };
             let Spec::Volume(spec) = &asked.spec else { continue };
-            let spec = Spec::Volume(volume::Spec { protected: false, ..spec.clone() });
+            let copies = spec.copies.clone().map(|copies| volume::Copies { keep: 0, ..copies });
+            let spec = Spec::Volume(volume::Spec { protected: false, copies, ..spec.clone() });
             let labels = asked.meta.labels.clone();
             if let Err(refusal) = self.ask_for(&Manifest { name: object.name.clone(), labels, spec })? {
                 return violated(
@@ -307,6 +310,9 @@ impl Cluster {
                     format!("{object} stays protected: {refusal}; after {after}"),
                 );
             }
+        }
+        for _ in 0..COPIES_GO_ROUNDS {
+            self.calm_round()?;
         }
         for object in objects.iter().filter(|object| object.kind != Kind::Worker) {
             let view = self.oracle.truth().clone();

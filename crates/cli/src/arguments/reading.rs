@@ -1,6 +1,8 @@
 //! Words for looking at objects, now and as they were.
 
 use clap::{Args, ValueEnum};
+use lightbyte_api::Span;
+use lightbyte_api::units::UnitError;
 
 use super::read_label;
 
@@ -42,6 +44,21 @@ pub(crate) struct Past {
     /// As it was then: a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m
     #[arg(long, value_name = "WHEN", value_parser = read_past)]
     pub(crate) at: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// How often it is measured, 1s at least
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = read_period)]
+    pub(crate) every: Span,
+    /// Once, over one second; as when the output is no terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+fn read_period(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse().map_err(|error: UnitError| error.to_string())?;
+    if span < Span::from_secs(1) { Err("must be 1s at least".to_owned()) } else { Ok(span) }
 }
 
 #[derive(Debug, Args)]

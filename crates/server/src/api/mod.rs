@@ -24,6 +24,7 @@ use crate::Server;
 use crate::api::caller::Caller;
 use crate::openapi;
 use crate::problem::Failure;
+use crate::usage;
 
 /// How many streams one server keeps open: those of a thousand workers, and as many watches.
 pub(crate) const STREAMS_MAX: usize = 2_048;
@@ -93,6 +94,8 @@ pub(crate) fn routes() -> Vec<Route> {
             &["limit", "min_revision"], None, "EventList", get(objects::events)),
         route("get", "/v1/stuck", "Lists what waits longer than is normal",
             reading, None, "StuckList", get(objects::stuck)),
+        route("get", "/v1/usage", "Measures what workers and VMs use",
+            reading, None, "ClusterUsage", get(usage::usage)),
         route("get", "/v1/status", "Shows the cluster at a glance",
             reading, None, "ClusterStatus", get(cluster::cluster)),
         route("post", "/v1/apply", "Makes manifests true, or tells what that would change",

@@ -1,0 +1,236 @@
+//! `lightbyte top`: what workers, groups and VMs use, again and again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lightbyte_api::wire::{ClusterUsage, Usage};
+use lightbyte_api::{Kind, Name, ObjectRef};
+
+use crate::arguments::Top;
+use crate::cluster::Cluster;
+use crate::failure::Code;
+use crate::session;
+use crate::table;
+use crate::terminal::print;
+
+/// How many looks a sparkline has.
+const SPARKS: usize = 20;
+/// The steps of a sparkline, from idle to busy.
+const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+/// The time between the two looks that a share of CPU time needs.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How many lines there are where nobody says how high the terminal is.
+const LINES: u16 = 40;
+
+pub(crate) async fn run(cluster: &Cluster, words: &Top) -> Result<Code> {
+    let is_live = session::is_interactive() && !words.once;
+    let mut looks = Looks::default();
+    looks.take(&look(cluster).await?);
+    tokio::time::sleep(FIRST_PAUSE).await;
+    loop {
+        let now = look(cluster).await?;
+        looks.take(&now);
+        let lines = match session::size() {
+            Some((lines, _)) if is_live && lines > 0 => lines,
+            _ if is_live => LINES,
+            _ => u16::MAX,
+        };
+        let text = looks.render(&now, lines);
+        if !is_live {
+            print(&text)?;
+            return Ok(Code::Done);
+        }
+        // Home, each line to its end, and what is left below: nothing flickers.
+        print(&format!("\u{1b}[H{}\u{1b}[J", text.replace('\n', "\u{1b}[K\n")))?;
+        tokio::time::sleep(words.every.duration()).await;
+    }
+}
+
+async fn look(cluster: &Cluster) -> Result<ClusterUsage> {
+    cluster.usage().await.context("ask what the cluster uses")
+}
+
+/// What was seen so far: how busy each thing was at each look, in thousandths of its CPUs.
+#[derive(Default)]
+struct Looks {
+    before: BTreeMap<ObjectRef, Usage>,
+    busy: BTreeMap<ObjectRef, VecDeque<u64>>,
+}
+
+impl Looks {
+    fn take(&mut self, now: &ClusterUsage) {
+        let workers = now.workers.iter().filter_map(|found| Some((worker(&found.name), found.usage?)));
+        let vms = now.vms.iter().map(|found| (vm(&found.name), found.usage));
+        let found: BTreeMap<ObjectRef, Usage> = workers.chain(vms).collect();
+        let mut shares: BTreeMap<ObjectRef, u64> = BTreeMap::new();
+        for (object, usage) in &found {
+            let share = self.before.get(object).and_then(|before| share(*before, *usage));
+            shares.extend(share.map(|share| (object.clone(), share)));
+        }
+        let mut groups: BTreeMap<ObjectRef, Vec<u64>> = BTreeMap::new();
+        for found in &now.vms {
+            let share = found.group.as_ref().zip(shares.get(&vm(&found.name)));
+            if let Some((name, share)) = share {
+                groups.entry(group(name)).or_default().push(*share);
+            }
+        }
+        shares.extend(
+            groups.into_iter().map(|(group, all)| (group, all.iter().sum::<u64>() / all.len() as u64)),
+        );
+        self.busy.retain(|object, _| shares.contains_key(object));
+        for (object, share) in shares {
+            let busy = self.busy.entry(object).or_default();
+            busy.push_back(share);
+            while busy.len() > SPARKS {
+                busy.pop_front();
+            }
+        }
+        self.before = found;
+    }
+
+    fn cpu(&self, object: &ObjectRef) -> (u64, [String; 2]) {
+        let busy = self.busy.get(object);
+        let last = busy.and_then(|busy| busy.back()).copied();
+        let sparks = busy.into_iter().flatten().map(|share| {
+            let step = usize::try_from(share * STEPS.len() as u64 / 1_001).unwrap_or(0);
+            STEPS[step.min(STEPS.len() - 1)]
+        });
+        let text = last.map_or_else(|| table::NOTHING.to_owned(), |share| format!("{}%", share / 10));
+        (last.unwrap_or(0), [text, sparks.collect()])
+    }
+
+    /// At most so many lines: VMs that do not fit are counted.
+    fn render(&self, now: &ClusterUsage, lines_max: u16) -> String {
+        let mut text = table::lay_out(&self.workers(now));
+        let groups = self.groups(now);
+        if groups.len() > 1 {
+            let _ = write!(text, "\n{}", table::lay_out(&groups));
+        }
+        let vms = self.vms(now);
+        let room = usize::from(lines_max).saturating_sub(text.lines().count() + 4);
+        let left = (vms.len() - 1).saturating_sub(room);
+        let shown: Vec<Vec<String>> = vms.into_iter().take(room + 1).collect();
+        let _ = write!(text, "\n{}", table::lay_out(&shown));
+        if left > 0 {
+            let _ = writeln!(text, "and {left} more that are less busy");
+        }
+        text
+    }
+
+    fn workers(&self, now: &ClusterUsage) -> Vec<Vec<String>> {
+        let head = ["WORKER", "CPU", "", "MEMORY", "VMS"].map(str::to_owned).to_vec();
+        let rows = now.workers.iter().map(|found| {
+            let (_, [cpu, sparks]) = self.cpu(&worker(&found.name));
+            let vms = now.vms.iter().filter(|vm| vm.worker == found.name).count();
+            let memory = found.usage.map_or_else(|| "does not answer".to_owned(), memory);
+            vec![found.name.to_string(), cpu, sparks, memory, vms.to_string()]
+        });
+        std::iter::once(head).chain(rows).collect()
+    }
+
+    fn groups(&self, now: &ClusterUsage) -> Vec<Vec<String>> {
+        let mut members: BTreeMap<&Name, usize> = BTreeMap::new();
+        for name in now.vms.iter().filter_map(|found| found.group.as_ref()) {
+            *members.entry(name).or_default() += 1;
+        }
+        let head = ["GROUP", "CPU", "", "MEMBERS"].map(str::to_owned).to_vec();
+        let rows = members.into_iter().map(|(name, members)| {
+            let (_, [cpu, sparks]) = self.cpu(&group(name));
+            vec![name.to_string(), cpu, sparks, members.to_string()]
+        });
+        std::iter::once(head).chain(rows).collect()
+    }
+
+    /// The busiest first.
+    fn vms(&self, now: &ClusterUsage) -> Vec<Vec<String>> {
+        let head = ["VM", "CPU", "", "MEMORY", "WORKER"].map(str::to_owned).to_vec();
+        let row = |found: &lightbyte_api::wire::VmUsage| {
+            let (busy, [cpu, sparks]) = self.cpu(&vm(&found.name));
+            let row =
+                vec![found.name.to_string(), cpu, sparks, memory(found.usage), found.worker.to_string()];
+            (std::cmp::Reverse(busy), row)
+        };
+        let mut rows: Vec<(std::cmp::Reverse<u64>, Vec<String>)> = now.vms.iter().map(row).collect();
+        rows.sort();
+        std::iter::once(head).chain(rows.into_iter().map(|(_, row)| row)).collect()
+    }
+}
+
+/// The share of the time between two looks in which something ran, in thousandths; nothing when the counters began anew.
+fn share(before: Usage, now: Usage) -> Option<u64> {
+    let busy = now.cpu_busy_millis.checked_sub(before.cpu_busy_millis)?;
+    let idle = now.cpu_idle_millis.checked_sub(before.cpu_idle_millis)?;
+    busy.saturating_mul(1_000).checked_div(busy.saturating_add(idle))
+}
+
+fn memory(usage: Usage) -> String {
+    let used = usage.memory_total_bytes.saturating_sub(usage.memory_available_bytes);
+    format!("{} of {}", mib(used), mib(usage.memory_total_bytes))
+}
+
+/// A size that changes all the time needs no more than whole MiB.
+fn mib(bytes: u64) -> String {
+    table::size(bytes >> 20 << 20)
+}
+
+fn worker(name: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::Worker, name.clone())
+}
+
+fn group(name: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::ScaleGroup, name.clone())
+}
+
+fn vm(name: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::Vm, name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn usage(of: serde_json::Value) -> ClusterUsage {
+        serde_json::from_value(of).expect("usage")
+    }
+
+    fn at(busy: u64, idle: u64) -> ClusterUsage {
+        let vm = |name: &str, busy: u64, idle: u64| {
+            json!({ "name": name, "worker": "n1", "group": "web", "cpu_busy_millis": busy, "cpu_idle_millis": idle,
+                "memory_total_bytes": 128 << 20, "memory_available_bytes": 100 << 20 })
+        };
+        usage(json!({
+            "workers": [
+                { "name": "n1", "usage": { "cpu_busy_millis": busy, "cpu_idle_millis": idle,
+                    "memory_total_bytes": 4_u64 << 30, "memory_available_bytes": 3_u64 << 30 } },
+                { "name": "n2" },
+            ],
+            "vms": [vm("web-1", 0, idle), vm("web-2", busy, idle)],
+        }))
+    }
+
+    #[test]
+    fn each_look_tells_of_the_time_since_the_one_before() {
+        let mut looks = Looks::default();
+        looks.take(&at(0, 0));
+        looks.take(&at(1_000, 1_000));
+        looks.take(&at(2_000, 1_250));
+        let expect = "\
+WORKER  CPU      MEMORY           VMS
+n1      80%  ▄▇  1GiB of 4GiB     2
+n2      -        does not answer  0
+
+GROUP  CPU      MEMBERS
+web    40%  ▂▄  2
+
+VM     CPU      MEMORY           WORKER
+web-2  80%  ▄▇  28MiB of 128MiB  n1
+web-1  0%   ▁▁  28MiB of 128MiB  n1
+";
+        assert_eq!(looks.render(&at(2_000, 1_250), u16::MAX), expect);
+        // Two lines of VMs do not fit; the busiest one is shown.
+        assert!(looks.render(&at(2_000, 1_250), 11).ends_with("and 1 more that are less busy\n"));
+    }
+}
