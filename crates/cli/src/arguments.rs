@@ -60,7 +60,7 @@ pub(crate) enum Verb {
     Describe(Describe),
     /// Makes manifests true: creates what is missing, changes what differs
     #[command(
-        after_help = "Examples:\n  lightbyte apply -f examples/vm.yaml\n  lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json"
+        after_help = "Examples:\n  lightbyte apply -f examples/vm.yaml\n  lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json\n  lightbyte apply -f shop/ --prune -l app=shop"
     )]
     Apply(Apply),
     /// Shows what `apply` would change; exit code 2 when anything would
@@ -266,8 +266,14 @@ pub(crate) struct Apply {
     /// Makes the changes of a plan (`lightbyte plan -o json`), unless they would do something else by now
     #[arg(long, value_name = "FILE", conflicts_with_all = ["files", "dry_run"])]
     pub(crate) plan: Option<PathBuf>,
-    /// Does not ask before a plan deletes
-    #[arg(short, long, requires = "plan")]
+    /// Deletes what has the labels of -l and is in no file
+    #[arg(long, requires = "labels", conflicts_with = "plan")]
+    pub(crate) prune: bool,
+    /// The label of what belongs together, for --prune; may be given several times
+    #[arg(short = 'l', long = "label", value_name = "KEY=VALUE", value_parser = read_label, requires = "prune")]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Does not ask before something is deleted
+    #[arg(short, long)]
     pub(crate) yes: bool,
 }
 
