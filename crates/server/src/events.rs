@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lightbyte_api::records::Squatted;
-use lightbyte_api::{Kind, ObjectRef, Spec, Timestamp, WaitingOn};
+use lightbyte_api::{Kind, Name, ObjectRef, Spec, Timestamp, WaitingOn};
 use lightbyte_plan::planner::scalegroup;
 use lightbyte_plan::{View, status};
 use serde::Serialize;
 use tokio::time::{Duration, sleep};
 
 use crate::follower::Subscription;
-use crate::{Server, affected, clock};
+use crate::{Server, affected, clock, last_words};
 
 /// How many events are kept of one object: the story of a boot or two.
 pub(crate) const EVENTS_PER_OBJECT_MAX: usize = 32;
@@ -32,7 +32,7 @@ pub(crate) struct Event {
     pub(crate) revision: u64,
     /// To which object.
     pub(crate) object: ObjectRef,
-    /// What: `created`, `state`, `waiting`, `resolved`, `scaled`, `address`, `squatted`, `released` or `gone`.
+    /// What: `created`, `state`, `waiting`, `resolved`, `scaled`, `console`, `address`, `squatted`, `released` or `gone`.
     pub(crate) what: &'static str,
     /// The same in words.
     pub(crate) message: String,
@@ -96,6 +96,16 @@ impl Events {
         }
     }
 
+    /// A member of a group said this last on its console.
+    pub(crate) fn said(&self, group: &ObjectRef, revision: u64, member: &Name, lines: &[String]) {
+        let mut rings = self.rings();
+        let at = clock::now();
+        for line in lines {
+            let message = format!("{member} said: {line}");
+            rings.push(Event { at, revision, object: group.clone(), what: "console", message });
+        }
+    }
+
     fn take(&self, before: &View, after: &View, keys: &[lightbyte_api::Key]) {
         let objects = affected::objects(before, after, keys);
         let mut rings = self.rings();
@@ -106,6 +116,14 @@ impl Events {
 }
 
 impl Rings {
+    fn push(&mut self, event: Event) {
+        let ring = self.rings.entry(event.object.clone()).or_default();
+        ring.push_back(event);
+        while ring.len() > EVENTS_PER_OBJECT_MAX {
+            ring.pop_front();
+        }
+    }
+
     fn note(&mut self, revision: u64, object: &ObjectRef, look: Option<&Look>) {
         let before = match look {
             Some(look) => self.last.insert(object.clone(), look.clone()),
@@ -116,12 +134,8 @@ impl Rings {
             return;
         }
         let at = clock::now();
-        let ring = self.rings.entry(object.clone()).or_default();
         for (what, message) in told {
-            ring.push_back(Event { at, revision, object: object.clone(), what, message });
-        }
-        while ring.len() > EVENTS_PER_OBJECT_MAX {
-            ring.pop_front();
+            self.push(Event { at, revision, object: object.clone(), what, message });
         }
         if look.is_none() {
             self.gone.push_back(object.clone());
@@ -222,6 +236,7 @@ pub(crate) async fn record(server: Arc<Server>) {
             server.times.note(clock::now(), view.revision());
             while let Some(news) = news.recv().await {
                 server.events.take(&view, &news.view, &news.changed);
+                last_words::note(&server, &view, &news);
                 view = news.view;
                 server.times.note(clock::now(), view.revision());
             }

@@ -15,6 +15,7 @@
 //! | `leader` | election, lease, and the turning of the reconciler |
 //! | `writer` | a request, committed; decided again after a conflict |
 //! | `api` | HTTP: routes, bodies, problem documents, streams |
+//! | `last_words` | what the member said for which an update failed |
 //! | `usage` | what guests use, asked of their workers |
 //! | `events` | what happened, as far as this server saw it |
 //! | `clock` | the wall clock and fresh identities |
@@ -25,6 +26,7 @@ mod clock;
 mod events;
 mod follower;
 mod history;
+mod last_words;
 mod leader;
 mod openapi;
 mod problem;
@@ -83,6 +85,10 @@ pub(crate) struct Server {
     parts: Option<Arc<Parts>>,
     uploads: Semaphore,
     forecasts: Arc<Semaphore>,
+    /// Who measures for people.
+    measuring: Semaphore,
+    /// Consoles that are read for events.
+    consoles: Arc<Semaphore>,
     /// Which revision was the newest when.
     times: history::Times,
     looks_back: Semaphore,
@@ -107,6 +113,8 @@ impl Server {
             parts: None,
             uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
             forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
+            measuring: Semaphore::new(1),
+            consoles: Arc::new(Semaphore::new(last_words::CONSOLES_MAX)),
             times: history::Times::default(),
             looks_back: Semaphore::new(history::LOOKS_BACK_MAX),
             losses: std::sync::Mutex::default(),
@@ -153,6 +161,8 @@ pub async fn serve(
         parts: config.parts,
         uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
         forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
+        measuring: Semaphore::new(1),
+        consoles: Arc::new(Semaphore::new(last_words::CONSOLES_MAX)),
         times: history::Times::default(),
         looks_back: Semaphore::new(history::LOOKS_BACK_MAX),
         losses: std::sync::Mutex::default(),

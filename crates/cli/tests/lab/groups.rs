@@ -112,6 +112,11 @@ fn a_group_of_real_vms_grows_heals_moves_and_rolls() {
     let (code, errors) = bed.fails(&["wait", "group/web"]);
     assert!(code == 1 && errors.contains("is back at version 2"), "{code}: {errors}");
     assert!(errors.contains("panic"), "the last lines of its console: {errors}");
+    until("its last words are in the events", || {
+        bed.ok(&["events", "group/web"])
+            .lines()
+            .any(|line| line.contains(" said: ") && line.contains("panic"))
+    });
     all_answer(&bed, 4, "");
     let kept = members(&bed).iter().filter(|member| before.contains(&member["uid"])).count();
     assert!(kept >= 3, "only the place of the one that failed was another's: {kept}");

@@ -169,7 +169,7 @@ async fn way_to(
     Ok(guest::way_to(&server.view_for(parameters).await?, &object)?)
 }
 
-fn client(way: &Way) -> Result<Client, Failure> {
+pub(crate) fn client(way: &Way) -> Result<Client, Failure> {
     let endpoint = Endpoint::of_address(&way.address).ok_or_else(|| {
         let title = format!("worker `{}` names no address at which it listens", way.worker);
         Failure::new(StatusCode::CONFLICT, title).hint("start its agent with --listen")
