@@ -187,7 +187,7 @@ pub struct MeasuredVm {
 /// What the cluster has used by now, measured when it was asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterUsage {
-    /// The workers that are alive.
+    /// The workers that are alive, and whose agents listen.
     pub workers: Vec<WorkerUsage>,
     /// The VMs whose agents answered in time.
     pub vms: Vec<VmUsage>,
@@ -198,7 +198,7 @@ pub struct ClusterUsage {
 pub struct WorkerUsage {
     /// The worker.
     pub name: Name,
-    /// Nothing when its agent did not answer in time, or listens nowhere.
+    /// Nothing when its agent did not answer in time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
 }

@@ -52,7 +52,7 @@ pub struct Reading {
     pub cpu: u64,
     /// How many were measured.
     pub measured: u64,
-    /// How many there are or are to be besides: they start, do not serve, or did not answer.
+    /// How many there are or are to be besides: they start, or did not answer.
     pub silent: u64,
 }
 
@@ -92,8 +92,8 @@ impl Load {
 /// Makes readings of what members' guests have counted.
 #[derive(Debug, Default)]
 pub struct Gauge {
-    /// What was counted at the last look, of members that served then.
-    counted: BTreeMap<Uid, CpuTime>,
+    /// What each member had counted when it answered last, and when that was.
+    counted: BTreeMap<Uid, (CpuTime, Timestamp)>,
     loads: BTreeMap<Uid, Arc<Load>>,
 }
 
@@ -104,38 +104,41 @@ pub fn scales_by_it(view: &View, group: &ObjectRef) -> bool {
     matches!(spec, Some(Spec::ScaleGroup(spec)) if spec.autoscale.as_ref().is_some_and(|policy| policy.cpu.is_some()))
 }
 
-/// The members whose load is asked for, each with its group: those that serve, of groups that scale by it.
-pub fn wanted(view: &View) -> impl Iterator<Item = (&ObjectRef, Vec<&ObjectRef>)> {
+/// The members whose load is asked for: those whose guests are up, of groups that scale by it.
+pub fn wanted(view: &View) -> impl Iterator<Item = &ObjectRef> {
     let groups = view.objects_of(Kind::ScaleGroup).filter(|group| scales_by_it(view, group));
-    groups.map(move |group| (group, scalegroup::serving(view, group)))
+    groups.flat_map(move |group| scalegroup::up(view, group).0)
 }
 
 impl Gauge {
-    /// Takes what the members' guests have counted by now. A member that is not in `counted` did not answer. Returns the
-    /// groups that have a reading more.
+    /// Takes what the members' guests have counted by now. A member that is not in `counted` did not answer; when it does
+    /// again, its share is that of the time since it last did. Returns the groups that have a reading more.
     pub fn take(&mut self, view: &View, now: Timestamp, counted: &BTreeMap<Uid, CpuTime>) -> Vec<ObjectRef> {
-        let (mut served, mut loads, mut groups) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        for (group, serving) in wanted(view) {
+        let (mut known, mut loads, mut groups) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        for group in view.objects_of(Kind::ScaleGroup).filter(|group| scales_by_it(view, group)) {
             let Some(asked) = view.asked(group) else { continue };
             let Spec::ScaleGroup(spec) = &asked.spec else { continue };
-            let uid = asked.meta.uid;
-            let living = view.children(uid).filter(|child| view.living(child).is_some()).count() as u64;
+            let (up, living) = scalegroup::up(view, group);
             let mut reading = Reading { at: now, cpu: 0, measured: 0, silent: 0 };
-            for member in serving.iter().filter_map(|member| Some(view.asked(member)?.meta.uid)) {
-                let Some(time) = counted.get(&member) else { continue };
-                let share = self.counted.get(&member).and_then(|before| time.share_since(*before));
-                reading.cpu += share.unwrap_or(0);
-                reading.measured += u64::from(share.is_some());
-                served.insert(member, *time);
+            for member in up.iter().filter_map(|member| Some(view.asked(member)?.meta.uid)) {
+                let before = self.counted.get(&member).filter(|(_, at)| since(*at, now) <= GAP_MAX);
+                if let Some(time) = counted.get(&member) {
+                    let share = before.and_then(|(before, _)| time.share_since(*before));
+                    reading.cpu += share.unwrap_or(0);
+                    reading.measured += u64::from(share.is_some());
+                    known.insert(member, (*time, now));
+                } else if let Some(before) = before {
+                    known.insert(member, *before);
+                }
             }
             let all = living.max(scalegroup::replicas(view, group, spec));
             reading.silent = all.saturating_sub(reading.measured);
-            let mut load = self.loads.remove(&uid).unwrap_or_default();
+            let mut load = self.loads.remove(&asked.meta.uid).unwrap_or_default();
             Arc::make_mut(&mut load).push(reading);
-            loads.insert(uid, load);
+            loads.insert(asked.meta.uid, load);
             groups.push(group.clone());
         }
-        (self.counted, self.loads) = (served, loads);
+        (self.counted, self.loads) = (known, loads);
         groups
     }
 

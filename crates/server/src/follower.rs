@@ -219,17 +219,20 @@ impl Follower {
         let mut hub = self.hub();
         let view = self.view()?;
         let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
-        let senders = hub.of_workers.entry(worker).or_default();
-        senders.retain(|sender| !sender.is_closed());
-        senders.push(sender);
+        // Streams that have ended are found here: there are never more of them than of those that go on.
+        hub.of_workers.retain(|_, senders| {
+            senders.retain(|sender| !sender.is_closed());
+            !senders.is_empty()
+        });
+        hub.of_workers.entry(worker).or_default().push(sender);
         Some(Subscription { view, news })
     }
 
-    /// The newest view, if all news up to it was taken.
+    /// The newest view, if all news up to it was taken and more would come.
     pub(crate) fn settled(&self, news: &mpsc::Receiver<News>) -> Option<View> {
         // News and view are published under this lock.
         let _hub = self.hub();
-        if news.is_empty() { self.view() } else { None }
+        if news.is_empty() && !news.is_closed() { self.view() } else { None }
     }
 
     /// As [`Follower::subscribe`], with the keys that changed after `revision`. The inner `None` says that it was too

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::records::{Leader, Record};
-use lightbyte_api::{Key, Timestamp, Uid};
+use lightbyte_api::{Key, ObjectRef, Timestamp, Uid};
 use lightbyte_plan::load::{self, CpuTime, Gauge, LOOK_PERIOD};
 use lightbyte_plan::{Reconciler, Transaction as Decision, View};
 use lightbyte_store::feed::{encode, met};
@@ -214,7 +214,7 @@ impl Term {
         }
         self.next_look = Instant::now() + LOOK_PERIOD.duration();
         let view = self.reconciler.view().clone();
-        let members = load::wanted(&view).flat_map(|(_, members)| members).cloned().collect::<Vec<_>>();
+        let members: Vec<ObjectRef> = load::wanted(&view).cloned().collect();
         self.looking = Some(Box::pin(async move { usage::cpu_times(&view, members).await }));
     }
 

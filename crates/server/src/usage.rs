@@ -6,36 +6,43 @@ use std::time::Duration;
 
 use axum::extract::State;
 use futures::{StreamExt as _, stream};
-use lightbyte_api::wire::{ClusterUsage, Measure, Measured, VmUsage, WorkerUsage};
+use lightbyte_api::wire::{ClusterUsage, Measure, Measured, MeasuredVm, VmUsage, WorkerUsage};
 use lightbyte_api::{Kind, ObjectRef, Uid, VmId};
 use lightbyte_link::{Client, Endpoint};
 use lightbyte_plan::View;
 use lightbyte_plan::guest;
 use lightbyte_plan::load::CpuTime;
+use lightbyte_plan::planner::vm::placement;
 
 use crate::api::answer::{Answer, Answered};
 use crate::api::input::Parameters;
+use crate::problem::Failure;
 use crate::{Server, chain};
 
 /// How many workers are asked at once.
 const WORKERS_AT_ONCE_MAX: usize = 32;
-/// How long a worker may take to answer: it waits a second for each sixteen guests that are silent.
+/// How long a worker may take to answer: it waits a second and a half for its guests.
 const WORKER_WITHIN: Duration = Duration::from_secs(5);
 
 /// The same for people, who wait for it; and how long all of them may take: a client waits five seconds for a read.
 const FOR_PEOPLE_WITHIN: Duration = Duration::from_secs(2);
-const ALL_WITHIN: Duration = Duration::from_secs(4);
+const ALL_WITHIN: Duration = Duration::from_millis(2_500);
+/// How long one of the people waits for his turn.
+const TURN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the guests of `members` have counted by now. Those that cannot be asked, or do not answer, are not in it.
 pub(crate) async fn cpu_times(view: &View, members: Vec<ObjectRef>) -> BTreeMap<Uid, CpuTime> {
     let mut by_address: BTreeMap<String, Vec<VmId>> = BTreeMap::new();
+    // Of those on each worker it alone is asked, and heard.
     for way in members.iter().filter_map(|member| guest::way_to(view, member).ok()) {
         by_address.entry(way.address).or_default().push(way.vm);
     }
-    let answers =
-        stream::iter(by_address).map(|(address, vms)| of_worker(address, Measure { vms }, WORKER_WITHIN));
-    let answers: Vec<Option<Measured>> = answers.buffer_unordered(WORKERS_AT_ONCE_MAX).collect().await;
-    let vms = answers.into_iter().flatten().flat_map(|answer| answer.vms);
+    let answers = stream::iter(by_address).map(|(address, vms)| async move {
+        let said = of_worker(address, Measure { vms: vms.clone() }, WORKER_WITHIN).await?.vms;
+        Some(said.into_iter().filter(|found| vms.contains(&found.vm)).collect::<Vec<MeasuredVm>>())
+    });
+    let answers: Vec<Option<Vec<MeasuredVm>>> = answers.buffer_unordered(WORKERS_AT_ONCE_MAX).collect().await;
+    let vms = answers.into_iter().flatten().flatten();
     vms.map(|found| {
         let time =
             CpuTime { busy_millis: found.usage.cpu_busy_millis, idle_millis: found.usage.cpu_idle_millis };
@@ -51,6 +58,12 @@ pub(crate) async fn usage(
 ) -> Answered<ClusterUsage> {
     parameters.only(&["min_revision"])?;
     let view = server.view_for(&parameters).await?;
+    // Workers measure for a few at a time: one server asks for one of its people after the other.
+    let turn = tokio::time::timeout(TURN_WITHIN, server.measuring.acquire()).await;
+    let Ok(Ok(_turn)) = turn else {
+        let title = "this server measures for others already";
+        return Err(Failure::unavailable(title, "ask again in a moment"));
+    };
     let asked = stream::iter(guest::all_ways(&view)).map(|(name, address)| async move {
         (name, of_worker(address, Measure::default(), FOR_PEOPLE_WITHIN).await)
     });
@@ -66,10 +79,13 @@ pub(crate) async fn usage(
         let measured = said.remove(&name);
         usage.workers.push(WorkerUsage { name: name.clone(), usage: measured.as_ref().map(|all| all.host) });
         for found in measured.into_iter().flat_map(|measured| measured.vms) {
-            // What is not ours by name is nobody's.
+            // Each worker is heard of what is placed there.
             let Some(vm) = view.object_of(found.vm.uid()).filter(|object| object.kind == Kind::Vm) else {
                 continue;
             };
+            if placement(&view, vm).is_none_or(|placement| placement.worker_name != name) {
+                continue;
+            }
             let group = view.group_of(vm).map(|group| group.name.clone());
             let (vm, worker) = (vm.name.clone(), name.clone());
             usage.vms.push(VmUsage { name: vm, worker, group, usage: found.usage });

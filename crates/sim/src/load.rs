@@ -70,10 +70,15 @@ impl Cluster {
         }
         let running: Vec<Uid> =
             self.workers.iter().flat_map(|worker| worker.host.running()).map(VmId::uid).collect();
-        for (group, members) in load::wanted(view) {
-            let Some(group) = view.asked(group).map(|asked| asked.meta.uid) else { continue };
-            let members = members.iter().filter_map(|member| Some(view.asked(member)?.meta.uid));
-            let members: Vec<Uid> = members.filter(|member| running.contains(member)).collect();
+        let mut groups: BTreeMap<Uid, Vec<Uid>> = BTreeMap::new();
+        for asked in load::wanted(view).filter_map(|member| view.asked(member)) {
+            let group = asked.meta.owner.as_ref().map(|owner| owner.uid);
+            let member = Some(asked.meta.uid).filter(|member| running.contains(member));
+            if let (Some(group), Some(member)) = (group, member) {
+                groups.entry(group).or_default().push(member);
+            }
+        }
+        for (group, members) in groups {
             let demand = self.demands.of_group.get(&group).copied().unwrap_or(0);
             let share = (demand / members.len().max(1) as u64).min(WHOLE);
             for member in members {

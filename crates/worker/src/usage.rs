@@ -14,13 +14,18 @@ use lightbyte_link::Problem;
 use lightbyte_vmm::{DriverError, Drivers, metrics};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout_at};
 
 /// How long a guest's agent may take to say what it uses.
 const GUEST_WITHIN: Duration = Duration::from_secs(1);
 /// How many guests are asked at once; each holds a thread.
-const GUESTS_AT_ONCE_MAX: usize = 16;
-/// How many servers are answered at once: each of three for its people, and the leader.
-const ANSWERS_AT_ONCE_MAX: usize = 4;
+const GUESTS_AT_ONCE_MAX: usize = 64;
+/// How long all of them may take, so that those that are silent do not keep the others from being told: less than any
+/// server waits.
+const ALL_WITHIN: Duration = Duration::from_millis(1_500);
+/// How many are answered at once of those who ask of certain VMs, which the leader does, and of those who ask of all, which
+/// each server does for its people: nobody who looks takes the leader's place.
+const ANSWERS_AT_ONCE_MAX: usize = 3;
 /// How many guests are asked for one answer: more than any host has.
 const GUESTS_MAX: usize = 1_000;
 /// How long a tick of /proc/stat lasts (proc(5)).
@@ -28,11 +33,13 @@ const TICK_MILLIS: u64 = 10;
 
 struct Meter {
     drivers: Drivers,
-    places: Semaphore,
+    of_some: Semaphore,
+    of_all: Semaphore,
 }
 
 pub(crate) fn router(drivers: Drivers) -> Router {
-    let meter = Meter { drivers, places: Semaphore::new(ANSWERS_AT_ONCE_MAX) };
+    let places = || Semaphore::new(ANSWERS_AT_ONCE_MAX);
+    let meter = Meter { drivers, of_some: places(), of_all: places() };
     Router::new().route("/v1/usage", post(usage)).with_state(Arc::new(meter))
 }
 
@@ -41,7 +48,8 @@ async fn usage(
     State(meter): State<Arc<Meter>>,
     Json(wanted): Json<Measure>,
 ) -> Result<Json<Measured>, Problem> {
-    let _place = meter.places.try_acquire().map_err(|_| {
+    let places = if wanted.vms.is_empty() { &meter.of_all } else { &meter.of_some };
+    let _place = places.try_acquire().map_err(|_| {
         let title = format!("this worker measures for {ANSWERS_AT_ONCE_MAX} others already");
         Problem::new(StatusCode::TOO_MANY_REQUESTS, title)
     })?;
@@ -50,8 +58,11 @@ async fn usage(
         vms => vms,
     };
     let measured = stream::iter(vms.into_iter().take(GUESTS_MAX)).map(|vm| of_guest(&meter, vm));
-    let measured: Vec<Option<MeasuredVm>> = measured.buffer_unordered(GUESTS_AT_ONCE_MAX).collect().await;
-    let vms = measured.into_iter().flatten().collect();
+    let mut measured = measured.buffer_unordered(GUESTS_AT_ONCE_MAX);
+    let (until, mut vms) = (Instant::now() + ALL_WITHIN, Vec::new());
+    while let Ok(Some(found)) = timeout_at(until, measured.next()).await {
+        vms.extend(found);
+    }
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let host = of_host(&read("/proc/stat"), &read("/proc/meminfo"));
     Ok(Json(Measured { host, vms }))

@@ -51,36 +51,44 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     if let Some(key) = unreadable_member(view, object) {
         return Plan::wait(WaitingOn::Unreadable { key: key.to_string() });
     }
-    let size = size_of(view, object, asked, spec, inputs);
+    let size = size_of(view, object, spec, inputs);
     let replicas = size.as_ref().map_or_else(|| spec.fixed().unwrap_or(0), |size| size.scaling.desired);
     let group = Group { view, object, asked, spec, inputs, replicas, size };
     if asked.meta.deleting_since.is_some() { group.tear_down() } else { group.keep() }
 }
 
 /// The size of a group that scales itself.
-fn size_of(view: &View, object: &ObjectRef, asked: &Asked, spec: &GroupSpec, inputs: &Inputs) -> Option<Size> {
-    let choice = choice(view, object);
-    let stays = |child: &&ObjectRef| {
-        let uid = view.living(child).map(|child| child.meta.uid);
-        uid.is_some_and(|uid| choice.is_none_or(|choice| !choice.lets_go(uid)))
-    };
+fn size_of(view: &View, object: &ObjectRef, spec: &GroupSpec, inputs: &Inputs) -> Option<Size> {
     let known = Known {
         now: inputs.now,
         time_of_day: inputs.time_of_day.unwrap_or(inputs.now),
-        members: view.children(asked.meta.uid).filter(stays).count() as u64,
-        before: choice.and_then(|choice| choice.scaling.as_ref()),
+        members: staying(view, object),
+        before: choice(view, object).and_then(|choice| choice.scaling.as_ref()),
         load: inputs.load.as_deref(),
     };
     Some(size::next(spec.autoscale.as_ref()?, &known))
 }
 
-/// How many members a group is to have: as asked, or as was decided for it last.
+/// How many members a group is to have: as asked, or as was decided for it last; by a policy that nobody has looked at yet,
+/// as many as it has.
 #[must_use]
 pub fn replicas(view: &View, group: &ObjectRef, spec: &GroupSpec) -> u64 {
-    let scaling = choice(view, group).and_then(|choice| choice.scaling.as_ref());
-    let policy = spec.autoscale.as_ref();
-    let desired = policy.map(|policy| scaling.map_or(policy.min, |scaling| scaling.desired));
-    desired.or(spec.fixed()).unwrap_or(0)
+    let Some(policy) = &spec.autoscale else { return spec.fixed().unwrap_or(0) };
+    match choice(view, group).and_then(|choice| choice.scaling.as_ref()) {
+        Some(scaling) => scaling.desired,
+        None => staying(view, group).clamp(policy.min, policy.max.max(policy.min)),
+    }
+}
+
+/// How many members live and are not let go.
+fn staying(view: &View, group: &ObjectRef) -> u64 {
+    let Some(asked) = view.asked(group) else { return 0 };
+    let choice = choice(view, group);
+    let stays = |child: &&ObjectRef| {
+        let uid = view.living(child).map(|child| child.meta.uid);
+        uid.is_some_and(|uid| choice.is_none_or(|choice| !choice.lets_go(uid)))
+    };
+    view.children(asked.meta.uid).filter(stays).count() as u64
 }
 
 /// What was decided for a group.
@@ -133,14 +141,16 @@ pub fn available(view: &View, object: &ObjectRef, now: Timestamp) -> usize {
     members.iter().filter(|member| member.state == State::Available).count()
 }
 
-/// The members of a group that serve, whether for long or not.
+/// Those members of a group whose guests are up, and how many live, without those on lost workers.
 #[must_use]
-pub fn serving<'a>(view: &'a View, object: &ObjectRef) -> Vec<&'a ObjectRef> {
-    let Some(asked) = view.asked(object) else { return Vec::new() };
-    let Spec::ScaleGroup(spec) = &asked.spec else { return Vec::new() };
-    // Without a clock: those that are young serve.
-    let members = members::living(view, asked, spec, Timestamp::MAX).into_iter();
-    members.filter(|member| member.service() == Service::Available).map(|member| member.object).collect()
+pub fn up<'a>(view: &'a View, object: &ObjectRef) -> (Vec<&'a ObjectRef>, u64) {
+    let Some(asked) = view.asked(object) else { return (Vec::new(), 0) };
+    let Spec::ScaleGroup(spec) = &asked.spec else { return (Vec::new(), 0) };
+    // Without a clock: how long they have served does not matter.
+    let mut members = members::living(view, asked, spec, Timestamp::MAX);
+    members.retain(|member| member.state != State::Lost);
+    let up = members.iter().filter(|member| members::is_up(view, member)).map(|member| member.object);
+    (up.collect(), members.len() as u64)
 }
 
 /// A group in numbers.

@@ -66,10 +66,14 @@ impl Rate {
         Rate { window: Span::from_secs(300), at_most: Share::Percent(50), every: Span::from_secs(60) }
     }
 
-    /// The largest step from `count` members.
+    /// The largest step from `count` members, at most [`REPLICAS_MAX`].
     #[must_use]
     pub fn step_from(&self, count: u64) -> u64 {
-        self.at_most.of(count).max(1)
+        let step = match self.at_most {
+            Share::Count(step) => step,
+            Share::Percent(_) => self.at_most.of(count),
+        };
+        step.clamp(1, REPLICAS_MAX)
     }
 }
 
@@ -126,7 +130,7 @@ impl Cron {
         CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build().parse(text)
     }
 
-    /// `None` of what another version has let in.
+    /// It was read before it was let in, so it is there.
     fn pattern(&self) -> Option<croner::Cron> {
         Cron::parse(&self.0).ok()
     }

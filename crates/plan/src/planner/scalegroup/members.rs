@@ -184,6 +184,14 @@ fn state(view: &View, object: &ObjectRef, asked: &Asked, ready_for: Span, now: T
     }
 }
 
+/// Whether its guest is up, as its worker says, and so has something to say of its load; it may serve nobody, and because of it.
+pub(super) fn is_up(view: &View, member: &Member<'_>) -> bool {
+    let host_object = HostObject { kind: Kind::Vm, uid: member.asked.meta.uid };
+    let observed = member.worker.filter(|worker| view.alive(*worker).is_some());
+    let observed = observed.and_then(|worker| vm::observed_vm(view, worker, host_object));
+    observed.is_some_and(|observed| observed.phase == VmPhase::Running)
+}
+
 fn is_lost(view: &View, placement: &Placement) -> bool {
     let object = view.object_of(placement.worker.uid());
     object.is_some_and(|object| worker::choice(view, object).lost)

@@ -13,6 +13,9 @@ use crate::planner::since;
 /// Between the two nothing is done, so that a load that trembles moves nobody.
 const TOLERANCE_PERCENT: u64 = 10;
 
+/// From how many hundredths on members count as busy as they can be.
+const FULL_PERCENT: u64 = 97;
+
 /// What the size of a group rests on besides its policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
@@ -61,8 +64,9 @@ pub fn next(policy: &Autoscale, known: &Known<'_>) -> Size {
         again: scheduled.into_iter().chain(again).min(),
     };
     let Some(Step { to, rate, because }) = wish(policy, known, current, &low) else { return stay(None) };
+    // A step that is yet to come was made before somebody set the clock back: it keeps nobody waiting.
     let rested = since(before.changed_at, known.now);
-    if rested < rate.every {
+    if before.changed_at <= known.now && rested < rate.every {
         return stay(Some(Span::from_millis(rate.every.millis() - rested.millis())));
     }
     let most = rate.step_from(current);
@@ -115,8 +119,14 @@ fn wish<'a>(policy: &'a Autoscale, known: &Known<'_>, current: u64, low: &Bound<
     let because = |reading: &Reading| format!("its members' CPUs are {}% busy in all, and {target}% each is wanted", reading.cpu * 100 / WHOLE);
     let least = load.of(policy.scale_out.window, known.now).and_then(|readings| readings.min_by_key(|reading| reading.cpu));
     if let Some(reading) = least {
-        let to = needed(reading, target).min(policy.max);
-        let is_over = reading.cpu * 100 * 100 > current * target * (100 + TOLERANCE_PERCENT) * WHOLE;
+        // Members that are all as busy as they can be show that there is more to do, and not how much: half as many again.
+        let is_full = reading.measured >= current
+            && reading.cpu * 100 >= reading.measured * WHOLE * FULL_PERCENT;
+        let more = if is_full { current + current.div_ceil(2) } else { 0 };
+        let to = needed(reading, target).max(more).min(policy.max);
+        // Half of what is free above a high target is tolerance too: nobody is measured to be busier than he can be.
+        let tolerance = (target * TOLERANCE_PERCENT).min((100 - target.min(100)) * 50);
+        let is_over = reading.cpu * 100 * 100 > current * (target * 100 + tolerance) * WHOLE;
         if is_over && to > current {
             return Some(Step { to, rate: &policy.scale_out, because: because(reading) });
         }

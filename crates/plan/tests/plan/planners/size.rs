@@ -120,6 +120,10 @@ fn a_load_that_trembles_moves_nobody() {
         for cpu in [30, 50, 60, 80, 90] {
             let group = Group::new(policy(cpu)).under(&recorded(STEADY, times));
             assert_eq!(group.turns(), 0, "{times} times at {cpu}%: {}", group.told());
+            // The least of a window is a little below the mean. Sixty times one process trembles more than any sixty.
+            let enough = 0.85 * times * mean * 100.0 / (1.1 * cpu as f64);
+            let size = group.serve_at.len() as f64;
+            assert!(times > 20.0 || size >= enough, "{times} times at {cpu}%: {}", group.told());
         }
     }
 }
