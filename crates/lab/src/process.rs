@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// The variable that holds the mark.
 pub(crate) const MARK_VARIABLE: &str = "LIGHTBYTE_LAB";
 /// How long processes may take to be gone after they were killed.
-const END_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const END_WITHIN: Duration = Duration::from_secs(5);
 /// How often a process that was asked to end is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How much of an environment is searched for the mark: the kernel's usual limit for arguments and environment.

@@ -115,7 +115,14 @@ impl State {
             tracing::info!("ended {ended} processes of this lab");
         }
         for entry in fs::read_dir(self.directory.join("processes"))? {
-            fs::remove_file(entry?.path())?;
+            let path = entry?.path();
+            // One that dies has given back its memory, and its mark with it, before its sockets: it is found no more, and
+            // still has the lab's ports. What cannot be read names nobody.
+            let noted = fs::read(&path).ok().and_then(|noted| serde_json::from_slice(&noted).ok());
+            if let Some(process) = noted {
+                process::ends_within(process, process::END_WITHIN).await;
+            }
+            fs::remove_file(path)?;
         }
         // A rack that cannot be read may have had namespaces, and must not keep anybody from deleting the lab.
         let has_lan = self.rack().map_or(true, |rack| rack.is_some_and(|rack| rack.lan.is_some()));

@@ -16,8 +16,8 @@ use tokio::time::{Duration, sleep};
 use crate::follower::Subscription;
 use crate::{Server, affected, clock, last_words};
 
-/// How many events are kept of one object: the story of a boot or two.
-pub(crate) const EVENTS_PER_OBJECT_MAX: usize = 32;
+/// How many events are kept of one object: the story of a boot or two, and the last words of a member.
+pub(crate) const EVENTS_PER_OBJECT_MAX: usize = 48;
 /// How many objects that are gone are remembered.
 pub(crate) const GONE_OBJECTS_MAX: usize = 1_000;
 /// The pause before a lost place in the stream of changes is taken again.
