@@ -118,7 +118,12 @@ impl Cluster {
             let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and done {done:?}");
             return violated("plan", text);
         }
-        let (foreseen, found) = (picture(&end, named), picture(self.oracle.truth(), named));
+        let (mut foreseen, mut found) = (picture(&end, named), picture(self.oracle.truth(), named));
+        // What is in trouble stays so in a forecast; a real agent tries again when rules of its firewall change, and says so.
+        for object in view.objects().filter(|object| has_crashed_for_good(&view, object)) {
+            foreseen.remove(object);
+            found.remove(object);
+        }
         if let Some((object, foreseen, found)) = first_difference(&foreseen, &found) {
             let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and is {found:?}");
             return violated("plan", text);
@@ -306,6 +311,13 @@ fn by_object(steps: impl Iterator<Item = (ObjectRef, What)>, named: bool) -> BTr
         steps.push(what);
     }
     found
+}
+
+/// Whether a VM has crashed, and cannot be started again by anything that its worker does.
+fn has_crashed_for_good(view: &View, object: &ObjectRef) -> bool {
+    let waits = view.decided(object).into_iter().flat_map(|decided| &decided.waiting_on);
+    let is_hopeless = waits.into_iter().any(|waiting| matches!(waiting.on, WaitingOn::WorkerProblem { .. }));
+    is_hopeless && status::state(view, object).is_some_and(|(state, _)| state == "crashed")
 }
 
 /// How everything is: what is asked, where it is, and what it waits for; without the place if that is chance.
