@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use lightbyte_api::kinds::vm::PlacedNic;
 use lightbyte_api::kinds::worker;
 use lightbyte_api::{Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WaitingOn};
 use lightbyte_plan::forecast::{self, BootEstimate, Change, What};
@@ -112,13 +113,16 @@ impl Cluster {
         if run.waited_for_room {
             self.counts.add("forecast: room was waited for");
         }
+        // Whether an address is free again before the next one is given is a matter of moments too.
+        let addressed = named && run.steps.iter().all(|(_, what)| *what != What::Gone);
         let foreseen = told.steps.into_iter().map(|step| (step.object, step.what));
         let (foreseen, done) = (by_object(foreseen, named), by_object(run.steps.into_iter(), named));
         if let Some((object, foreseen, done)) = first_difference(&foreseen, &done) {
             let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and done {done:?}");
             return violated("plan", text);
         }
-        let (mut foreseen, mut found) = (picture(&end, named), picture(self.oracle.truth(), named));
+        let (mut foreseen, mut found) =
+            (picture(&end, named, addressed), picture(self.oracle.truth(), named, addressed));
         // What is in trouble stays so in a forecast; a real agent tries again when rules of its firewall change, and says so.
         for object in view.objects().filter(|object| has_crashed_for_good(&view, object)) {
             foreseen.remove(object);
@@ -320,12 +324,14 @@ fn has_crashed_for_good(view: &View, object: &ObjectRef) -> bool {
     is_hopeless && status::state(view, object).is_some_and(|(state, _)| state == "crashed")
 }
 
-/// How everything is: what is asked, where it is, and what it waits for; without the place if that is chance.
-fn picture(view: &View, named: bool) -> BTreeMap<ObjectRef, String> {
+/// How everything is: what is asked, where it is, and what it waits for; without the place, or which addresses it has there,
+/// if that is chance.
+fn picture(view: &View, named: bool, addressed: bool) -> BTreeMap<ObjectRef, String> {
     let of = |object: &ObjectRef| {
         let asked = view.asked(object).map(|asked| asked.spec.to_json().map(|spec| spec.to_string()));
         let place = placement(view, object).map(|placed| {
-            let addresses: Vec<_> = placed.nics.iter().map(|nic| nic.address).collect();
+            let known = |nic: &PlacedNic| nic.address.map(|address| addressed.then_some(address));
+            let addresses: Vec<_> = placed.nics.iter().map(known).collect();
             if named { format!("{} {addresses:?}", placed.worker_name) } else { String::new() }
         });
         let waits = view.decided(object).map(|decided| {

@@ -32,7 +32,7 @@ use crate::workspace::{PROFILE, Workspace};
 use crate::{WrongWords, process, sim};
 
 /// A planted bug may make a run endless. It is stopped after this many seconds and counts as unnoticed.
-const RUN_SECONDS_MAX: &str = "120";
+const RUN_SECONDS_MAX: &str = "240";
 
 /// What is read of a run's output: the reason stands at its end or near its start, and never this far in.
 const OUTPUT_BYTES_MAX: u64 = 64 << 20;
