@@ -1,6 +1,7 @@
 //! `committed`: as `placement`, with each transaction committed to a real etcd before the loop goes on.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -36,18 +37,22 @@ pub(crate) async fn measure(bed: &Bed, runs: usize) -> Result<Outcome> {
     let Some(etcd) = bed::etcd() else {
         return Ok(Outcome::Skipped("there is no etcd; `cargo xtask setup` fetches one".to_owned()));
     };
+    measure_of(bed, &etcd, (WORKERS, VMS), runs).await.map(Outcome::Measured)
+}
+
+async fn measure_of(bed: &Bed, etcd: &Path, (workers, vms): (usize, usize), runs: usize) -> Result<Vec<Row>> {
     let (mut wall, mut spent) = (Samples::default(), 0.0);
     for run in 0..runs {
         let first_port = PORTS_FIRST + 100 * u16::try_from(run % 4)?;
-        let plane = Plane::start(bed, &etcd, 1, &["etcd"], first_port).await?;
-        let mut world = World::new(&plane, WORKERS).await?;
+        let plane = Plane::start(bed, etcd, 1, &["etcd"], first_port).await?;
+        let mut world = World::new(&plane, workers).await?;
         let before = plane.spent("etcd");
-        wall.push(world.place(VMS).await? * 1e6 / VMS as f64);
-        spent += (plane.spent("etcd") - before) / VMS as f64 / runs as f64;
+        wall.push(world.place(vms).await? * 1e6 / vms as f64);
+        spent += (plane.spent("etcd") - before) / vms as f64 / runs as f64;
     }
     let remark = format!("{:.0} a second; etcd {spent:.2} ms each", 1e6 / wall.median());
-    let what = format!("{WORKERS} workers, {VMS} VMs placed in a real etcd");
-    Ok(Outcome::Measured(vec![Row { remark, ..Row::new("committed", what, "us", wall) }]))
+    let what = format!("{workers} workers, {vms} VMs placed in a real etcd");
+    Ok(vec![Row { remark, ..Row::new("committed", what, "us", wall) }])
 }
 
 struct World {
@@ -130,5 +135,26 @@ impl World {
             }
         }
         bail!("the loop has not come to rest after {TURNS_MAX} turns")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_few_vms_are_committed() {
+        let Some(etcd) = bed::etcd() else {
+            return bed::skip("committed", "there is no etcd; `cargo xtask setup` fetches one");
+        };
+        if let Err(error) = bed::lightbyte() {
+            return bed::skip("committed", &error.to_string());
+        }
+        let directory = std::env::temp_dir().join(format!("lb-committed-{}", std::process::id()));
+        let bed = Bed::at(directory.clone()).expect("a directory for the test");
+        let rows = measure_of(&bed, &etcd, (3, 20), 1).await.expect("all are placed");
+        assert!(rows.iter().all(|row| row.samples.count() == 1 && row.samples.min() > 0.0), "{rows:?}");
+        drop(bed);
+        std::fs::remove_dir_all(directory).expect("remove the directory");
     }
 }

@@ -1,7 +1,7 @@
 //! `packing`: how many VMs the scheduler places in small worlds, one after the other as they come, of those that somebody
 //! could place who knows all of them beforehand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lightbyte_api::records::WorkerLedger;
@@ -63,17 +63,7 @@ fn place(workers: &[Size], vms: &[Size]) -> Result<usize> {
     let mut used: BTreeMap<WorkerId, WorkerLedger> = BTreeMap::new();
     let mut placed = 0;
     for (revision, (cpus, units)) in (2..).zip(vms) {
-        let need = Need {
-            cpus: *cpus,
-            memory: memory(*units),
-            architecture: "x86_64".to_owned(),
-            pinned: None,
-            ports: Vec::new(),
-            group: None,
-            on: BTreeMap::new(),
-            prefer: BTreeMap::new(),
-            apart_from: BTreeSet::new(),
-        };
+        let need = Need::of(*cpus, memory(*units), "x86_64");
         let Some((worker, _)) = schedule(&view, &need).worker else { continue };
         let ledger = used.entry(worker).or_default();
         ledger.cpus += need.cpus;

@@ -5,7 +5,7 @@
 //! one thread and never waits, so that is what it takes on a machine that does nothing else. The store's part of a
 //! placement is in `dispatch`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -92,17 +92,7 @@ pub(crate) async fn measure(runs: usize) -> Result<Outcome> {
 /// Asks the scheduler for a worker, again and again on the same view.
 fn ask(workers: usize) -> Result<Duration> {
     let view = World::new(workers)?.into_view();
-    let need = Need {
-        cpus: 1,
-        memory: ByteSize::from_mib(512),
-        architecture: "x86_64".to_owned(),
-        pinned: None,
-        ports: Vec::new(),
-        group: None,
-        on: BTreeMap::new(),
-        prefer: BTreeMap::new(),
-        apart_from: BTreeSet::new(),
-    };
+    let need = Need::of(1, ByteSize::from_mib(512), "x86_64");
     let (found, spent) = timed(|| (0..QUESTIONS).filter(|_| schedule(&view, &need).worker.is_some()).count());
     ensure!(found == QUESTIONS, "only {found} of {QUESTIONS} have a place");
     Ok(spent)

@@ -4,4 +4,5 @@
 #[cfg(feature = "archive")]
 pub mod archive;
 pub mod frame;
+pub mod proc;
 pub mod protocol;

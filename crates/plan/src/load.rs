@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use lightbyte_api::kinds::scalegroup::autoscale::WINDOW_MAX;
+use lightbyte_api::wire::Usage;
 use lightbyte_api::{Kind, ObjectRef, Span, Spec, Timestamp, Uid};
 
 use crate::planner::{scalegroup, since};
@@ -29,6 +30,12 @@ pub struct CpuTime {
     pub busy_millis: u64,
     /// In which nothing did.
     pub idle_millis: u64,
+}
+
+impl From<Usage> for CpuTime {
+    fn from(usage: Usage) -> CpuTime {
+        CpuTime { busy_millis: usage.cpu_busy_millis, idle_millis: usage.cpu_idle_millis }
+    }
 }
 
 impl CpuTime {

@@ -35,6 +35,24 @@ pub struct Need {
     pub apart_from: BTreeSet<WorkerId>,
 }
 
+impl Need {
+    /// So much on a worker of that architecture, and nothing besides.
+    #[must_use]
+    pub fn of(cpus: u64, memory: ByteSize, architecture: &str) -> Need {
+        Need {
+            cpus,
+            memory,
+            architecture: architecture.to_owned(),
+            pinned: None,
+            ports: Vec::new(),
+            group: None,
+            on: BTreeMap::new(),
+            prefer: BTreeMap::new(),
+            apart_from: BTreeSet::new(),
+        }
+    }
+}
+
 /// A worker as the scheduler sees it.
 pub struct Candidate<'a> {
     /// Its identity.

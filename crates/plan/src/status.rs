@@ -103,10 +103,10 @@ fn found<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked) -> Found<'
     }
 }
 
-/// The status of an object without the fields of its kind; nothing for one that is not there, or cannot be read.
+/// The status of an object without the fields of its kind; `None` when there is none.
 #[must_use]
 pub fn brief(view: &View, object: &ObjectRef) -> Option<Status> {
-    let asked = view.asked(object)?;
+    let Some(asked) = view.asked(object) else { return Some(unreadable(view, object)?.status) };
     Some(status_of(view, object, asked, found(view, object, asked)).0)
 }
 

@@ -189,10 +189,7 @@ fn told(before: Option<&Look>, after: Option<&Look>) -> Vec<(&'static str, Strin
 
 fn look(view: &View, object: &ObjectRef) -> Option<Look> {
     // Every change of the store is looked at: only what is needed is made.
-    let status = match view.asked(object) {
-        Some(_) => status::brief(view, object)?,
-        None => status::object(view, object)?.status,
-    };
+    let status = status::brief(view, object)?;
     // Room and addresses in use are no events of the worker or the network.
     let waiting_on = match object.kind {
         Kind::Image => BTreeSet::new(),

@@ -43,12 +43,7 @@ pub(crate) async fn cpu_times(view: &View, members: Vec<ObjectRef>) -> BTreeMap<
     });
     let answers: Vec<Option<Vec<MeasuredVm>>> = answers.buffer_unordered(WORKERS_AT_ONCE_MAX).collect().await;
     let vms = answers.into_iter().flatten().flatten();
-    vms.map(|found| {
-        let time =
-            CpuTime { busy_millis: found.usage.cpu_busy_millis, idle_millis: found.usage.cpu_idle_millis };
-        (found.vm.uid(), time)
-    })
-    .collect()
+    vms.map(|found| (found.vm.uid(), found.usage.into())).collect()
 }
 
 /// `GET /v1/usage`: what workers and VMs use, measured now.

@@ -18,7 +18,7 @@ use lightbyte_store::{CommitFault, LeaseId, MemoryCore, Outcome, StoreError};
 use crate::counts::Counts;
 use crate::load::Demands;
 use crate::moves::Roads;
-use crate::oracle::{self, Oracle, Writer};
+use crate::oracle::{self, Oracle, Writer, violated};
 use crate::rng::Rng;
 use crate::server::Server;
 use crate::worker::Worker;
@@ -37,6 +37,9 @@ const WARM_ROUNDS: usize = 8;
 const DAMAGED_ROUNDS: usize = 12;
 /// How many steps with faults one seed has.
 pub(crate) const FAULTY_STEPS: usize = 300;
+/// How many rounds without a write mean that nothing more comes: pauses between retries are at most a minute, and a round
+/// takes a second.
+const QUIET_ROUNDS: usize = 71;
 /// How many calm rounds the cluster may take to converge.
 pub(crate) const CALM_ROUNDS_MAX: usize = 400;
 
@@ -328,19 +331,7 @@ impl Cluster {
         self.rest_copies()?;
         self.rest_schedules()?;
         self.tell(|| "------ calm ------".to_owned());
-        let mut quiet_rounds = 0;
-        for _ in 0..CALM_ROUNDS_MAX {
-            let before = self.core.revision();
-            self.calm_round()?;
-            quiet_rounds = if self.core.revision() == before { quiet_rounds + 1 } else { 0 };
-            // Pauses between retries are at most a minute, and a round takes a second.
-            if quiet_rounds > 70 {
-                break;
-            }
-        }
-        if quiet_rounds <= 70 {
-            return Err(Violation(format!("after {CALM_ROUNDS_MAX} calm rounds something is still written")));
-        }
+        self.rest()?;
         self.oracle.check_goal(&self.workers)?;
         self.check_sizes()?;
         self.stay_quiet()
@@ -379,6 +370,39 @@ impl Cluster {
             return Err(Violation(format!("a resync found {finds} plans that no change had woken")));
         }
         Ok(())
+    }
+
+    /// Lets everything come to rest.
+    pub(crate) fn rest(&mut self) -> Checked {
+        self.rest_and(|_| {})
+    }
+
+    /// The same; somebody looks at it after each round.
+    pub(crate) fn rest_and(&mut self, look: impl FnMut(&Cluster)) -> Checked {
+        if self.settles(QUIET_ROUNDS, CALM_ROUNDS_MAX, look)? {
+            return Ok(());
+        }
+        violated("rule 10", format!("after {CALM_ROUNDS_MAX} calm rounds something is still written"))
+    }
+
+    /// Calm rounds until nothing was written for so many of them; whether it came to that.
+    pub(crate) fn settles(
+        &mut self,
+        quiet_rounds: usize,
+        rounds_max: usize,
+        mut look: impl FnMut(&Cluster),
+    ) -> Result<bool, Violation> {
+        let mut quiet = 0;
+        for _ in 0..rounds_max {
+            let before = self.core.revision();
+            self.calm_round()?;
+            look(self);
+            quiet = if self.core.revision() == before { quiet + 1 } else { 0 };
+            if quiet == quiet_rounds {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     pub(crate) fn calm_round(&mut self) -> Checked {

@@ -14,14 +14,12 @@ use lightbyte_plan::request::{self, Outcome};
 use lightbyte_plan::{View, planner, room, status};
 use lightbyte_store::MemoryCore;
 
-use crate::cluster::{CALM_ROUNDS_MAX, Checked, Cluster, Sent};
+use crate::cluster::{Checked, Cluster, Sent};
 use crate::load;
 use crate::oracle::{Writer, placement, violated};
 use crate::server;
 use crate::user::name;
 
-/// How many quiet rounds mean that nothing more comes: pauses are at most a minute, and a round takes a second.
-const QUIET_ROUNDS: usize = 70;
 /// How long a boot lasts: a round.
 const BOOT: Span = Span::from_secs(1);
 /// How often those that wait are deleted: others may come to wait then.
@@ -133,26 +131,6 @@ impl Cluster {
             return violated("plan", text);
         }
         Ok(())
-    }
-
-    /// Lets everything come to rest.
-    fn rest(&mut self) -> Checked {
-        self.rest_and(|_| {})
-    }
-
-    /// The same; somebody looks at it after each round.
-    fn rest_and(&mut self, mut look: impl FnMut(&Cluster)) -> Checked {
-        let mut quiet = 0;
-        for _ in 0..CALM_ROUNDS_MAX {
-            let before = self.core.revision();
-            self.calm_round()?;
-            look(self);
-            quiet = if self.core.revision() == before { quiet + 1 } else { 0 };
-            if quiet > QUIET_ROUNDS {
-                return Ok(());
-            }
-        }
-        violated("rule 10", "something is still written long after the last change".to_owned())
     }
 
     /// Where several wait for room, it goes to who is there when the quicker host has it: so nobody waits.

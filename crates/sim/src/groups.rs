@@ -16,9 +16,9 @@ use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write, status};
 
-use crate::cluster::{Checked, Cluster, Sent};
+use crate::cluster::{Checked, Cluster};
 use crate::load::{self, replicas};
-use crate::oracle::{Writer, placement, told, violated};
+use crate::oracle::{placement, told, violated};
 use crate::user::name;
 
 const GROUPS: [&str; 2] = ["web", "api"];
@@ -151,16 +151,7 @@ impl Cluster {
             return Ok(());
         }
         // A load that changed a while ago may have moved a group just now.
-        let mut settled_at = self.core.revision();
-        let mut quiet = 0;
-        for _ in 0..LOST_ROUNDS {
-            self.calm_round()?;
-            quiet = if self.core.revision() == settled_at { quiet + 1 } else { 0 };
-            settled_at = self.core.revision();
-            if quiet == SETTLED_ROUNDS {
-                break;
-            }
-        }
+        self.settles(SETTLED_ROUNDS, LOST_ROUNDS, |_| {})?;
         let worker = self.workers[lost].id;
         let view = self.oracle.truth();
         if view.assigned_to(worker).next().is_some() {
@@ -231,12 +222,8 @@ impl Cluster {
             let mut spec = spec.clone();
             spec.template.vm.memory = BROKEN_MEMORY;
             spec.replicas = spec.fixed().map(|replicas| replicas.max(1));
-            let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
-            let Ok(outcome) = request::apply(&view, &manifest(group, spec), &context) else { continue };
-            let Some(decision) = outcome.transaction() else { continue };
-            if let Sent::Committed(_) = self.commit(&decision, &view, Writer::Person, |_| None)? {
-                self.oracle.acknowledged(&decision);
-            }
+            // One that is refused stays as it is.
+            let _ = self.ask_for(&manifest(group, spec))?;
         }
         Ok(())
     }

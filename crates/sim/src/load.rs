@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use lightbyte_api::kinds::scalegroup::autoscale::{Cron, Zone};
+use lightbyte_api::kinds::scalegroup::autoscale::{Cron, EVERY_MIN, Zone};
 use lightbyte_api::kinds::scalegroup::{Autoscale, Percent, Rate, Schedule, Share, Spec as GroupSpec};
 use lightbyte_api::{Kind, ObjectRef, Span, Spec, Timestamp, Uid, VmId};
 use lightbyte_plan::load::{self, CpuTime, LOOK_PERIOD, WHOLE};
-use lightbyte_plan::request::{self, Context};
+use lightbyte_plan::status;
 use lightbyte_plan::view::View;
 
-use crate::cluster::{Checked, Cluster, Sent};
+use crate::cluster::{Checked, Cluster};
 use crate::groups::{choice, manifest};
-use crate::oracle::{Writer, told, violated};
+use crate::oracle::{told, violated};
 
 /// A pattern that began at the beginning of time, and lasts for the whole of a run.
 const ALWAYS: &str = "0 0 1 1 *";
@@ -46,7 +46,7 @@ impl Cluster {
             window: Span::from_secs(self.rng.below(window_most) as u64 * LOOK_PERIOD.millis() / 1_000),
             at_most: [Share::Count(1), Share::Count(2), Share::Percent(50), Share::Percent(100)]
                 [self.rng.below(4)],
-            every: Span::from_secs(15 + self.rng.below(3) as u64 * 10),
+            every: Span::from_millis(EVERY_MIN.millis() + self.rng.below(3) as u64 * 10_000),
         };
         let (scale_out, scale_in) = (rate(3), rate(4));
         Autoscale { min, max, cpu, scale_out, scale_in, schedules: schedules.into_iter().collect() }
@@ -105,12 +105,8 @@ impl Cluster {
             let Some(Spec::ScaleGroup(spec)) = view.living(group).map(|asked| &asked.spec) else { continue };
             let mut spec = spec.clone();
             rest_schedules_of(&mut spec);
-            let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
-            let Ok(outcome) = request::apply(&view, &manifest(group, spec), &context) else { continue };
-            let Some(decision) = outcome.transaction() else { continue };
-            if let Sent::Committed(_) = self.commit(&decision, &view, Writer::Person, |_| None)? {
-                self.oracle.acknowledged(&decision);
-            }
+            // One that is refused stays as it is.
+            let _ = self.ask_for(&manifest(group, spec))?;
         }
         Ok(())
     }
@@ -190,9 +186,7 @@ impl Cluster {
                 }
                 continue;
             };
-            let is_whole =
-                lightbyte_plan::status::object(&view, group).is_some_and(|group| group.status.ready);
-            if !is_whole {
+            if !status::state(&view, group).is_some_and(|(_, is_ready)| is_ready) {
                 continue;
             }
             self.counts.add("group of the right size");

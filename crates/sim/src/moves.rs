@@ -9,14 +9,13 @@ use lightbyte_api::observed::{Observed, VolumePhase};
 use lightbyte_api::records::Record;
 use lightbyte_api::{Choice, Key, Kind, Manifest, ObjectRef, Spec, Uid, VolumeId, WorkerId};
 use lightbyte_plan::Write;
-use lightbyte_plan::request::{self, Context, Outcome};
 use lightbyte_plan::view::View;
 use lightbyte_vmm::driver::Disks;
 use lightbyte_vmm::peers::{InProcess, PeerDisk, Peers};
 use lightbyte_vmm::{DriverError, FakeHost};
 
 use crate::cluster::{Checked, Cluster};
-use crate::oracle::{Writer, told, violated};
+use crate::oracle::{told, violated};
 use crate::volumes;
 use crate::worker::Worker;
 
@@ -71,11 +70,8 @@ impl Cluster {
             let copies = volume::Copies { every: volume::COPIES_EVERY_MAX, ..copies.clone() };
             let spec = Spec::Volume(volume::Spec { copies: Some(copies), ..spec.clone() });
             let manifest = Manifest { name: object.name.clone(), labels: asked.meta.labels.clone(), spec };
-            let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
-            let decision = request::apply(&view, &manifest, &context).ok().and_then(Outcome::transaction);
-            if let Some(decision) = decision {
-                self.commit(&decision, &view, Writer::Person, |_| None)?;
-            }
+            // One that is refused stays as it is.
+            let _ = self.ask_for(&manifest)?;
         }
         Ok(())
     }

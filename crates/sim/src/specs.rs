@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use lightbyte_api::kinds::volume;
 use lightbyte_api::{Kind, Manifest, ObjectRef, Spec, Uid, WaitingOn};
-use lightbyte_plan::request::{self, Context, Outcome, Refusal};
+use lightbyte_plan::request::{self, Context, Refusal};
 use lightbyte_plan::status;
 
-use crate::cluster::{CALM_ROUNDS_MAX, Checked, Cluster, Sent};
-use crate::oracle::{Writer, told, violated};
+use crate::cluster::{CALM_ROUNDS_MAX, Checked, Cluster, Violation};
+use crate::oracle::{told, violated};
 
 /// How many wrong turns are taken in one run.
 const TURNS: usize = 6;
@@ -24,8 +24,6 @@ const VALUES_TRIED_MAX: usize = 40;
 const BAD_ROUNDS: usize = 40;
 /// In how many rounds copies that nobody wants are gone.
 const COPIES_GO_ROUNDS: usize = 10;
-/// How many quiet rounds mean that nothing more comes.
-const QUIET_ROUNDS: usize = 70;
 
 /// What is right: an object of every kind that people write, each with most of its fields.
 fn good() -> Vec<Value> {
@@ -200,7 +198,7 @@ impl Cluster {
     }
 
     /// Changes some fields of something; what was done, in words.
-    fn wrong_turn(&mut self) -> Result<String, crate::cluster::Violation> {
+    fn wrong_turn(&mut self) -> Result<String, Violation> {
         let (good, values) = (good(), values());
         // Half of the time it is something with machines: there most can go wrong.
         let with_machines: Vec<&Value> = good.iter().filter(|document| has_machines(document)).collect();
@@ -234,27 +232,6 @@ impl Cluster {
             Err(_) => self.counts.add("spec: refused"),
         }
         Ok(wrong)
-    }
-
-    fn ask_for(&mut self, manifest: &Manifest) -> Result<Result<(), Refusal>, crate::cluster::Violation> {
-        let view = self.oracle.truth().clone();
-        let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
-        let outcome = match request::apply(&view, manifest, &context) {
-            Ok(outcome) => outcome,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        self.make_true(outcome)?;
-        Ok(Ok(()))
-    }
-
-    fn make_true(&mut self, outcome: Outcome) -> Checked {
-        let view = self.oracle.truth().clone();
-        let Some(decision) = outcome.transaction() else { return Ok(()) };
-        match self.commit(&decision, &view, Writer::Person, |_| None)? {
-            Sent::Committed(_) => self.oracle.acknowledged(&decision),
-            Sent::Conflict(..) | Sent::Unknown => {}
-        }
-        Ok(())
     }
 
     /// Applies what is right, and waits until it is so. What cannot be changed back is deleted with all the rest, and made
@@ -340,18 +317,7 @@ impl Cluster {
     }
 
     fn come_to_rest(&mut self, after: &str) -> Checked {
-        let mut quiet = 0;
-        for _ in 0..CALM_ROUNDS_MAX {
-            let before = self.core.revision();
-            self.calm_round()?;
-            quiet = if self.core.revision() == before { quiet + 1 } else { 0 };
-            if quiet > QUIET_ROUNDS {
-                break;
-            }
-        }
-        if quiet <= QUIET_ROUNDS {
-            return violated("back to good", format!("something is still written, after {after}"));
-        }
+        self.rest().map_err(|Violation(what)| Violation(format!("back to good: {what}; after {after}")))?;
         let view = self.oracle.truth();
         let quarantined = view.objects().find(|object| {
             let waits = view.decided(object).into_iter().flat_map(|decided| &decided.waiting_on);

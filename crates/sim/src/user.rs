@@ -9,7 +9,7 @@ use lightbyte_api::kinds::{image, network, vm, worker};
 use lightbyte_api::{ByteSize, Kind, Manifest, Name, ObjectRef, Spec, Uid};
 use lightbyte_plan::request::{self, Context, Refusal};
 
-use crate::cluster::{Checked, Cluster, Sent};
+use crate::cluster::{Checked, Cluster, Sent, Violation};
 use crate::oracle::Writer;
 
 const VMS: usize = 14;
@@ -95,6 +95,26 @@ impl Cluster {
             Sent::Conflict(..) => self.counts.add("conflict: api"),
             // Nobody was told that it was done, so nobody may rely on it.
             Sent::Unknown => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody applies a manifest, on the newest view. The inner error is the refusal.
+    pub(crate) fn ask_for(&mut self, manifest: &Manifest) -> Result<Result<(), Refusal>, Violation> {
+        let view = self.oracle.truth().clone();
+        let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
+        match request::apply(&view, manifest, &context) {
+            Ok(outcome) => self.make_true(outcome).map(Ok),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    /// Commits what somebody was granted on the newest view.
+    pub(crate) fn make_true(&mut self, outcome: request::Outcome) -> Checked {
+        let view = self.oracle.truth().clone();
+        let Some(decision) = outcome.transaction() else { return Ok(()) };
+        if let Sent::Committed(_) = self.commit(&decision, &view, Writer::Person, |_| None)? {
+            self.oracle.acknowledged(&decision);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::ByteSize;
+use lightbyte_guest::proc::memory_bytes;
 
 /// Virtual CPUs for each CPU of the host, unless it is said otherwise: most VMs idle most of the time.
 pub const CPU_OVERCOMMIT: u64 = 4;
@@ -50,19 +51,12 @@ impl Offer {
             Some(memory) => memory,
             None => {
                 let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-                offered_memory(total_memory(&text).context("/proc/meminfo has no MemTotal")?)
+                offered_memory(memory_bytes(&text, "MemTotal").context("/proc/meminfo has no MemTotal")?)
             }
         };
         let cpus = cpus.unwrap_or_else(|| host_cpus.saturating_mul(cpu_overcommit));
         Ok(Offer { host_cpus, cpus, memory, vms_max })
     }
-}
-
-/// Bytes of `MemTotal` (proc_meminfo(5)), which is told in KiB.
-fn total_memory(meminfo: &str) -> Option<u64> {
-    let rest = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = rest.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// All but what the host keeps, in whole MiB.
@@ -85,7 +79,7 @@ mod tests {
             ("", None),
         ];
         for (meminfo, expected) in table {
-            let offered = total_memory(meminfo).map(offered_memory);
+            let offered = memory_bytes(meminfo, "MemTotal").map(offered_memory);
             assert_eq!(offered, expected.map(ByteSize::from_mib), "{meminfo}");
         }
     }

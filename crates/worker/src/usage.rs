@@ -10,6 +10,7 @@ use axum::{Json, Router};
 use futures::{StreamExt as _, stream};
 use lightbyte_api::VmId;
 use lightbyte_api::wire::{Measure, Measured, MeasuredVm, Usage};
+use lightbyte_guest::proc::{CpuMillis, cpu_millis, memory_bytes};
 use lightbyte_link::Problem;
 use lightbyte_vmm::{DriverError, Drivers, metrics};
 use tokio::sync::Semaphore;
@@ -28,8 +29,6 @@ const ALL_WITHIN: Duration = Duration::from_millis(1_500);
 const ANSWERS_AT_ONCE_MAX: usize = 3;
 /// How many guests are asked for one answer: more than any host has.
 const GUESTS_MAX: usize = 1_000;
-/// How long a tick of /proc/stat lasts (proc(5)).
-const TICK_MILLIS: u64 = 10;
 
 struct Meter {
     drivers: Drivers,
@@ -93,20 +92,12 @@ async fn blocking<T: Send + 'static>(
 
 /// What cannot be read is nought.
 fn of_host(stat: &str, meminfo: &str) -> Usage {
-    let columns = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
-    let ticks: Vec<u64> = columns.map(|word| word.parse().unwrap_or(0)).collect();
-    let millis = |columns: &[usize]| {
-        columns.iter().map(|column| ticks.get(*column).copied().unwrap_or(0)).sum::<u64>() * TICK_MILLIS
-    };
-    let bytes = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-        kib.unwrap_or(0) * 1024
-    };
+    let CpuMillis { busy, idle, stolen } = cpu_millis(stat);
+    let bytes = |name| memory_bytes(meminfo, name).unwrap_or(0);
     Usage {
-        // user, nice, system, irq, softirq, steal; and idle, iowait.
-        cpu_busy_millis: millis(&[0, 1, 2, 5, 6, 7]),
-        cpu_idle_millis: millis(&[3, 4]),
+        // A host that is a VM itself wanted what was taken away.
+        cpu_busy_millis: busy.saturating_add(stolen),
+        cpu_idle_millis: idle,
         memory_total_bytes: bytes("MemTotal"),
         memory_available_bytes: bytes("MemAvailable"),
     }

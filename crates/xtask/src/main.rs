@@ -72,7 +72,7 @@ pub(crate) const VERBS: &[Verb] = &[
     },
     Verb {
         name: "bench",
-        words: "[placement|foresee|dispatch|boot|host]… [--runs N] [--nodes N] [--json FILE] [--yes]",
+        words: "[placement|committed|packing|foresee|dispatch|fleet|host|boot]… [--runs N] [--nodes N] [--json FILE] [--yes]",
         about: "what lightbyte adds, beside a raw baseline in the same run",
         run: bench::run,
     },

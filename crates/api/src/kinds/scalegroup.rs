@@ -105,11 +105,10 @@ impl TryFrom<ShareText> for Share {
     fn try_from(text: ShareText) -> Result<Share, String> {
         match text {
             ShareText::Count(count) => Ok(Share::Count(count)),
-            ShareText::Percent(text) => {
-                let percent = text.strip_suffix('%').and_then(|digits| digits.parse().ok());
-                let percent = percent.filter(|percent| (1..=100).contains(percent));
-                percent.map(Share::Percent).ok_or_else(|| format!("`{text}` is not a number such as 2, or 1% to 100%"))
-            }
+            ShareText::Percent(text) => match Percent::try_from(text.clone()) {
+                Ok(Percent(percent)) => Ok(Share::Percent(percent)),
+                Err(_) => Err(format!("`{text}` is not a number such as 2, or 1% to 100%")),
+            },
         }
     }
 }
@@ -118,7 +117,7 @@ impl From<Share> for ShareText {
     fn from(share: Share) -> ShareText {
         match share {
             Share::Count(count) => ShareText::Count(count),
-            Share::Percent(percent) => ShareText::Percent(format!("{percent}%")),
+            Share::Percent(percent) => ShareText::Percent(Percent(percent).into()),
         }
     }
 }

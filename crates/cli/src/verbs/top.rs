@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use lightbyte_api::wire::{ClusterUsage, Usage};
+use lightbyte_api::wire::{ClusterUsage, Usage, VmUsage};
 use lightbyte_api::{Kind, Name, ObjectRef};
+use lightbyte_plan::load::CpuTime;
 
 use crate::arguments::Top;
 use crate::cluster::Cluster;
@@ -55,7 +56,7 @@ async fn look(cluster: &Cluster) -> Result<ClusterUsage> {
 /// What was seen so far: how busy each thing was at each look, in thousandths of its CPUs.
 #[derive(Default)]
 struct Looks {
-    before: BTreeMap<ObjectRef, Usage>,
+    before: BTreeMap<ObjectRef, CpuTime>,
     busy: BTreeMap<ObjectRef, VecDeque<u64>>,
 }
 
@@ -63,10 +64,11 @@ impl Looks {
     fn take(&mut self, now: &ClusterUsage) {
         let workers = now.workers.iter().filter_map(|found| Some((worker(&found.name), found.usage?)));
         let vms = now.vms.iter().map(|found| (vm(&found.name), found.usage));
-        let found: BTreeMap<ObjectRef, Usage> = workers.chain(vms).collect();
+        let found = workers.chain(vms).map(|(object, usage)| (object, CpuTime::from(usage)));
+        let found: BTreeMap<ObjectRef, CpuTime> = found.collect();
         let mut shares: BTreeMap<ObjectRef, u64> = BTreeMap::new();
-        for (object, usage) in &found {
-            let share = self.before.get(object).and_then(|before| share(*before, *usage));
+        for (object, time) in &found {
+            let share = self.before.get(object).and_then(|before| time.share_since(*before));
             shares.extend(share.map(|share| (object.clone(), share)));
         }
         let mut groups: BTreeMap<ObjectRef, Vec<u64>> = BTreeMap::new();
@@ -146,7 +148,7 @@ impl Looks {
     /// The busiest first.
     fn vms(&self, now: &ClusterUsage) -> Vec<Vec<String>> {
         let head = ["VM", "CPU", "", "MEMORY", "WORKER"].map(str::to_owned).to_vec();
-        let row = |found: &lightbyte_api::wire::VmUsage| {
+        let row = |found: &VmUsage| {
             let (busy, [cpu, sparks]) = self.cpu(&vm(&found.name));
             let row =
                 vec![found.name.to_string(), cpu, sparks, memory(found.usage), found.worker.to_string()];
@@ -156,13 +158,6 @@ impl Looks {
         rows.sort();
         std::iter::once(head).chain(rows.into_iter().map(|(_, row)| row)).collect()
     }
-}
-
-/// The share of the time between two looks in which something ran, in thousandths; nothing when the counters began anew.
-fn share(before: Usage, now: Usage) -> Option<u64> {
-    let busy = now.cpu_busy_millis.checked_sub(before.cpu_busy_millis)?;
-    let idle = now.cpu_idle_millis.checked_sub(before.cpu_idle_millis)?;
-    busy.saturating_mul(1_000).checked_div(busy.saturating_add(idle))
 }
 
 fn memory(usage: Usage) -> String {

@@ -59,6 +59,7 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
 
 /// The size of a group that scales itself.
 fn size_of(view: &View, object: &ObjectRef, spec: &GroupSpec, inputs: &Inputs) -> Option<Size> {
+    let policy = spec.autoscale.as_ref()?;
     let known = Known {
         now: inputs.now,
         time_of_day: inputs.time_of_day.unwrap_or(inputs.now),
@@ -66,7 +67,7 @@ fn size_of(view: &View, object: &ObjectRef, spec: &GroupSpec, inputs: &Inputs) -
         before: choice(view, object).and_then(|choice| choice.scaling.as_ref()),
         load: inputs.load.as_deref(),
     };
-    Some(size::next(spec.autoscale.as_ref()?, &known))
+    Some(size::next(policy, &known))
 }
 
 /// How many members a group is to have: as asked, or as was decided for it last; by a policy that nobody has looked at yet,

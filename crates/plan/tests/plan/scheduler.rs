@@ -1,7 +1,5 @@
 //! The scheduler: verdicts in words, and that what it chooses always fits.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use insta::assert_snapshot;
 use lightbyte_api::decided::Verdict;
 use lightbyte_api::{ByteSize, WorkerId};
@@ -11,18 +9,7 @@ use lightbyte_plan::scheduler::{self, Missing, Need, Scheduled};
 use crate::world::{Random, worker_id, world};
 
 fn need(cpus: u64, mebibytes: u64) -> Need {
-    let architecture = "x86_64".to_owned();
-    Need {
-        cpus,
-        memory: ByteSize::from_mib(mebibytes),
-        architecture,
-        pinned: None,
-        ports: Vec::new(),
-        group: None,
-        on: BTreeMap::new(),
-        prefer: BTreeMap::new(),
-        apart_from: BTreeSet::new(),
-    }
+    Need::of(cpus, ByteSize::from_mib(mebibytes), "x86_64")
 }
 
 fn verdict(verdict: &Verdict) -> String {
