@@ -94,18 +94,22 @@ pub(crate) fn read_labels(fields: &mut Reader<'_>, field: &'static str) -> BTree
     if labels.len() > LABELS_MAX {
         fields.problem(field, format!("has {} labels, at most {LABELS_MAX} are allowed", labels.len()), None);
     }
-    let is_plain = |text: &str| {
-        text.len() <= LABEL_LENGTH_MAX
-            && text.chars().all(|character| character.is_ascii_alphanumeric() || "-_./".contains(character))
-    };
     for (key, value) in &labels {
-        if key.is_empty() || !is_plain(key) || !is_plain(value) {
-            let rule =
-                format!("keys and values have at most {LABEL_LENGTH_MAX} letters, digits, -, _, . or /");
-            fields.problem(&format!("{field}.{key}"), rule, None);
+        if key.is_empty() || !is_label_text(key) || !is_label_text(value) {
+            fields.problem(&format!("{field}.{key}"), label_rule(), None);
         }
     }
     labels
+}
+
+/// Whether a label's key or value may be so.
+pub(crate) fn is_label_text(text: &str) -> bool {
+    text.len() <= LABEL_LENGTH_MAX
+        && text.chars().all(|character| character.is_ascii_alphanumeric() || "-_./".contains(character))
+}
+
+pub(crate) fn label_rule() -> String {
+    format!("keys and values have at most {LABEL_LENGTH_MAX} letters, digits, -, _, . or /")
 }
 
 #[cfg(test)]

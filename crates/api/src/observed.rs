@@ -18,6 +18,12 @@ pub const PROBLEM_LENGTH_MAX: usize = 500;
 /// Digits of a checksum by which a worker names a part that it has: enough to find it, and few enough to be stored for every
 /// worker.
 pub const PART_NAME_LENGTH: usize = 16;
+/// The name that workers have for the part of an image with this checksum.
+#[must_use]
+pub fn part_name(sha256: &str) -> &str {
+    sha256.get(..PART_NAME_LENGTH).unwrap_or(sha256)
+}
+
 /// How many parts a worker names: 5 KiB of its report.
 pub const PARTS_REPORTED_MAX: usize = 256;
 

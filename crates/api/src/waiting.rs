@@ -14,6 +14,7 @@ use crate::address::MacAddress;
 use crate::kinds::vm::WorkerPort;
 use crate::name::Name;
 use crate::object::ObjectRef;
+use crate::placing::{Clause, Matches};
 use crate::units::{ByteSize, Span};
 
 /// One reason to wait.
@@ -36,8 +37,15 @@ pub enum WaitingOn {
     },
     /// No worker that is ready has the labels that it asks for.
     WorkerLabels {
-        /// The labels.
-        on: BTreeMap<String, String>,
+        /// What they must be.
+        on: Matches,
+    },
+    /// Every worker that could take it is only for VMs with other labels.
+    WorkersReserved,
+    /// On no worker that could take it there is a VM that it is to be near to.
+    KeptNear {
+        /// The labels of such VMs.
+        near: BTreeMap<String, String>,
     },
     /// On every worker that could take it there is a VM that it keeps apart from, or that keeps apart from it.
     KeptApart,
@@ -298,6 +306,8 @@ impl WaitingOn {
             | WaitingOn::WorkersFull
             | WaitingOn::Workers { .. }
             | WaitingOn::WorkerLabels { .. }
+            | WaitingOn::WorkersReserved
+            | WaitingOn::KeptNear { .. }
             | WaitingOn::KeptApart
             | WaitingOn::WorkerRoom { .. }
             | WaitingOn::WorkerPorts { .. }
@@ -321,6 +331,13 @@ impl WaitingOn {
             }
             WaitingOn::WorkerLabels { .. } => {
                 "`lightbyte get workers -o yaml` shows their labels; `lightbyte edit worker/NAME` changes them, or ask for others".to_owned()
+            }
+            WaitingOn::WorkersReserved => {
+                "give it the labels of `only_for` of a worker, or change that: `lightbyte edit worker/NAME`".to_owned()
+            }
+            WaitingOn::KeptNear { .. } => {
+                "`lightbyte get vms -l` with these labels shows where they are; make one, or leave out `placement.near`"
+                    .to_owned()
             }
             WaitingOn::KeptApart => {
                 "add a worker, delete such a VM, or let them be together: `placement.apart`".to_owned()
@@ -434,7 +451,15 @@ impl fmt::Display for WaitingOn {
                 write!(formatter, "no {architecture} worker is ready to take it")
             }
             WaitingOn::WorkerLabels { on } => {
-                write!(formatter, "no worker that is ready has the labels {}", in_words(on))
+                let clauses: Vec<String> =
+                    on.iter().map(|(key, wanted)| Clause(key, wanted).to_string()).collect();
+                write!(formatter, "no worker that is ready has the labels {}", clauses.join(", "))
+            }
+            WaitingOn::WorkersReserved => {
+                formatter.write_str("every worker that could take it is only for VMs with other labels")
+            }
+            WaitingOn::KeptNear { near } => {
+                write!(formatter, "no worker that could take it has a VM with the labels {}", in_words(near))
             }
             WaitingOn::KeptApart => {
                 formatter.write_str("every worker that could take it has a VM that it is to be apart from")

@@ -187,6 +187,8 @@ fn too_late(wish: &Wish, patience: Duration, last: Option<&Object>) -> Failure {
                 | WaitingOn::WorkersFull
                 | WaitingOn::Workers { .. }
                 | WaitingOn::WorkerLabels { .. }
+                | WaitingOn::WorkersReserved
+                | WaitingOn::KeptNear { .. }
                 | WaitingOn::KeptApart
                 | WaitingOn::Address { .. }
         )

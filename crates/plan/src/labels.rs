@@ -58,10 +58,9 @@ fn having(object: &ObjectRef, asked: &Asked) -> Vec<Label> {
 
 fn naming(asked: &Asked) -> Vec<Label> {
     let Spec::Vm(spec) = &asked.spec else { return Vec::new() };
-    let apart = spec.placement.apart.iter().next().map(|(key, value)| (key.clone(), value.clone()));
     let selectors = spec.firewall.iter().flat_map(lightbyte_api::firewall::Firewall::selectors);
-    let first = selectors.filter_map(|labels| labels.iter().next());
-    first.map(|(key, value)| (key.clone(), value.clone())).chain(apart).collect()
+    let first = selectors.chain(spec.placement.others()).filter_map(|labels| labels.iter().next());
+    first.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn named(index: &OrdSet<(Label, Name)>, label: &Label) -> Vec<Name> {

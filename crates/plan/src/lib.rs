@@ -22,6 +22,7 @@ pub mod planner;
 pub mod reconciler;
 pub mod request;
 pub mod room;
+pub mod rooms;
 mod runs;
 pub mod scheduler;
 pub mod status;

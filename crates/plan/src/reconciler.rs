@@ -545,6 +545,8 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
             | On::WorkersFull
             | On::Workers { .. }
             | On::WorkerLabels { .. }
+            | On::WorkersReserved
+            | On::KeptNear { .. }
             | On::KeptApart
             | On::WorkerRoom { .. }
             | On::WorkerPorts { .. }

@@ -162,7 +162,8 @@ impl Trial<'_> {
         let verbs =
             verbs.iter().filter(|(is_so, _)| *is_so).map(|(_, verb)| format!("`lightbyte {verb} {object}`"));
         let verbs: Vec<String> = verbs.collect();
-        let open = Asked { meta: asked.meta.clone(), spec: Spec::Worker(worker::Spec::default()) };
+        let open = worker::Spec { cordoned: false, draining: false, ..spec.clone() };
+        let open = Asked { meta: asked.meta.clone(), spec: Spec::Worker(open) };
         self.has_place_with(Write::put(Key::Asked(object.clone()), open)).then(|| verbs.join(" and "))
     }
 

@@ -18,10 +18,12 @@ use lightbyte_api::assigned::{Assigned, HostObject};
 use lightbyte_api::envelope::Unknown;
 use lightbyte_api::object::{Asked, ObjectRef};
 use lightbyte_api::observed::{Observed, ObservedWorker};
+use lightbyte_api::placing::has_all;
 use lightbyte_api::records::{AddressClaim, Alive, Record, WorkerLedger};
 use lightbyte_api::{Choice, Decided, Key, Kind, Name, Spec, Uid, WorkerId};
 
 use crate::labels::Labels;
+use crate::rooms::{Place, Rooms};
 use crate::runs::Runs;
 use crate::transaction::Write;
 
@@ -39,10 +41,8 @@ pub struct View {
     references: OrdSet<(ObjectRef, ObjectRef)>,
     /// (owner's uid, child).
     children: OrdSet<(Uid, ObjectRef)>,
-    /// Workers that may be given VMs, the one with the most room first: (how full in thousandths, name).
-    by_room: OrdSet<(u64, Name)>,
-    /// Where each of them stands in `by_room`.
-    room_of: OrdMap<WorkerId, (u64, Name)>,
+    /// Workers that may be given VMs.
+    rooms: Rooms,
     /// Addresses that are claimed.
     claimed: Runs,
     /// Labels of VMs, and whose firewall names them.
@@ -186,13 +186,8 @@ impl View {
     }
 
     fn index_room(&mut self, worker: WorkerId) {
-        if let Some(stood) = self.room_of.remove(&worker) {
-            self.by_room.remove(&stood);
-        }
-        if let Some(stands) = self.room(worker) {
-            self.by_room.insert(stands.clone());
-            self.room_of.insert(worker, stands);
-        }
+        let stands = self.room(worker);
+        self.rooms.set(worker, stands);
     }
 
     /// Notes where a member of a group is, when what is asked of it or decided for it has changed from `replaced`.
@@ -203,21 +198,22 @@ impl View {
             Some(Content::Record(Record::Decided(decided), _)) => (asked.clone(), Some(Arc::clone(decided))),
             _ => (None, None),
         };
-        if let Some(stood) = place_of(asked_before.as_deref(), decided_before.as_deref()) {
+        if let Some(stood) = placed_at(asked_before.as_deref(), decided_before.as_deref()) {
             self.placed.remove(&stood);
         }
-        if let Some(stands) = place_of(asked.as_deref(), decided.as_deref()) {
+        if let Some(stands) = placed_at(asked.as_deref(), decided.as_deref()) {
             self.placed.insert(stands);
         }
     }
 
-    /// How full a worker is that may be given VMs; `None` for one that may not.
-    fn room(&self, worker: WorkerId) -> Option<(u64, Name)> {
+    /// Where a worker is that may be given VMs, and how full; `None` for one that may not.
+    fn room(&self, worker: WorkerId) -> Option<(Place, (u64, Name))> {
         let object = self.objects.get(&worker.uid())?;
-        let Spec::Worker(spec) = &self.living(object)?.spec else { return None };
+        let asked = self.living(object)?;
+        let Spec::Worker(spec) = &asked.spec else { return None };
         let (observed, ledger) = (self.observed_worker(worker)?, self.worker_ledger(worker)?);
         let may = spec.is_open() && self.alive(worker).is_some();
-        may.then(|| (fullness(observed, ledger), object.name.clone()))
+        may.then(|| (Place::of(&asked.meta.labels), (fullness(observed, ledger), object.name.clone())))
     }
 
     fn index(&mut self, object: ObjectRef, asked: &Asked) {
@@ -403,7 +399,24 @@ impl View {
 
     /// The workers that may be given VMs, the one with the most room first; equal ones in order of name.
     pub fn workers_by_room(&self) -> impl Iterator<Item = &Name> {
-        self.by_room.iter().map(|(_, name)| name)
+        self.rooms.all().map(|(_, name)| name)
+    }
+
+    /// The places in which there are workers that may be given VMs, in order.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        self.rooms.places()
+    }
+
+    /// The workers in one place that may be given VMs, with how full they are in thousandths, the one with the most room first.
+    pub fn workers_in<'a>(&'a self, place: &'a Place) -> impl Iterator<Item = &'a (u64, Name)> {
+        self.rooms.in_place(place)
+    }
+
+    /// Where a worker is, whether it may be given VMs or not.
+    #[must_use]
+    pub fn place_of(&self, worker: WorkerId) -> Place {
+        let asked = self.object_of(worker.uid()).and_then(|object| self.asked(object));
+        asked.map(|asked| Place::of(&asked.meta.labels)).unwrap_or_default()
     }
 
     /// The first address of `network` from `from` on that nobody holds; `None` past the last of all.
@@ -434,11 +447,9 @@ impl View {
         &'a self,
         labels: &'a BTreeMap<String, String>,
     ) -> impl Iterator<Item = (ObjectRef, &'a Asked)> {
-        let has_all =
-            |asked: &Asked| labels.iter().all(|(key, value)| asked.meta.labels.get(key) == Some(value));
         let candidates = self.labels.candidates(labels);
         candidates.filter_map(move |vm| {
-            let asked = self.asked(&vm).filter(|asked| has_all(asked))?;
+            let asked = self.asked(&vm).filter(|asked| has_all(&asked.meta.labels, labels))?;
             Some((vm, asked.as_ref()))
         })
     }
@@ -471,6 +482,12 @@ impl View {
     pub fn placed_of(&self, owner: Uid, worker: WorkerId) -> usize {
         let from = (owner, worker, Uid::from_bits(0));
         self.placed.range(from..).take_while(|(found, on, _)| (*found, *on) == (owner, worker)).count()
+    }
+
+    /// The workers that members of `owner` are on, one for each member.
+    pub fn workers_of(&self, owner: Uid) -> impl Iterator<Item = WorkerId> {
+        let from = (owner, WorkerId::new(Uid::from_bits(0)), Uid::from_bits(0));
+        self.placed.range(from..).take_while(move |(found, ..)| *found == owner).map(|(_, worker, _)| *worker)
     }
 
     /// Everything assigned to `worker`, readable or not.
@@ -526,7 +543,7 @@ impl View {
             (self.objects == fresh.objects, "objects by uid"),
             (self.references == fresh.references, "references"),
             (self.children == fresh.children, "children"),
-            (self.by_room == fresh.by_room, "workers by room"),
+            (self.rooms == fresh.rooms, "workers by room"),
             (self.claimed == fresh.claimed, "claimed addresses"),
             (self.labels == fresh.labels, "labels"),
             (self.placed == fresh.placed, "placed members"),
@@ -537,7 +554,7 @@ impl View {
 }
 
 /// Where an owned VM stands in the index of placed members.
-fn place_of(asked: Option<&Asked>, decided: Option<&Decided>) -> Option<(Uid, WorkerId, Uid)> {
+fn placed_at(asked: Option<&Asked>, decided: Option<&Decided>) -> Option<(Uid, WorkerId, Uid)> {
     let (asked, Choice::Vm(choice)) = (asked?, &decided?.choice) else { return None };
     Some((asked.meta.owner.as_ref()?.uid, choice.placement.as_ref()?.worker, asked.meta.uid))
 }

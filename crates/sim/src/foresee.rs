@@ -268,6 +268,7 @@ fn waits_for_room(view: &View, key: &Key) -> bool {
             waiting.on,
             WaitingOn::Capacity { .. }
                 | WaitingOn::WorkersFull
+                | WaitingOn::KeptNear { .. }
                 | WaitingOn::KeptApart
                 | WaitingOn::WorkerPorts { .. }
                 | WaitingOn::WorkerRoom { .. }

@@ -114,6 +114,8 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::WorkersFull => "wait: workers full",
                 WaitingOn::Workers { .. } => "wait: workers",
                 WaitingOn::WorkerLabels { .. } => "wait: worker labels",
+                WaitingOn::WorkersReserved => "wait: workers reserved",
+                WaitingOn::KeptNear { .. } => "wait: kept near",
                 WaitingOn::KeptApart => "wait: kept apart",
                 WaitingOn::Missing { .. } => "wait: missing",
                 WaitingOn::Address { .. } => "wait: address",

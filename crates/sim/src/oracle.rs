@@ -403,15 +403,55 @@ fn check_addresses(view: &View) -> Checked {
     Ok(())
 }
 
-/// How a VM could be placed, if it could: a plain search, with capacity from the decisions and not from the ledgers.
+/// A plain search for a place of a VM, with capacity from the decisions and not from the ledgers.
+pub(crate) struct Search<'a> {
+    view: &'a View,
+    vm: &'a ObjectRef,
+    spec: &'a vm::Spec,
+    /// The workers that its volumes are on.
+    places: BTreeSet<WorkerId>,
+    architecture: &'a str,
+    placed: BTreeMap<WorkerId, (u64, u64, u64)>,
+}
+
+impl<'a> Search<'a> {
+    /// For a VM whose image and volumes are there.
+    pub(crate) fn of(view: &'a View, vm: &'a ObjectRef, spec: &'a vm::Spec) -> Option<Search<'a>> {
+        let meta = &view.asked(vm)?.meta;
+        let image = ObjectRef::new(Kind::Image, spec.image.clone());
+        let image_asked = if meta.owner.is_some() { view.asked(&image)? } else { view.living(&image)? };
+        let Spec::Image(image) = &image_asked.spec else { return None };
+        let version = spec.image_version.as_ref().unwrap_or(&image.current);
+        let version = image.versions.iter().find(|found| found.version == *version)?;
+        let places = volumes::places(view, meta.uid, spec)?;
+        Some(Search { view, vm, spec, places, architecture: &version.architecture, placed: placed(view) })
+    }
+
+    /// Whether it could go to `object`.
+    pub(crate) fn fits(&self, object: &ObjectRef) -> bool {
+        let Search { view, vm, spec, .. } = self;
+        let Some(asked) = view.living(object) else { return false };
+        let worker = WorkerId::new(asked.meta.uid);
+        let (Spec::Worker(worker_spec), Some(observed)) = (&asked.spec, view.observed_worker(worker)) else {
+            return false;
+        };
+        let (cpus, memory, vms) = self.placed.get(&worker).copied().unwrap_or_default();
+        self.places.iter().all(|place| *place == worker)
+            && !worker_spec.cordoned
+            && !worker_spec.draining
+            && placing::may_go(view, vm, spec, object)
+            && view.alive(worker).is_some()
+            && !walls::takes_ports(view, worker, spec)
+            && observed.architecture == self.architecture
+            && cpus + spec.cpus <= observed.cpus
+            && observed.vms_max.is_none_or(|vms_max| vms < vms_max)
+            && memory + spec.memory.bytes() <= observed.memory.bytes()
+    }
+}
+
+/// How a VM could be placed, if it could.
 fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
-    let places = volumes::places(view, uid, spec)?;
-    let image = ObjectRef::new(Kind::Image, spec.image.clone());
-    let is_member = view.object_of(uid).and_then(|object| view.asked(object)?.meta.owner.as_ref()).is_some();
-    let image_asked = if is_member { view.asked(&image)? } else { view.living(&image)? };
-    let Spec::Image(image) = &image_asked.spec else { return None };
-    let version = spec.image_version.as_ref().unwrap_or(&image.current);
-    let architecture = &image.versions.iter().find(|found| found.version == *version)?.architecture;
+    let search = Search::of(view, view.object_of(uid)?, spec)?;
     for nic in &spec.nics {
         let network = ObjectRef::new(Kind::Network, nic.network.clone());
         let Spec::Network(network) = &view.living(&network)?.spec else { return None };
@@ -425,25 +465,9 @@ fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
             return None;
         }
     }
-    let sums = placed(view);
-    view.objects_of(Kind::Worker).find_map(|object| {
-        let asked = view.living(object)?;
-        let worker = WorkerId::new(asked.meta.uid);
-        let Spec::Worker(worker_spec) = &asked.spec else { return None };
-        let observed = view.observed_worker(worker)?;
-        let (cpus, memory, vms) = sums.get(&worker).copied().unwrap_or_default();
-        let fits = places.iter().all(|place| *place == worker)
-            && !worker_spec.cordoned
-            && !worker_spec.draining
-            && view.object_of(uid).is_some_and(|vm| placing::may_go(view, vm, spec, object))
-            && view.alive(worker).is_some()
-            && !walls::takes_ports(view, worker, spec)
-            && observed.architecture == *architecture
-            && cpus + spec.cpus <= observed.cpus
-            && observed.vms_max.is_none_or(|vms_max| vms < vms_max)
-            && memory + spec.memory.bytes() <= observed.memory.bytes();
-        fits.then(|| format!("on {}", object.name))
-    })
+    view.objects_of(Kind::Worker)
+        .find(|object| search.fits(object))
+        .map(|object| format!("on {}", object.name))
 }
 
 /// A placed VM runs, or does not run, on its worker, and the status says so.

@@ -137,6 +137,7 @@ fn values() -> Vec<Value> {
         json!(["10.77.0.9"]),
         json!({ "worker": "n2" }),
         json!({ "app": "web" }),
+        json!({ "zone": { "not": ["a"] } }),
         json!({ "port": 80 }),
         json!([{ "name": "root" }]),
         json!([{ "name": "root" }, { "volume": "data", "mount": "/data" }]),

@@ -234,6 +234,7 @@ impl Cluster {
         let cordoned = self.rng.once_in(2);
         let name = self.workers[index].said.name.clone();
         let labels = self.some_zone();
-        Manifest { name, labels, spec: Spec::Worker(worker::Spec { cordoned, ..worker::Spec::default() }) }
+        let spec = worker::Spec { cordoned, only_for: self.some_keeping(), ..worker::Spec::default() };
+        Manifest { name, labels, spec: Spec::Worker(spec) }
     }
 }

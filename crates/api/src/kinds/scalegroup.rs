@@ -14,7 +14,7 @@ use crate::manifest::read_labels;
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::reader::Reader;
-use crate::uid::Uid;
+use crate::uid::{Uid, WorkerId};
 use crate::units::Span;
 
 /// How many members a group has when nothing is said.
@@ -221,6 +221,9 @@ pub struct Choice {
     /// Members that are being let go.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub retiring: Vec<Retiring>,
+    /// Workers on which a member failed lately: others are better for the next one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failed_on: Vec<FailedOn>,
     /// How many failed members may still be replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healing: Option<HealingBucket>,
@@ -280,6 +283,15 @@ pub enum RetiredFor {
     Health,
     /// Its worker is lost.
     WorkerLoss,
+}
+
+/// A worker on which a member failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedOn {
+    /// Which.
+    pub worker: WorkerId,
+    /// When it was let go, on the leader's clock.
+    pub at: Timestamp,
 }
 
 /// A token bucket: how many failed members may be replaced.

@@ -334,9 +334,15 @@ impl SpecRules for Spec {
         ("health.restart", "whether it is restarted when it is unhealthy; not when left out"),
         ("on_worker_loss", "what happens when its worker is lost: wait"),
         ("placement", "which workers it may be placed on; it is looked at when it is placed, and not again"),
-        ("placement.on", "labels that its worker must have; `worker` is the name of each"),
-        ("placement.prefer", "labels that its worker should have, where there is a choice"),
+        (
+            "placement.on",
+            "what labels of its worker must be: a, [a, b], {not: a} or {exists: true}; `worker` is the name of each",
+        ),
+        ("placement.near", "labels of VMs: another one that has all of them is on its worker"),
         ("placement.apart", "labels of VMs: none that has all of them is on its worker"),
+        ("placement.prefer", "what labels of its worker should be, where there is a choice"),
+        ("placement.prefer_near", "labels of VMs that should be on its worker, where there is a choice"),
+        ("placement.prefer_apart", "labels of VMs that should not be on its worker, where there is a choice"),
         (
             "disks",
             "its disks, at most 8: own ones, deleted with it, and attached volumes, which may come and go",

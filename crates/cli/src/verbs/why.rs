@@ -42,17 +42,21 @@ pub(crate) fn render(explanation: &Explanation) -> String {
         text.extend(remedies.iter().map(|remedy| format!("  - {remedy}\n")));
     }
     if !verdicts.is_empty() {
-        let head = ["WORKER", "SCORE", "REASONS"].map(str::to_owned).to_vec();
-        let rows: Vec<Vec<String>> = std::iter::once(head).chain(verdicts.iter().map(row)).collect();
+        let head = ["WORKER", "RANK", "REASONS"].map(str::to_owned).to_vec();
+        let rows = verdicts.iter().map(|verdict| row(verdict, verdicts));
+        let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
         text.push('\n');
         text.push_str(&table::lay_out(&rows));
     }
     text
 }
 
-fn row(verdict: &Verdict) -> Vec<String> {
-    let score = verdict.score.map_or_else(|| "refused".to_owned(), |score| score.to_string());
-    vec![verdict.worker.to_string(), score, verdict.reasons.join("; ")]
+/// Scores are for comparing alone: which of them it is says more than how much.
+fn row(verdict: &Verdict, all: &[Verdict]) -> Vec<String> {
+    let rank =
+        |score: i64| 1 + all.iter().filter(|other| other.score.is_some_and(|other| other > score)).count();
+    let rank = verdict.score.map_or_else(|| "refused".to_owned(), |score| rank(score).to_string());
+    vec![verdict.worker.to_string(), rank, verdict.reasons.join("; ")]
 }
 
 #[cfg(test)]
@@ -80,8 +84,8 @@ hint: add a worker
 it would have a place with any of these:
   - `lightbyte uncordon worker/node-2`
 
-WORKER  SCORE    REASONS
-n1      3        2 CPU free; 1 VM here
+WORKER  RANK     REASONS
+n1      1        2 CPU free; 1 VM here
 node-2  refused  cordoned
 ";
         assert_eq!(render(&explanation), expect);

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use lightbyte_api::assigned::{Assigned, Source, WantedVm, WantedVolume};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::{ObservedWorker, PART_NAME_LENGTH};
+use lightbyte_api::observed::{ObservedWorker, part_name};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Spec, Timestamp};
 
@@ -123,7 +123,7 @@ pub fn registered(view: &View) -> Option<BTreeSet<String>> {
 
 /// The workers that live, say that they have the part, and listen somewhere, with their addresses.
 pub fn holders<'a>(view: &'a View, sha256: &'a str) -> impl Iterator<Item = &'a ObservedWorker> {
-    let name = sha256.get(..PART_NAME_LENGTH).unwrap_or(sha256);
+    let name = part_name(sha256);
     let workers = view.objects_of(Kind::Worker).filter_map(|object| view.worker_id(object));
     let alive = workers.filter(|worker| view.alive(*worker).is_some());
     let said = alive.filter_map(|worker| view.observed_worker(worker));

@@ -17,12 +17,12 @@ pub mod steps;
 mod versions;
 
 use lightbyte_api::kinds::scalegroup::{
-    Choice as GroupChoice, HealingBucket, Rejected, Retiring, RetiredFor, Spec as GroupSpec, Version,
+    Choice as GroupChoice, FailedOn, HealingBucket, Rejected, Retiring, RetiredFor, Spec as GroupSpec, Version,
 };
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn};
 
-use self::members::{Member, State};
+use self::members::{Member, Seats, State};
 use self::size::{Known, Size};
 use self::steps::{Count, Counted, Service, Steps};
 use super::{Inputs, Plan, STALE_PAUSE, later, since};
@@ -41,6 +41,11 @@ const HEALED_PERCENT_MAX: u64 = 30;
 const HEALING_PERIOD: Span = Span::from_secs(60);
 /// How often that is doubled at most: an hour and four minutes.
 const HEALING_DOUBLINGS_MAX: u64 = 6;
+
+/// For how long a worker on which a member failed is the last choice for the next one.
+const FAILED_LATELY: Span = Span::from_secs(600);
+/// How many such workers are remembered.
+const FAILED_ON_MAX: usize = 16;
 
 /// Plans a scale group.
 #[must_use]
@@ -290,6 +295,7 @@ impl Group<'_> {
     }
 
     fn count(&self, choice: &GroupChoice, members: &[Member<'_>], mix: &Mix) -> Count {
+        let mut seats = Seats::default();
         let counted = |member: &Member<'_>| Counted {
             version: member.version,
             outdated: member.outdated(choice.target).filter(|_| !mix.keeps(member)),
@@ -302,7 +308,7 @@ impl Group<'_> {
             },
             may_recover: matches!(member.state, State::Bad(_))
                 && choice.version(member.version).is_some_and(|found| found.proven_at.is_some()),
-            crowd: member.worker.map_or(0, |worker| self.view.placed_of(self.asked.meta.uid, worker)),
+            seat: seats.of(self.view, member),
             number: member.number,
         };
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
@@ -334,7 +340,10 @@ impl Group<'_> {
                 _ if is_fresh => {}
                 _ => continue,
             }
-            healed += u64::from(*because == RetiredFor::Health);
+            if *because == RetiredFor::Health {
+                healed += 1;
+                self.note_failure(choice, member);
+            }
             choice.retiring.push(Retiring { uid: member.asked.meta.uid, because: *because });
         }
         if healed > 0 {
@@ -351,9 +360,22 @@ impl Group<'_> {
         self.make(make - new, choice.stable, choice, plan);
     }
 
+    /// Remembers the worker on which a member failed.
+    fn note_failure(&self, choice: &mut GroupChoice, member: &Member<'_>) {
+        let Some(worker) = member.worker else { return };
+        choice.failed_on.retain(|failed| failed.worker != worker);
+        choice.failed_on.push(FailedOn { worker, at: self.inputs.now });
+        if choice.failed_on.len() > FAILED_ON_MAX {
+            choice.failed_on.remove(0);
+        }
+    }
+
     /// Asks for so many members of a version.
     fn make(&self, count: usize, version: Option<u64>, choice: &mut GroupChoice, plan: &mut Plan) {
-        let Some(version) = version.and_then(|version| choice.version(version)).cloned() else { return };
+        let version = version.and_then(|version| choice.version(version)).cloned();
+        let Some(version) = version.filter(|_| count > 0) else { return };
+        // Only those that are made now look at it: so what is too old is forgotten here, and nothing has to be written later.
+        choice.failed_on.retain(|failed| since(failed.at, self.inputs.now) < FAILED_LATELY);
         let mut made = 0;
         for number in choice.members_made + 1..=choice.members_made + count as u64 + NAMES_TRIED_MAX {
             if made == count {

@@ -4,9 +4,9 @@ use insta::assert_snapshot;
 use lightbyte_api::decided::Verdict;
 use lightbyte_api::{ByteSize, WorkerId};
 use lightbyte_plan::View;
-use lightbyte_plan::scheduler::{self, Missing, Need, Scheduled};
+use lightbyte_plan::scheduler::{self, Missing, Need, Scheduled, Wishes};
 
-use crate::world::{Random, worker_id, world};
+use crate::world::{Random, uid, worker_id, world};
 
 fn need(cpus: u64, mebibytes: u64) -> Need {
     Need::of(cpus, ByteSize::from_mib(mebibytes), "x86_64")
@@ -198,4 +198,123 @@ fn what_is_chosen_fits_and_nothing_is_refused_that_would_fit() {
             "seed {seed}: each is counted once"
         );
     }
+}
+
+/// A need of a member of `scalegroup/web`.
+fn member(cpus: u64) -> Need {
+    let group = uid(&"scalegroup/web".parse().expect("an object"));
+    Need { group: Some(group), ..need(cpus, 128) }
+}
+
+#[test]
+fn members_are_spread_over_zones_then_racks_then_workers() {
+    let zones = "worker n1 label=zone:a label=rack:1
+        worker n2 label=zone:a label=rack:2
+        worker n3 label=zone:b label=rack:1 used_cpus=3
+        worker n4 label=zone:b label=rack:1 used_cpus=2";
+    let members = |workers: &[&str]| {
+        let lines = workers.iter().zip(1..).map(|(worker, number)| {
+            format!("vm web-{number} on={worker} owner=scalegroup/web observed=running")
+        });
+        [zones.to_owned(), "rack".to_owned()].into_iter().chain(lines).collect::<Vec<String>>().join("\n")
+    };
+    let first = |workers: &[&str]| {
+        let found = check(&members(workers), &member(1));
+        found.lines().filter(|line| line.starts_with("kept")).take(2).collect::<Vec<&str>>().join("\n")
+    };
+    assert_snapshot!(first(&[]), @"
+    kept n1 750000: zone: members of its group in it: 0; rack: members of its group in it: 0; apart: members of its group there: 0; spread: 75.0 % free after it; few: VMs there: 0
+    kept n2 750000: zone: members of its group in it: 0; rack: members of its group in it: 0; apart: members of its group there: 0; spread: 75.0 % free after it; few: VMs there: 0
+    ");
+    assert_snapshot!(first(&["n1"]), @"
+    kept n4 250000: zone: members of its group in it: 0; rack: members of its group in it: 0; apart: members of its group there: 0; spread: 25.0 % free after it; few: VMs there: 0
+    kept n3 0: zone: members of its group in it: 0; rack: members of its group in it: 0; apart: members of its group there: 0; spread: 0.0 % free after it; few: VMs there: 0
+    ");
+    assert_snapshot!(first(&["n1", "n4"]), @"
+    kept n2 -2001999250000: zone: members of its group in it: 1; rack: members of its group in it: 1; apart: members of its group there: 0; spread: 75.0 % free after it; few: VMs there: 0
+    kept n3 -2002000000000: zone: members of its group in it: 1; rack: members of its group in it: 1; apart: members of its group there: 0; spread: 0.0 % free after it; few: VMs there: 0
+    ");
+    assert_snapshot!(first(&["n1", "n4", "n2"]), @"
+    kept n3 -2002000000000: zone: members of its group in it: 1; rack: members of its group in it: 1; apart: members of its group there: 0; spread: 0.0 % free after it; few: VMs there: 0
+    kept n4 -2002002000001: zone: members of its group in it: 1; rack: members of its group in it: 1; apart: members of its group there: 1; spread: 0.0 % free after it; few: VMs there: 1
+    ");
+}
+
+#[test]
+fn no_member_has_a_better_place_than_the_chosen_one() {
+    for seed in 0..500 {
+        let mut random = Random::new(seed);
+        let mut lines = vec!["rack".to_owned()];
+        for index in 0..1 + random.below(30) {
+            let label = |key: &str, value: u64| {
+                if value == 0 { String::new() } else { format!("label={key}:{value}") }
+            };
+            let (zone, rack) = (label("zone", random.below(3)), label("rack", random.below(4)));
+            let (used, cordoned) = (random.below(6), if random.below(5) == 0 { "cordoned" } else { "" });
+            lines.push(format!(
+                "worker w{index} {zone} {rack} used_cpus={used} cpus=6 has={} {cordoned}",
+                ["a", "b", "c"][random.below(3) as usize]
+            ));
+            for vm in 0..random.below(3) {
+                lines.push(format!("vm m{index}x{vm} on=w{index} owner=scalegroup/web observed=running"));
+            }
+        }
+        let view = world(&lines.join("\n")).view();
+        let mut need = member(1 + random.below(4));
+        need.wishes.parts = vec!["b".repeat(16)];
+        if random.below(3) == 0 {
+            need.wishes.failed_on =
+                (0..random.below(20)).map(|index| worker_id(&format!("w{index}"))).collect();
+        }
+        let scheduled = scheduler::schedule(&view, &need);
+        let all = scheduler::verdicts(&view, &need);
+        let top = all.iter().filter_map(|verdict| verdict.score).max();
+        // Of more workers than are looked at, another may have a little more room, or the image.
+        let weight = |score: i64| score.div_euclid(2_000_000);
+        let chosen = scheduled.decision.best.first().and_then(|best| best.score);
+        assert_eq!(chosen.map(weight), top.map(weight), "seed {seed}: {all:?}");
+    }
+}
+
+#[test]
+fn what_is_preferred_counts_where_there_is_a_choice() {
+    let named = |name: &str| [worker_id(name)].into();
+    let workers = "worker n1\nworker n2 used_cpus=1 has=b\nworker n3 used_cpus=1";
+    let first = |need: &Need| {
+        let found = check(workers, need);
+        found.lines().find(|line| line.starts_with("kept")).unwrap_or_default().to_owned()
+    };
+    let with = |wishes: Wishes| Need { wishes, ..need(1, 128) };
+    assert_snapshot!(first(&with(Wishes { near_to: Some(named("n3")), ..Wishes::default() })), @"kept n3 1100000: preferred: 1 of 1; spread: 50.0 % free after it; few: VMs there: 0");
+    assert_snapshot!(first(&with(Wishes { apart_from: [worker_id("n1"), worker_id("n2")].into(), ..Wishes::default() })), @"kept n3 1100000: preferred: 1 of 1; spread: 50.0 % free after it; few: VMs there: 0");
+    assert_snapshot!(first(&with(Wishes { failed_on: named("n1"), ..Wishes::default() })), @"kept n2 500000: spread: 50.0 % free after it; few: VMs there: 0");
+    // An image that is there weighs less than much room, and more than a little.
+    let image = Wishes { parts: vec!["b".repeat(16)], ..Wishes::default() };
+    assert_snapshot!(first(&with(image.clone())), @"kept n1 750000: spread: 75.0 % free after it; few: VMs there: 0");
+    let full = "worker n1 cpus=100 memory=100GiB\nworker n2 cpus=100 memory=100GiB used_cpus=5 has=b";
+    assert_snapshot!(check(full, &with(image)), @"
+    n2 of 2
+    kept n2 1040000: spread: 94.0 % free after it; image: it is there already; few: VMs there: 0
+    kept n1 990000: spread: 99.0 % free after it; few: VMs there: 0
+    n1 990000: spread: 99.0 % free after it; few: VMs there: 0
+    n2 1040000: spread: 94.0 % free after it; image: it is there already; few: VMs there: 0
+    ");
+}
+
+#[test]
+fn a_worker_may_be_kept_for_some() {
+    let mut need = need(1, 128);
+    assert_snapshot!(check("worker n1 only=team:db only=gpu:yes", &need), @"
+    none of 1
+    1 only for VMs with other labels
+    n1 refused: only for VMs with other labels
+    ");
+    need.labels = [("team", "db"), ("gpu", "yes"), ("app", "x")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+    assert_snapshot!(check("worker n1 only=team:db only=gpu:yes", &need), @"
+    n1 of 1
+    kept n1 750000: spread: 75.0 % free after it; few: VMs there: 0
+    n1 750000: spread: 75.0 % free after it; few: VMs there: 0
+    ");
 }

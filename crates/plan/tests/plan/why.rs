@@ -390,9 +390,9 @@ fn a_vm_goes_where_its_placement_says() {
     - it was placed on worker `n3`, the best of 4 looked at, at revision 20
     - refused of them: 1 (too little room)
     hint: `lightbyte describe worker/n3` shows the worker; the log of its agent says more
-      n3 1350000: preferred: 1 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
-      n1 750000: preferred: 0 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
-      n2 750000: preferred: 0 of 2 labels; spread: 75.0 % free after it; few: VMs there: 0
+      n3 1350000: preferred: 1 of 2; spread: 75.0 % free after it; few: VMs there: 0
+      n1 750000: preferred: 0 of 2; spread: 75.0 % free after it; few: VMs there: 0
+      n2 750000: preferred: 0 of 2; spread: 75.0 % free after it; few: VMs there: 0
     ");
     // However many others come before it by room.
     let many = (10..40).map(|number| format!("worker w{number}\n")).collect::<String>();
@@ -421,5 +421,50 @@ fn a_vm_goes_where_its_placement_says() {
     - refused of them: 1 (it has a VM that it keeps apart from)
     hint: `lightbyte describe worker/n2` shows the worker; the log of its agent says more
       n2 750000: spread: 75.0 % free after it; few: VMs there: 0
+    ");
+    let near = "vm b on=n2 label=app:db observed=running";
+    let by = |name: &str, placement: &str| {
+        format!("rack\n{near}\nasked vm/{name} {{\"image\": \"demo\", \"placement\": {placement}}}")
+    };
+    assert_snapshot!(check(&by("a", r#"{"near": {"app": "db"}}"#), "vm/a"), @"
+    vm/a is starting, not ready
+    - it waits: worker `n2` to start it
+    - it was placed on worker `n2`, the best of 2 looked at, at revision 22
+    - refused of them: 1 (without a VM that it is to be near to)
+    hint: `lightbyte describe worker/n2` shows the worker; the log of its agent says more
+      n2 499999: spread: 50.0 % free after it; few: VMs there: 1
+    ");
+    assert_snapshot!(check(&by("a", r#"{"near": {"app": "cache"}}"#), "vm/a"), @"
+    vm/a is pending, not ready
+    - it waits: no worker that could take it has a VM with the labels app=cache
+    hint: `lightbyte get vms -l` with these labels shows where they are; make one, or leave out `placement.near`
+      n1 refused: without a VM that it is to be near to
+      n2 refused: without a VM that it is to be near to
+    ");
+    assert_snapshot!(check(&by("a", r#"{"prefer_apart": {"app": "db"}, "prefer": {"worker": {"not": "n9"}}}"#), "vm/a"), @"
+    vm/a is starting, not ready
+    - it waits: worker `n1` to start it
+    - it was placed on worker `n1`, the best of 2 looked at, at revision 22
+    hint: `lightbyte describe worker/n1` shows the worker; the log of its agent says more
+      n1 1950000: preferred: 2 of 2; spread: 75.0 % free after it; few: VMs there: 0
+      n2 1099999: preferred: 1 of 2; spread: 50.0 % free after it; few: VMs there: 1
+    ");
+    assert_snapshot!(check(&of("a", r#"{"on": {"zone": {"not": ["a", "b"]}, "rack": {"exists": true}}}"#), "vm/a"), @"
+    vm/a is pending, not ready
+    - it waits: no worker that is ready has the labels rack, zone not a b
+    hint: `lightbyte get workers -o yaml` shows their labels; `lightbyte edit worker/NAME` changes them, or ask for others
+      n1 refused: without the labels that it asks for
+      n2 refused: without the labels that it asks for
+      n3 refused: without the labels that it asks for
+      n4 refused: without the labels that it asks for
+    ");
+    let kept = "rack\nworker n1 only=team:db\nworker n2 cordoned";
+    assert_snapshot!(check(&format!("{kept}\nasked vm/a {{\"image\": \"demo\"}}"), "vm/a"), @"
+    vm/a is pending, not ready
+    - it waits: every worker that could take it is only for VMs with other labels
+    hint: give it the labels of `only_for` of a worker, or change that: `lightbyte edit worker/NAME`
+    or: `lightbyte uncordon worker/n2`
+      n1 refused: only for VMs with other labels
+      n2 refused: cordoned
     ");
 }

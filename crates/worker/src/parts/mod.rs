@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::{ObservedWorker, PART_NAME_LENGTH, PARTS_REPORTED_MAX};
+use lightbyte_api::observed::{ObservedWorker, PARTS_REPORTED_MAX, part_name};
 use lightbyte_api::{Name, WorkerId};
 use lightbyte_link::Client;
 use lightbyte_vmm::{DriverError, Parts};
@@ -83,7 +83,7 @@ impl Store {
     /// The parts that this host has, as its report names them.
     async fn names(&self) -> Result<Vec<String>, DriverError> {
         let names = self.ask(Parts::names).await?;
-        let short = |name: &String| name.get(..PART_NAME_LENGTH).unwrap_or(name).to_owned();
+        let short = |name: &String| part_name(name).to_owned();
         Ok(names.iter().take(PARTS_REPORTED_MAX).map(short).collect())
     }
 

@@ -1,5 +1,7 @@
 //! The members of a group as a view shows them.
 
+use std::sync::Arc;
+
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::kinds::scalegroup::{RetiredFor, Spec as GroupSpec};
 use lightbyte_api::kinds::vm::Placement;
@@ -7,8 +9,9 @@ use lightbyte_api::object::Asked;
 use lightbyte_api::observed::{ObservedVm, VmPhase};
 use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn, WorkerId};
 
-use super::steps::Service;
+use super::steps::{Seat, Service};
 use crate::planner::{since, vm, worker};
+use crate::rooms::Place;
 use crate::view::View;
 
 /// A member that ended by itself so often since it was placed, and does not serve, has failed whatever the time.
@@ -135,6 +138,35 @@ pub(super) fn living<'a>(
         .collect();
     members.sort_by_key(|member| member.number);
     members
+}
+
+/// Numbers for zones, racks and workers, in the order in which they are met.
+#[derive(Default)]
+pub(super) struct Seats {
+    zones: Vec<Option<Arc<str>>>,
+    racks: Vec<Place>,
+    workers: Vec<WorkerId>,
+}
+
+impl Seats {
+    /// Where `member` is. Those without a worker are together nowhere.
+    pub(super) fn of(&mut self, view: &View, member: &Member<'_>) -> Seat {
+        let nowhere = usize::MAX;
+        let Some(worker) = member.worker else { return Seat { zone: nowhere, rack: nowhere, worker: nowhere } };
+        let place = view.place_of(worker);
+        Seat {
+            zone: number_in(&mut self.zones, place.zone.clone()),
+            rack: number_in(&mut self.racks, place),
+            worker: number_in(&mut self.workers, worker),
+        }
+    }
+}
+
+fn number_in<T: PartialEq>(known: &mut Vec<T>, one: T) -> usize {
+    known.iter().position(|other| *other == one).unwrap_or_else(|| {
+        known.push(one);
+        known.len() - 1
+    })
 }
 
 /// The number in a member's name.

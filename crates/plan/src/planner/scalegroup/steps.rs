@@ -3,6 +3,9 @@
 //! A member **satisfies** when it is of the version that all are to be of, and stays where it is. `replicas` of them are
 //! wanted; everything else is too much. Scaling, updates, roll-backs, drains and workers that come back are this one rule.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use lightbyte_api::kinds::scalegroup::RetiredFor;
 
 /// A group as it is counted.
@@ -33,10 +36,21 @@ pub struct Counted {
     pub has_failed: bool,
     /// Whether it may serve again by itself: others like it have.
     pub may_recover: bool,
-    /// How many members of the group are on its worker.
-    pub crowd: usize,
+    /// Where it is.
+    pub seat: Seat,
     /// The number in its name: the order in which members were made.
     pub number: u64,
+}
+
+/// Where a member is: a number for each zone, for each rack of a zone, and for each worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seat {
+    /// Its zone.
+    pub zone: usize,
+    /// Its rack.
+    pub rack: usize,
+    /// Its worker.
+    pub worker: usize,
 }
 
 /// Whether a member serves, as far as that is known.
@@ -112,7 +126,8 @@ pub fn next(count: &Count) -> Steps {
 }
 
 /// The members that are too much, the first to go first: those that do not satisfy, oldest version first; then, of those that
-/// do, as many as are more than asked, the least available first, then from the fullest worker, then the youngest.
+/// do, as many as are more than asked, the least available first, then one by one from the fullest zone, rack and worker, the
+/// youngest first.
 fn surplus(count: &Count, left: &[usize]) -> Vec<(usize, RetiredFor)> {
     let member = |index: &usize| &count.members[*index];
     let mut outdated: Vec<(usize, RetiredFor)> =
@@ -120,14 +135,39 @@ fn surplus(count: &Count, left: &[usize]) -> Vec<(usize, RetiredFor)> {
     outdated.sort_by_key(|(index, _)| (member(index).version, member(index).number));
     let mut satisfying: Vec<usize> =
         left.iter().copied().filter(|index| member(index).outdated.is_none()).collect();
-    satisfying.sort_by_key(|index| {
-        let member = member(index);
-        let is_kept = matches!(member.service, Service::Available | Service::Unknown);
-        (is_kept, std::cmp::Reverse(member.crowd), std::cmp::Reverse(member.number))
-    });
-    let more = satisfying.len().saturating_sub(count.replicas);
-    let more = satisfying.into_iter().take(more).map(|index| (index, RetiredFor::Scale));
+    let mut taken = Taken::default();
+    satisfying.iter().for_each(|index| taken.count(&member(index).seat, 1));
+    let mut more = Vec::new();
+    while satisfying.len() > count.replicas {
+        let first = (0..satisfying.len()).min_by_key(|place| {
+            let Counted { service, seat, number, .. } = member(&satisfying[*place]);
+            let is_kept = matches!(service, Service::Available | Service::Unknown);
+            (is_kept, Reverse(taken.around(seat)), Reverse(*number))
+        });
+        let Some(first) = first.map(|first| satisfying.remove(first)) else { break };
+        taken.count(&member(&first).seat, -1);
+        more.push((first, RetiredFor::Scale));
+    }
     outdated.into_iter().chain(more).collect()
+}
+
+/// How many members are in each zone, in each rack and on each worker.
+#[derive(Default)]
+struct Taken([BTreeMap<usize, i64>; 3]);
+
+impl Taken {
+    fn count(&mut self, Seat { zone, rack, worker }: &Seat, more: i64) {
+        for (counts, seat) in self.0.iter_mut().zip([zone, rack, worker]) {
+            *counts.entry(*seat).or_default() += more;
+        }
+    }
+
+    /// In the zone, in the rack and on the worker of a seat.
+    fn around(&self, Seat { zone, rack, worker }: &Seat) -> [i64; 3] {
+        let [zones, racks, workers] = &self.0;
+        [(zones, zone), (racks, rack), (workers, worker)]
+            .map(|(counts, seat)| counts.get(seat).copied().unwrap_or(0))
+    }
 }
 
 fn indices(count: &Count, is: impl Fn(&Counted) -> bool) -> Vec<usize> {

@@ -1,6 +1,6 @@
 //! Placing: everything that is fixed for a VM's life, in one transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lightbyte_api::assigned::{Assigned, AssignedDisk, AssignedNic, AssignedVm, HostObject};
 use lightbyte_api::kinds::vm::{
@@ -8,6 +8,8 @@ use lightbyte_api::kinds::vm::{
 };
 use lightbyte_api::kinds::{SpecRules as _, image, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
+use lightbyte_api::observed::part_name;
+use lightbyte_api::placing::{Placing, has_all};
 use lightbyte_api::records::WorkerLedger;
 use lightbyte_api::waiting::WorkerTask;
 use lightbyte_api::{
@@ -17,8 +19,8 @@ use lightbyte_api::{
 use super::shape::{assigned_disk, attached, elsewhere};
 use super::{Inputs, Plan, Vm, nics, unreadable, wanted};
 use crate::planner::volume::worker_to_be;
-use crate::planner::worker_of;
-use crate::scheduler::{Missing, Need, schedule};
+use crate::planner::{scalegroup, worker_of};
+use crate::scheduler::{Missing, Need, Wishes, schedule};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -27,32 +29,64 @@ use crate::view::View;
 /// # Errors
 /// The reason to wait when its image is not known.
 pub fn need(view: &View, meta: &Meta, spec: &VmSpec) -> Result<Need, WaitingOn> {
-    let architecture = image_version(view, meta, spec)?.architecture.clone();
+    let version = image_version(view, meta, spec)?;
+    let Placing { on, near, prefer, prefer_near, prefer_apart, .. } = &spec.placement;
     Ok(Need {
         cpus: spec.cpus,
         memory: spec.memory,
-        architecture,
+        architecture: version.architecture.clone(),
+        labels: meta.labels.clone(),
         pinned: pinned(view, spec)?,
         ports: worker_ports(spec).collect(),
         group: meta.group().map(|group| group.uid),
-        on: spec.placement.on.clone(),
-        prefer: spec.placement.prefer.clone(),
+        on: on.clone(),
+        near_to: near_to(view, meta, near),
         apart_from: apart_from(view, meta, spec),
+        wishes: Wishes {
+            on: prefer.clone(),
+            near_to: near_to(view, meta, prefer_near),
+            apart_from: with_others(view, meta, prefer_apart).collect(),
+            failed_on: failed_on(view, meta),
+            parts: version.parts().map(|part| part_name(&part.sha256).to_owned()).collect(),
+        },
     })
+}
+
+/// The workers with another VM that has all of `labels`; none when nothing is named. Those that are to go are there until they
+/// are gone.
+fn with_others<'a>(
+    view: &'a View,
+    meta: &Meta,
+    labels: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = WorkerId> {
+    let uid = meta.uid;
+    let others = view.vms_having(labels).filter(move |(_, asked)| asked.meta.uid != uid);
+    others.filter_map(|(other, _)| worker_of(view, &other))
+}
+
+/// The workers with a VM that it is to be near to. It may be the first of its like, if it is one.
+fn near_to(view: &View, meta: &Meta, near: &BTreeMap<String, String>) -> Option<BTreeSet<WorkerId>> {
+    let others = view.vms_with(near).filter(|(_, asked)| asked.meta.uid != meta.uid);
+    let workers: BTreeSet<WorkerId> = others.filter_map(|(other, _)| worker_of(view, &other)).collect();
+    let is_first = workers.is_empty() && has_all(&meta.labels, near);
+    (!near.is_empty() && !is_first).then_some(workers)
+}
+
+/// The workers on which members of its group failed lately.
+fn failed_on(view: &View, meta: &Meta) -> BTreeSet<WorkerId> {
+    let choice = meta.group().and_then(|group| scalegroup::choice(view, &group.object));
+    choice.iter().flat_map(|choice| &choice.failed_on).map(|failed| failed.worker).collect()
 }
 
 /// The workers with a VM that this one keeps apart from, or that keeps apart from this one.
 fn apart_from(view: &View, meta: &Meta, spec: &VmSpec) -> BTreeSet<WorkerId> {
-    let apart = &spec.placement.apart;
-    // Those that are to go are there until they are gone.
-    let others = view.vms_having(apart).filter(|(_, asked)| !apart.is_empty() && asked.meta.uid != meta.uid);
-    let others = others.map(|(other, _)| other);
+    let others = with_others(view, meta, &spec.placement.apart);
     let keeps_apart = |other: &ObjectRef| {
         let asked = view.asked(other).filter(|asked| asked.meta.uid != meta.uid);
         asked.is_some_and(|asked| matches!(&asked.spec, Spec::Vm(spec) if spec.placement.is_apart_from(&meta.labels)))
     };
     let watchers = view.naming_labels(&meta.labels).filter(keeps_apart);
-    others.chain(watchers).filter_map(|other| worker_of(view, &other)).collect()
+    others.chain(watchers.filter_map(|other| worker_of(view, &other))).collect()
 }
 
 /// The worker that the attached volumes are on, if they are anywhere yet.
@@ -95,7 +129,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let nics = nics::choose(vm)?;
     let scheduled = schedule(vm.view, &need);
     let Some((worker, worker_name)) = scheduled.worker else {
-        return Err(nowhere(vm.view, need, scheduled.missing));
+        return Err(nowhere(vm, need, scheduled.missing));
     };
     let worker_object = ObjectRef::new(Kind::Worker, worker_name.clone());
     let ledger_key = Key::WorkerLedger(worker);
@@ -168,13 +202,15 @@ pub(crate) fn try_another(
 }
 
 /// Why no worker can take it.
-fn nowhere(view: &View, need: Need, missing: Missing) -> WaitingOn {
+fn nowhere(vm: &Vm<'_>, need: Need, missing: Missing) -> WaitingOn {
     let Need { cpus, memory, architecture, pinned, ports, on, .. } = need;
-    let pinned = pinned.and_then(|worker| Some((worker, view.object_of(worker.uid())?.name.clone())));
+    let pinned = pinned.and_then(|worker| Some((worker, vm.view.object_of(worker.uid())?.name.clone())));
     match (pinned, missing) {
         (_, Missing::Places) => WaitingOn::WorkersFull,
         (_, Missing::Ports) => WaitingOn::WorkerPorts { ports },
         (_, Missing::Distance) => WaitingOn::KeptApart,
+        (_, Missing::Company) => WaitingOn::KeptNear { near: vm.spec.placement.near.clone() },
+        (_, Missing::Access) => WaitingOn::WorkersReserved,
         (_, Missing::Labels) => WaitingOn::WorkerLabels { on },
         (None, Missing::Room) => WaitingOn::Capacity { cpus, memory },
         (Some((_, worker)), Missing::Room) => WaitingOn::WorkerRoom { worker, cpus, memory },

@@ -2,13 +2,13 @@
 
 use insta::assert_snapshot;
 use lightbyte_api::kinds::scalegroup::RetiredFor;
-use lightbyte_plan::planner::scalegroup::steps::{Count, Counted, Service, next};
+use lightbyte_plan::planner::scalegroup::steps::{Count, Counted, Seat, Service, next};
 
 use crate::world::{guarded, plans};
 
 /// The steps of a group that is written as `n=3 s=1 u=0 t=2 : 1+ 1+ 2-`: each member is its version and `+` (available),
-/// `~` (young), `-` (does not serve), `!` (has failed) or `?` (unknown); then `d` on a worker that is drained, and `*` for each
-/// other member on its worker.
+/// `~` (young), `-` (does not serve), `!` (has failed) or `?` (unknown); then `d` on a worker that is drained, and
+/// `@` with three digits: its zone, its rack and its worker; without, a worker of its own.
 fn steps(text: &str) -> String {
     let (given, members) = text.split_once(':').expect("a colon");
     let number = |field: &str, default: usize| {
@@ -26,6 +26,13 @@ fn steps(text: &str) -> String {
             Some('?') => Service::Unknown,
             _ => panic!("`{word}` is no member"),
         };
+        let seat = match word.split_once('@') {
+            Some((_, digits)) => {
+                let digits: Vec<usize> = digits.bytes().map(|digit| usize::from(digit - b'0')).collect();
+                Seat { zone: digits[0], rack: digits[1], worker: digits[2] }
+            }
+            None => Seat { zone: 0, rack: 0, worker: 100 + index },
+        };
         let outdated = (version != target).then_some(RetiredFor::Update);
         Counted {
             version,
@@ -33,7 +40,7 @@ fn steps(text: &str) -> String {
             service,
             has_failed: word.contains('!'),
             may_recover: word.contains('r'),
-            crowd: 1 + word.matches('*').count(),
+            seat,
             number: index as u64 + 1,
         }
     };
@@ -66,7 +73,12 @@ fn a_group_scales() {
     assert_snapshot!(steps("n=0 : 1+ 1?"), @"retire 1 for scale");
     // Those that do not serve first, then those on the fullest worker, then the youngest.
     assert_snapshot!(steps("n=1 : 1+ 1- 1~"), @"retire 2 for scale, retire 3 for scale");
-    assert_snapshot!(steps("n=2 : 1+* 1+* 1+"), @"retire 2 for scale");
+    assert_snapshot!(steps("n=2 : 1+@001 1+@001 1+"), @"retire 2 for scale");
+    // One by one: of two full workers each loses one. Zones count for more than workers, and racks in between.
+    assert_snapshot!(steps("n=2 : 1+@001 1+@002 1+@001 1+@002"), @"retire 4 for scale, retire 3 for scale");
+    assert_snapshot!(steps("n=2 : 1+@001 1+@002 1+@113 1+@113"), @"retire 4 for scale, retire 2 for scale");
+    assert_snapshot!(steps("n=3 : 1+@001 1+@002 1+@003 1+@114 1+@114"), @"retire 3 for scale, retire 5 for scale");
+    assert_snapshot!(steps("n=3 : 1+@001 1+@002 1+@013 1+@013"), @"retire 4 for scale");
     assert_snapshot!(steps("n=2 : 1+ 1+ 1+"), @"retire 3 for scale");
     // Only as many as are known to serve besides.
     assert_snapshot!(steps("n=2 : 1? 1+ 1+ 1?"), @"nothing");

@@ -83,14 +83,15 @@ fn asked(store: &mut Store, object: &str, words: &[&str]) {
     ask(store, object, manifest.spec, &Line { words: flags });
 }
 
+/// The labels that stand there as `field=key:value`.
+fn labels(line: &Line<'_>, field: &str) -> BTreeMap<String, String> {
+    let labels = line.all(field).into_iter().map(|label| label.split_once(':').expect("key:value"));
+    labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
 /// Puts what is asked of an object, with the parts that all kinds share.
 fn ask(store: &mut Store, object: ObjectRef, spec: Spec, line: &Line<'_>) {
-    let labels: BTreeMap<String, String> = line
-        .all("label")
-        .into_iter()
-        .map(|label| label.split_once(':').expect("label=key:value"))
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect();
+    let labels = labels(line, "label");
     let owner = line.get("owner").map(|owner| {
         let object: ObjectRef = owner.parse().expect("an object");
         let version = line.get("version").map(|version| version.parse().expect("a number"));
@@ -111,7 +112,11 @@ fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
     ask(
         store,
         object,
-        Spec::Worker(worker::Spec { cordoned: line.has("cordoned"), draining: line.has("draining") }),
+        Spec::Worker(worker::Spec {
+            cordoned: line.has("cordoned"),
+            draining: line.has("draining"),
+            only_for: labels(line, "only"),
+        }),
         line,
     );
     let boot_id = "boot-1".to_owned();
