@@ -133,8 +133,14 @@ mod tests {
         let (record, unknown) = Record::decode(&key(), &newer).unwrap();
         assert_eq!(
             record,
-            WorkerLedger { cpus: 1, memory: crate::ByteSize::from_mib(1024), vms: 1, ports: Vec::new() }
-                .into()
+            WorkerLedger {
+                cpus: 1,
+                memory: crate::ByteSize::from_mib(1024),
+                vms: 1,
+                ports: Vec::new(),
+                promised: None
+            }
+            .into()
         );
         let changed = Record::from(WorkerLedger { cpus: 5, ..WorkerLedger::default() });
         let text = String::from_utf8(changed.encode(&WRITER, &unknown)).unwrap();

@@ -145,6 +145,9 @@ pub struct Placing {
     /// none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub apart: BTreeMap<String, String>,
+    /// Whether members of groups with a lower priority make room for it, where there is none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub preempt: bool,
     /// What the labels of its worker should be, where there is a choice; more of them is better.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub prefer: Matches,
@@ -180,6 +183,7 @@ impl Placing {
             on: read_matches(fields, "on"),
             near: read_labels(fields, "near"),
             apart: read_labels(fields, "apart"),
+            preempt: fields.or("preempt", false),
             prefer: read_matches(fields, "prefer"),
             prefer_near: read_labels(fields, "prefer_near"),
             prefer_apart: read_labels(fields, "prefer_apart"),

@@ -30,6 +30,34 @@ pub struct WorkerLedger {
     /// Its ports that lead to VMs, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<WorkerPort>,
+    /// Room that is kept for a VM while others leave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<Promise>,
+}
+
+/// Room on a worker that members of groups leave for a VM with a higher priority. Nobody else of that priority or a lower one is
+/// given it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// The VM that it is kept for.
+    pub vm: Uid,
+    /// Its priority.
+    pub priority: u64,
+    /// Virtual CPUs.
+    pub cpus: u64,
+    /// Memory.
+    pub memory: ByteSize,
+    /// The members that are to leave.
+    pub from: Vec<Uid>,
+}
+
+impl WorkerLedger {
+    /// The same with nothing promised to `vm`.
+    #[must_use]
+    pub fn without_promise_to(mut self, vm: Uid) -> WorkerLedger {
+        self.promised = self.promised.filter(|promise| promise.vm != vm);
+        self
+    }
 }
 
 /// An address that is taken.

@@ -40,6 +40,11 @@ pub enum WaitingOn {
         /// What they must be.
         on: Matches,
     },
+    /// Members of groups with a lower priority are to leave it their room.
+    Preempting {
+        /// The worker that they are on.
+        worker: Name,
+    },
     /// Every worker that could take it is only for VMs with other labels.
     WorkersReserved,
     /// On no worker that could take it there is a VM that it is to be near to.
@@ -297,7 +302,9 @@ impl WaitingOn {
             | WaitingOn::LossBrake
             | WaitingOn::Staying { .. }
             | WaitingOn::InUse { .. } => Span::from_secs(0),
-            WaitingOn::VolumeGiven { .. } | WaitingOn::Source { .. } => Span::from_secs(60),
+            WaitingOn::VolumeGiven { .. } | WaitingOn::Source { .. } | WaitingOn::Preempting { .. } => {
+                Span::from_secs(60)
+            }
             // As long as one member may take to start, twice: its own reasons are told sooner.
             WaitingOn::Member { .. } | WaitingOn::Leaving { .. } | WaitingOn::HealingPause => {
                 Span::from_secs(360)
@@ -331,6 +338,9 @@ impl WaitingOn {
             }
             WaitingOn::WorkerLabels { .. } => {
                 "`lightbyte get workers -o yaml` shows their labels; `lightbyte edit worker/NAME` changes them, or ask for others".to_owned()
+            }
+            WaitingOn::Preempting { worker } => {
+                format!("`lightbyte describe worker/{worker}` shows what is on it")
             }
             WaitingOn::WorkersReserved => {
                 "give it the labels of `only_for` of a worker, or change that: `lightbyte edit worker/NAME`".to_owned()
@@ -454,6 +464,9 @@ impl fmt::Display for WaitingOn {
                 let clauses: Vec<String> =
                     on.iter().map(|(key, wanted)| Clause(key, wanted).to_string()).collect();
                 write!(formatter, "no worker that is ready has the labels {}", clauses.join(", "))
+            }
+            WaitingOn::Preempting { worker } => {
+                write!(formatter, "members with a lower priority to leave their room on worker `{worker}`")
             }
             WaitingOn::WorkersReserved => {
                 formatter.write_str("every worker that could take it is only for VMs with other labels")

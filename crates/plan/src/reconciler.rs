@@ -486,7 +486,13 @@ impl Reconciler {
                 }
                 self.wake_bystanders();
             }
-            Key::WorkerLedger(_) => self.wake_bystanders(),
+            Key::WorkerLedger(worker) => {
+                let promised = view.worker_ledger(*worker).and_then(|ledger| ledger.promised.as_ref());
+                let leaving = promised.iter().flat_map(|promise| &promise.from);
+                let leaving = leaving.filter_map(|member| view.group_of(view.object_of(*member)?));
+                self.queue.extend(leaving.cloned());
+                self.wake_bystanders();
+            }
             Key::Epoch | Key::Leader => {}
         }
     }
@@ -545,6 +551,7 @@ fn waits_elsewhere(on: &WaitingOn) -> bool {
             | On::WorkersFull
             | On::Workers { .. }
             | On::WorkerLabels { .. }
+            | On::Preempting { .. }
             | On::WorkersReserved
             | On::KeptNear { .. }
             | On::KeptApart

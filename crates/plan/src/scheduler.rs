@@ -2,6 +2,7 @@
 //! as a reason. Members of a group are spread (`crowds`).
 
 mod crowds;
+pub mod preemption;
 mod reasons;
 mod refusals;
 
@@ -12,7 +13,7 @@ use lightbyte_api::kinds::vm::WorkerPort;
 use lightbyte_api::kinds::worker;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::placing::{Match, Matches, WORKER_LABEL};
-use lightbyte_api::records::WorkerLedger;
+use lightbyte_api::records::{Promise, WorkerLedger};
 use lightbyte_api::{ByteSize, Kind, Name, ObjectRef, Spec, Uid, WorkerId};
 
 pub use self::crowds::{Crowd, Crowds};
@@ -24,6 +25,10 @@ use crate::view::View;
 /// What a VM needs of a worker, and what it would rather have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
+    /// Who needs it: what is promised to it is free for it alone.
+    pub uid: Option<Uid>,
+    /// How much it matters.
+    pub priority: u64,
     /// Virtual CPUs.
     pub cpus: u64,
     /// Memory.
@@ -40,7 +45,9 @@ pub struct Need {
     pub group: Option<Uid>,
     /// What labels of its worker must be.
     pub on: Matches,
-    /// The workers with a VM that it is to be near to; anywhere without.
+    /// The labels of VMs that it is to be near to.
+    pub near: BTreeMap<String, String>,
+    /// The workers with such a VM; anywhere without.
     pub near_to: Option<BTreeSet<WorkerId>>,
     /// The workers with a VM that it keeps apart from.
     pub apart_from: BTreeSet<WorkerId>,
@@ -68,6 +75,8 @@ impl Need {
     #[must_use]
     pub fn of(cpus: u64, memory: ByteSize, architecture: &str) -> Need {
         Need {
+            uid: None,
+            priority: 0,
             cpus,
             memory,
             architecture: architecture.to_owned(),
@@ -76,6 +85,7 @@ impl Need {
             ports: Vec::new(),
             group: None,
             on: BTreeMap::new(),
+            near: BTreeMap::new(),
             near_to: None,
             apart_from: BTreeSet::new(),
             wishes: Wishes::default(),
@@ -172,7 +182,8 @@ pub fn verdict_on(view: &View, need: &Need, worker: &Name) -> Option<Verdict> {
 pub fn free(view: &View, worker: WorkerId) -> Option<(u64, ByteSize)> {
     let candidate = candidate(view, &view.object_of(worker.uid())?.name).filter(Candidate::is_open)?;
     let (observed, ledger) = (candidate.observed?, candidate.ledger?);
-    Some((free_cpus(observed, ledger), ByteSize::from_bytes(free_memory(observed, ledger))))
+    let free = Free::of(observed, ledger, ledger.promised.as_ref());
+    Some((free.cpus, free.memory))
 }
 
 fn candidates(view: &View) -> impl Iterator<Item = Candidate<'_>> {
@@ -226,10 +237,35 @@ fn verdict(crowds: &Crowds<'_>, candidate: &Candidate<'_>, need: &Need) -> Verdi
     }
 }
 
-fn free_cpus(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
-    observed.cpus.saturating_sub(ledger.cpus)
+/// What is left of a worker.
+#[derive(Clone, Copy)]
+struct Free {
+    cpus: u64,
+    memory: ByteSize,
+    /// How many more VMs it takes.
+    vms: u64,
 }
 
-fn free_memory(observed: &ObservedWorker, ledger: &WorkerLedger) -> u64 {
-    observed.memory.bytes().saturating_sub(ledger.memory.bytes())
+impl Free {
+    /// Of what it offers, without what is given away, and without what is `kept`.
+    fn of(observed: &ObservedWorker, ledger: &WorkerLedger, kept: Option<&Promise>) -> Free {
+        let (cpus, memory) = kept.map_or((0, 0), |promise| (promise.cpus, promise.memory.bytes()));
+        let memory = observed.memory.bytes().saturating_sub(ledger.memory.bytes()).saturating_sub(memory);
+        let vms = observed.vms_max.map_or(u64::MAX, |vms_max| vms_max.saturating_sub(ledger.vms));
+        Free {
+            cpus: observed.cpus.saturating_sub(ledger.cpus).saturating_sub(cpus),
+            memory: ByteSize::from_bytes(memory),
+            vms: vms.saturating_sub(u64::from(kept.is_some())),
+        }
+    }
+
+    /// The same for `need`: what is promised to it is free for it, and what is promised to less is for more.
+    fn to(need: &Need, observed: &ObservedWorker, ledger: &WorkerLedger) -> Free {
+        let is_kept = |promise: &&Promise| Some(promise.vm) != need.uid && promise.priority >= need.priority;
+        Free::of(observed, ledger, ledger.promised.as_ref().filter(is_kept))
+    }
+
+    fn has_room(&self, need: &Need) -> bool {
+        self.cpus >= need.cpus && self.memory >= need.memory
+    }
 }

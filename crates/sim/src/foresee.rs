@@ -269,6 +269,7 @@ fn waits_for_room(view: &View, key: &Key) -> bool {
             WaitingOn::Capacity { .. }
                 | WaitingOn::WorkersFull
                 | WaitingOn::KeptNear { .. }
+                | WaitingOn::Preempting { .. }
                 | WaitingOn::KeptApart
                 | WaitingOn::WorkerPorts { .. }
                 | WaitingOn::WorkerRoom { .. }

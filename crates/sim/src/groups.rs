@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lightbyte_api::assigned::{Assigned, HostObject};
 use lightbyte_api::health::HealthState;
 use lightbyte_api::kinds::scalegroup::{
-    Choice as GroupChoice, Healing, Rollout, Share, Spec as GroupSpec, Template, Update,
+    Choice as GroupChoice, Healing, RetiredFor, Rollout, Share, Spec as GroupSpec, Template, Update,
 };
 use lightbyte_api::kinds::{vm, worker};
 use lightbyte_api::observed::{Observed, VmPhase};
@@ -70,6 +70,7 @@ impl Cluster {
         vm.memory = [ByteSize::from_mib(64), ByteSize::from_mib(128), BROKEN_MEMORY][self.rng.below(3)];
         vm.health = self.some_health();
         vm.placement = self.some_placing();
+        (vm.priority, vm.placement.preempt) = self.some_priority();
         let labels = [("app", "a")].map(|(key, value)| (key.to_owned(), value.to_owned()));
         let labels: BTreeMap<String, String> =
             if self.rng.once_in(3) { labels.into() } else { BTreeMap::new() };
@@ -296,7 +297,9 @@ pub(crate) fn check_batch(
             choice(before, group).retiring.iter().map(|retiring| retiring.uid).collect();
         let news = choice(after, group).retiring;
         let serving = |members: &BTreeSet<Uid>| members.iter().filter(|uid| serves(fed, **uid)).count();
-        let gone = news.iter().map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
+        // That somebody matters more is no choice of the group's.
+        let gone = news.iter().filter(|retiring| retiring.because != RetiredFor::Preemption);
+        let gone = gone.map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
         let gone: BTreeSet<Uid> = gone.filter(|uid| serves(fed, *uid)).collect();
         let members = living(after, group);
         let proven = choice(after, group).stable;
@@ -307,7 +310,11 @@ pub(crate) fn check_batch(
             version == proven && serves(fed, *uid)
         };
         let counted: Vec<&Uid> = members.iter().filter(|uid| !is_on_lost(after, **uid)).collect();
+        // Somebody that matters more may have made one leave later in the batch.
+        let preempted = news.iter().filter(|retiring| retiring.because == RetiredFor::Preemption);
+        let preempted = preempted.filter(|retiring| !known.contains(&retiring.uid)).count();
         if proven != choice(before, group).stable
+            && preempted == 0
             && (counted.is_empty() || !counted.iter().all(|uid| of_it(uid)))
         {
             return violated(
@@ -317,7 +324,7 @@ pub(crate) fn check_batch(
         }
         if asked.meta.deleting_since.is_none() && !gone.is_empty() {
             let floor = size.saturating_sub(spec.update.max_unavailable) as usize;
-            if serving(&members) < floor {
+            if serving(&members) + preempted < floor {
                 return violated(
                     "rule 9",
                     format!("{group} is left with {} that serve, and needs {floor}", serving(&members)),
@@ -383,7 +390,9 @@ pub(crate) fn serving_ones_let_go(batch: &Transaction, before: &View, truth: &Vi
         let Write::Put(Key::Decided(group), Record::Decided(decided)) = write else { continue };
         let Choice::ScaleGroup(after) = &decided.choice else { continue };
         let known: Vec<Uid> = choice(before, group).retiring.iter().map(|retiring| retiring.uid).collect();
-        let news = after.retiring.iter().map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
+        // Whether one serves is nothing to whoever needs its room.
+        let news = after.retiring.iter().filter(|retiring| retiring.because != RetiredFor::Preemption);
+        let news = news.map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
         found.extend(news.filter(|uid| serves(truth, *uid)));
     }
     found
@@ -394,7 +403,15 @@ pub(crate) fn ends_of(decision: &Transaction, before: &View) -> Result<Vec<Uid>,
     let mut ends = Vec::new();
     for (key, write) in &decision.writes {
         let Key::Asked(object) = key else { continue };
-        let Some(asked) = before.asked(object) else { continue };
+        let Some(asked) = before.asked(object) else {
+            // One may be made, placed, and let go for somebody that matters more, in one batch.
+            if let Write::Put(_, Record::Asked(asked)) = write
+                && asked.meta.deleting_since.is_some()
+            {
+                ends.push(asked.meta.uid);
+            }
+            continue;
+        };
         let Some(owner) = asked.meta.owner.as_ref().filter(|owner| owner.object.kind == Kind::ScaleGroup)
         else {
             continue;

@@ -16,6 +16,7 @@ mod moves;
 mod oracle;
 mod parts;
 mod placing;
+mod preemption;
 mod rng;
 mod server;
 mod specs;
@@ -114,6 +115,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::WorkersFull => "wait: workers full",
                 WaitingOn::Workers { .. } => "wait: workers",
                 WaitingOn::WorkerLabels { .. } => "wait: worker labels",
+                WaitingOn::Preempting { .. } => "wait: preempting",
                 WaitingOn::WorkersReserved => "wait: workers reserved",
                 WaitingOn::KeptNear { .. } => "wait: kept near",
                 WaitingOn::KeptApart => "wait: kept apart",

@@ -21,7 +21,7 @@ use lightbyte_store::feed::Feed;
 pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{groups, health, leases, moves, placing, squatters, volumes, walls};
+use crate::{groups, health, leases, moves, placing, preemption, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -152,6 +152,7 @@ impl Oracle {
             }
         }
         check_capacity(view)?;
+        preemption::check_promises(view)?;
         check_addresses(view)?;
         walls::check_ports(view)?;
         volumes::check_holders(view)?;
@@ -285,11 +286,11 @@ impl Oracle {
         groups::check_group(view, object, None)?;
         let Spec::Vm(spec) = &asked.spec else { return volumes::check_goal(view, object, asked, workers) };
         match placement(view, object) {
-            None => match possible(view, asked.meta.uid, spec) {
+            None => match possible(view, object, spec, |_| true) {
                 Some(how) => {
                     violated("rule 10", format!("{object} could be placed ({how}): {}", told(view, object)))
                 }
-                None => Ok(()),
+                None => preemption::check_goal(view, object, spec),
             },
             Some(placement) => {
                 // A volume that is named may be gone, or never have been; one that it is placed with may not.
@@ -348,15 +349,16 @@ pub(crate) fn told(view: &View, object: &ObjectRef) -> String {
 
 pub(crate) fn placement<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a Placement> {
     match &view.decided(object)?.choice {
-        Choice::Vm(vm::Choice { placement }) => placement.as_ref(),
+        Choice::Vm(choice) => choice.placement.as_ref(),
         _ => None,
     }
 }
 
 /// The sum of what is placed on each worker, from the decisions themselves.
-fn placed(view: &View) -> BTreeMap<WorkerId, (u64, u64, u64)> {
+fn placed(view: &View, stays: impl Fn(&ObjectRef) -> bool) -> BTreeMap<WorkerId, (u64, u64, u64)> {
     let mut sums: BTreeMap<WorkerId, (u64, u64, u64)> = BTreeMap::new();
-    for placement in view.objects_of(Kind::Vm).filter_map(|object| placement(view, object)) {
+    let vms = view.objects_of(Kind::Vm).filter(|vm| stays(vm));
+    for placement in vms.filter_map(|object| placement(view, object)) {
         let sum = sums.entry(placement.worker).or_default();
         *sum = (sum.0 + placement.cpus, sum.1 + placement.memory.bytes(), sum.2 + 1);
     }
@@ -366,7 +368,7 @@ fn placed(view: &View) -> BTreeMap<WorkerId, (u64, u64, u64)> {
 /// No worker is given more than it has, and ledgers say what is placed.
 fn check_capacity(view: &View) -> Checked {
     let all_readable = view.unreadable_keys().next().is_none();
-    let sums = placed(view);
+    let sums = placed(view, |_| true);
     for (worker, (cpus, memory, vms)) in &sums {
         let vms_max = view.observed_worker(*worker).and_then(|worker| worker.vms_max);
         if *cpus > CPUS || *memory > MEMORY.bytes() || vms_max.is_some_and(|vms_max| *vms > vms_max) {
@@ -417,6 +419,16 @@ pub(crate) struct Search<'a> {
 impl<'a> Search<'a> {
     /// For a VM whose image and volumes are there.
     pub(crate) fn of(view: &'a View, vm: &'a ObjectRef, spec: &'a vm::Spec) -> Option<Search<'a>> {
+        Search::among(view, vm, spec, |_| true)
+    }
+
+    /// The same, as if those who do not stay were gone.
+    pub(crate) fn among(
+        view: &'a View,
+        vm: &'a ObjectRef,
+        spec: &'a vm::Spec,
+        stays: impl Fn(&ObjectRef) -> bool,
+    ) -> Option<Search<'a>> {
         let meta = &view.asked(vm)?.meta;
         let image = ObjectRef::new(Kind::Image, spec.image.clone());
         let image_asked = if meta.owner.is_some() { view.asked(&image)? } else { view.living(&image)? };
@@ -424,7 +436,8 @@ impl<'a> Search<'a> {
         let version = spec.image_version.as_ref().unwrap_or(&image.current);
         let version = image.versions.iter().find(|found| found.version == *version)?;
         let places = volumes::places(view, meta.uid, spec)?;
-        Some(Search { view, vm, spec, places, architecture: &version.architecture, placed: placed(view) })
+        let placed = placed(view, stays);
+        Some(Search { view, vm, spec, places, architecture: &version.architecture, placed })
     }
 
     /// Whether it could go to `object`.
@@ -435,7 +448,11 @@ impl<'a> Search<'a> {
         let (Spec::Worker(worker_spec), Some(observed)) = (&asked.spec, view.observed_worker(worker)) else {
             return false;
         };
-        let (cpus, memory, vms) = self.placed.get(&worker).copied().unwrap_or_default();
+        let (mut cpus, mut memory, mut vms) = self.placed.get(&worker).copied().unwrap_or_default();
+        let uid = view.asked(vm).map(|asked| asked.meta.uid);
+        if let Some(kept) = uid.and_then(|uid| preemption::kept_from(view, worker, uid, spec.priority)) {
+            (cpus, memory, vms) = (cpus + kept.cpus, memory + kept.memory.bytes(), vms + 1);
+        }
         self.places.iter().all(|place| *place == worker)
             && !worker_spec.cordoned
             && !worker_spec.draining
@@ -449,9 +466,14 @@ impl<'a> Search<'a> {
     }
 }
 
-/// How a VM could be placed, if it could.
-fn possible(view: &View, uid: Uid, spec: &vm::Spec) -> Option<String> {
-    let search = Search::of(view, view.object_of(uid)?, spec)?;
+/// How a VM could be placed, if it could, and if those who do not stay were gone.
+pub(crate) fn possible(
+    view: &View,
+    vm: &ObjectRef,
+    spec: &vm::Spec,
+    stays: impl Fn(&ObjectRef) -> bool,
+) -> Option<String> {
+    let search = Search::among(view, vm, spec, stays)?;
     for nic in &spec.nics {
         let network = ObjectRef::new(Kind::Network, nic.network.clone());
         let Spec::Network(network) = &view.living(&network)?.spec else { return None };

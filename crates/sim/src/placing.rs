@@ -13,6 +13,7 @@ use lightbyte_plan::view::View;
 
 use crate::cluster::{Checked, Cluster};
 use crate::oracle::{Search, placement, violated};
+use crate::preemption;
 
 impl Cluster {
     /// Most VMs may go anywhere.
@@ -134,6 +135,10 @@ pub(crate) fn check_batch(batch: &Transaction, before: &View, after: &View) -> C
             format!("{vm} is placed on {worker}, not near {:?}", spec.placement.near),
         );
     }
+    // Room may be kept for somebody and taken within one batch.
+    if preemption::is_under_way(batch, before, after) {
+        return Ok(());
+    }
     check_spread(before, after, vm, worker)
 }
 
@@ -145,11 +150,17 @@ fn check_spread(before: &View, after: &View, vm: &ObjectRef, chosen: &ObjectRef)
     for view in [before, after] {
         let Some(search) = Search::of(view, vm, spec) else { return Ok(()) };
         let against = |worker: &ObjectRef| against(view, vm, (group.uid, &group.object), worker);
-        let has_ledger = |worker: &ObjectRef| {
+        // A decision that cannot be read holds room that only the ledger knows of.
+        let has_room = |worker: &ObjectRef| {
             let worker = view.worker_id(worker);
-            worker.is_some_and(|worker| view.worker_ledger(worker).is_some())
+            let found =
+                worker.and_then(|worker| view.worker_ledger(worker).zip(view.observed_worker(worker)));
+            found.is_some_and(|(ledger, observed)| {
+                ledger.cpus + spec.cpus <= observed.cpus
+                    && ledger.memory.bytes() + spec.memory.bytes() <= observed.memory.bytes()
+            })
         };
-        better.retain(|other| against(other) < against(chosen) && search.fits(other) && has_ledger(other));
+        better.retain(|other| against(other) < against(chosen) && search.fits(other) && has_room(other));
     }
     match better.first() {
         Some(other) => violated("spread", format!("{vm} is placed on {chosen}, and {other} is better")),

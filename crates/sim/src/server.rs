@@ -13,8 +13,8 @@ use lightbyte_store::{LeaseId, MemoryCore};
 use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
 use crate::groups;
 use crate::oracle::Writer;
-use crate::placing;
 use crate::rng::Rng;
+use crate::{placing, preemption};
 
 /// How many events a server reads of the store at once.
 const BATCHES_MAX: usize = 64;
@@ -268,6 +268,7 @@ impl Cluster {
             if let Some(decision) = &decision {
                 groups::check_batch(decision, server.feed.view(), (&before, &view), (now, age))?;
                 placing::check_batch(decision, &before, &view)?;
+                preemption::check_batch(decision, &before, &view)?;
             }
             let fed = server.feed.view();
             let served =

@@ -162,6 +162,7 @@ impl Cluster {
         spec.firewall = self.some_firewall();
         spec.ports = self.some_ports();
         spec.placement = self.some_placing();
+        (spec.priority, spec.placement.preempt) = self.some_priority();
         Manifest { name: vm_name, labels: self.some_labels(), spec: Spec::Vm(spec) }
     }
 

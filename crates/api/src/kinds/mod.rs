@@ -175,7 +175,7 @@ impl Choice {
     #[must_use]
     pub fn holds(&self) -> Vec<ObjectRef> {
         match self {
-            Choice::Vm(vm::Choice { placement: Some(placement) }) => {
+            Choice::Vm(vm::Choice { placement: Some(placement), .. }) => {
                 let volume = |disk: &vm::PlacedDisk| ObjectRef::new(Kind::Volume, disk.volume_name.clone());
                 placement.disks.iter().map(volume).collect()
             }

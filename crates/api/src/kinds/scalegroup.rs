@@ -283,6 +283,8 @@ pub enum RetiredFor {
     Health,
     /// Its worker is lost.
     WorkerLoss,
+    /// A VM with a higher priority needs its room.
+    Preemption,
 }
 
 /// A worker on which a member failed.

@@ -20,6 +20,8 @@ use crate::units::{ByteSize, Span};
 
 /// The most virtual CPUs: Firecracker's limit (`MAX_SUPPORTED_VCPUS`), which every driver of ours honours.
 pub const CPUS_MAX: u64 = 32;
+/// The highest priority.
+pub const PRIORITY_MAX: u64 = 1_000;
 /// The least memory a VM is given: less does not boot the images we know.
 pub const MEMORY_MIN: ByteSize = ByteSize::from_mib(64);
 /// The most memory a VM is given.
@@ -56,6 +58,9 @@ pub struct Spec {
     /// Memory of the guest.
     #[serde(default = "default_memory")]
     pub memory: ByteSize,
+    /// How much it matters: members of groups with a lower one make room for it, if it asks for that.
+    #[serde(default, skip_serializing_if = "is_nought")]
+    pub priority: u64,
     /// Whether it should run. A stopped VM keeps its worker, disks and addresses.
     #[serde(default = "default_running")]
     pub running: bool,
@@ -184,6 +189,9 @@ pub struct Nic {
 pub struct Choice {
     /// Where it runs, and everything that was fixed in the same transaction. It never changes by itself.
     pub placement: Option<Placement>,
+    /// The worker whose ledger promises it room that others are to leave, until it is placed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promised: Option<WorkerId>,
 }
 
 /// The outcome of placing a VM: what it holds. While a change waits for the VM's next start, that is the old and the
@@ -246,6 +254,9 @@ fn default_cpus() -> u64 {
 fn default_memory() -> ByteSize {
     ByteSize::from_mib(128)
 }
+const fn is_nought(number: &u64) -> bool {
+    *number == 0
+}
 fn default_running() -> bool {
     true
 }
@@ -289,6 +300,7 @@ impl Spec {
             image_version: None,
             cpus: default_cpus(),
             memory: default_memory(),
+            priority: 0,
             running: default_running(),
             restart: RestartPolicy::default(),
             health: None,
@@ -311,6 +323,10 @@ impl SpecRules for Spec {
         ("image_version", "the version of the image; the current one when left out; fixed for life"),
         ("cpus", "virtual CPUs, 1 to 32; a change takes effect when the VM starts next"),
         ("memory", "memory of the guest, 64MiB to 1TiB; a change takes effect when the VM starts next"),
+        (
+            "priority",
+            "how much it matters, up to 1000; 0 when left out. Members of groups with a lower one make room if `placement.preempt` is set",
+        ),
         ("running", "whether it should run; stopped, it keeps its worker, disks and addresses"),
         (
             "restart",
@@ -340,6 +356,10 @@ impl SpecRules for Spec {
         ),
         ("placement.near", "labels of VMs: another one that has all of them is on its worker"),
         ("placement.apart", "labels of VMs: none that has all of them is on its worker"),
+        (
+            "placement.preempt",
+            "whether members of groups with a lower priority make room for it where there is none; not when left out",
+        ),
         ("placement.prefer", "what labels of its worker should be, where there is a choice"),
         ("placement.prefer_near", "labels of VMs that should be on its worker, where there is a choice"),
         ("placement.prefer_apart", "labels of VMs that should not be on its worker, where there is a choice"),
@@ -390,6 +410,7 @@ impl SpecRules for Spec {
         let image_version = fields.optional("image_version");
         let cpus = fields.number("cpus", 1..=CPUS_MAX, default_cpus());
         let memory = fields.or("memory", default_memory());
+        let priority = fields.number("priority", 0..=PRIORITY_MAX, 0);
         let running = fields.or("running", default_running());
         let restart = fields.or("restart", RestartPolicy::default());
         let health = fields.object("health", HealthCheck::read);
@@ -399,6 +420,10 @@ impl SpecRules for Spec {
         }
         let on_worker_loss = read_worker_loss(fields);
         let placement = fields.object("placement", Placing::read).unwrap_or_default();
+        if placement.preempt && priority == 0 {
+            let hint = "say a `priority` above that of those that are to make room".to_owned();
+            fields.problem("placement.preempt", "is nothing without a `priority`", Some(hint));
+        }
         let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
         let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
         let firewall = fields.object("firewall", Firewall::read);
@@ -419,6 +444,7 @@ impl SpecRules for Spec {
             image_version,
             cpus,
             memory,
+            priority,
             running,
             restart,
             health,

@@ -329,6 +329,9 @@ fn sentence(step: &Step) -> String {
             Some(RetiredFor::Drain) => format!("{object} is let go: its worker is drained"),
             Some(RetiredFor::Health) => format!("{object} is let go: it has failed"),
             Some(RetiredFor::WorkerLoss) => format!("{object} is let go: its worker was lost"),
+            Some(RetiredFor::Preemption) => {
+                format!("{object} is let go: a VM with a higher priority needs its room")
+            }
         },
         What::Gone => format!("{object} is gone"),
         What::Lost => format!("{object} counts as lost"),

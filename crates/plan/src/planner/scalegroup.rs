@@ -308,6 +308,7 @@ impl Group<'_> {
             },
             may_recover: matches!(member.state, State::Bad(_))
                 && choice.version(member.version).is_some_and(|found| found.proven_at.is_some()),
+            preempted: member.preempted,
             seat: seats.of(self.view, member),
             number: member.number,
         };
@@ -336,9 +337,14 @@ impl Group<'_> {
             match member.service() {
                 // Nothing but what is known now says that it may go.
                 Service::None => plan.rests_on.extend(member.rests_on()),
+                // Nor does it matter who else serves.
+                _ if *because == RetiredFor::Preemption => {}
                 // How many others are available is what too many keys say: a view that is known to be young stands for them.
                 _ if is_fresh => {}
                 _ => continue,
+            }
+            if *because == RetiredFor::Preemption {
+                plan.rests_on.extend(member.worker.map(Key::WorkerLedger));
             }
             if *because == RetiredFor::Health {
                 healed += 1;
@@ -453,7 +459,9 @@ impl Group<'_> {
         let bucket = self.bucket(choice);
         let next_turn = left_of(self.period(&bucket), since(bucket.at, self.inputs.now));
         let waits_for_view =
-            steps.retire.iter().any(|(index, _)| members[*index].service() != Service::None);
+            steps.retire.iter().any(|(index, because)| {
+                members[*index].service() != Service::None && *because != RetiredFor::Preemption
+            });
         members
             .iter()
             .filter_map(of_member)

@@ -15,6 +15,7 @@
 
 mod nics;
 mod place;
+mod room;
 mod shape;
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
@@ -40,8 +41,10 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     let Spec::Vm(spec) = &asked.spec else { return Plan::rest() };
     let deleting = asked.meta.deleting_since.is_some();
     match placement(view, object) {
-        None if deleting => Plan::end(),
-        None => place(&Vm { view, object, meta: &asked.meta, spec }, inputs).unwrap_or_else(Plan::wait),
+        None => {
+            let vm = Vm { view, object, meta: &asked.meta, spec };
+            if deleting { room::end(&vm) } else { place(&vm, inputs).unwrap_or_else(|waits| room::wait(&vm, waits)) }
+        }
         Some(placement) => {
             let vm = Vm { view, object, meta: &asked.meta, spec };
             let on_host = OnHost::of(view, placement, asked);
@@ -203,7 +206,7 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Input
         Some(nics) => Some(Placement { nics, ..change.placement.unwrap_or_else(|| placement.clone()) }),
         None => change.placement,
     };
-    let choice = placement.map(|placement| Choice::Vm(VmChoice { placement: Some(placement) }));
+    let choice = placement.map(|placement| Choice::Vm(VmChoice { placement: Some(placement), promised: None }));
     Plan {
         waiting_on: hindrance.into_iter().chain(waiting_on).collect(),
         rests_on: change.rests_on.into_iter().chain(network.rests_on).collect(),
@@ -264,6 +267,7 @@ pub(crate) fn freed(view: &View, placement: &Placement) -> Option<WorkerLedger> 
         memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_sub(placement.memory.bytes())),
         vms: ledger.vms.saturating_sub(1),
         ports: ledger.ports.iter().filter(|port| !placement.ports.contains(port)).copied().collect(),
+        promised: ledger.promised.clone(),
     })
 }
 

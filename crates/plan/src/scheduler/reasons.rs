@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::{Candidate, Crowds, Need, Wishes, free_cpus, free_memory};
+use super::{Candidate, Crowds, Free, Need, Wishes};
 
 /// Weight of one thousandth of free capacity; the number of VMs breaks ties below it.
 const SPREAD_WEIGHT: i64 = 1_000;
@@ -83,8 +83,9 @@ pub(super) fn of(
         let per_mille = |free: u64, used: u64, total: u64| {
             u128::from(free.saturating_sub(used)) * 1_000 / u128::from(total.max(1))
         };
-        let cpus = per_mille(free_cpus(observed, ledger), need.cpus, observed.cpus);
-        let memory = per_mille(free_memory(observed, ledger), need.memory.bytes(), observed.memory.bytes());
+        let free = Free::to(need, observed, ledger);
+        let cpus = per_mille(free.cpus, need.cpus, observed.cpus);
+        let memory = per_mille(free.memory.bytes(), need.memory.bytes(), observed.memory.bytes());
         let free = i64::try_from(cpus.min(memory)).unwrap_or(1_000);
         let vms = i64::try_from(ledger.vms.min(999)).unwrap_or(999);
         let wishes = &need.wishes;

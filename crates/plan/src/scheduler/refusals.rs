@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lightbyte_api::ByteSize;
-
-use super::{Candidate, Need, free_cpus, free_memory};
+use super::{Candidate, Free, Need};
 
 /// What is missing for a VM to be placed: the least of it, as some worker has all the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +25,8 @@ pub enum Missing {
     Worker,
 }
 
-const NO_ROOM: &str = "too little room";
-const FULL: &str = "as many VMs as it takes";
+pub(super) const NO_ROOM: &str = "too little room";
+pub(super) const FULL: &str = "as many VMs as it takes";
 const VOLUMES_ELSEWHERE: &str = "its volumes are on another worker";
 const PORT_TAKEN: &str = "a port of it is another VM's";
 const OTHER_LABELS: &str = "without the labels that it asks for";
@@ -77,9 +75,9 @@ pub(super) fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static
         Some(TOO_FAR)
     } else if need.apart_from.contains(&candidate.id) {
         Some(TOO_NEAR)
-    } else if free_cpus(observed, ledger) < need.cpus || free_memory(observed, ledger) < need.memory.bytes() {
+    } else if !Free::to(need, observed, ledger).has_room(need) {
         Some(NO_ROOM)
-    } else if observed.vms_max.is_some_and(|vms_max| ledger.vms >= vms_max) {
+    } else if Free::to(need, observed, ledger).vms == 0 {
         Some(FULL)
     } else if need.ports.iter().any(|port| ledger.ports.contains(port)) {
         Some(PORT_TAKEN)
@@ -93,8 +91,7 @@ pub(super) fn explain(refusal: &str, candidate: &Candidate<'_>, need: &Need) -> 
     let (Some(observed), Some(ledger), NO_ROOM) = (candidate.observed, candidate.ledger, refusal) else {
         return refusal.to_owned();
     };
-    let memory = ByteSize::from_bytes(free_memory(observed, ledger));
-    let cpus = free_cpus(observed, ledger);
+    let Free { cpus, memory, .. } = Free::to(need, observed, ledger);
     format!(
         "{NO_ROOM}: {cpus} of {} CPUs and {memory} of {} free, needs {} and {}",
         observed.cpus, observed.memory, need.cpus, need.memory

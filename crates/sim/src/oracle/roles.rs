@@ -80,7 +80,7 @@ fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
 /// A choice rests on what is true when it is stored, and not only when it was made.
 fn check_choice(key: &Key, write: &Write, before: &View) -> Checked {
     let (Key::Decided(object), Write::Put(_, Record::Decided(decided))) = (key, write) else { return Ok(()) };
-    let Choice::Vm(vm::Choice { placement: Some(chosen) }) = &decided.choice else { return Ok(()) };
+    let Choice::Vm(vm::Choice { placement: Some(chosen), .. }) = &decided.choice else { return Ok(()) };
     if placement(before, object).is_some() {
         return Ok(());
     }

@@ -7,7 +7,7 @@ use lightbyte_api::kinds::scalegroup::{RetiredFor, Spec as GroupSpec};
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::{ObservedVm, VmPhase};
-use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn, WorkerId};
+use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn, WorkerId};
 
 use super::steps::{Seat, Service};
 use crate::planner::{since, vm, worker};
@@ -29,6 +29,8 @@ pub(super) struct Member<'a> {
     pub(super) state: State,
     /// Whether its worker is to be emptied.
     pub(super) leaves: bool,
+    /// Whether a VM with a higher priority is promised its room.
+    pub(super) preempted: bool,
 }
 
 /// What is known of a member.
@@ -133,6 +135,7 @@ pub(super) fn living<'a>(
                 worker,
                 state: state(view, object, asked, spec.update.ready_for, now),
                 leaves: worker.is_some_and(|worker| is_emptied(view, worker)),
+                preempted: worker.is_some_and(|worker| is_promised(view, worker, asked.meta.uid)),
             })
         })
         .collect();
@@ -179,6 +182,11 @@ pub(super) fn is_named_like_member(group: &ObjectRef, object: &ObjectRef) -> boo
     let rest = object.name.as_str().strip_prefix(group.name.as_str()).and_then(|rest| rest.strip_prefix('-'));
     object.kind == Kind::Vm
         && rest.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn is_promised(view: &View, worker: WorkerId, member: Uid) -> bool {
+    let promised = view.worker_ledger(worker).and_then(|ledger| ledger.promised.as_ref());
+    promised.is_some_and(|promise| promise.from.contains(&member))
 }
 
 fn is_emptied(view: &View, worker: WorkerId) -> bool {

@@ -36,6 +36,8 @@ pub struct Counted {
     pub has_failed: bool,
     /// Whether it may serve again by itself: others like it have.
     pub may_recover: bool,
+    /// Whether a VM with a higher priority is promised its room: it goes, whatever the group is left with.
+    pub preempted: bool,
     /// Where it is.
     pub seat: Seat,
     /// The number in its name: the order in which members were made.
@@ -78,14 +80,17 @@ pub struct Steps {
 }
 
 /// The next steps. What they promise (rules 9 and 10):
-/// - an available member is let go only while `replicas - unavailable_max` others are available;
+/// - an available member is let go only while `replicas - unavailable_max` others are available, unless it is preempted;
 /// - no more than `replicas + surge_max` live because of what is made here;
 /// - when `replicas` members satisfy and are all there are, there is nothing to do.
 #[must_use]
 pub fn next(count: &Count) -> Steps {
     let mut steps = Steps::default();
     let mut healed = 0;
-    let failed = indices(count, |member| member.has_failed && member.service == Service::None);
+    let preempted = indices(count, |member| member.preempted && member.service != Service::Unknown);
+    steps.retire.extend(preempted.iter().map(|index| (*index, RetiredFor::Preemption)));
+    let has_failed = |member: &Counted| member.has_failed && member.service == Service::None;
+    let failed = indices(count, |member| has_failed(member) && !member.preempted);
     for index in failed.iter().copied() {
         // One that has to go anyway needs no turn.
         let outdated = count.members[index].outdated;

@@ -17,7 +17,7 @@ use lightbyte_api::{
 };
 
 use super::shape::{assigned_disk, attached, elsewhere};
-use super::{Inputs, Plan, Vm, nics, unreadable, wanted};
+use super::{Inputs, Plan, Vm, nics, room, unreadable, wanted};
 use crate::planner::volume::worker_to_be;
 use crate::planner::{scalegroup, worker_of};
 use crate::scheduler::{Missing, Need, Wishes, schedule};
@@ -32,6 +32,8 @@ pub fn need(view: &View, meta: &Meta, spec: &VmSpec) -> Result<Need, WaitingOn> 
     let version = image_version(view, meta, spec)?;
     let Placing { on, near, prefer, prefer_near, prefer_apart, .. } = &spec.placement;
     Ok(Need {
+        uid: Some(meta.uid),
+        priority: spec.priority,
         cpus: spec.cpus,
         memory: spec.memory,
         architecture: version.architecture.clone(),
@@ -40,6 +42,7 @@ pub fn need(view: &View, meta: &Meta, spec: &VmSpec) -> Result<Need, WaitingOn> 
         ports: worker_ports(spec).collect(),
         group: meta.group().map(|group| group.uid),
         on: on.clone(),
+        near: near.clone(),
         near_to: near_to(view, meta, near),
         apart_from: apart_from(view, meta, spec),
         wishes: Wishes {
@@ -126,14 +129,17 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let version = image_version(vm.view, vm.meta, vm.spec)?;
     let disks = choose_disks(vm, version, inputs)?;
     let need = need(vm.view, vm.meta, vm.spec)?;
+    // What is promised to it could not be let go of.
+    room::unreadable_ledger(vm).map_or(Ok(()), Err)?;
     let nics = nics::choose(vm)?;
     let scheduled = schedule(vm.view, &need);
     let Some((worker, worker_name)) = scheduled.worker else {
-        return Err(nowhere(vm, need, scheduled.missing));
+        let missing = scheduled.missing;
+        return room::ask(vm, &need, missing).unwrap_or_else(|| Err(nowhere(vm, need, missing)));
     };
     let worker_object = ObjectRef::new(Kind::Worker, worker_name.clone());
     let ledger_key = Key::WorkerLedger(worker);
-    let ledger = taken(vm.view, worker, vm.spec).ok_or_else(|| unreadable(&ledger_key))?;
+    let ledger = taken(vm, worker).ok_or_else(|| unreadable(&ledger_key))?;
     let placement = Placement {
         worker,
         worker_name: worker_name.clone(),
@@ -148,9 +154,11 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let nics = nics.into_iter().map(|(_, nic)| nic).collect();
     let assigned = assignment(vm, version, disks.assigned, nics);
     let host_object = HostObject { kind: Kind::Vm, uid: vm.meta.uid };
+    let let_go = room::let_go(vm).filter(|write| *write.key() != ledger_key);
     let claims = placement.nics.iter().filter_map(|nic| nics::claim(vm, nic));
     let writes = claims
         .chain(disks.writes)
+        .chain(let_go)
         .chain([
             Write::put(ledger_key, ledger),
             Write::put(Key::Assigned(worker, host_object), Assigned::Vm(assigned)),
@@ -168,7 +176,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     Ok(Plan {
         rests_on: named.chain(of_worker).chain(disks.rests_on).collect(),
         writes,
-        choice: Some(Choice::Vm(VmChoice { placement: Some(placement) })),
+        choice: Some(Choice::Vm(VmChoice { placement: Some(placement), promised: None })),
         waiting_on: vec![WaitingOn::Worker { worker: worker_name, to: first_task(vm.spec) }],
         ..Plan::rest()
     })
@@ -193,7 +201,9 @@ pub(crate) fn try_another(
     let inputs = Inputs::at(now, uid.bits() + 1);
     let mut plan = place(&vm, &inputs)?;
     let Some(choice) = plan.choice.take() else { return Err(missing()) };
-    let Choice::Vm(VmChoice { placement: Some(placement) }) = &choice else { return Err(missing()) };
+    let Choice::Vm(VmChoice { placement: Some(placement), .. }) = &choice else {
+        return Err(plan.waiting_on.pop().unwrap_or_else(missing));
+    };
     let worker = placement.worker_name.clone();
     let decided = Decided { uid, waiting_on: Vec::new(), at_rest_since: None, choice };
     plan.writes.push(Write::put(Key::Asked(trial.clone()), Asked { meta: meta.clone(), spec: asked.spec.clone() }));
@@ -332,16 +342,14 @@ fn worker_ports(spec: &VmSpec) -> impl Iterator<Item = WorkerPort> {
 }
 
 /// The worker's ledger with the VM in it; `None` when there is no readable ledger to add to.
-fn taken(view: &View, worker: WorkerId, spec: &VmSpec) -> Option<WorkerLedger> {
-    let ledger = view.worker_ledger(worker)?;
+fn taken(vm: &Vm<'_>, worker: WorkerId) -> Option<WorkerLedger> {
+    let ledger = vm.view.worker_ledger(worker)?.clone().without_promise_to(vm.meta.uid);
+    let ports: BTreeSet<WorkerPort> = ledger.ports.iter().copied().chain(worker_ports(vm.spec)).collect();
     Some(WorkerLedger {
-        cpus: ledger.cpus.saturating_add(spec.cpus),
-        memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_add(spec.memory.bytes())),
+        cpus: ledger.cpus.saturating_add(vm.spec.cpus),
+        memory: ByteSize::from_bytes(ledger.memory.bytes().saturating_add(vm.spec.memory.bytes())),
         vms: ledger.vms + 1,
-        ports: {
-            let ports: BTreeSet<WorkerPort> =
-                ledger.ports.iter().copied().chain(worker_ports(spec)).collect();
-            ports.into_iter().collect()
-        },
+        ports: ports.into_iter().collect(),
+        promised: ledger.promised,
     })
 }

@@ -255,8 +255,7 @@ fn ledger_write(view: &View, before: &Placement, after: &Placement) -> Result<Op
     let next = WorkerLedger {
         cpus: exchange(ledger.cpus, before.cpus, after.cpus),
         memory: ByteSize::from_bytes(memory),
-        vms: ledger.vms,
-        ports: ledger.ports.clone(),
+        ..ledger.clone()
     };
     Ok((next != *ledger).then(|| Write::put(key, next)))
 }

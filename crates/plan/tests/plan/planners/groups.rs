@@ -40,6 +40,7 @@ fn steps(text: &str) -> String {
             service,
             has_failed: word.contains('!'),
             may_recover: word.contains('r'),
+            preempted: word.contains('p'),
             seat,
             number: index as u64 + 1,
         }

@@ -7,6 +7,7 @@
 mod batches;
 mod conflicts;
 mod groups;
+mod preemption;
 mod waits;
 mod waking;
 
@@ -129,6 +130,21 @@ impl Leading {
     fn last(&self) -> String {
         let last = self.batches.last().expect("a batch");
         crate::world::writes(&crate::world::Names::of(&self.store.view()), last)
+    }
+
+    /// What commits wrote of ledgers and decisions from one on, a paragraph each.
+    fn decided_from(&self, first: usize) -> String {
+        let names = crate::world::Names::of(&self.store.view());
+        let of = |batch: &Transaction| {
+            let text = crate::world::writes(&names, batch);
+            let is_meant = |line: &&str| {
+                line.starts_with("ledger")
+                    || line.contains("decided vm")
+                    || line.contains("decided scalegroup")
+            };
+            text.lines().filter(is_meant).collect::<Vec<&str>>().join("\n")
+        };
+        self.batches[first..].iter().map(of).collect::<Vec<String>>().join("\n\n")
     }
 }
 

@@ -143,6 +143,7 @@ fn worker(store: &mut Store, given: &Name, line: &Line<'_>) {
         memory: line.or("used_memory", "0"),
         vms: line.or("vms", "0"),
         ports: Vec::new(),
+        promised: None,
     };
     store.put(&Key::WorkerLedger(worker), ledger);
     if !line.has("away") {
@@ -211,6 +212,7 @@ fn vm(store: &mut Store, given: &Name, line: &Line<'_>) {
     spec.image_version = line.get("image_version").map(ToOwned::to_owned);
     spec.cpus = line.or("cpus", "1");
     spec.memory = line.or("memory", "128MiB");
+    spec.priority = line.or("priority", "0");
     spec.running = !line.has("stopped");
     if let Some(disk) = spec.disks.first_mut() {
         disk.size = line.get("disk").map(|size| size.parse().expect("a size"));

@@ -104,7 +104,7 @@ pub(super) fn vm(
     };
     charge(store, worker, spec);
     assign(store, object, spec, &placement, line);
-    let choice = Choice::Vm(vm::Choice { placement: Some(placement) });
+    let choice = Choice::Vm(vm::Choice { placement: Some(placement), promised: None });
     // `unready_since=20`: its planner has told since when it is not as asked.
     let unready = line.get("unready_since").map(|since| Waiting {
         on: WaitingOn::Worker { worker: worker_name.clone(), to: WorkerTask::Start },
@@ -134,6 +134,7 @@ fn charge(store: &mut Store, worker: WorkerId, spec: &vm::Spec) {
                 .copied()
                 .chain(spec.ports.iter().map(vm::PortForward::worker_side))
                 .collect(),
+            promised: before.promised.clone(),
         };
         store.put(&Key::WorkerLedger(worker), ledger);
     }
@@ -249,7 +250,7 @@ fn lease(address: &str) -> Lease {
 fn squatters(store: &Store, object: &ObjectRef, line: &Line<'_>) -> Vec<Squatter> {
     let view = store.view();
     let nics = match view.decided(object).map(|decided| &decided.choice) {
-        Some(Choice::Vm(vm::Choice { placement: Some(placement) })) => placement.nics.clone(),
+        Some(Choice::Vm(vm::Choice { placement: Some(placement), .. })) => placement.nics.clone(),
         _ => Vec::new(),
     };
     let mac = MacAddress::new([2, 0, 0, 0, 0, 9]);

@@ -7,7 +7,7 @@ use lightbyte_api::firewall::Opening;
 use lightbyte_api::kinds::scalegroup;
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::Observed;
-use lightbyte_api::records::Record;
+use lightbyte_api::records::{Promise, Record};
 use lightbyte_api::waiting::Waiting;
 use lightbyte_api::{Choice, Decided, Key, ObjectRef, Spec, Uid};
 use lightbyte_plan::{Transaction, View, Write};
@@ -62,6 +62,17 @@ impl Names {
     }
 }
 
+fn promised(names: &Names, promise: &Promise) -> String {
+    let from: Vec<String> = promise.from.iter().map(|uid| names.show(*uid)).collect();
+    format!(
+        " promises {} CPUs {} to {} from {}",
+        promise.cpus,
+        promise.memory,
+        names.show(promise.vm),
+        from.join(" ")
+    )
+}
+
 /// What is written, a line each, in the order of the rendered text.
 pub(crate) fn writes(names: &Names, transaction: &Transaction) -> String {
     let names = names.with(transaction);
@@ -111,12 +122,13 @@ fn line(names: &Names, write: &Write) -> String {
             }
         }
         Write::Put(Key::WorkerLedger(worker), Record::WorkerLedger(ledger)) => format!(
-            "ledger {} {} CPUs {} {} VMs{}",
+            "ledger {} {} CPUs {} {} VMs{}{}",
             names.worker(worker.uid()),
             ledger.cpus,
             ledger.memory,
             ledger.vms,
-            ledger.ports.iter().map(|port| format!(" port {}", port.port)).collect::<String>()
+            ledger.ports.iter().map(|port| format!(" port {}", port.port)).collect::<String>(),
+            ledger.promised.iter().map(|promise| promised(names, promise)).collect::<String>()
         ),
         Write::Put(key, record) => format!("put {} {}", names.key(key), record.show(names)),
     }
