@@ -54,6 +54,13 @@ struct Format {
     format: u64,
 }
 
+/// Who wrote these stored bytes; nothing when this version cannot read that.
+#[must_use]
+pub fn writer(bytes: &[u8]) -> Option<String> {
+    let stored: Stored<String, serde::de::IgnoredAny> = serde_json::from_slice(bytes).ok()?;
+    (stored.format <= FORMAT).then_some(stored.writer)
+}
+
 pub(crate) fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<(T, Unknown), DecodeError> {
     // The format is read first: a newer one may have any form.
     let Format { format } = serde_json::from_slice(bytes).map_err(DecodeError::Form)?;
@@ -156,6 +163,8 @@ mod tests {
             assert_eq!(error.to_string(), expect);
         };
         check(b"", "the stored value is not of the expected form");
+        assert_eq!(writer(&stored("{}")).as_deref(), Some("newer"));
+        assert_eq!(writer(b"{}"), None);
         check(&stored(r#"{"cpus":"many"}"#), "the stored value is not of the expected form");
         check(
             br#"{"format":2,"anything":true}"#,

@@ -7,10 +7,12 @@
 //! unknown fields and reports every problem at once with its path. A **stored value** is read by serde, which
 //! accepts what it does not know (see [`envelope`]), because an older server must live beside a newer one.
 
+pub mod actor;
 pub mod address;
 pub mod assigned;
 pub mod decided;
 pub mod envelope;
+pub mod event;
 pub mod firewall;
 pub mod first_boot;
 pub mod health;
@@ -29,9 +31,11 @@ pub mod units;
 pub mod waiting;
 pub mod wire;
 
+pub use actor::{Actor, Who, Writer};
 pub use address::{MacAddress, Subnet};
 pub use assigned::{Assigned, AssignedVm, AssignedVolume};
 pub use decided::{Decided, Decision};
+pub use event::Event;
 pub use key::Key;
 pub use kinds::{Choice, Kind, Spec};
 pub use manifest::Manifest;

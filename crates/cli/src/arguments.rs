@@ -137,7 +137,8 @@ pub(crate) enum Verb {
     /// Tells whether this machine is fit to be a VM host, and what to do where it is not
     #[command(after_help = "Example: sudo lightbyte doctor --state /var/lib/lightbyte --bridge br0")]
     Doctor(Doctor),
-    /// Lists what happened lately; of one object, or of all
+    /// Lists what happened in the last seven days, and who did it; of one object, or of all
+    #[command(after_help = EVENTS_HELP)]
     Events(Events),
     /// Runs a command in a VM, with its input, outputs, terminal and exit code; a shell when none is named
     #[command(
@@ -369,6 +370,12 @@ impl Verb {
         }
     }
 }
+
+const EVENTS_HELP: &str = "\
+What people call themselves is shown as unproven: `user@machine`, or LIGHTBYTE_WHO where that is set.
+Examples:
+  lightbyte events hello
+  lightbyte events groups -w";
 
 const DEV_HELP: &str = "\
 Without a command it starts a cluster, says what to do next, and stays until Ctrl-C.

@@ -9,12 +9,13 @@ use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::parts::Fetch;
 use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List};
-use lightbyte_api::{Kind, Name, Timestamp};
+use lightbyte_api::{Event, Kind, Name, Who};
+use lightbyte_link::client::WHO_HEADER;
 use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
 use lightbyte_plan::forecast::Forecast;
 use lightbyte_plan::why::{Explanation, Stuck};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -35,22 +36,18 @@ pub(crate) struct Cluster {
     seen: AtomicU64,
     /// The point in the past that is looked at, if not now.
     at: Option<String>,
-}
-
-/// Something that happened, as a server tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Event {
-    /// When the server saw it.
-    pub(crate) at: Timestamp,
-    /// To which object.
-    pub(crate) object: ObjectRef,
-    /// What, in words.
-    pub(crate) message: String,
+    /// Who this is, for what is asked to be changed.
+    who: Option<Who>,
 }
 
 impl Cluster {
     pub(crate) fn new(client: Client) -> Cluster {
-        Cluster { client, seen: AtomicU64::new(0), at: None }
+        Cluster { client, seen: AtomicU64::new(0), at: None, who: None }
+    }
+
+    /// The same cluster, asked by somebody who says this of himself.
+    pub(crate) fn asked_by(self, who: Option<Who>) -> Cluster {
+        Cluster { who, ..self }
     }
 
     /// The same cluster as it was at a point in the past.
@@ -116,8 +113,9 @@ impl Cluster {
         body: Option<&B>,
         if_match: Option<&str>,
     ) -> Result<T, ClientError> {
-        let headers: Vec<(&str, String)> =
-            if_match.map(|version| ("if-match", version.to_owned())).into_iter().collect();
+        let if_match = if_match.map(|version| ("if-match", version.to_owned()));
+        let who = self.who.as_ref().map(|who| (WHO_HEADER, who.to_string()));
+        let headers: Vec<(&str, String)> = if_match.into_iter().chain(who).collect();
         let request = async || self.client.request(method.clone(), path, body, &headers).await;
         self.ask(request, |error| error.status() == Some(503)).await
     }
@@ -220,7 +218,7 @@ impl Cluster {
         self.ask(request, may_read_again).await
     }
 
-    /// What happened to an object, or to all, oldest first, as far as one server has seen it.
+    /// What happened to an object, or to all, in the last days, oldest first.
     pub(crate) async fn events(&self, object: Option<&ObjectRef>) -> Result<Vec<Event>, ClientError> {
         let path =
             object.map_or_else(|| "/v1/events".to_owned(), |object| format!("{}/events", path_of(object)));

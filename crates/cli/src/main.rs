@@ -19,6 +19,7 @@ mod target;
 mod terminal;
 mod verbs;
 mod waiting;
+mod who;
 mod yaml;
 
 use std::ffi::OsString;
@@ -83,7 +84,7 @@ fn run(arguments: &Arguments) -> Result<Exit> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let servers = context::servers(arguments.context.as_deref())?;
-    let cluster = Cluster::new(Client::new(servers)).back_at(arguments.verb.past());
+    let cluster = Cluster::new(Client::new(servers)).back_at(arguments.verb.past()).asked_by(who::is_here());
     runtime.block_on(async {
         match &arguments.verb {
             Verb::Exec(words) => verbs::exec::run(&cluster, words).await,

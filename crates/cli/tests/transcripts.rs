@@ -89,6 +89,11 @@ fn groups() {
 }
 
 #[test]
+fn history() {
+    play("history");
+}
+
+#[test]
 fn progress() {
     let cluster = Cluster::start();
     let output = cluster.shell("lightbyte run demo --name hello").output().expect("run the shell");

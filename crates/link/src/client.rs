@@ -127,6 +127,9 @@ pub struct Response<T> {
 /// The header that carries the revision of a server's view.
 pub const REVISION_HEADER: &str = "lightbyte-revision";
 
+/// The header that says what the sender of a request calls himself. Nothing proves it.
+pub const WHO_HEADER: &str = "lightbyte-who";
+
 /// What a request carries.
 struct Body {
     content_type: &'static str,

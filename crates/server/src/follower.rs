@@ -14,14 +14,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lightbyte_api::{Key, WorkerId};
+use lightbyte_api::event::EVENTS_PREFIX;
+use lightbyte_api::{Key, WorkerId, Writer, envelope};
 use lightbyte_plan::View;
 use lightbyte_store::feed::Feed;
-use lightbyte_store::{Listing, Store, StoreError};
+use lightbyte_store::{Batch, Event, Listing, Store, StoreError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::chain;
+use crate::events::archive::Archive;
 
 /// How many changes a subscriber may lag behind. One that is slower is dropped and has to begin anew: memory is
 /// bounded, and a fresh beginning is cheaper than a thousand late changes.
@@ -47,6 +49,9 @@ pub(crate) struct News {
     pub(crate) view: View,
     /// The keys that changed.
     pub(crate) changed: Arc<[Key]>,
+    /// Who wrote what people, controllers and the leader write among them, as far as that is known; a key that was written
+    /// more than once has more than one.
+    pub(crate) writers: Arc<[(Key, Writer)]>,
     /// Whether the view was listed anew: the keys are the difference of two lists, not of two revisions.
     pub(crate) relisted: bool,
 }
@@ -89,6 +94,8 @@ pub(crate) struct Follower {
     store: Arc<dyn Store>,
     known: watch::Sender<Known>,
     hub: Mutex<Hub>,
+    /// The events that are stored, at the revision of the view or a moment ahead of it.
+    archive: Mutex<Archive>,
 }
 
 #[derive(Default)]
@@ -154,12 +161,23 @@ fn told(subscriber: &mpsc::Sender<News>, news: &News) -> bool {
 impl Follower {
     /// A follower that knows nothing yet.
     pub(crate) fn new(store: Arc<dyn Store>) -> Follower {
-        Follower { store, known: watch::Sender::new(Known::default()), hub: Mutex::default() }
+        Follower {
+            store,
+            known: watch::Sender::new(Known::default()),
+            hub: Mutex::default(),
+            archive: Mutex::default(),
+        }
     }
 
     /// The newest view; `None` before the first list.
     pub(crate) fn view(&self) -> Option<View> {
         self.known.borrow().view.clone()
+    }
+
+    /// The events that are stored.
+    pub(crate) fn archive(&self) -> MutexGuard<'_, Archive> {
+        // A panic inside would lose at most one event.
+        self.archive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The moment before the last linearizable read that the view has reached since.
@@ -251,12 +269,12 @@ impl Follower {
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, view: &View, changed: Vec<Key>, relisted: bool) {
+    fn publish(&self, view: &View, changed: Vec<Key>, writers: Vec<(Key, Writer)>, relisted: bool) {
         let mut hub = self.hub();
         let changed: Arc<[Key]> = changed.into();
         if !changed.is_empty() {
             hub.history.push(view.revision(), &changed);
-            let news = News { view: view.clone(), changed, relisted };
+            let news = News { view: view.clone(), changed, writers: writers.into(), relisted };
             hub.subscribers.retain(|subscriber| told(subscriber, &news));
             let workers: BTreeSet<WorkerId> = news.changed.iter().filter_map(worker_of).collect();
             for worker in workers {
@@ -287,7 +305,8 @@ impl Follower {
     pub(crate) async fn follow(&self) {
         let mut feed: Option<Feed> = None;
         loop {
-            let listing = self.list().await;
+            let (listing, archive) = self.list().await;
+            *self.archive() = archive;
             let mut current = self.take_listing(feed.take(), &listing);
             tokio::select! {
                 () = self.watch(&mut current) => {}
@@ -297,11 +316,12 @@ impl Follower {
         }
     }
 
-    async fn list(&self) -> Listing {
+    /// Everything, and the stored events at the same revision.
+    async fn list(&self) -> (Listing, Archive) {
         let mut told = false;
         loop {
-            match self.store.list("", None).await {
-                Ok(listing) => return listing,
+            match self.list_once().await {
+                Ok(listed) => return listed,
                 Err(error) if !told => {
                     told = true;
                     tracing::warn!(error = chain(&error), "the store cannot be listed; trying again");
@@ -312,11 +332,17 @@ impl Follower {
         }
     }
 
+    async fn list_once(&self) -> Result<(Listing, Archive), StoreError> {
+        let listing = self.store.list("", None).await?;
+        let events = self.store.list(EVENTS_PREFIX, Some(listing.revision)).await?;
+        Ok((listing, Archive::of_listing(&events)))
+    }
+
     fn take_listing(&self, feed: Option<Feed>, listing: &Listing) -> Feed {
         match feed {
             Some(mut feed) if feed.view().revision() <= listing.revision => {
                 let changed = feed.relist(listing);
-                self.publish(feed.view(), changed, true);
+                self.publish(feed.view(), changed, Vec::new(), true);
                 feed
             }
             feed => {
@@ -343,7 +369,8 @@ impl Follower {
                         Ok(batch) => {
                             let changed = feed.apply(&batch);
                             let new_epoch = changed.contains(&Key::Epoch);
-                            self.publish(feed.view(), changed, false);
+                            self.archive().apply(&batch.events);
+                            self.publish(feed.view(), changed, writers(&batch), false);
                             if new_epoch {
                                 // A restore brings one, and perhaps a history that is not the one followed so far.
                                 return;
@@ -401,6 +428,21 @@ impl Follower {
     }
 }
 
+/// Who wrote what of a batch. A worker's reports are left out: their keys name it.
+fn writers(batch: &Batch) -> Vec<(Key, Writer)> {
+    let writer = |event: &Event| {
+        let Event::Put { key, value } = event else { return None };
+        let key: Key = key.parse().ok()?;
+        match key {
+            Key::Asked(_) | Key::Decided(_) | Key::Assigned(..) => {
+                Some((key, envelope::writer(&value.value)?.parse().ok()?))
+            }
+            _ => None,
+        }
+    };
+    batch.events.iter().filter_map(writer).collect()
+}
+
 /// The keys that are not at the same revision in both.
 fn differing(left: &View, right: &View) -> Vec<Key> {
     let missing = |one: &View, other: &View| -> Vec<Key> {
@@ -453,10 +495,10 @@ mod tests {
         follower.begin(&View::default());
         let mut slow = follower.subscribe().unwrap();
         for number in 0..QUEUE_NEWS_MAX as u32 {
-            follower.publish(&View::default(), vec![key(number)], false);
+            follower.publish(&View::default(), vec![key(number)], Vec::new(), false);
         }
         let mut quick = follower.subscribe().unwrap();
-        follower.publish(&View::default(), vec![key(7)], false);
+        follower.publish(&View::default(), vec![key(7)], Vec::new(), false);
         assert!(quick.news.recv().await.is_some());
         assert_eq!(follower.hub().subscribers.len(), 1);
         let mut taken = 0;

@@ -11,6 +11,7 @@ use lightbyte_plan::planner::scalegroup;
 use tokio::time::timeout;
 
 use crate::Server;
+use crate::events::leader_of;
 use crate::follower::News;
 
 /// How many lines are told: a kernel that panics says why before a trace of a dozen.
@@ -26,6 +27,10 @@ pub(crate) const CONSOLES_MAX: usize = 4;
 
 /// Asks for the last words of those members for which a version was rejected just now.
 pub(crate) fn note(server: &Arc<Server>, before: &View, news: &News) {
+    // Whoever leads stores it for all.
+    if leader_of(&news.view) != Some(&server.name) {
+        return;
+    }
     let groups = news.changed.iter().filter_map(|key| match key {
         Key::Decided(object) if object.kind == Kind::ScaleGroup => Some(object),
         _ => None,

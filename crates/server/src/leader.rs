@@ -17,16 +17,17 @@ use std::time::Duration;
 
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::records::{Leader, Record};
-use lightbyte_api::{Key, ObjectRef, Timestamp, Uid};
+use lightbyte_api::{Key, ObjectRef, Timestamp, Uid, Writer};
 use lightbyte_plan::load::{self, CpuTime, Gauge, LOOK_PERIOD};
 use lightbyte_plan::{Reconciler, Transaction as Decision, View};
 use lightbyte_store::feed::{encode, met};
-use lightbyte_store::{Candidate, Leadership, LeaseId, Outcome, StoreError};
+use lightbyte_store::{Candidate, Guard, Leadership, LeaseId, Outcome, StoreError};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::follower::{News, Subscription};
-use crate::{Server, chain, clock, usage};
+use crate::{Server, chain, clock, events, usage};
 
 /// How long a leader that is dead keeps others from leading.
 pub(crate) const LEADER_TTL: Duration = Duration::from_secs(5);
@@ -87,6 +88,9 @@ pub(crate) async fn lead(server: Arc<Server>, mut stop: watch::Receiver<bool>) {
         let lease = leadership.lease();
         let Some(term) = Term::begin(Arc::clone(&server), &leadership) else { continue };
         tracing::info!(server = %server.name, "leads");
+        // Ended with the term, when it is dropped.
+        let mut beside = JoinSet::new();
+        beside.spawn(events::keep::keep(Arc::clone(&server), term.session(&leadership)));
         let end = term.run(leadership, &mut stop).await;
         let resigned = timeout(RESIGN_WITHIN, server.store.lease_revoke(lease)).await;
         left_behind = (!matches!(resigned, Ok(Ok(())))).then_some(lease);
@@ -138,6 +142,12 @@ impl Term {
             looking: None,
             next_look: Instant::now(),
         })
+    }
+
+    /// What a transaction beside the reconciler's must hold.
+    fn session(&self, leadership: &Leadership) -> Vec<Guard> {
+        let epoch = self.subscription.view.mod_revision(&Key::Epoch);
+        vec![Guard::at(Key::Epoch.to_string(), epoch), leadership.guard()]
     }
 
     async fn run(mut self, leadership: Leadership, stop: &mut watch::Receiver<bool>) -> End {
@@ -288,7 +298,7 @@ async fn keep(server: Arc<Server>, mut leadership: Leadership) -> End {
 
 /// Sends a batch and learns what came of it.
 async fn send(server: Arc<Server>, decision: Decision, view: View) -> Answer {
-    let writer = format!("server {} as leader", server.name);
+    let writer = Writer::Leader { server: server.name.clone() }.to_string();
     let envelope = Envelope { written_at: clock::precise(), writer: &writer };
     match server.store.commit(encode(&decision, &view, &envelope, |_| None::<LeaseId>)).await {
         Ok(Outcome::Committed { revision }) => return Answer::Committed(revision),

@@ -17,7 +17,7 @@
 //! | `api` | HTTP: routes, bodies, problem documents, streams |
 //! | `last_words` | what the member said for which an update failed |
 //! | `usage` | what guests use, asked of their workers |
-//! | `events` | what happened, as far as this server saw it |
+//! | `events` | what happened, kept for a week |
 //! | `clock` | the wall clock and fresh identities |
 
 mod affected;

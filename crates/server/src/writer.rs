@@ -72,10 +72,10 @@ impl Server {
         &self,
         decision: &Decision,
         view: &View,
-        for_whom: &str,
+        caller: &Caller,
         lease: Option<(&Key, LeaseId)>,
     ) -> Result<Outcome, StoreError> {
-        let writer = format!("server {} for {for_whom}", self.name);
+        let writer = caller.writer(&self.name).to_string();
         let envelope = Envelope { written_at: clock::precise(), writer: &writer };
         let lease_of = |key: &Key| lease.filter(|(leased, _)| *leased == key).map(|(_, lease)| lease);
         self.store.commit(encode(decision, view, &envelope, lease_of)).await
@@ -124,7 +124,7 @@ impl Server {
                 Decided::Create(decision) => (decision, true),
                 Decided::Change(decision) => (decision, false),
             };
-            match self.commit(&decision, &view, &caller.to_string(), None).await? {
+            match self.commit(&decision, &view, caller, None).await? {
                 Outcome::Committed { revision } => {
                     let done = if created { Done::Created(decision) } else { Done::Changed(decision) };
                     return Ok(Written { revision, done, view });

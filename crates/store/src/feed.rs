@@ -9,6 +9,7 @@ use lightbyte_api::envelope::Envelope;
 use lightbyte_plan::transaction::{Transaction as Decision, Write};
 use lightbyte_plan::view::{Change, View};
 
+use crate::beside::is_beside;
 use crate::store::{Batch, Event, Guard, LeaseId, Listing, Operation, Revision, Transaction, Versioned};
 
 /// A view that follows the store.
@@ -43,7 +44,9 @@ impl Feed {
             return Vec::new();
         }
         let known = self.view.revision();
-        let news = batch.events.iter().filter(|event| event.mod_revision() > known);
+        // What is beside the root moves the revision on, and nothing else.
+        let of_view = batch.events.iter().filter(|event| !is_beside(event.key()));
+        let news = of_view.filter(|event| event.mod_revision() > known);
         self.view.apply(batch.revision, news.map(change))
     }
 

@@ -16,6 +16,7 @@
 //! Deliberately absent: puts without a guard, range deletes, values without an owner's revision, sessions that renew
 //! themselves. A lease is renewed by a loop that has a reason to live, never by a task in the background.
 
+pub mod beside;
 pub mod election;
 mod error;
 pub mod feed;

@@ -248,8 +248,9 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Unavailable`] when no member answers in time.
     async fn get(&self, key: &str) -> Result<Read, StoreError>;
 
-    /// Reads all keys that begin with `prefix` (all keys when it is empty), at one revision: `at`, or the newest,
-    /// linearizably, when that is `None`. Long lists are paged inside.
+    /// Reads all keys that begin with `prefix` (all keys under the root when it is empty, and none
+    /// [beside](crate::beside) it), at one revision: `at`, or the newest, linearizably, when that is `None`. Long lists are
+    /// paged inside.
     ///
     /// # Errors
     /// [`StoreError::Compacted`] when `at` is gone (or went while a long list was read),
@@ -257,7 +258,7 @@ pub trait Store: Send + Sync {
     async fn list(&self, prefix: &str, at: Option<Revision>) -> Result<Listing, StoreError>;
 
     /// Watches all keys that begin with `prefix`, beginning with the events of revision `from` (0 counts as 1).
-    /// After a list at revision `r`, watch from `r + 1`.
+    /// After a list at revision `r`, watch from `r + 1`. An empty prefix has those [beside](crate::beside) the root too.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]. That `from` has been compacted, or lies more than one revision ahead, may be told
@@ -278,6 +279,13 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError::Unavailable`] (a lease may then exist; it carries nothing and expires), [`StoreError::Full`].
     async fn lease_grant(&self, ttl: Duration) -> Result<Lease, StoreError>;
+
+    /// Grants a lease under an id that the caller has chosen; nothing happens when it lives already. So whoever can say
+    /// which lease it needs needs to keep none, and a grant whose answer was lost leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Full`].
+    async fn lease_ensure(&self, lease: LeaseId, ttl: Duration) -> Result<(), StoreError>;
 
     /// Renews a lease and returns the time to live that now remains, counted from some moment after the request was
     /// sent: measure from **before** this call.

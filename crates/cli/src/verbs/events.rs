@@ -1,15 +1,15 @@
 //! `lightbyte events`: what happened, and with `--watch` what happens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::object::ObjectRef;
 use lightbyte_api::wire::WatchLine;
-use lightbyte_api::{Kind, Timestamp};
+use lightbyte_api::{Event, Kind, Timestamp};
 
 use crate::arguments::Events;
-use crate::cluster::{Cluster, Event};
-use crate::failure::Code;
+use crate::cluster::Cluster;
+use crate::failure::{self, Code};
 use crate::table;
 use crate::target::{self, Target};
 use crate::terminal::{print, say};
@@ -35,7 +35,7 @@ pub(crate) async fn run(cluster: &Cluster, words: &Events) -> Result<Code> {
     for target in target::read(&words.targets)? {
         match target {
             Target::Kind(kind) => shown.kinds.push(kind),
-            target => shown.objects.push(cluster.resolve(target).await?),
+            target => shown.objects.extend(objects(cluster, target).await?),
         }
     }
     let events = match shown.objects.as_slice() {
@@ -49,14 +49,34 @@ pub(crate) async fn run(cluster: &Cluster, words: &Events) -> Result<Code> {
         return watch(cluster, &shown).await;
     }
     if events.is_empty() {
-        say("nothing has happened since this server started");
+        say("nothing has happened in the last seven days");
     }
     Ok(Code::Done)
 }
 
-/// A line for each event.
+/// The objects that a target means; those that are gone are told of too.
+async fn objects(cluster: &Cluster, target: Target) -> Result<Vec<ObjectRef>> {
+    let name = match &target {
+        Target::Named(name) => Some(name.clone()),
+        _ => None,
+    };
+    let error = match cluster.resolve(target).await {
+        Ok(object) => return Ok(vec![object]),
+        Err(error) => error,
+    };
+    let Some(name) = name.filter(|_| failure::code_of(&error) == Code::NotFound) else { return Err(error) };
+    let events = cluster.events(None).await.context("list the events")?;
+    let of_name = events.into_iter().map(|event| event.object).filter(|object| object.name == name);
+    let found: BTreeSet<ObjectRef> = of_name.collect();
+    if found.is_empty() { Err(error) } else { Ok(found.into_iter().collect()) }
+}
+
+/// A line for each event, with who did it at its end: most people look for what happened.
 pub(crate) fn render(events: &[Event]) -> String {
-    let row = |event: &Event| vec![clock(event.at), event.object.to_string(), event.message.clone()];
+    let row = |event: &Event| {
+        let by = event.actor.as_ref().map(|actor| format!(" [{actor}]")).unwrap_or_default();
+        vec![clock(event.at), event.object.to_string(), format!("{}{by}", event.message)]
+    };
     table::lay_out(&events.iter().map(row).collect::<Vec<_>>())
 }
 
@@ -103,20 +123,30 @@ fn clock(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lightbyte_api::Writer;
 
     #[test]
     fn an_event_is_a_line() {
-        let event = |at: &str, object: &str, message: &str| Event {
+        let event = |at: &str, object: &str, message: &str, writer: Option<&str>| Event {
             at: at.parse().unwrap(),
+            revision: 7,
             object: object.parse().unwrap(),
+            what: "state".into(),
             message: message.to_owned(),
+            actor: writer.map(|writer| writer.parse::<Writer>().unwrap().into()),
         };
+        let ana = Some("server n1 for user 0, who says to be ana@laptop");
+        let leader = Some("server n1 as leader");
         let events = [
-            event("2026-11-22T10:00:00.123Z", "vm/hello", "it was asked for and is pending"),
-            event("2026-11-22T10:00:01Z", "volume/hello-root", "it was creating and is ready"),
+            event("2026-11-22T10:00:00.123Z", "vm/hello", "it was asked for and is pending", ana),
+            event("2026-11-22T10:00:01Z", "volume/hello-root", "it was creating and is ready", leader),
+            event("2026-11-22T10:00:02Z", "vm/hello", "it was starting and is running", None),
         ];
-        let expect = "2026-11-22T10:00:00Z  vm/hello           it was asked for and is pending\n\
-                      2026-11-22T10:00:01Z  volume/hello-root  it was creating and is ready\n";
+        let expect = "\
+2026-11-22T10:00:00Z  vm/hello           it was asked for and is pending [ana@laptop (unproven)]
+2026-11-22T10:00:01Z  volume/hello-root  it was creating and is ready [leader n1]
+2026-11-22T10:00:02Z  vm/hello           it was starting and is running
+";
         assert_eq!(render(&events), expect);
     }
 }

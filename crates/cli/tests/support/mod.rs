@@ -123,6 +123,7 @@ impl Cluster {
         command.env_clear().env("PATH", format!("{}:{path}", binaries.display()));
         command
             .env("LIGHTBYTE_API", self.api())
+            .env("LIGHTBYTE_WHO", "ana@laptop")
             .env("HOME", &self.directory.0)
             .env("TMPDIR", &self.directory.0);
         command

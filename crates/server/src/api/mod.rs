@@ -21,7 +21,7 @@ use axum::{Router, middleware};
 use lightbyte_link::Listener;
 
 use crate::Server;
-use crate::api::caller::Caller;
+use crate::api::caller::Origin;
 use crate::openapi;
 use crate::problem::Failure;
 use crate::usage;
@@ -49,7 +49,7 @@ pub(crate) struct Route {
 /// Every route.
 pub(crate) fn routes() -> Vec<Route> {
     let reading: &[&str] = &["min_revision"];
-    let changing: &[&str] = &["if_match"];
+    let changing: &[&str] = &["if_match", "who"];
     let route = |method, path, summary, parameters, body, answer, handler| Route {
         method,
         path,
@@ -74,9 +74,9 @@ pub(crate) fn routes() -> Vec<Route> {
         route("post", "/v1/objects/{kind}/{name}/restart", "Asks for a VM to be stopped and started",
             changing, None, "Changed", post(objects::restart)),
         route("post", "/v1/objects/{kind}/{name}/rollout", "Pauses, resumes, promotes or takes back an update of a scale group",
-            &["step", "to", "if_match"], None, "Changed", post(objects::rollout)),
+            &["step", "to", "if_match", "who"], None, "Changed", post(objects::rollout)),
         route("post", "/v1/objects/{kind}/{name}/release", "Lets a squatted address of a network be given again",
-            &["address"], None, "Nothing", post(objects::release)),
+            &["address", "who"], None, "Nothing", post(objects::release)),
         route("get", "/v1/objects/{kind}/{name}/exec", "Runs a command in a VM (a WebSocket; its bytes are frames)",
             &["command", "env", "directory", "terminal", "rows", "columns", "min_revision"],
             None, "WebSocket", get(guests::exec)),
@@ -88,9 +88,9 @@ pub(crate) fn routes() -> Vec<Route> {
             reading, None, "FetchList", get(parts::fetches)),
         route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",
             &["on", "min_revision", "at"], None, "Explanation", get(objects::why)),
-        route("get", "/v1/objects/{kind}/{name}/events", "Lists what this server saw happen to an object",
+        route("get", "/v1/objects/{kind}/{name}/events", "Lists what happened to an object in the last seven days",
             reading, None, "EventList", get(objects::events_of)),
-        route("get", "/v1/events", "Lists what this server saw happen",
+        route("get", "/v1/events", "Lists what happened in the last seven days",
             &["limit", "min_revision"], None, "EventList", get(objects::events)),
         route("get", "/v1/stuck", "Lists what waits longer than is normal",
             reading, None, "StuckList", get(objects::stuck)),
@@ -156,7 +156,7 @@ pub(crate) async fn listen(server: Arc<Server>, listener: Listener) {
         // A sender that is gone means the same.
         let _ = stop.wait_for(|stop| *stop).await;
     };
-    let service = router(server).into_make_service_with_connect_info::<Caller>();
+    let service = router(server).into_make_service_with_connect_info::<Origin>();
     let served = axum::serve(listener, service).with_graceful_shutdown(stopped).await;
     if let Err(error) = served {
         tracing::error!(%error, "a listener failed");

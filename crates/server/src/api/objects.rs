@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use lightbyte_api::object::Object;
 use lightbyte_api::wire::{ChangeAction, Changed, List};
-use lightbyte_api::{Kind, Name, ObjectRef};
+use lightbyte_api::{Event, Kind, Name, ObjectRef};
 use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
 use lightbyte_plan::why::{self, Explanation, Stuck};
 use lightbyte_plan::{View, status};
@@ -14,7 +14,6 @@ use lightbyte_plan::{View, status};
 use crate::api::answer::{Answer, Answered};
 use crate::api::caller::Caller;
 use crate::api::input::{self, Parameters};
-use crate::events::Event;
 use crate::problem::Failure;
 use crate::writer::{Done, Written};
 use crate::{Server, clock};
@@ -106,7 +105,7 @@ pub(crate) async fn events_of(
     parameters.only(&["min_revision"])?;
     let object = input::object(path)?;
     let view = server.view_for(&parameters).await?;
-    let items = server.events.of(&object);
+    let items = server.events.of(&server.follower, &object);
     if items.is_empty() && status::object(&view, &object).is_none() {
         return Err(not_found(&object));
     }
@@ -121,7 +120,7 @@ pub(crate) async fn events(
     parameters.only(&["limit", "min_revision"])?;
     let limit = parameters.number("limit")?.unwrap_or(EVENTS_LISTED_MAX).min(EVENTS_LISTED_MAX);
     let view = server.view_for(&parameters).await?;
-    Ok(Answer::at(view.revision(), List { items: server.events.newest(limit as usize) }))
+    Ok(Answer::at(view.revision(), List { items: server.events.newest(&server.follower, limit as usize) }))
 }
 
 /// `DELETE /v1/objects/KIND/NAME`

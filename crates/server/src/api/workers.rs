@@ -142,8 +142,8 @@ async fn begin_life(
         return Ok(None);
     };
     let lease = server.store.lease_grant(WORKER_TTL).await?;
-    let (whom, key) = (caller.to_string(), Key::Alive(worker));
-    match server.commit(&decision, &view, &whom, Some((&key, lease.id))).await {
+    let key = Key::Alive(worker);
+    match server.commit(&decision, &view, caller, Some((&key, lease.id))).await {
         Ok(Outcome::Committed { revision }) => {
             tracing::info!(%worker, boot_id, "a worker is alive");
             Ok(Some((lease.id, revision)))
@@ -179,7 +179,7 @@ async fn carry(server: &Server, caller: &Caller, worker: WorkerId, report: &Repo
     let mut view = server.initialised_view()?;
     for _ in 0..CONFLICTS_MAX {
         let Some(decision) = request::report(&view, worker, report)?.transaction() else { break };
-        match server.commit(&decision, &view, &caller.to_string(), None).await? {
+        match server.commit(&decision, &view, caller, None).await? {
             Outcome::Committed { revision } => return Ok(Answer::at(revision, Reply::Accepted { revision })),
             Outcome::Conflict { revision, current } => {
                 let epoch = met(&current).get(&Key::Epoch).copied();

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,13 +20,18 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
+use crate::etcd::Etcd;
+
 /// How long any condition may take: two leaders' times to live and some more, on a machine that does other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// The pause between two looks at a condition that nothing tells of.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
+/// Where the view begins in real etcd.
+pub(crate) const ROOT: &str = "/test/v1/";
+
 /// A directory that is removed at the end.
-pub(crate) struct TempDir(PathBuf);
+pub(crate) struct TempDir(pub(crate) PathBuf);
 
 impl TempDir {
     pub(crate) fn new() -> TempDir {
@@ -43,6 +49,9 @@ impl Drop for TempDir {
     }
 }
 
+/// Ends when a server is to stop.
+type Stopped = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// One server, on a runtime of its own so that it can be killed whole.
 pub(crate) struct TestServer {
     pub(crate) endpoint: Endpoint,
@@ -53,6 +62,25 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     pub(crate) fn start(name: &str, store: &MemoryStore) -> TestServer {
+        let store = Arc::new(store.clone());
+        Self::serving(name, |config, stopped| lightbyte_server::serve(store, None, config, stopped))
+    }
+
+    /// A server over real etcd.
+    pub(crate) fn over_etcd(name: &str, etcd: &Etcd) -> TestServer {
+        let (url, root) = (etcd.url.clone(), ROOT.to_owned());
+        Self::serving(name, |config, stopped| {
+            lightbyte_server::run(Config { etcd: vec![url], root, ..config }, stopped)
+        })
+    }
+
+    fn serving<Serving>(
+        name: &str,
+        serve: impl FnOnce(Config, Stopped) -> Serving + Send + 'static,
+    ) -> TestServer
+    where
+        Serving: Future<Output = anyhow::Result<()>> + Send,
+    {
         let directory = TempDir::new();
         let endpoint = Endpoint::Unix(directory.0.join("api.sock"));
         let config = Config {
@@ -69,11 +97,10 @@ impl TestServer {
             .build()
             .expect("make a runtime");
         let (stop, stopped) = oneshot::channel::<()>();
-        let shutdown = async {
+        let shutdown: Stopped = Box::pin(async {
             let _ = stopped.await;
-        };
-        let serving = lightbyte_server::serve(Arc::new(store.clone()), None, config, shutdown);
-        runtime.spawn(async { serving.await.expect("the server serves") });
+        });
+        runtime.spawn(async { serve(config, shutdown).await.expect("the server serves") });
         TestServer { endpoint, runtime: Some(runtime), stop: Some(stop), _directory: directory }
     }
 

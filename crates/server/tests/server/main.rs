@@ -1,6 +1,8 @@
-//! The server through real HTTP on Unix sockets, over a store in memory.
+//! The server through real HTTP on Unix sockets, over a store in memory, or real etcd where that counts.
 
 mod cluster;
+mod etcd;
+mod events;
 mod leaders;
 mod objects;
 mod openapi;

@@ -95,3 +95,19 @@ pub(super) async fn put_moves_a_key_between_leases(subject: Arc<dyn Subject>) {
     assert_eq!(told, [format!("-ends@{}", last + 1), format!("-moved@{}", last + 2)]);
     assert_eq!(store.get("kept").await.expect("get").value.expect("kept").lease, None);
 }
+
+pub(super) async fn ensured_twice_is_one_lease(subject: Arc<dyn Subject>) {
+    let store = subject.store().await;
+    // Of this run: leases are of the whole database, not of a root.
+    let lease = LeaseId(0x5eed_0000_0000 + i64::from(std::process::id()));
+    store.lease_ensure(lease, TTL).await.expect("grant");
+    let asked_at = Instant::now();
+    let written = write(&*store, vec![leased("a", lease)]).await;
+    store.lease_ensure(lease, TTL * 300).await.expect("it lives already");
+    let mut watch = store.watch("", written + 1).await.expect("watch");
+    until(&mut watch, written + 1).await;
+    assert!(asked_at.elapsed() < TTL * 30, "the second grant changed nothing");
+    store.lease_ensure(lease, TTL * 300).await.expect("it is free again");
+    write(&*store, vec![leased("a", lease)]).await;
+    store.lease_revoke(lease).await.expect("revoke");
+}

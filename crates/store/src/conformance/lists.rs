@@ -29,6 +29,31 @@ pub(super) async fn list_is_of_one_revision_and_one_prefix(subject: Arc<dyn Subj
     }
 }
 
+pub(super) async fn what_is_beside_the_root_is_heard_and_not_listed(subject: Arc<dyn Subject>) {
+    let store = subject.store().await;
+    let first = write(&*store, vec![Operation::put("a", "1"), Operation::put("-x/a", "1")]).await;
+    let last = put(&*store, "-x/b", "1").await;
+    assert_eq!(last, first + 1);
+    let keys = async |prefix: &str| {
+        let listing = store.list(prefix, None).await.expect("list");
+        let keys: Vec<String> = listing.entries.into_iter().map(|(key, _)| key).collect();
+        keys.join(" ")
+    };
+    assert_eq!([keys("").await, keys("-x/").await], ["a", "-x/a -x/b"]);
+    assert_eq!(mod_revision(&*store, "-x/b").await, last);
+    let told = |prefix: &'static str| {
+        let store = &store;
+        async move {
+            let mut watch = store.watch(prefix, first).await.expect("watch");
+            let mut told = tell(&until(&mut watch, last).await);
+            told.sort();
+            told.join(" ")
+        }
+    };
+    assert_eq!(told("").await, format!("+-x/a=1@{first} +-x/b=1@{last} +a=1@{first}"));
+    assert_eq!(told("-x/").await, format!("+-x/a=1@{first} +-x/b=1@{last}"));
+}
+
 pub(super) async fn list_at_an_old_revision(subject: Arc<dyn Subject>) {
     let store = subject.store().await;
     let first = put(&*store, "a", "1").await;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use etcd_client::proto::PbKeyValue;
 
+use crate::beside::{MARK, is_beside};
 use crate::error::{StoreError, cause};
 use crate::rules::ROOT_BYTES_MAX;
 use crate::store::{LeaseId, Revision, Versioned};
@@ -22,19 +23,35 @@ impl Root {
 
     /// The key in etcd.
     pub(super) fn full(&self, key: &str) -> Vec<u8> {
-        [self.0.as_bytes(), key.as_bytes()].concat()
+        let root = if is_beside(key) { self.stem() } else { &self.0 };
+        [root.as_bytes(), key.as_bytes()].concat()
     }
 
-    /// The key without the root. Keys are written by this crate, so they are text below the root; anything else is
-    /// shown as well as it can be rather than left out, since what is left out looks deleted.
-    pub(super) fn strip(&self, full: &[u8]) -> String {
-        let key = full.strip_prefix(self.0.as_bytes()).unwrap_or(full);
-        String::from_utf8_lossy(key).into_owned()
+    /// What stands before every key [beside](crate::beside) the root.
+    fn stem(&self) -> &str {
+        self.0.strip_suffix('/').unwrap_or(&self.0)
+    }
+
+    /// The range of keys that a watch of this prefix hears of: with an empty one also those beside the root, which stand
+    /// right before it (`-` comes before `/`). Others may stand between, and are left out by [`Root::strip`].
+    pub(super) fn watched(&self, prefix: &str) -> (Vec<u8>, Vec<u8>) {
+        let full = self.full(prefix);
+        let end = range_end(&full);
+        let start = if prefix.is_empty() { self.full(&MARK.to_string()).min(full) } else { full };
+        (start, end)
+    }
+
+    /// The key without the root; nothing for a key that is not this store's. Keys are written by this crate, so they are
+    /// text; anything else is shown as well as it can be rather than left out, since what is left out looks deleted.
+    pub(super) fn strip(&self, full: &[u8]) -> Option<String> {
+        let beside = || full.strip_prefix(self.stem().as_bytes()).filter(|key| key.first() == Some(&b'-'));
+        let key = full.strip_prefix(self.0.as_bytes()).or_else(beside)?;
+        Some(String::from_utf8_lossy(key).into_owned())
     }
 
     /// A key and its value.
-    pub(super) fn entry(&self, found: PbKeyValue) -> (String, Versioned) {
-        (self.strip(&found.key), versioned(found))
+    pub(super) fn entry(&self, found: PbKeyValue) -> Option<(String, Versioned)> {
+        Some((self.strip(&found.key)?, versioned(found)))
     }
 }
 
@@ -78,6 +95,22 @@ mod tests {
         check(b"a", b"b");
         check(&[b'a', 255], b"b");
         check(&[255, 255], &[0]);
+    }
+
+    #[test]
+    fn keys_beside_the_root_come_back_and_those_of_others_do_not() {
+        let root = Root::new("/lightbyte/v1/".to_owned()).unwrap();
+        let check = |key: &str, full: &str| {
+            assert_eq!(root.full(key), full.as_bytes(), "{key}");
+            assert_eq!(root.strip(full.as_bytes()).as_deref(), Some(key), "{full}");
+            let (start, end) = root.watched("");
+            assert!(start.as_slice() <= full.as_bytes() && full.as_bytes() < end.as_slice(), "{full}");
+        };
+        check("asked/vm/a", "/lightbyte/v1/asked/vm/a");
+        check("-events/told", "/lightbyte/v1-events/told");
+        for other in ["/lightbyte/v1", "/lightbyte/v1.x", "/lightbyte/v10/a", "/other"] {
+            assert_eq!(root.strip(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Error, LeaseKeepAliveStream, LeaseKeeper};
+use etcd_client::{Error, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper};
 
 use super::call::{About, Failure};
 use super::channel::Turn;
@@ -47,9 +47,7 @@ impl Keepers {
 
 impl Inner {
     pub(super) async fn lease_grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
-        // etcd counts whole seconds; the end must not come before what was asked.
-        let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
-        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        let seconds = whole_seconds(ttl);
         let answer = self.repeat(self.request_timeout, About::default(), || {
             let mut client = self.client.lease_client();
             async move { client.grant(seconds, None).await }
@@ -57,6 +55,23 @@ impl Inner {
         let answer = answer.await?;
         let ttl = u64::try_from(answer.ttl()).map_err(|_| incomplete("time to live"))?;
         Ok(Lease { id: LeaseId(answer.id()), ttl: Duration::from_secs(ttl) })
+    }
+
+    pub(super) async fn lease_ensure(&self, lease: LeaseId, ttl: Duration) -> Result<(), StoreError> {
+        let seconds = whole_seconds(ttl);
+        let granted = self.repeat(self.request_timeout, About::default(), || {
+            let mut client = self.client.lease_client();
+            async move {
+                match client.grant(seconds, Some(LeaseGrantOptions::new().with_id(lease.0))).await {
+                    // Somebody's earlier grant, or a try of this one whose answer was lost.
+                    Err(Error::GRpcStatus(status)) if status.message().contains("lease already exists") => {
+                        Ok(())
+                    }
+                    granted => granted.map(drop),
+                }
+            }
+        });
+        Ok(granted.await?)
     }
 
     pub(super) async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
@@ -104,6 +119,12 @@ impl Inner {
             Err(failure) => Err(failure.into()),
         }
     }
+}
+
+/// etcd counts whole seconds; the end must not come before what was asked.
+fn whole_seconds(ttl: Duration) -> i64 {
+    let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 /// One renewal on an open stream. A new stream brings a first answer of its own, which the client swallows with the

@@ -143,6 +143,10 @@ impl Store for EtcdStore {
         self.0.lease_grant(ttl).await
     }
 
+    async fn lease_ensure(&self, lease: LeaseId, ttl: Duration) -> Result<(), StoreError> {
+        self.0.lease_ensure(lease, ttl).await
+    }
+
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         self.0.lease_keep_alive(lease).await
     }

@@ -8,8 +8,9 @@ use etcd_client::{GetOptions, KvClient};
 use super::call::{About, Failure};
 use super::keys::{range_end, revision, to_etcd, versioned};
 use super::{DECODE_BYTES_MAX, Inner, incomplete};
+use crate::beside::is_beside;
 use crate::error::StoreError;
-use crate::store::{Listing, Read, Revision};
+use crate::store::{Listing, Read, Revision, Versioned};
 
 /// How long one try of a single read may take. Shorter than other requests: it may be repeated at once elsewhere, and
 /// a stopped member must not cost a leader its lease.
@@ -43,6 +44,8 @@ impl Inner {
     }
 
     pub(super) async fn list(&self, prefix: &str, at: Option<Revision>) -> Result<Listing, StoreError> {
+        // A root that does not end with `/` has what is beside it under it.
+        let is_wanted = |(key, _): &(String, Versioned)| !prefix.is_empty() || !is_beside(key);
         let prefix = self.root.full(prefix);
         let end = range_end(&prefix);
         let mut start = prefix;
@@ -66,7 +69,8 @@ impl Inner {
                 start = [last.key.as_slice(), &[0]].concat();
             }
             let none = answer.kvs.is_empty();
-            entries.extend(answer.kvs.into_iter().map(|found| self.root.entry(found)));
+            entries
+                .extend(answer.kvs.into_iter().filter_map(|found| self.root.entry(found)).filter(is_wanted));
             if !more || none {
                 return Ok(Listing { revision, entries });
             }

@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use super::call::{About, Failure};
 use super::channel::{Members, Turn};
 use super::join::Joiner;
-use super::keys::{Root, range_end, revision, to_etcd, versioned};
+use super::keys::{Root, revision, to_etcd, versioned};
 use super::{DECODE_BYTES_MAX, Inner};
 use crate::error::{Cause, StoreError, cause};
 use crate::store::{Batch, Event, Revision, WatchSource};
@@ -298,7 +298,7 @@ impl Running {
 fn event_of(root: &Root, event: PbEvent) -> Option<Event> {
     const DELETE: i32 = etcd_client::EventType::Delete as i32;
     let found = event.kv?;
-    let key = root.strip(&found.key);
+    let key = root.strip(&found.key)?;
     Some(match event.r#type {
         DELETE => Event::Delete { key, mod_revision: revision(found.mod_revision) },
         _ => Event::Put { key, value: versioned(found) },
@@ -315,9 +315,9 @@ fn open(inner: Arc<Inner>, prefix: String, from: Revision) -> Pending<Running> {
         );
         let about = About { revision: Some(from), ..About::default() };
         let status = inner.once(STATUS_TIMEOUT, about, async { Ok(maintenance.status().await?.0) }).await?;
-        let key = inner.root.full(&prefix);
+        let (key, end) = inner.root.watched(&prefix);
         let options = WatchOptions::new()
-            .with_range(range_end(&key))
+            .with_range(end)
             .with_start_revision(to_etcd(from))
             .with_progress_notify()
             .with_fragment();

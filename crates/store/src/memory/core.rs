@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use imbl::{OrdMap, OrdSet, Vector};
 
+use crate::beside::is_beside;
 use crate::error::{StoreError, cause};
 use crate::rules;
 use crate::settle::{AttemptError, Settling};
@@ -241,6 +242,19 @@ impl MemoryCore {
         Lease { id, ttl }
     }
 
+    /// Grants a lease of this id until `now + ttl`, unless it lives.
+    pub fn lease_ensure(&mut self, lease: LeaseId, ttl: Duration, now: Duration) {
+        if !self.leases.contains_key(&lease) {
+            let expires_at = now.saturating_add(ttl);
+            self.leases.insert(lease, Held { ttl, expires_at, keys: OrdSet::new() });
+        }
+    }
+
+    /// The leases that live.
+    pub fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.leases.keys().copied()
+    }
+
     /// Renews a lease to `now` plus its time to live. One whose time has passed is gone, swept or not.
     ///
     /// # Errors
@@ -342,6 +356,7 @@ fn under(entries: &OrdMap<String, Versioned>, prefix: &str) -> Vec<(String, Vers
     entries
         .range(prefix.to_owned()..)
         .take_while(|(key, _)| key.starts_with(prefix))
+        .filter(|(key, _)| !(prefix.is_empty() && is_beside(key)))
         .map(|(key, versioned)| (key.clone(), versioned.clone()))
         .collect()
 }

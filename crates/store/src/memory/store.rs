@@ -216,6 +216,10 @@ impl Store for MemoryStore {
         self.reach(|core, now| core.lease_grant(ttl, now))
     }
 
+    async fn lease_ensure(&self, lease: LeaseId, ttl: Duration) -> Result<(), StoreError> {
+        self.reach(|core, now| core.lease_ensure(lease, ttl, now))
+    }
+
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         self.reach(|core, now| core.lease_keep_alive(lease, now))?
     }
