@@ -4,7 +4,7 @@
 //! GET    /v1/objects/KIND?label=k=v        -> List                GET    /v1/objects/KIND/NAME      -> Object
 //! POST   /v1/apply          Apply          -> Applied             DELETE /v1/objects/KIND/NAME      -> Changed
 //! POST   /v1/objects/KIND/NAME/{start,stop,restart} -> Changed    GET    /v1/objects/KIND/NAME/why  -> Explanation
-//! POST   /v1/plan           Foresee        -> Forecast
+//! POST   /v1/plan           Foresee        -> Forecast             GET    /v1/changes?from=&to=      -> PastChanges
 //! GET    /v1/stuck          -> List of Stuck                      GET    /v1/status                 -> ClusterStatus
 //! GET    /v1/usage          -> ClusterUsage
 //! GET    /v1/watch?kind=&from=  -> lines of WatchLine             GET    /v1/openapi.json
@@ -86,6 +86,48 @@ pub struct Difference {
     pub before: Value,
     /// What would be there; null when it would not.
     pub after: Value,
+}
+
+/// What differs in what people ask between two points of the history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PastChanges {
+    /// The revision of the first.
+    pub from: u64,
+    /// The revision of the second.
+    pub to: u64,
+    /// The objects of which something else is asked.
+    pub changes: Vec<PastChange>,
+    /// How many more there are, which are not in it.
+    #[serde(default)]
+    pub untold: u64,
+}
+
+/// What became of what is asked of one object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PastChange {
+    /// The object.
+    pub object: ObjectRef,
+    /// What.
+    pub action: PastAction,
+    /// The fields that differ; none of an object that is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<Difference>,
+}
+
+/// What became of an object between two points of the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PastAction {
+    /// It was made.
+    Made,
+    /// What is asked of it was changed.
+    Changed,
+    /// It ended, and another was made under its name.
+    MadeAnew,
+    /// Its end was asked for.
+    Deleting,
+    /// It is gone.
+    Gone,
 }
 
 /// Asks what changes would do. Nothing is written.

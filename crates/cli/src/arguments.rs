@@ -28,7 +28,7 @@ pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
 pub(crate) use self::plan::{Plan, PlanForm, Supposition};
-pub(crate) use self::reading::{Describe, Form, Get, Top, Why};
+pub(crate) use self::reading::{Describe, Diff, Form, Get, Top, Why};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -63,8 +63,11 @@ pub(crate) enum Verb {
         after_help = "Examples:\n  lightbyte apply -f examples/vm.yaml\n  lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json\n  lightbyte apply -f shop/ --prune -l app=shop"
     )]
     Apply(Apply),
-    /// Shows what `apply` would change; exit code 2 when anything would
-    Diff(Files),
+    /// Shows what `apply` would change, or what was changed between two points of the past; exit code 2 when anything is
+    #[command(
+        after_help = "Examples:\n  lightbyte diff -f web.yaml\n  lightbyte diff --from 1h\n  lightbyte diff group/web --from 812 --to 10m"
+    )]
+    Diff(Diff),
     /// Tells what a change would do, step by step, and changes nothing; exit code 2 when something would have no place
     #[command(after_help = plan::HELP)]
     Plan(Plan),
@@ -250,13 +253,6 @@ pub(crate) struct One {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Files {
-    /// A manifest, a directory of them, or - for standard input; may be given several times
-    #[arg(short = 'f', long = "file", value_name = "FILE", required = true, num_args = 1..)]
-    pub(crate) files: Vec<PathBuf>,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Apply {
     /// A manifest, a directory of them, or - for standard input; may be given several times
     #[arg(short = 'f', long = "file", value_name = "FILE", num_args = 1.., required_unless_present = "plan")]
@@ -366,6 +362,7 @@ impl Verb {
             Verb::Get(Get { past, .. })
             | Verb::Describe(Describe { past, .. })
             | Verb::Why(Why { past, .. }) => past.at.clone(),
+            Verb::Plan(Plan { at, .. }) => at.clone(),
             _ => None,
         }
     }

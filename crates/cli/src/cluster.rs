@@ -8,7 +8,7 @@ use anyhow::Result;
 use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::parts::Fetch;
-use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List};
+use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List, PastChanges};
 use lightbyte_api::{Event, Kind, Name, Who};
 use lightbyte_link::client::WHO_HEADER;
 use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
@@ -130,7 +130,8 @@ impl Cluster {
         &self,
         object: &ObjectRef,
     ) -> Result<(Object, String), ClientError> {
-        let response = self.client.get(&path_of(object)).await?;
+        let at = self.at.as_ref().map(|at| format!("?at={at}")).unwrap_or_default();
+        let response = self.client.get(&format!("{}{at}", path_of(object))).await?;
         let version = response.etag.clone().unwrap_or_default();
         Ok((self.note(response), version))
     }
@@ -214,8 +215,24 @@ impl Cluster {
 
     /// What changes would do.
     pub(crate) async fn foresee(&self, foresee: &Foresee) -> Result<Forecast, ClientError> {
-        let request = async || self.client.request(Method::POST, "/v1/plan", Some(foresee), &[]).await;
+        let at = self.at.as_ref().map(|at| format!("?at={at}")).unwrap_or_default();
+        let path = format!("/v1/plan{at}");
+        let request = async || self.client.request(Method::POST, &path, Some(foresee), &[]).await;
         self.ask(request, may_read_again).await
+    }
+
+    /// What was asked differently between two points of the past, the second of which may be now.
+    pub(crate) async fn changes(
+        &self,
+        from: &str,
+        to: Option<&str>,
+        of: &[String],
+    ) -> Result<PastChanges, ClientError> {
+        let to = to.map(|to| ("to", to.to_owned()));
+        let of = of.iter().map(|word| ("of", word.clone()));
+        let query: Vec<(&str, String)> =
+            [("from", from.to_owned())].into_iter().chain(to).chain(of).collect();
+        self.get(&with_query("/v1/changes", &query)).await
     }
 
     /// What happened to an object, or to all, in the last days, oldest first.

@@ -118,7 +118,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Get(words) => verbs::get::run(cluster, words).await,
         Verb::Describe(words) => verbs::describe::run(cluster, words).await,
         Verb::Apply(words) => verbs::apply::run(cluster, words).await,
-        Verb::Diff(files) => verbs::apply::diff(cluster, files).await,
+        Verb::Diff(words) => verbs::diff::run(cluster, words).await,
         Verb::Plan(words) => verbs::plan::run(cluster, words).await,
         Verb::Edit(words) => verbs::edit::run(cluster, words).await,
         Verb::Delete(words) => verbs::delete::run(cluster, words).await,

@@ -48,6 +48,16 @@ impl Times {
         Some(times.get(later.checked_sub(1)?)?.1)
     }
 
+    /// When `revision` was the newest, to the second; nothing if this server did not watch then.
+    fn time_of(&self, revision: u64) -> Option<Timestamp> {
+        let times = self.times();
+        let oldest = times.front()?.1;
+        let index = times.partition_point(|(_, sample)| *sample < revision);
+        // The last sample lasts until now, and the first says nothing of what was before it.
+        let (at, _) = times.get(index).or_else(|| times.back())?;
+        (revision >= oldest).then_some(*at)
+    }
+
     fn times(&self) -> MutexGuard<'_, VecDeque<(Timestamp, u64)>> {
         // A panic inside would lose at most one sample.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -73,23 +83,37 @@ fn read(text: &str, now: Timestamp) -> Option<Past> {
 }
 
 impl Server {
-    /// The view as it was at `text`: a revision, a time, or how long ago.
-    pub(crate) async fn view_at(&self, text: &str) -> Result<View, Failure> {
+    /// The view as it was at `text`, the value of the parameter `name`: a revision, a time, or how long ago. And when that
+    /// was, on this server's clock, if it is known.
+    pub(crate) async fn look_back(
+        &self,
+        name: &str,
+        text: &str,
+    ) -> Result<(View, Option<Timestamp>), Failure> {
         let bad = || {
-            let title =
-                format!("`at` must be a revision, a time such as 2026-11-27T18:00:00Z, or 10m; is `{text}`");
+            let title = format!(
+                "`{name}` must be a revision, a time such as 2026-11-27T18:00:00Z, or 10m; is `{text}`"
+            );
             Failure::bad(title)
         };
-        let revision = match read(text, clock::now()).ok_or_else(bad)? {
+        match read(text, clock::now()).ok_or_else(bad)? {
             // Nought means the newest to a store.
-            Past::Revision(0) => return Err(bad()),
-            Past::Revision(revision) => revision,
-            Past::Time(at) => self.times.revision_at(at).ok_or_else(|| {
-                let title = format!("this server does not know which revision was the newest at {at}");
-                Failure::new(StatusCode::NOT_FOUND, title)
-                    .hint("it remembers a day, from its own start on; ask by a revision, or another server")
-            })?,
-        };
+            Past::Revision(0) => Err(bad()),
+            Past::Revision(revision) => Ok((self.view_of(revision).await?, self.times.time_of(revision))),
+            Past::Time(at) => {
+                let revision = self.times.revision_at(at).ok_or_else(|| {
+                    let title = format!("this server does not know which revision was the newest at {at}");
+                    Failure::new(StatusCode::NOT_FOUND, title).hint(
+                        "it remembers a day, from its own start on; ask by a revision, or another server",
+                    )
+                })?;
+                Ok((self.view_of(revision).await?, Some(at)))
+            }
+        }
+    }
+
+    /// The view of an old revision.
+    async fn view_of(&self, revision: u64) -> Result<View, Failure> {
         let permit = self.looks_back.try_acquire().map_err(|_| {
             let title = format!("this server looks back {LOOKS_BACK_MAX} times at once, which is its limit");
             Failure::new(StatusCode::TOO_MANY_REQUESTS, title).hint("try again in a moment")
@@ -134,6 +158,14 @@ mod tests {
         check(109, Some(6));
         check(110, Some(8));
         check(500, Some(8));
+        let check = |revision: u64, expect: Option<i64>| {
+            assert_eq!(times.time_of(revision), expect.map(at), "{revision}");
+        };
+        check(5, None);
+        check(6, Some(100));
+        check(7, Some(110));
+        check(8, Some(110));
+        check(9, Some(110));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::groups::Replicas;
+use super::reading::read_past;
 
 pub(super) const HELP: &str = "\
 The steps are those of the deciders themselves, run on a copy, with workers to whom everything succeeds.
@@ -13,6 +14,7 @@ Examples:
   lightbyte plan scale group/web 8
   lightbyte plan drain worker/n2
   lightbyte plan lose worker/n2
+  lightbyte plan lose worker/n2 --at 10m
   lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json";
 
 #[derive(Debug, Args)]
@@ -22,6 +24,9 @@ pub(crate) struct Plan {
     /// What `apply` would do: a manifest, a directory of them, or - for standard input; may be given several times
     #[arg(short = 'f', long = "file", value_name = "FILE", num_args = 1..)]
     pub(crate) files: Vec<PathBuf>,
+    /// What it would have done then: a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m
+    #[arg(long, value_name = "WHEN", value_parser = read_past, global = true)]
+    pub(crate) at: Option<String>,
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = PlanForm::Table, global = true)]
     pub(crate) output: PlanForm,

@@ -1,5 +1,7 @@
 //! Words for looking at objects, now and as they were.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use lightbyte_api::Span;
 use lightbyte_api::units::UnitError;
@@ -82,8 +84,24 @@ pub(crate) struct Why {
     pub(crate) past: Past,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// Whose changes are shown, with --from: KIND, KIND/NAME or NAME; everything when left out
+    #[arg(value_name = "KIND[/NAME]")]
+    pub(crate) targets: Vec<String>,
+    /// A manifest, a directory of them, or - for standard input; may be given several times
+    #[arg(short = 'f', long = "file", value_name = "FILE", num_args = 1..)]
+    pub(crate) files: Vec<PathBuf>,
+    /// What was changed since then: a revision, a time such as 2026-11-27T18:00:00Z, or how long ago, such as 10m
+    #[arg(long, value_name = "WHEN", value_parser = read_past, conflicts_with = "files")]
+    pub(crate) from: Option<String>,
+    /// Until when; now when left out
+    #[arg(long, value_name = "WHEN", value_parser = read_past, requires = "from")]
+    pub(crate) to: Option<String>,
+}
+
 /// What may stand in a question to a server; what it means the server says.
-fn read_past(text: &str) -> Result<String, String> {
+pub(super) fn read_past(text: &str) -> Result<String, String> {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-:.".contains(character);
     match !text.is_empty() && text.chars().all(is_plain) {
         true => Ok(text.to_owned()),

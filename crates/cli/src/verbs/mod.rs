@@ -5,6 +5,7 @@ pub(crate) mod console;
 pub(crate) mod cp;
 pub(crate) mod delete;
 pub(crate) mod describe;
+pub(crate) mod diff;
 pub(crate) mod disks;
 pub(crate) mod doctor;
 pub(crate) mod edit;

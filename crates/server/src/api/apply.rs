@@ -9,14 +9,14 @@ use axum::http::StatusCode;
 use lightbyte_api::manifest::DOCUMENTS_MAX;
 use lightbyte_api::records::Record;
 use lightbyte_api::wire::{Applied, Apply, ChangeAction, Changed};
-use lightbyte_api::{Asked, Key, Manifest, ObjectRef};
+use lightbyte_api::{Key, Manifest, ObjectRef};
 use lightbyte_plan::request::{self, Context, Outcome, Refusal};
 use lightbyte_plan::{View, Write};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::api::answer::{Answer, Answered};
 use crate::api::caller::Caller;
-use crate::api::difference::differences;
+use crate::api::difference::{asked_for, differences};
 use crate::api::input::{Input, Parameters};
 use crate::api::objects::changed;
 use crate::problem::Failure;
@@ -167,13 +167,11 @@ fn foresee(view: &View, manifest: &Manifest, judged: Result<Outcome, Refusal>) -
         return Err(Refusal::NotFound { object }.into());
     };
     let (generation, uid) = (meta.generation, meta.uid);
-    Ok(Changed { differences: differences(&shown(before), &shown(after)), object, action, generation, uid })
-}
-
-/// What a person asks of an object.
-fn shown(asked: Option<&Asked>) -> Value {
-    asked.map_or(
-        Value::Null,
-        |asked| json!({ "labels": asked.meta.labels, "spec": asked.spec.to_json().unwrap_or(Value::Null) }),
-    )
+    Ok(Changed {
+        differences: differences(&asked_for(before), &asked_for(after)),
+        object,
+        action,
+        generation,
+        uid,
+    })
 }

@@ -1,9 +1,18 @@
-//! How two objects differ, leaf by leaf: what a dry run shows.
+//! How two objects differ, leaf by leaf: what a dry run and a look back show.
 
 use std::collections::BTreeMap;
 
+use lightbyte_api::Asked;
 use lightbyte_api::wire::Difference;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+/// What a person asks of an object; nothing of what is not there.
+pub(crate) fn asked_for(asked: Option<&Asked>) -> Value {
+    asked.map_or(
+        Value::Null,
+        |asked| json!({ "labels": asked.meta.labels, "spec": asked.spec.to_json().unwrap_or(Value::Null) }),
+    )
+}
 
 /// The leaves that differ: those of `after` first, then those that only `before` has.
 pub(crate) fn differences(before: &Value, after: &Value) -> Vec<Difference> {

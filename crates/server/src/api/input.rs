@@ -116,7 +116,7 @@ impl Server {
     /// The view that a read is answered from: at least as new as `min_revision` asks, or that of `at`.
     pub(crate) async fn view_for(&self, parameters: &Parameters) -> Result<View, Failure> {
         if let Some(past) = parameters.one("at") {
-            return self.view_at(past).await;
+            return Ok(self.look_back("at", past).await?.0);
         }
         match parameters.number("min_revision")? {
             Some(revision) => Ok(self.follower.reach(revision, REACH_WITHIN).await?),

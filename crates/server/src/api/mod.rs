@@ -9,6 +9,7 @@ pub(crate) mod guests;
 pub(crate) mod input;
 pub(crate) mod objects;
 pub(crate) mod parts;
+pub(crate) mod past;
 pub(crate) mod plan;
 pub(crate) mod watch;
 pub(crate) mod workers;
@@ -101,7 +102,9 @@ pub(crate) fn routes() -> Vec<Route> {
         route("post", "/v1/apply", "Makes manifests true, or tells what that would change",
             changing, Some("Apply"), "Applied", post(apply::apply)),
         route("post", "/v1/plan", "Tells what changes would do, and writes nothing",
-            &[], Some("Foresee"), "Forecast", post(plan::plan)),
+            &["at"], Some("Foresee"), "Forecast", post(plan::plan)),
+        route("get", "/v1/changes", "Tells what differs in what people ask between two points of the history",
+            &["past_from", "past_to", "of", "min_revision"], None, "PastChanges", get(past::changes)),
         route("get", "/v1/watch", "Streams objects as they change, as lines of JSON",
             &["kind", "name", "from"], None, "WatchLine", get(watch::watch)),
         route("get", "/v1/openapi.json", "Describes this API",

@@ -39,16 +39,20 @@ pub(crate) async fn plan(
     parameters: Parameters,
     Input(asked): Input<Foresee>,
 ) -> Answered<Forecast> {
-    parameters.only(&[])?;
+    parameters.only(&["at"])?;
     let changes = read(asked)?;
     server.initialised_view()?;
-    let view = server.confirmed_view().await?;
+    // What was is judged by the clock of then: what was young has not grown old meanwhile.
+    let (view, now) = match parameters.one("at") {
+        Some(past) => server.look_back("at", past).await?,
+        None => (server.confirmed_view().await?, None),
+    };
     let permit = Arc::clone(&server.forecasts).try_acquire_owned().map_err(|_| {
         let title = format!("this server makes {FORECASTS_MAX} plans at once, which is its limit");
         Failure::new(StatusCode::TOO_MANY_REQUESTS, title).hint("try again in a moment")
     })?;
     let boot = forecast::boot_estimate(&view);
-    let context = Context { now: clock::now(), fresh: clock::fresh(), boot };
+    let context = Context { now: now.unwrap_or_else(clock::now), fresh: clock::fresh(), boot };
     let revision = view.revision();
     let gone = Gone(Arc::default());
     let (is_gone, stop, began) = (Arc::clone(&gone.0), server.stop.clone(), Instant::now());

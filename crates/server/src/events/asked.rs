@@ -3,9 +3,9 @@
 use lightbyte_api::Asked;
 use lightbyte_api::kinds::scalegroup::Rollout;
 use lightbyte_api::wire::Difference;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::api::difference::differences;
+use crate::api::difference::{asked_for, differences};
 
 /// How many fields are named; of more, how many there are.
 const FIELDS_TOLD_MAX: usize = 4;
@@ -22,7 +22,7 @@ pub(super) fn told(before: &Asked, after: &Asked) -> Vec<String> {
         told.push("a restart was asked for".to_owned());
     }
     told.extend(steered(&before.meta.rollout, &after.meta.rollout).map(str::to_owned));
-    let found = differences(&shown(before), &shown(after));
+    let found = differences(&asked_for(Some(before)), &asked_for(Some(after)));
     let mut fields: Vec<String> = found.iter().take(FIELDS_TOLD_MAX).map(field).collect();
     if let Some(more) = found.len().checked_sub(FIELDS_TOLD_MAX).filter(|more| *more > 0) {
         fields.push(format!("and {more} more"));
@@ -31,11 +31,6 @@ pub(super) fn told(before: &Asked, after: &Asked) -> Vec<String> {
         told.push(format!("what is asked was changed: {}", fields.join(", ")));
     }
     told
-}
-
-/// What of it people write.
-fn shown(asked: &Asked) -> Value {
-    json!({ "labels": asked.meta.labels, "spec": asked.spec.to_json().unwrap_or(Value::Null) })
 }
 
 fn steered(before: &Rollout, after: &Rollout) -> Option<&'static str> {
@@ -75,6 +70,7 @@ mod tests {
     use super::*;
     use lightbyte_api::kinds::scalegroup::Undone;
     use lightbyte_api::{Manifest, Meta, Timestamp, Uid};
+    use serde_json::json;
 
     fn asked(spec: &Value) -> Asked {
         let manifest =

@@ -147,6 +147,7 @@ async fn every_answer_fits_its_description() {
         ("/v1/parts/{sha256}/sources", SOURCES),
         ("/v1/parts/{sha256}/state", STATE),
         ("/v1/events", "/v1/events?limit=100"),
+        ("/v1/changes", "/v1/changes?from=2"),
         ("/v1/usage", "/v1/usage"),
         ("/v1/stuck", "/v1/stuck"),
         ("/v1/status", "/v1/status"),
