@@ -130,6 +130,17 @@ pub enum PastAction {
     Gone,
 }
 
+/// What differs between two versions of a group's template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VersionChanges {
+    /// The number of the first.
+    pub from: u64,
+    /// The number of the second.
+    pub to: u64,
+    /// The fields that differ, with the version of the image.
+    pub differences: Vec<Difference>,
+}
+
 /// Asks what changes would do. Nothing is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Foresee {

@@ -23,7 +23,9 @@ use lightbyte_api::{ByteSize, Name, Span};
 pub(crate) use self::daemons::{Server, Worker, WorkerVmm};
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
-pub(crate) use self::groups::{Drain, OneGroup, OneWorker, Replicas, Rollout, RolloutOn, RolloutUndo, Scale};
+pub(crate) use self::groups::{
+    Drain, OneGroup, OneWorker, Replicas, Rollout, RolloutDiff, RolloutOn, RolloutUndo, Scale,
+};
 pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
@@ -107,7 +109,7 @@ pub(crate) enum Verb {
     /// Follows and steers the update of a group
     #[command(
         subcommand,
-        after_help = "Examples:\n  lightbyte rollout status group/web\n  lightbyte rollout promote web\n  lightbyte rollout undo web --to 3"
+        after_help = "Examples:\n  lightbyte rollout status group/web\n  lightbyte rollout diff web\n  lightbyte rollout promote web\n  lightbyte rollout undo web --to 3"
     )]
     Rollout(Rollout),
     /// Places no new VM on a worker; those that run go on

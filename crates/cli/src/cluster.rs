@@ -8,7 +8,9 @@ use anyhow::Result;
 use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::parts::Fetch;
-use lightbyte_api::wire::{Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List, PastChanges};
+use lightbyte_api::wire::{
+    Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List, PastChanges, VersionChanges,
+};
 use lightbyte_api::{Event, Kind, Name, Who};
 use lightbyte_link::client::WHO_HEADER;
 use lightbyte_link::{ByteStream, Client, ClientError, Lines, Response, WebSocket};
@@ -190,6 +192,19 @@ impl Cluster {
         let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
         let path = format!("{}/rollout?step={step}{to}", path_of(group));
         self.change::<(), _>(Method::POST, &path, None, None).await
+    }
+
+    /// What differs between two versions of a group's template; those that matter now where none are said.
+    pub(crate) async fn version_changes(
+        &self,
+        group: &ObjectRef,
+        from: Option<u64>,
+        to: Option<u64>,
+    ) -> Result<VersionChanges, ClientError> {
+        let from = from.map(|number| ("from", number.to_string()));
+        let to = to.map(|number| ("to", number.to_string()));
+        let query: Vec<(&str, String)> = from.into_iter().chain(to).collect();
+        self.get(&with_query(&format!("{}/rollout", path_of(group)), &query)).await
     }
 
     /// The parts of images that an object's worker fetches now.

@@ -62,6 +62,11 @@ pub(crate) enum Rollout {
     Status(OneGroup),
     /// Lists the versions of the group's template
     History(OneGroup),
+    /// Shows in which fields two versions differ; exit code 2 when they do
+    #[command(
+        after_help = "Examples:\n  lightbyte rollout diff group/web\n  lightbyte rollout diff web --from 2 --to 4"
+    )]
+    Diff(RolloutDiff),
     /// Stops it where it is
     Pause(OneGroup),
     /// Goes on with it, and waits
@@ -77,6 +82,19 @@ pub(crate) struct OneGroup {
     /// The group
     #[arg(value_name = "GROUP")]
     pub(crate) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RolloutDiff {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub(crate) group: String,
+    /// The first version; the last that worked when left out, or the one before the second
+    #[arg(long, value_name = "N")]
+    pub(crate) from: Option<u64>,
+    /// The second version; the one that is wanted when left out
+    #[arg(long, value_name = "N")]
+    pub(crate) to: Option<u64>,
 }
 
 #[derive(Debug, Args)]

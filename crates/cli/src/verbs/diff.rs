@@ -77,7 +77,8 @@ pub(crate) fn of_apply(applied: &Applied) -> String {
     applied.changes.iter().map(of_one).collect()
 }
 
-fn section(object: &ObjectRef, head: &str, differences: &[Difference]) -> String {
+/// An object, what became of it, and the fields that differ.
+pub(crate) fn section(object: &ObjectRef, head: &str, differences: &[Difference]) -> String {
     format!("{object} {head}\n") + &differences.iter().flat_map(difference).collect::<String>()
 }
 

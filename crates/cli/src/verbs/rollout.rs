@@ -5,11 +5,12 @@ use lightbyte_api::object::Object;
 use lightbyte_api::{ObjectRef, Timestamp};
 use serde_json::Value;
 
-use crate::arguments::{Goal, OneGroup, Patience, Rollout, RolloutOn, RolloutUndo};
+use crate::arguments::{Goal, OneGroup, Patience, Rollout, RolloutDiff, RolloutOn, RolloutUndo};
 use crate::cluster::Cluster;
 use crate::failure::Code;
 use crate::table;
 use crate::terminal::{print, say};
+use crate::verbs::diff;
 use crate::verbs::scale::read_group;
 use crate::waiting::{self, Wish};
 
@@ -17,6 +18,7 @@ pub(crate) async fn run(cluster: &Cluster, words: &Rollout) -> Result<Code> {
     match words {
         Rollout::Status(OneGroup { group }) => show(cluster, group, status).await,
         Rollout::History(OneGroup { group }) => show(cluster, group, history).await,
+        Rollout::Diff(words) => compare(cluster, words).await,
         Rollout::Pause(OneGroup { group }) => {
             let group = read_group(cluster, group).await?;
             steer(cluster, &group, ("pause", None), None).await
@@ -41,6 +43,19 @@ async fn show(cluster: &Cluster, group: &str, render: fn(&Object, Timestamp) -> 
     let object = cluster.object(&group).await.with_context(|| format!("look at `{group}`"))?;
     print(&render(&object, Timestamp::now()))?;
     Ok(Code::Done)
+}
+
+async fn compare(cluster: &Cluster, words: &RolloutDiff) -> Result<Code> {
+    let group = read_group(cluster, &words.group).await?;
+    let told = cluster.version_changes(&group, words.from, words.to).await;
+    let told = told.with_context(|| format!("compare the versions of `{group}`"))?;
+    let head = format!("version {} to {}", told.from, told.to);
+    if told.differences.is_empty() {
+        say(&format!("{group} {head}: nothing differs"));
+        return Ok(Code::Done);
+    }
+    print(&diff::section(&group, &head, &told.differences))?;
+    Ok(Code::Differs)
 }
 
 async fn steer(

@@ -11,6 +11,7 @@ pub(crate) mod objects;
 pub(crate) mod parts;
 pub(crate) mod past;
 pub(crate) mod plan;
+pub(crate) mod versions;
 pub(crate) mod watch;
 pub(crate) mod workers;
 
@@ -76,6 +77,8 @@ pub(crate) fn routes() -> Vec<Route> {
             changing, None, "Changed", post(objects::restart)),
         route("post", "/v1/objects/{kind}/{name}/rollout", "Pauses, resumes, promotes or takes back an update of a scale group",
             &["step", "to", "if_match", "who"], None, "Changed", post(objects::rollout)),
+        route("get", "/v1/objects/{kind}/{name}/rollout", "Compares two versions of a scale group's template",
+            &["version_from", "version_to", "min_revision", "at"], None, "VersionChanges", get(versions::changes)),
         route("post", "/v1/objects/{kind}/{name}/release", "Lets a squatted address of a network be given again",
             &["address", "who"], None, "Nothing", post(objects::release)),
         route("get", "/v1/objects/{kind}/{name}/exec", "Runs a command in a VM (a WebSocket; its bytes are frames)",

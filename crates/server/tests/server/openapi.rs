@@ -179,6 +179,9 @@ async fn every_answer_fits_its_description() {
     let rolled = client.post::<_, Value>("/v1/objects/vm/a/rollout?step=pause", &()).await;
     assert_eq!(rolled.unwrap_err().status(), Some(400));
     asked.insert("post /v1/objects/{kind}/{name}/rollout".to_owned());
+    let compared = client.get::<Value>("/v1/objects/vm/a/rollout").await;
+    assert_eq!(compared.unwrap_err().status(), Some(400));
+    asked.insert("get /v1/objects/{kind}/{name}/rollout".to_owned());
     // Nobody squats it, which is an answer too.
     let path = "/v1/objects/{kind}/{name}/release";
     let released = client.post::<_, Value>("/v1/objects/network/default/release?address=10.0.0.9", &()).await;
