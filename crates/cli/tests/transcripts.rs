@@ -162,6 +162,28 @@ fn an_interrupt_ends_the_wait_and_nothing_else() {
 }
 
 #[test]
+fn logs_of_a_group_join_new_members_and_end_with_it() {
+    let cluster = Cluster::start();
+    let group = "{kind: scalegroup, name: web, spec: {template: {image: demo}}}";
+    cluster.ok(&format!("echo '{group}' | lightbyte apply -f - && lightbyte wait group/web"));
+    let mut following = cluster.start_shell("lightbyte logs group/web -f >&2");
+    let mut until = |wanted: &str| {
+        let found = std::iter::repeat_with(|| following.line()).take(1_000).find(|line| line == wanted);
+        assert!(found.is_some(), "{wanted}");
+    };
+    until("web-1 | web-1 begins");
+    cluster.ok("lightbyte scale web 2");
+    until("vm/web-2 is a new member");
+    until("web-2 | web-2 begins");
+    cluster.ok("lightbyte scale web 1");
+    until("vm/web-2 is gone");
+    cluster.ok("lightbyte delete --yes group/web");
+    until("vm/web-1 is gone");
+    until("scalegroup/web is gone");
+    assert_eq!(following.end(), Some(0));
+}
+
+#[test]
 fn a_watch_prints_a_line_for_each_change() {
     let cluster = Cluster::start();
     let mut watching = cluster.start_shell("lightbyte get vms -w -o name >&2");

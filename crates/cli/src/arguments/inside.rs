@@ -74,7 +74,7 @@ pub(crate) struct Ssh {
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// The VM, or a group: then all that are its members now
+    /// The VM, or a group: then all that are its members now, and with -f also those that are made later
     #[arg(value_name = "VM|group/NAME", required = true)]
     pub(crate) target: Vec<String>,
     /// Goes on with what is still to come

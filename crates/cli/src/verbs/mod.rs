@@ -17,6 +17,7 @@ pub(crate) mod get;
 pub(crate) mod import;
 pub(crate) mod logs;
 pub(crate) mod maintenance;
+pub(crate) mod member_logs;
 pub(crate) mod plan;
 pub(crate) mod power;
 pub(crate) mod release;
