@@ -100,7 +100,8 @@ async fn what_a_leader_leaves_untold_the_next_one_tells_once() {
     // More than can be stored before the leader dies.
     let documents: Vec<Value> = (0..60).map(|number| vm(&format!("vm-{number}"))).collect();
     apply(&client, documents).await.unwrap();
-    get(&second.client(), "vm/vm-59").await.unwrap();
+    let last = || async { get(&second.client(), "vm/vm-59").await.ok() };
+    until_some("the second server has heard of all", last).await;
     first.kill();
     let client = second.client();
     led_by(&client, |leader| leader == "s2").await;
