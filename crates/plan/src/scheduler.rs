@@ -64,7 +64,7 @@ pub struct Wishes {
     pub near_to: Option<BTreeSet<WorkerId>>,
     /// The workers with a VM that it would be apart from.
     pub apart_from: BTreeSet<WorkerId>,
-    /// The workers on which a member of its group failed lately.
+    /// The workers on which members of its group failed lately.
     pub failed_on: BTreeSet<WorkerId>,
     /// The parts of its image, by the names that workers have for them.
     pub parts: Vec<String>,

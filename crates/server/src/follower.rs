@@ -49,9 +49,11 @@ pub(crate) struct News {
     pub(crate) view: View,
     /// The keys that changed.
     pub(crate) changed: Arc<[Key]>,
-    /// Who wrote what people, controllers and the leader write among them, as far as that is known; a key that was written
-    /// more than once has more than one.
-    pub(crate) writers: Arc<[(Key, Writer)]>,
+    /// Who wrote what people, controllers and the leader write among them; nobody where this version cannot read who. A key
+    /// that was written more than once has more than one.
+    pub(crate) writers: Arc<[(Key, Option<Writer>)]>,
+    /// The newest revision that changed something of the view: events of this news are of that one, on every server alike.
+    pub(crate) changed_at: u64,
     /// Whether the view was listed anew: the keys are the difference of two lists, not of two revisions.
     pub(crate) relisted: bool,
 }
@@ -269,12 +271,22 @@ impl Follower {
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, view: &View, changed: Vec<Key>, writers: Vec<(Key, Writer)>, relisted: bool) {
+    fn publish(&self, view: &View, changed: Vec<Key>, writers: Vec<(Key, Option<Writer>)>, relisted: bool) {
         let mut hub = self.hub();
+        // A key that is gone says nothing of when.
+        let changed_at = changed.iter().map(|key| view.mod_revision(key)).max().filter(|newest| *newest > 0);
+        let changed_at = changed_at.unwrap_or_else(|| view.revision());
         let changed: Arc<[Key]> = changed.into();
-        if !changed.is_empty() {
+        let known = self.known.borrow().view.as_ref().map_or(0, View::revision);
+        if changed.is_empty() && view.revision() > known {
+            // Something beside the view was written. Nobody has anything to do, but whoever waits for a revision, or for a view
+            // that has reached one, must hear how far the view is: the leader decides by that.
+            let writers = Arc::default();
+            let news = News { view: view.clone(), changed, writers, changed_at, relisted };
+            hub.subscribers.retain(|subscriber| told(subscriber, &news));
+        } else if !changed.is_empty() {
             hub.history.push(view.revision(), &changed);
-            let news = News { view: view.clone(), changed, writers: writers.into(), relisted };
+            let news = News { view: view.clone(), changed, writers: writers.into(), changed_at, relisted };
             hub.subscribers.retain(|subscriber| told(subscriber, &news));
             let workers: BTreeSet<WorkerId> = news.changed.iter().filter_map(worker_of).collect();
             for worker in workers {
@@ -334,8 +346,20 @@ impl Follower {
 
     async fn list_once(&self) -> Result<(Listing, Archive), StoreError> {
         let listing = self.store.list("", None).await?;
-        let events = self.store.list(EVENTS_PREFIX, Some(listing.revision)).await?;
-        Ok((listing, Archive::of_listing(&events)))
+        // The view does not wait for events: what is stored is learnt when the next batch of them finds that it is not known.
+        let events = self.store.list(EVENTS_PREFIX, Some(listing.revision)).await;
+        let archive = events.as_ref().map(Archive::of_listing).unwrap_or_else(|error| {
+            tracing::warn!(error = chain(error), "the stored events cannot be listed");
+            Archive::default()
+        });
+        Ok((listing, archive))
+    }
+
+    /// Reads the stored events anew.
+    pub(crate) async fn list_events(&self) -> Result<(), StoreError> {
+        let listing = self.store.list(EVENTS_PREFIX, None).await?;
+        *self.archive() = Archive::of_listing(&listing);
+        Ok(())
     }
 
     fn take_listing(&self, feed: Option<Feed>, listing: &Listing) -> Feed {
@@ -369,7 +393,7 @@ impl Follower {
                         Ok(batch) => {
                             let changed = feed.apply(&batch);
                             let new_epoch = changed.contains(&Key::Epoch);
-                            self.archive().apply(&batch.events);
+                            self.archive().apply(&batch.events, batch.revision);
                             self.publish(feed.view(), changed, writers(&batch), false);
                             if new_epoch {
                                 // A restore brings one, and perhaps a history that is not the one followed so far.
@@ -429,13 +453,13 @@ impl Follower {
 }
 
 /// Who wrote what of a batch. A worker's reports are left out: their keys name it.
-fn writers(batch: &Batch) -> Vec<(Key, Writer)> {
+fn writers(batch: &Batch) -> Vec<(Key, Option<Writer>)> {
     let writer = |event: &Event| {
         let Event::Put { key, value } = event else { return None };
         let key: Key = key.parse().ok()?;
         match key {
             Key::Asked(_) | Key::Decided(_) | Key::Assigned(..) => {
-                Some((key, envelope::writer(&value.value)?.parse().ok()?))
+                Some((key, envelope::writer(&value.value).and_then(|writer| writer.parse().ok())))
             }
             _ => None,
         }
@@ -558,6 +582,27 @@ mod tests {
         assert!(subscription.view.revision() < lost);
         assert_eq!(missed, Some(Vec::new()));
         assert!(subscription.view.contains(&key(2)) && !subscription.view.contains(&key(3)));
+        task.abort();
+    }
+
+    /// A leader whose view has come so far, and that is not told so, would never take it for young again.
+    #[tokio::test]
+    async fn a_write_beside_the_view_moves_its_subscribers_on() {
+        let store = MemoryStore::new();
+        let follower = Arc::new(Follower::new(Arc::new(store.clone())));
+        let following = Arc::clone(&follower);
+        let task = tokio::spawn(async move { following.follow().await });
+        let first = put(&store, &key(1)).await;
+        follower.reach(first, WAIT_MAX).await.unwrap();
+        let mut subscription = follower.subscribe().unwrap();
+        let beside = format!("{EVENTS_PREFIX}told");
+        let transaction = Transaction {
+            guards: vec![Guard::absent(&beside)],
+            operations: vec![Operation::put(&beside, "{}")],
+        };
+        store.commit(transaction).await.expect("an outcome");
+        let news = recv(&mut subscription).await.unwrap();
+        assert_eq!((news.view.revision(), news.changed.len()), (first + 1, 0));
         task.abort();
     }
 

@@ -100,6 +100,7 @@ impl Server {
             // Nought means the newest to a store.
             Past::Revision(0) => Err(bad()),
             Past::Revision(revision) => Ok((self.view_of(revision).await?, self.times.time_of(revision))),
+            Past::Time(at) if at > clock::now() => Err(Failure::bad(format!("{at} is yet to come"))),
             Past::Time(at) => {
                 let revision = self.times.revision_at(at).ok_or_else(|| {
                     let title = format!("this server does not know which revision was the newest at {at}");

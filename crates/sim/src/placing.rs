@@ -181,7 +181,10 @@ fn against(
     };
     let failed_on =
         scalegroup::choice(view, group).map(|choice| choice.failed_on.as_slice()).unwrap_or_default();
-    let has_failed = failed_on.iter().any(|failed| view.worker_id(worker) == Some(failed.worker));
+    let has_failed = failed_on
+        .iter()
+        .filter(|failed| failed.times >= 2)
+        .any(|failed| view.worker_id(worker) == Some(failed.worker));
     let others =
         view.children(uid).filter(|member| *member != vm).filter_map(|member| placement(view, member));
     let others = others.map(|placed| ObjectRef::new(Kind::Worker, placed.worker_name.clone()));

@@ -292,8 +292,18 @@ pub enum RetiredFor {
 pub struct FailedOn {
     /// Which.
     pub worker: WorkerId,
-    /// When it was let go, on the leader's clock.
+    /// When the last one was let go, on the leader's clock.
     pub at: Timestamp,
+    /// How many did, each not long after the one before.
+    pub times: u64,
+}
+
+impl FailedOn {
+    /// Whether that is too often for chance: one may end on any worker.
+    #[must_use]
+    pub const fn is_often(&self) -> bool {
+        self.times > 1
+    }
 }
 
 /// A token bucket: how many failed members may be replaced.

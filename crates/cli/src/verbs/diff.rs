@@ -93,11 +93,22 @@ fn difference(difference: &Difference) -> Vec<String> {
     [side('-', &difference.before), side('+', &difference.after)].into_iter().flatten().collect()
 }
 
+/// A value as one line that misleads no terminal: it may be anybody's.
 fn in_one_line(value: &Value) -> String {
-    match value {
+    let text = match value {
         Value::String(text) if !text.is_empty() && !text.contains(char::is_control) => text.clone(),
         value => value.to_string(),
-    }
+    };
+    let is_plain = |character: char| {
+        let turns =
+            matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        !character.is_control() && !turns
+    };
+    let escaped = |character: char| match is_plain(character) {
+        true => character.to_string(),
+        false => character.escape_unicode().to_string(),
+    };
+    text.chars().map(escaped).collect()
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ const HEALING_PERIOD: Span = Span::from_secs(60);
 /// How often that is doubled at most: an hour and four minutes.
 const HEALING_DOUBLINGS_MAX: u64 = 6;
 
-/// For how long a worker on which a member failed is the last choice for the next one.
+/// For how long a worker on which members failed is the last choice for the next one.
 const FAILED_LATELY: Span = Span::from_secs(600);
 /// How many such workers are remembered.
 const FAILED_ON_MAX: usize = 16;
@@ -369,8 +369,12 @@ impl Group<'_> {
     /// Remembers the worker on which a member failed.
     fn note_failure(&self, choice: &mut GroupChoice, member: &Member<'_>) {
         let Some(worker) = member.worker else { return };
+        let now = self.inputs.now;
+        let before = choice.failed_on.iter().find(|failed| failed.worker == worker);
+        let before = before.filter(|failed| since(failed.at, now) < FAILED_LATELY);
+        let times = 1 + before.map_or(0, |failed| failed.times);
         choice.failed_on.retain(|failed| failed.worker != worker);
-        choice.failed_on.push(FailedOn { worker, at: self.inputs.now });
+        choice.failed_on.push(FailedOn { worker, at: now, times });
         if choice.failed_on.len() > FAILED_ON_MAX {
             choice.failed_on.remove(0);
         }

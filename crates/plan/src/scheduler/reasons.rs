@@ -23,7 +23,7 @@ const FAILURE_WEIGHT: i64 = 2_000 * ZONE_WEIGHT;
 
 /// Something that counts. Words are made for those few whose verdicts are kept.
 pub(super) enum Reason {
-    /// A member of its group failed there lately.
+    /// Members of its group failed there lately.
     Failed,
     /// So many members of its group are in the zone.
     Zone(u64),
@@ -60,7 +60,7 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Failed => write!(f, "failed: a member of its group did so there lately"),
+            Reason::Failed => write!(f, "failed: members of its group did so there lately"),
             Reason::Zone(members) => write!(f, "zone: members of its group in it: {members}"),
             Reason::Rack(members) => write!(f, "rack: members of its group in it: {members}"),
             Reason::Apart(members) => write!(f, "apart: members of its group there: {members}"),

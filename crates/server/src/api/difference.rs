@@ -21,6 +21,21 @@ pub(crate) fn differences(before: &Value, after: &Value) -> Vec<Difference> {
     found
 }
 
+/// Whether what stands there may be a password or a key: what is done at a first boot is no one's business but the guest's.
+pub(crate) fn may_be_secret(path: &str) -> bool {
+    path.split(['.', '[']).any(|step| step == "first_boot")
+}
+
+/// The same without values that may be secret: that they differ is told, and not how.
+pub(crate) fn without_secrets(differences: Vec<Difference>) -> Vec<Difference> {
+    let hidden = |value: Value| if value.is_null() { value } else { json!("(not shown)") };
+    let shown = |Difference { path, before, after }| match may_be_secret(&path) {
+        true => Difference { path, before: hidden(before), after: hidden(after) },
+        false => Difference { path, before, after },
+    };
+    differences.into_iter().map(shown).collect()
+}
+
 fn compare(path: &str, before: &Value, after: &Value, found: &mut Vec<Difference>) {
     if before == after {
         return;

@@ -5,19 +5,25 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use lightbyte_api::wire::{PastAction, PastChange, PastChanges};
 use lightbyte_api::{Asked, Key, Kind, Name, ObjectRef};
 use lightbyte_plan::View;
 
 use crate::Server;
 use crate::api::answer::{Answer, Answered};
-use crate::api::difference::{asked_for, differences};
+use crate::api::difference::{asked_for, differences, without_secrets};
 use crate::api::input::{self, Parameters};
 use crate::problem::Failure;
 use crate::writer::REACH_WITHIN;
 
 /// How many objects one answer tells of; of more, how many there are.
 const CHANGES_TOLD_MAX: usize = 10_000;
+
+/// How many bytes of fields one answer tells of, as JSON; of the rest, how many objects there are.
+const CHANGES_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How many filters one question has.
+const WANTED_MAX: usize = 64;
 
 /// Which objects are looked at.
 enum Wanted {
@@ -61,12 +67,18 @@ pub(crate) async fn changes(
             .hint("it is a revision, a time such as 2026-11-27T18:00:00Z, or 10m")
     })?;
     let wanted: Vec<Wanted> = parameters.all("of").map(Wanted::read).collect::<Result<_, _>>()?;
-    let (before, _) = server.look_back("from", from).await?;
+    if wanted.len() > WANTED_MAX {
+        return Err(Failure::bad(format!(
+            "`of` is given {} times, at most {WANTED_MAX} are allowed",
+            wanted.len()
+        )));
+    }
     let after = match (parameters.one("to"), parameters.number("min_revision")?) {
         (Some(to), _) => server.look_back("to", to).await?.0,
         (None, Some(revision)) => server.follower.reach(revision, REACH_WITHIN).await?,
         (None, None) => server.follower.view().ok_or_else(Failure::no_view)?,
     };
+    let (before, _) = server.look_back("from", from).await?;
     if before.revision() > after.revision() {
         let title = format!(
             "`from` is revision {}, which comes after revision {}",
@@ -75,8 +87,14 @@ pub(crate) async fn changes(
         );
         return Err(Failure::bad(title).hint("exchange the two"));
     }
-    let is_wanted = |object: &ObjectRef| wanted.is_empty() || wanted.iter().any(|wanted| wanted.has(object));
-    Ok(Answer::at(after.revision(), between(&before, &after, is_wanted)))
+    let is_wanted =
+        move |object: &ObjectRef| wanted.is_empty() || wanted.iter().any(|wanted| wanted.has(object));
+    let revision = after.revision();
+    // All objects are compared: that is work for a thread of its own.
+    let found = tokio::task::spawn_blocking(move || between(&before, &after, is_wanted)).await;
+    let found =
+        found.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the comparison failed"))?;
+    Ok(Answer::at(revision, found))
 }
 
 /// What differs in what is asked, object by object.
@@ -87,9 +105,16 @@ fn between(before: &View, after: &View, is_wanted: impl Fn(&ObjectRef) -> bool) 
         before.mod_revision(&key) != after.mod_revision(&key)
     };
     let found = objects.into_iter().filter(|object| is_wanted(object)).filter(differs);
-    let mut changes: Vec<PastChange> = found.filter_map(|object| change(before, after, object)).collect();
-    let untold = changes.len().saturating_sub(CHANGES_TOLD_MAX) as u64;
-    changes.truncate(CHANGES_TOLD_MAX);
+    let (mut changes, mut bytes, mut untold) = (Vec::new(), 0, 0);
+    for object in found {
+        if changes.len() == CHANGES_TOLD_MAX || bytes > CHANGES_BYTES_MAX {
+            untold += 1;
+            continue;
+        }
+        let Some(found) = change(before, after, object) else { continue };
+        bytes += serde_json::to_vec(&found).map_or(0, |json| json.len());
+        changes.push(found);
+    }
     PastChanges { from: before.revision(), to: after.revision(), changes, untold }
 }
 
@@ -104,7 +129,7 @@ fn change(before: &View, after: &View, object: &ObjectRef) -> Option<PastChange>
             differences: Vec::new(),
         });
     }
-    let differences = differences(&asked_for(was), &asked_for(is));
+    let differences = without_secrets(differences(&asked_for(was), &asked_for(is)));
     let ends = |asked: &Asked| asked.meta.deleting_since.is_some();
     let action = match (was, is) {
         (None, None) => return None,

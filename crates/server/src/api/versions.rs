@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::Server;
 use crate::api::answer::{Answer, Answered};
-use crate::api::difference::differences;
+use crate::api::difference::{differences, without_secrets};
 use crate::api::input::{self, Parameters};
 use crate::problem::Failure;
 
@@ -69,7 +69,7 @@ fn compared(choice: &Choice, from: Option<u64>, to: Option<u64>) -> Result<Versi
     let version = |number: u64| {
         choice.versions.iter().find(|version| version.number == number).ok_or(Unknown::Version(number))
     };
-    let differences = differences(&shown(version(from)?), &shown(version(to)?));
+    let differences = without_secrets(differences(&shown(version(from)?), &shown(version(to)?)));
     Ok(VersionChanges { from, to, differences })
 }
 

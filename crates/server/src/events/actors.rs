@@ -17,19 +17,32 @@ pub(super) struct Hands {
     asked: BTreeSet<Actor>,
     /// All of them.
     all: BTreeSet<Actor>,
+    /// Whether somebody else had whom this version cannot name.
+    unknown: bool,
 }
 
 impl Hands {
     /// Those who changed `object` with this news, which followed `before`.
     pub(super) fn on(before: &View, news: &News, object: &ObjectRef) -> Hands {
         let mut hands = Hands::default();
+        if news.relisted {
+            // Two lists differ, and who wrote what in between is not in them.
+            return hands;
+        }
         let uid = [&news.view, before].into_iter().find_map(|view| Some(view.asked(object)?.meta.uid));
         for key in &*news.changed {
+            let is_of_it = match key {
+                Key::Asked(found) | Key::Decided(found) => found == object,
+                Key::Assigned(_, host) => Some(host.uid) == uid,
+                _ => false,
+            };
+            let is_nameless = |(found, writer): &(Key, Option<Writer>)| found == key && writer.is_none();
+            hands.unknown |= is_of_it && news.writers.iter().any(is_nameless);
             match key {
                 Key::Asked(found) if found == object => {
                     hands.asked.extend(writers(news, key));
                     // Only its planner ends an object, and only the leader runs planners.
-                    if !news.view.contains(key) && !news.relisted {
+                    if !news.view.contains(key) {
                         hands.asked.extend(leader(&news.view));
                     }
                 }
@@ -54,13 +67,13 @@ impl Hands {
             "created" | "asked" | "gone" => &self.asked,
             _ => &self.all,
         };
-        hands.first().filter(|_| hands.len() == 1).cloned()
+        hands.first().filter(|_| hands.len() == 1 && !self.unknown).cloned()
     }
 }
 
 fn writers(news: &News, key: &Key) -> impl Iterator<Item = Actor> {
     let written = news.writers.iter().filter(move |(found, _)| found == key);
-    written.map(|(_, writer): &(Key, Writer)| Actor::from(writer.clone()))
+    written.filter_map(|(_, writer)| writer.clone().map(Actor::from))
 }
 
 fn worker_of(before: &View, news: &News, uid: lightbyte_api::Uid) -> Option<Actor> {

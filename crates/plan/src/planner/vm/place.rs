@@ -75,10 +75,11 @@ fn near_to(view: &View, meta: &Meta, near: &BTreeMap<String, String>) -> Option<
     (!near.is_empty() && !is_first).then_some(workers)
 }
 
-/// The workers on which members of its group failed lately.
+/// The workers on which members of its group failed lately, and more than once.
 fn failed_on(view: &View, meta: &Meta) -> BTreeSet<WorkerId> {
     let choice = meta.group().and_then(|group| scalegroup::choice(view, &group.object));
-    choice.iter().flat_map(|choice| &choice.failed_on).map(|failed| failed.worker).collect()
+    let failed = choice.iter().flat_map(|choice| &choice.failed_on).filter(|failed| failed.is_often());
+    failed.map(|failed| failed.worker).collect()
 }
 
 /// The workers with a VM that this one keeps apart from, or that keeps apart from this one.
