@@ -328,7 +328,6 @@ pub(crate) async fn record(server: Arc<Server>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lightbyte_api::Timestamp;
     use lightbyte_api::event::EVENTS_PREFIX;
     use lightbyte_store::{LeaseId, MemoryStore, Outcome, Store as _};
     use std::time::Duration;
@@ -337,7 +336,7 @@ mod tests {
 
     fn queued(revision: u64, number: usize) -> Queued {
         let event = Event {
-            at: Timestamp::UNIX_EPOCH,
+            at: clock::now(),
             revision,
             object: "vm/a".parse().expect("an object"),
             what: "state".into(),
