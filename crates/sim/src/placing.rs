@@ -146,10 +146,21 @@ pub(crate) fn check_batch(batch: &Transaction, before: &View, after: &View) -> C
 fn check_spread(before: &View, after: &View, vm: &ObjectRef, chosen: &ObjectRef) -> Checked {
     let Some(asked) = after.asked(vm) else { return Ok(()) };
     let (Some(group), Spec::Vm(spec)) = (asked.meta.group(), &asked.spec) else { return Ok(()) };
-    let mut better: BTreeSet<&ObjectRef> = after.objects_of(Kind::Worker).collect();
+    let against = |view: &View, worker: &ObjectRef| against(view, vm, (group.uid, &group.object), worker);
+    // Where something else of the batch changed what counts, the chosen one is taken at its best and others at their worst.
+    let both = |worker: &ObjectRef| (against(before, worker), against(after, worker));
+    let ((failed, crowd), (failed_after, crowd_after)) = both(chosen);
+    let least: [usize; 3] = std::array::from_fn(|index| crowd[index].min(crowd_after[index]));
+    let at_best = (failed && failed_after, least);
+    let at_worst = |worker: &ObjectRef| {
+        let ((failed, crowd), (failed_after, crowd_after)) = both(worker);
+        let most: [usize; 3] = std::array::from_fn(|index| crowd[index].max(crowd_after[index]));
+        (failed || failed_after, most)
+    };
+    let mut better: BTreeSet<&ObjectRef> =
+        after.objects_of(Kind::Worker).filter(|worker| at_worst(worker) < at_best).collect();
     for view in [before, after] {
         let Some(search) = Search::of(view, vm, spec) else { return Ok(()) };
-        let against = |worker: &ObjectRef| against(view, vm, (group.uid, &group.object), worker);
         // A decision that cannot be read holds room that only the ledger knows of.
         let has_room = |worker: &ObjectRef| {
             let worker = view.worker_id(worker);
@@ -160,7 +171,7 @@ fn check_spread(before: &View, after: &View, vm: &ObjectRef, chosen: &ObjectRef)
                     && ledger.memory.bytes() + spec.memory.bytes() <= observed.memory.bytes()
             })
         };
-        better.retain(|other| against(other) < against(chosen) && search.fits(other) && has_room(other));
+        better.retain(|other| search.fits(other) && has_room(other));
     }
     match better.first() {
         Some(other) => violated("spread", format!("{vm} is placed on {chosen}, and {other} is better")),
