@@ -139,6 +139,15 @@ pub(crate) fn check_batch(batch: &Transaction, before: &View, after: &View) -> C
     if preemption::is_under_way(batch, before, after) {
         return Ok(());
     }
+    // Another VM may come and go within it as well, and has counted meanwhile.
+    let group = |vm: &ObjectRef| Some(before.asked(vm).or_else(|| after.asked(vm))?.meta.group()?.uid);
+    let is_other = |key: &Key| match key {
+        Key::Decided(other) => other.kind == Kind::Vm && other != *vm && group(other) == group(vm),
+        _ => false,
+    };
+    if batch.writes.keys().any(is_other) {
+        return Ok(());
+    }
     check_spread(before, after, vm, worker)
 }
 
