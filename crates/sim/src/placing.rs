@@ -140,11 +140,7 @@ pub(crate) fn check_batch(batch: &Transaction, before: &View, after: &View) -> C
         return Ok(());
     }
     // Another VM may come and go within it as well, and has counted meanwhile.
-    let group = |vm: &ObjectRef| Some(before.asked(vm).or_else(|| after.asked(vm))?.meta.group()?.uid);
-    let is_other = |key: &Key| match key {
-        Key::Decided(other) => other.kind == Kind::Vm && other != *vm && group(other) == group(vm),
-        _ => false,
-    };
+    let is_other = |key: &Key| matches!(key, Key::Decided(other) | Key::Asked(other) if other.kind == Kind::Vm && other != *vm);
     if batch.writes.keys().any(is_other) {
         return Ok(());
     }
