@@ -139,11 +139,6 @@ pub(crate) fn check_batch(batch: &Transaction, before: &View, after: &View) -> C
     if preemption::is_under_way(batch, before, after) {
         return Ok(());
     }
-    // Another VM may come and go within it as well, and has counted meanwhile.
-    let is_other = |key: &Key| matches!(key, Key::Decided(other) | Key::Asked(other) if other.kind == Kind::Vm && other != *vm);
-    if batch.writes.keys().any(is_other) {
-        return Ok(());
-    }
     check_spread(before, after, vm, worker)
 }
 
@@ -174,6 +169,7 @@ fn check_spread(before: &View, after: &View, vm: &ObjectRef, chosen: &ObjectRef)
             found.is_some_and(|(ledger, observed)| {
                 ledger.cpus + spec.cpus <= observed.cpus
                     && ledger.memory.bytes() + spec.memory.bytes() <= observed.memory.bytes()
+                    && observed.vms_max.is_none_or(|vms_max| ledger.vms < vms_max)
             })
         };
         better.retain(|other| search.fits(other) && has_room(other));
