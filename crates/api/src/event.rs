@@ -29,7 +29,7 @@ pub const MESSAGE_BYTES_MAX: usize = 512;
 pub struct Event {
     /// When a server saw it.
     pub at: Timestamp,
-    /// The revision of the view that showed it.
+    /// The newest revision that changed something of the view that showed it.
     pub revision: u64,
     /// To which object.
     pub object: ObjectRef,

@@ -26,6 +26,7 @@ pub mod parts;
 pub mod placing;
 pub mod reader;
 pub mod records;
+pub mod text;
 pub mod uid;
 pub mod units;
 pub mod waiting;

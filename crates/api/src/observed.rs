@@ -10,7 +10,7 @@ use crate::health::Health;
 use crate::kinds::Kind;
 use crate::name::Name;
 use crate::uid::Uid;
-use crate::units::ByteSize;
+use crate::units::{ByteSize, is_nought};
 
 /// The longest problem text that a worker may report.
 pub const PROBLEM_LENGTH_MAX: usize = 500;
@@ -90,10 +90,6 @@ pub struct Orphan {
     pub name: Option<Name>,
     /// What there is of it, in words for people.
     pub left: String,
-}
-
-const fn is_nought(count: &u64) -> bool {
-    *count == 0
 }
 
 /// What a worker says of a VM.

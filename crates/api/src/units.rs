@@ -170,6 +170,11 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// For fields that are left out of what is stored when they are nought.
+pub(crate) const fn is_nought(number: &u64) -> bool {
+    *number == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

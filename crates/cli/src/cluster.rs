@@ -132,8 +132,7 @@ impl Cluster {
         &self,
         object: &ObjectRef,
     ) -> Result<(Object, String), ClientError> {
-        let at = self.at.as_ref().map(|at| format!("?at={at}")).unwrap_or_default();
-        let response = self.client.get(&format!("{}{at}", path_of(object))).await?;
+        let response = self.client.get(&self.back(&path_of(object))).await?;
         let version = response.etag.clone().unwrap_or_default();
         Ok((self.note(response), version))
     }
@@ -194,6 +193,12 @@ impl Cluster {
         self.change::<(), _>(Method::POST, &path, None, None).await
     }
 
+    /// A path without questions, asked about the point in the past that is looked at.
+    fn back(&self, path: &str) -> String {
+        let at = self.at.iter().map(|at| ("at", at.clone())).collect::<Vec<_>>();
+        with_query(path, &at)
+    }
+
     /// What differs between two versions of a group's template; those that matter now where none are said.
     pub(crate) async fn version_changes(
         &self,
@@ -230,8 +235,7 @@ impl Cluster {
 
     /// What changes would do.
     pub(crate) async fn foresee(&self, foresee: &Foresee) -> Result<Forecast, ClientError> {
-        let at = self.at.as_ref().map(|at| format!("?at={at}")).unwrap_or_default();
-        let path = format!("/v1/plan{at}");
+        let path = self.back("/v1/plan");
         let request = async || self.client.request(Method::POST, &path, Some(foresee), &[]).await;
         self.ask(request, may_read_again).await
     }
@@ -356,6 +360,9 @@ fn path_of(object: &ObjectRef) -> String {
 }
 
 fn with_query(path: &str, query: &[(&str, String)]) -> String {
+    if query.is_empty() {
+        return path.to_owned();
+    }
     let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
     format!("{path}?{query}")
 }

@@ -23,7 +23,7 @@ use lightbyte_api::records::{AddressClaim, Alive, Record, WorkerLedger};
 use lightbyte_api::{Choice, Decided, Key, Kind, Name, Spec, Uid, WorkerId};
 
 use crate::labels::Labels;
-use crate::rooms::{Place, Rooms};
+use crate::places::{Place, Places};
 use crate::runs::Runs;
 use crate::transaction::Write;
 
@@ -42,7 +42,7 @@ pub struct View {
     /// (owner's uid, child).
     children: OrdSet<(Uid, ObjectRef)>,
     /// Workers that may be given VMs.
-    rooms: Rooms,
+    places: Places,
     /// Addresses that are claimed.
     claimed: Runs,
     /// Labels of VMs, and whose firewall names them.
@@ -187,7 +187,7 @@ impl View {
 
     fn index_room(&mut self, worker: WorkerId) {
         let stands = self.room(worker);
-        self.rooms.set(worker, stands);
+        self.places.set(worker, stands);
     }
 
     /// Notes where a member of a group is, when what is asked of it or decided for it has changed from `replaced`.
@@ -399,17 +399,17 @@ impl View {
 
     /// The workers that may be given VMs, the one with the most room first; equal ones in order of name.
     pub fn workers_by_room(&self) -> impl Iterator<Item = &Name> {
-        self.rooms.all().map(|(_, name)| name)
+        self.places.all().map(|(_, name)| name)
     }
 
     /// The places in which there are workers that may be given VMs, in order.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
-        self.rooms.places()
+        self.places.places()
     }
 
     /// The workers in one place that may be given VMs, with how full they are in thousandths, the one with the most room first.
     pub fn workers_in<'a>(&'a self, place: &'a Place) -> impl Iterator<Item = &'a (u64, Name)> {
-        self.rooms.in_place(place)
+        self.places.in_place(place)
     }
 
     /// Where a worker is, whether it may be given VMs or not.
@@ -543,7 +543,7 @@ impl View {
             (self.objects == fresh.objects, "objects by uid"),
             (self.references == fresh.references, "references"),
             (self.children == fresh.children, "children"),
-            (self.rooms == fresh.rooms, "workers by room"),
+            (self.places == fresh.places, "workers by room"),
             (self.claimed == fresh.claimed, "claimed addresses"),
             (self.labels == fresh.labels, "labels"),
             (self.placed == fresh.placed, "placed members"),

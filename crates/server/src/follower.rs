@@ -10,13 +10,13 @@
 //! Watches are never trusted alone: every few minutes the view is compared with a list at its own revision, and every
 //! half a second a linearizable read tells how old the view may be.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lightbyte_api::event::EVENTS_PREFIX;
 use lightbyte_api::{Key, WorkerId, Writer, envelope};
 use lightbyte_plan::View;
+use lightbyte_store::beside::is_beside;
 use lightbyte_store::feed::Feed;
 use lightbyte_store::{Batch, Event, Listing, Store, StoreError};
 use tokio::sync::{mpsc, watch};
@@ -24,13 +24,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::chain;
 use crate::events::archive::Archive;
+use crate::news::{Hub, News, Subscription};
 
-/// How many changes a subscriber may lag behind. One that is slower is dropped and has to begin anew: memory is
-/// bounded, and a fresh beginning is cheaper than a thousand late changes.
-pub(crate) const QUEUE_NEWS_MAX: usize = 1024;
-/// How many changed keys are remembered for watches that are resumed: some minutes of a busy cluster, in a few
-/// megabytes.
-pub(crate) const HISTORY_KEYS_MAX: usize = 1 << 16;
 /// How often the view is compared with a list.
 const CHECK_PERIOD: Duration = Duration::from_secs(180);
 /// How often a linearizable read asks how far the store is: well within half of a leader's time to live.
@@ -41,30 +36,6 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// The key that is read to learn the store's revision; any would do.
 const CONFIRM_KEY: &str = "meta/epoch";
-
-/// A change of the view.
-#[derive(Clone)]
-pub(crate) struct News {
-    /// The view after it.
-    pub(crate) view: View,
-    /// The keys that changed.
-    pub(crate) changed: Arc<[Key]>,
-    /// Who wrote what people, controllers and the leader write among them; nobody where this version cannot read who. A key
-    /// that was written more than once has more than one.
-    pub(crate) writers: Arc<[(Key, Option<Writer>)]>,
-    /// The newest revision that changed something of the view: events of this news are of that one, on every server alike.
-    pub(crate) changed_at: u64,
-    /// Whether the view was listed anew: the keys are the difference of two lists, not of two revisions.
-    pub(crate) relisted: bool,
-}
-
-/// A place in the stream of changes: `view`, and everything after it.
-pub(crate) struct Subscription {
-    /// The view that the first news follows.
-    pub(crate) view: View,
-    /// The news. Its end means that this subscriber was too slow, or that the store has gone back: begin anew.
-    pub(crate) news: mpsc::Receiver<News>,
-}
 
 /// What is known of the store.
 #[derive(Clone, Default)]
@@ -98,66 +69,6 @@ pub(crate) struct Follower {
     hub: Mutex<Hub>,
     /// The events that are stored, at the revision of the view or a moment ahead of it.
     archive: Mutex<Archive>,
-}
-
-#[derive(Default)]
-struct Hub {
-    /// Those who hear of every change.
-    subscribers: Vec<mpsc::Sender<News>>,
-    /// Those who hear of what concerns one worker: a thousand streams do not wake for one VM.
-    of_workers: BTreeMap<WorkerId, Vec<mpsc::Sender<News>>>,
-    history: History,
-}
-
-/// The keys that changed of late.
-#[derive(Default)]
-struct History {
-    /// Every change after this revision is in `changes`.
-    complete_from: u64,
-    changes: VecDeque<(u64, Arc<[Key]>)>,
-    keys: usize,
-}
-
-impl History {
-    fn begin(revision: u64) -> History {
-        History { complete_from: revision, ..History::default() }
-    }
-
-    fn push(&mut self, revision: u64, changed: &Arc<[Key]>) {
-        self.keys += changed.len();
-        self.changes.push_back((revision, Arc::clone(changed)));
-        while self.keys > HISTORY_KEYS_MAX {
-            let Some((revision, keys)) = self.changes.pop_front() else { return };
-            self.keys -= keys.len();
-            self.complete_from = revision;
-        }
-    }
-
-    /// The keys that changed after `revision`; `None` when that is too long ago.
-    fn after(&self, revision: u64) -> Option<Vec<Key>> {
-        let later = self.changes.iter().skip_while(|(at, _)| *at <= revision);
-        (revision >= self.complete_from).then(|| later.flat_map(|(_, keys)| keys.iter().cloned()).collect())
-    }
-}
-
-/// Whose assignment or report a key holds.
-const fn worker_of(key: &Key) -> Option<WorkerId> {
-    match key {
-        Key::Assigned(worker, _) | Key::Observed(worker, _) => Some(*worker),
-        _ => None,
-    }
-}
-
-/// Tells a subscriber; false when there is none any more, or it is too slow.
-fn told(subscriber: &mpsc::Sender<News>, news: &News) -> bool {
-    match subscriber.try_send(news.clone()) {
-        Ok(()) => true,
-        Err(mpsc::error::TrySendError::Closed(_)) => false,
-        Err(mpsc::error::TrySendError::Full(_)) => {
-            tracing::warn!("a subscriber is more than {QUEUE_NEWS_MAX} changes behind and is dropped");
-            false
-        }
-    }
 }
 
 impl Follower {
@@ -228,9 +139,7 @@ impl Follower {
     pub(crate) fn subscribe(&self) -> Option<Subscription> {
         let mut hub = self.hub();
         let view = self.view()?;
-        let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
-        hub.subscribers.push(sender);
-        Some(Subscription { view, news })
+        Some(hub.subscribe(view))
     }
 
     /// As [`Follower::subscribe`], of the changes alone that have a key of this worker. The view of its news is not that of
@@ -238,14 +147,7 @@ impl Follower {
     pub(crate) fn subscribe_of(&self, worker: WorkerId) -> Option<Subscription> {
         let mut hub = self.hub();
         let view = self.view()?;
-        let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
-        // Streams that have ended are found here: there are never more of them than of those that go on.
-        hub.of_workers.retain(|_, senders| {
-            senders.retain(|sender| !sender.is_closed());
-            !senders.is_empty()
-        });
-        hub.of_workers.entry(worker).or_default().push(sender);
-        Some(Subscription { view, news })
+        Some(hub.subscribe_of(worker, view))
     }
 
     /// The newest view, if all news up to it was taken and more would come.
@@ -260,10 +162,8 @@ impl Follower {
     pub(crate) fn resume(&self, revision: u64) -> Option<(Subscription, Option<Vec<Key>>)> {
         let mut hub = self.hub();
         let view = self.view()?;
-        let missed = hub.history.after(revision);
-        let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
-        hub.subscribers.push(sender);
-        Some((Subscription { view, news }, missed))
+        let missed = hub.changed_after(revision);
+        Some((hub.subscribe(view), missed))
     }
 
     fn hub(&self) -> MutexGuard<'_, Hub> {
@@ -271,31 +171,14 @@ impl Follower {
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, view: &View, changed: Vec<Key>, writers: Vec<(Key, Option<Writer>)>, relisted: bool) {
+    /// Tells of the news, if it is any, and puts its view in place.
+    fn publish(&self, news: &News) {
         let mut hub = self.hub();
-        // A key that is gone says nothing of when.
-        let changed_at = changed.iter().map(|key| view.mod_revision(key)).max().filter(|newest| *newest > 0);
-        let changed_at = changed_at.unwrap_or_else(|| view.revision());
-        let changed: Arc<[Key]> = changed.into();
         let known = self.known.borrow().view.as_ref().map_or(0, View::revision);
-        if changed.is_empty() && view.revision() > known {
-            // Something beside the view was written. Nobody has anything to do, but whoever waits for a revision, or for a view
-            // that has reached one, must hear how far the view is: the leader decides by that.
-            let writers = Arc::default();
-            let news = News { view: view.clone(), changed, writers, changed_at, relisted };
-            hub.subscribers.retain(|subscriber| told(subscriber, &news));
-        } else if !changed.is_empty() {
-            hub.history.push(view.revision(), &changed);
-            let news = News { view: view.clone(), changed, writers: writers.into(), changed_at, relisted };
-            hub.subscribers.retain(|subscriber| told(subscriber, &news));
-            let workers: BTreeSet<WorkerId> = news.changed.iter().filter_map(worker_of).collect();
-            for worker in workers {
-                if let Some(senders) = hub.of_workers.get_mut(&worker) {
-                    senders.retain(|subscriber| told(subscriber, &news));
-                }
-            }
+        if !news.changed.is_empty() || news.view.revision() > known {
+            hub.tell(news);
         }
-        self.known.send_modify(|known| known.view = Some(view.clone()));
+        self.known.send_modify(|known| known.view = Some(news.view.clone()));
     }
 
     /// Puts a view in place that does not follow from the last one: every subscriber begins anew.
@@ -305,9 +188,7 @@ impl Follower {
             tracing::warn!("the cluster has not been set up: nothing is written until it is");
         }
         let mut hub = self.hub();
-        hub.subscribers.clear();
-        hub.of_workers.clear();
-        hub.history = History::begin(view.revision());
+        hub.begin_anew(view.revision());
         self.known.send_modify(|known| *known = Known { view: Some(view.clone()), confirmed: None });
     }
 
@@ -365,8 +246,12 @@ impl Follower {
     fn take_listing(&self, feed: Option<Feed>, listing: &Listing) -> Feed {
         match feed {
             Some(mut feed) if feed.view().revision() <= listing.revision => {
-                let changed = feed.relist(listing);
-                self.publish(feed.view(), changed, Vec::new(), true);
+                let changed: Arc<[Key]> = feed.relist(listing).into();
+                let view = feed.view().clone();
+                // What is gone says nothing of when.
+                let newest = changed.iter().map(|key| view.mod_revision(key)).max();
+                let changed_at = newest.filter(|newest| *newest > 0).unwrap_or_else(|| view.revision());
+                self.publish(&News { view, changed, writers: Arc::default(), changed_at, relisted: true });
                 feed
             }
             feed => {
@@ -391,10 +276,10 @@ impl Follower {
                 Ok(mut watch) => loop {
                     match watch.next().await {
                         Ok(batch) => {
-                            let changed = feed.apply(&batch);
-                            let new_epoch = changed.contains(&Key::Epoch);
+                            let news = news_of(feed, &batch);
+                            let new_epoch = news.changed.contains(&Key::Epoch);
                             self.archive().apply(&batch.events, batch.revision);
-                            self.publish(feed.view(), changed, writers(&batch), false);
+                            self.publish(&news);
                             if new_epoch {
                                 // A restore brings one, and perhaps a history that is not the one followed so far.
                                 return;
@@ -452,6 +337,15 @@ impl Follower {
     }
 }
 
+/// What a batch brings to the view that `feed` has.
+fn news_of(feed: &mut Feed, batch: &Batch) -> News {
+    let of_view = batch.events.iter().filter(|event| !is_beside(event.key()));
+    let changed_at = of_view.map(Event::mod_revision).max().unwrap_or(batch.revision);
+    let changed = feed.apply(batch).into();
+    let writers = writers(batch).into();
+    News { view: feed.view().clone(), changed, writers, changed_at, relisted: false }
+}
+
 /// Who wrote what of a batch. A worker's reports are left out: their keys name it.
 fn writers(batch: &Batch) -> Vec<(Key, Option<Writer>)> {
     let writer = |event: &Event| {
@@ -486,50 +380,12 @@ mod tests {
     use lightbyte_plan::view::Change;
     use lightbyte_store::{Guard, MemoryStore, Operation, Outcome, Transaction};
     use std::net::Ipv4Addr;
+    use tokio::task::JoinHandle;
 
     const WAIT_MAX: Duration = Duration::from_secs(30);
 
     fn key(number: u32) -> Key {
         Key::Address(Name::new("lan").unwrap(), Ipv4Addr::from(number))
-    }
-
-    #[test]
-    fn history_remembers_so_many_keys_and_says_what_it_forgot() {
-        let mut history = History::begin(5);
-        let check = |history: &History, from: u64, expect: Option<usize>| {
-            assert_eq!(history.after(from).map(|keys| keys.len()), expect, "from {from}");
-        };
-        check(&history, 4, None);
-        check(&history, 5, Some(0));
-        history.push(6, &[key(1), key(2)].into());
-        history.push(8, &[key(3)].into());
-        check(&history, 5, Some(3));
-        check(&history, 6, Some(1));
-        check(&history, 7, Some(1));
-        check(&history, 8, Some(0));
-        let many: Vec<Key> = (0..HISTORY_KEYS_MAX as u32).map(key).collect();
-        history.push(9, &many.into());
-        check(&history, 7, None);
-        check(&history, 8, Some(HISTORY_KEYS_MAX));
-    }
-
-    #[tokio::test]
-    async fn a_slow_subscriber_is_dropped_and_others_are_not() {
-        let follower = Follower::new(Arc::new(MemoryStore::new()));
-        follower.begin(&View::default());
-        let mut slow = follower.subscribe().unwrap();
-        for number in 0..QUEUE_NEWS_MAX as u32 {
-            follower.publish(&View::default(), vec![key(number)], Vec::new(), false);
-        }
-        let mut quick = follower.subscribe().unwrap();
-        follower.publish(&View::default(), vec![key(7)], Vec::new(), false);
-        assert!(quick.news.recv().await.is_some());
-        assert_eq!(follower.hub().subscribers.len(), 1);
-        let mut taken = 0;
-        while slow.news.recv().await.is_some() {
-            taken += 1;
-        }
-        assert_eq!(taken, QUEUE_NEWS_MAX, "what was queued is still delivered, then the end");
     }
 
     /// Writes one key, which must be absent.
@@ -543,18 +399,24 @@ mod tests {
         }
     }
 
-    async fn recv(subscription: &mut Subscription) -> Option<News> {
-        timeout(WAIT_MAX, subscription.news.recv()).await.expect("news in time")
-    }
-
-    #[tokio::test]
-    async fn it_goes_on_after_a_broken_watch_a_compaction_and_a_restore() {
+    /// A follower of a store with one key, at the revision of that.
+    async fn followed() -> (MemoryStore, Arc<Follower>, JoinHandle<()>, u64) {
         let store = MemoryStore::new();
         let follower = Arc::new(Follower::new(Arc::new(store.clone())));
         let following = Arc::clone(&follower);
         let task = tokio::spawn(async move { following.follow().await });
         let first = put(&store, &key(1)).await;
         follower.reach(first, WAIT_MAX).await.unwrap();
+        (store, follower, task, first)
+    }
+
+    async fn recv(subscription: &mut Subscription) -> Option<News> {
+        timeout(WAIT_MAX, subscription.news.recv()).await.expect("news in time")
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_after_a_broken_watch_a_compaction_and_a_restore() {
+        let (store, follower, task, first) = followed().await;
         let mut subscription = follower.subscribe().unwrap();
 
         store.watchers().into_iter().for_each(|watcher| store.drop_watcher(watcher));
@@ -588,12 +450,7 @@ mod tests {
     /// A leader whose view has come so far, and that is not told so, would never take it for young again.
     #[tokio::test]
     async fn a_write_beside_the_view_moves_its_subscribers_on() {
-        let store = MemoryStore::new();
-        let follower = Arc::new(Follower::new(Arc::new(store.clone())));
-        let following = Arc::clone(&follower);
-        let task = tokio::spawn(async move { following.follow().await });
-        let first = put(&store, &key(1)).await;
-        follower.reach(first, WAIT_MAX).await.unwrap();
+        let (store, follower, task, first) = followed().await;
         let mut subscription = follower.subscribe().unwrap();
         let beside = format!("{EVENTS_PREFIX}told");
         let transaction = Transaction {

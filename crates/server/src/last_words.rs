@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::Server;
 use crate::events::leader_of;
-use crate::follower::News;
+use crate::news::News;
 
 /// How many lines are told: a kernel that panics says why before a trace of a dozen.
 const LINES: usize = 16;

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use crate::follower::{News, Subscription};
+use crate::news::{News, Subscription};
 use crate::{Server, chain, clock, events, usage};
 
 /// How long a leader that is dead keeps others from leading.

@@ -11,7 +11,8 @@
 //!
 //! | module | concern |
 //! |---|---|
-//! | `follower` | the newest view and the stream of its changes |
+//! | `follower` | the newest view |
+//! | `news` | its changes, and who hears of them |
 //! | `leader` | election, lease, and the turning of the reconciler |
 //! | `writer` | a request, committed; decided again after a conflict |
 //! | `api` | HTTP: routes, bodies, problem documents, streams |
@@ -28,6 +29,7 @@ mod follower;
 mod history;
 mod last_words;
 mod leader;
+mod news;
 mod openapi;
 mod problem;
 mod usage;

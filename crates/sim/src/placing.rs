@@ -59,7 +59,8 @@ fn labels(view: &View, object: &ObjectRef) -> BTreeMap<String, String> {
     view.asked(object).map(|asked| asked.meta.labels.clone()).unwrap_or_default()
 }
 
-fn have(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+/// Whether `labels` has all of `wanted`.
+pub(crate) fn have(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 

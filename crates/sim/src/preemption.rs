@@ -9,6 +9,7 @@ use lightbyte_plan::view::View;
 
 use crate::cluster::{Checked, Cluster};
 use crate::oracle::{placement, possible, told, violated};
+use crate::placing::have;
 
 impl Cluster {
     /// A priority, and whether others make room for it.
@@ -157,8 +158,7 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, spec: &vm::Spec) -> Ch
     let stays = |other: &ObjectRef| {
         let Some(asked) = view.asked(other) else { return true };
         let near = &spec.placement.near;
-        let is_company =
-            !near.is_empty() && near.iter().all(|(key, value)| asked.meta.labels.get(key) == Some(value));
+        let is_company = !near.is_empty() && have(&asked.meta.labels, near);
         is_company
             || asked.meta.group().is_none()
             || matches!(&asked.spec, Spec::Vm(other) if other.priority >= spec.priority)

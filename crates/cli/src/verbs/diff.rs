@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::ObjectRef;
+use lightbyte_api::text::misleads;
 use lightbyte_api::wire::{Applied, ChangeAction, Changed, Difference, PastAction, PastChange, PastChanges};
 use serde_json::Value;
 
@@ -99,14 +100,9 @@ fn in_one_line(value: &Value) -> String {
         Value::String(text) if !text.is_empty() && !text.contains(char::is_control) => text.clone(),
         value => value.to_string(),
     };
-    let is_plain = |character: char| {
-        let turns =
-            matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        !character.is_control() && !turns
-    };
-    let escaped = |character: char| match is_plain(character) {
-        true => character.to_string(),
-        false => character.escape_unicode().to_string(),
+    let escaped = |character: char| match misleads(character) {
+        true => character.escape_unicode().to_string(),
+        false => character.to_string(),
     };
     text.chars().map(escaped).collect()
 }

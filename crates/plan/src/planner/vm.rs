@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   asked ──> place: worker, disks, addresses and the assignment, in one transaction
-//!               │ no room, no image, no address: wait for it
+//!               │ no room, no image, no address: wait for it; or room that others are to leave (`promise`)
 //!               v
 //!            keep: the assignment follows what is asked; wait for the worker
 //!               │     what the machine is made of changes at its next start: until then both count (`shape`)
@@ -15,7 +15,7 @@
 
 mod nics;
 mod place;
-mod room;
+mod promise;
 mod shape;
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
@@ -43,7 +43,7 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     match placement(view, object) {
         None => {
             let vm = Vm { view, object, meta: &asked.meta, spec };
-            if deleting { room::end(&vm) } else { place(&vm, inputs).unwrap_or_else(|waits| room::wait(&vm, waits)) }
+            if deleting { promise::end(&vm) } else { place(&vm, inputs).unwrap_or_else(|waits| promise::wait(&vm, waits)) }
         }
         Some(placement) => {
             let vm = Vm { view, object, meta: &asked.meta, spec };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lightbyte_api::{Name, Uid, WorkerId};
 
-use crate::rooms::Place;
+use crate::places::Place;
 use crate::view::View;
 
 /// How many members of a group are in a zone, in a rack of it, and on a worker there. The order is that of its importance.
@@ -26,6 +26,10 @@ pub struct Crowds<'a> {
     group: Option<Uid>,
     /// The places in which there are workers that may be given VMs.
     places: Vec<&'a Place>,
+    /// Whether there is a choice of zones.
+    pub(super) has_zones: bool,
+    /// Whether there is a choice of racks.
+    pub(super) has_racks: bool,
     in_zone: BTreeMap<Option<Arc<str>>, u64>,
     in_rack: BTreeMap<Place, u64>,
 }
@@ -34,8 +38,12 @@ impl<'a> Crowds<'a> {
     /// Those of `group`, or of nobody.
     #[must_use]
     pub fn of(view: &'a View, group: Option<Uid>) -> Crowds<'a> {
-        let places = group.iter().flat_map(|_| view.places()).collect();
-        let mut crowds = Crowds { view, group, places, in_zone: BTreeMap::new(), in_rack: BTreeMap::new() };
+        let places: Vec<&Place> = group.iter().flat_map(|_| view.places()).collect();
+        let differ = |is: fn(&Place, &Place) -> bool| places.windows(2).any(|pair| is(pair[0], pair[1]));
+        let has_zones = differ(|one, next| one.zone != next.zone);
+        let has_racks = differ(|one, next| one.rack != next.rack);
+        let (in_zone, in_rack) = (BTreeMap::new(), BTreeMap::new());
+        let mut crowds = Crowds { view, group, places, has_zones, has_racks, in_zone, in_rack };
         // Where all workers are in one place, nothing has to be counted.
         if crowds.places.len() > 1 {
             for worker in group.iter().flat_map(|group| view.workers_of(*group)) {
@@ -45,16 +53,6 @@ impl<'a> Crowds<'a> {
             }
         }
         crowds
-    }
-
-    /// Whether there is a choice of zones.
-    pub(super) fn has_zones(&self) -> bool {
-        self.places.windows(2).any(|pair| pair[0].zone != pair[1].zone)
-    }
-
-    /// Whether there is a choice of racks.
-    pub(super) fn has_racks(&self) -> bool {
-        self.places.windows(2).any(|pair| pair[0].rack != pair[1].rack)
     }
 
     /// Who is around a worker with `labels`.

@@ -95,8 +95,8 @@ pub(super) fn of(
         let (had, wanted) = granted(candidate, wishes);
         [
             wishes.failed_on.contains(&candidate.id).then_some(Reason::Failed),
-            crowd.filter(|_| crowds.has_zones()).map(|crowd| Reason::Zone(crowd.zone)),
-            crowd.filter(|_| crowds.has_racks()).map(|crowd| Reason::Rack(crowd.rack)),
+            crowd.filter(|_| crowds.has_zones).map(|crowd| Reason::Zone(crowd.zone)),
+            crowd.filter(|_| crowds.has_racks).map(|crowd| Reason::Rack(crowd.rack)),
             crowd.map(|crowd| Reason::Apart(crowd.worker)),
             (wanted > 0).then_some(Reason::Preferred(had, wanted)),
             Some(Reason::Spread(free)),

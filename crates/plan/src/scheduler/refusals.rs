@@ -59,6 +59,7 @@ pub(super) fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static
     }
     let (Some(observed), true) = (candidate.observed, candidate.alive) else { return Some("away") };
     let Some(ledger) = candidate.ledger else { return Some(NO_LEDGER) };
+    let free = Free::to(need, observed, ledger);
     if candidate.deleting {
         Some("being deleted")
     } else if candidate.spec.cordoned {
@@ -75,9 +76,9 @@ pub(super) fn refusal(candidate: &Candidate<'_>, need: &Need) -> Option<&'static
         Some(TOO_FAR)
     } else if need.apart_from.contains(&candidate.id) {
         Some(TOO_NEAR)
-    } else if !Free::to(need, observed, ledger).has_room(need) {
+    } else if !free.has_room(need) {
         Some(NO_ROOM)
-    } else if Free::to(need, observed, ledger).vms == 0 {
+    } else if free.vms == 0 {
         Some(FULL)
     } else if need.ports.iter().any(|port| ledger.ports.contains(port)) {
         Some(PORT_TAKEN)

@@ -355,9 +355,10 @@ fn what_has_no_place_says_what_would_give_it_one() {
 #[test]
 fn a_vm_goes_where_its_placement_says() {
     let rack = "rack\nworker n3 label=zone:b\nworker n4 label=zone:b used_cpus=4";
-    let of = |name: &str, placement: &str| {
-        format!("{rack}\nasked vm/{name} {{\"image\": \"demo\", \"placement\": {placement}}}")
+    let asked = |world: &str, name: &str, placement: &str| {
+        format!("{world}\nasked vm/{name} {{\"image\": \"demo\", \"placement\": {placement}}}")
     };
+    let of = |name: &str, placement: &str| asked(rack, name, placement);
     assert_snapshot!(check(&of("a", r#"{"on": {"zone": "b"}}"#), "vm/a"), @"
     vm/a is starting, not ready
     - it waits: worker `n3` to start it
@@ -422,10 +423,8 @@ fn a_vm_goes_where_its_placement_says() {
     hint: `lightbyte describe worker/n2` shows the worker; the log of its agent says more
       n2 750000: spread: 75.0 % free after it; few: VMs there: 0
     ");
-    let near = "vm b on=n2 label=app:db observed=running";
-    let by = |name: &str, placement: &str| {
-        format!("rack\n{near}\nasked vm/{name} {{\"image\": \"demo\", \"placement\": {placement}}}")
-    };
+    let beside = "rack\nvm b on=n2 label=app:db observed=running";
+    let by = |name: &str, placement: &str| asked(beside, name, placement);
     assert_snapshot!(check(&by("a", r#"{"near": {"app": "db"}}"#), "vm/a"), @"
     vm/a is starting, not ready
     - it waits: worker `n2` to start it

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::api::answer::{Lines, lines, push_line};
 use crate::api::caller::Caller;
 use crate::api::input::{self, Parameters};
-use crate::follower::News;
+use crate::news::News;
 use crate::problem::Failure;
 use crate::writer::REACH_WITHIN;
 use crate::{Server, affected};

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::api::answer::{Answer, Answered, Lines, lines, push_line};
 use crate::api::caller::Caller;
 use crate::api::input::{self, Input, Parameters};
-use crate::follower::News;
+use crate::news::News;
 use crate::problem::Failure;
 use crate::writer::{CONFLICTS_MAX, REACH_WITHIN, WRITE_WITHIN};
 use crate::{Server, clock};

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use lightbyte_api::{Actor, Key, Kind, ObjectRef, Writer};
 use lightbyte_plan::View;
 
-use crate::follower::News;
+use crate::news::News;
 
 /// Who had a hand in one object.
 #[derive(Default)]

@@ -2,6 +2,7 @@
 
 use lightbyte_api::Asked;
 use lightbyte_api::kinds::scalegroup::Rollout;
+use lightbyte_api::text::misleads;
 use lightbyte_api::wire::Difference;
 use serde_json::Value;
 
@@ -56,12 +57,6 @@ fn field(Difference { path, before, after }: &Difference) -> String {
         (Some(before), Some(after)) => format!("{path} from {before} to {after}"),
         _ => path.to_owned(),
     }
-}
-
-/// Whether a character could make a terminal show something else: controls, and marks of direction (Unicode UAX 9).
-fn misleads(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn short(value: &Value) -> Option<String> {

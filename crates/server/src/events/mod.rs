@@ -37,7 +37,8 @@ use tokio::time::{Duration, sleep};
 use self::actors::Hands;
 use self::archive::{Archive, Batch, EVENTS_PER_OBJECT_MAX};
 use self::story::{Look, look};
-use crate::follower::{Follower, News, Subscription};
+use crate::follower::Follower;
+use crate::news::{News, Subscription};
 use crate::{Server, affected, clock, last_words};
 
 /// How many events wait to be stored: those of the start of a thousand VMs. Beyond, the oldest are dropped, and that is told.

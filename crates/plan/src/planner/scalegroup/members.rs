@@ -11,7 +11,7 @@ use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn,
 
 use super::steps::{Seat, Service};
 use crate::planner::{since, vm, worker};
-use crate::rooms::Place;
+use crate::places::Place;
 use crate::view::View;
 
 /// A member that ended by itself so often since it was placed, and does not serve, has failed whatever the time.

@@ -17,7 +17,7 @@ use lightbyte_api::{
 };
 
 use super::shape::{assigned_disk, attached, elsewhere};
-use super::{Inputs, Plan, Vm, nics, room, unreadable, wanted};
+use super::{Inputs, Plan, Vm, nics, promise, unreadable, wanted};
 use crate::planner::volume::worker_to_be;
 use crate::planner::{scalegroup, worker_of};
 use crate::scheduler::{Missing, Need, Wishes, schedule};
@@ -131,12 +131,12 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let disks = choose_disks(vm, version, inputs)?;
     let need = need(vm.view, vm.meta, vm.spec)?;
     // What is promised to it could not be let go of.
-    room::unreadable_ledger(vm).map_or(Ok(()), Err)?;
+    promise::unreadable_ledger(vm).map_or(Ok(()), Err)?;
     let nics = nics::choose(vm)?;
     let scheduled = schedule(vm.view, &need);
     let Some((worker, worker_name)) = scheduled.worker else {
         let missing = scheduled.missing;
-        return room::ask(vm, &need, missing).unwrap_or_else(|| Err(nowhere(vm, need, missing)));
+        return promise::ask(vm, &need, missing).unwrap_or_else(|| Err(nowhere(vm, need, missing)));
     };
     let worker_object = ObjectRef::new(Kind::Worker, worker_name.clone());
     let ledger_key = Key::WorkerLedger(worker);
@@ -155,7 +155,7 @@ pub(super) fn place(vm: &Vm<'_>, inputs: &Inputs) -> Result<Plan, WaitingOn> {
     let nics = nics.into_iter().map(|(_, nic)| nic).collect();
     let assigned = assignment(vm, version, disks.assigned, nics);
     let host_object = HostObject { kind: Kind::Vm, uid: vm.meta.uid };
-    let let_go = room::let_go(vm).filter(|write| *write.key() != ledger_key);
+    let let_go = promise::let_go(vm).filter(|write| *write.key() != ledger_key);
     let claims = placement.nics.iter().filter_map(|nic| nics::claim(vm, nic));
     let writes = claims
         .chain(disks.writes)

@@ -30,14 +30,14 @@ type Stand = (u64, Name);
 
 /// Workers that may be given VMs.
 #[derive(Clone, Default, PartialEq)]
-pub(crate) struct Rooms {
+pub(crate) struct Places {
     /// The one with the most room first.
     by_room: OrdSet<Stand>,
     by_place: OrdSet<(Place, Stand)>,
     of_worker: OrdMap<WorkerId, (Place, Stand)>,
 }
 
-impl Rooms {
+impl Places {
     /// A worker stands there now; nowhere, if it may not be given VMs.
     pub(crate) fn set(&mut self, worker: WorkerId, stands: Option<(Place, Stand)>) {
         if let Some(stood) = self.of_worker.remove(&worker) {
