@@ -102,3 +102,32 @@ fn members_of_a_version_are_of_one_image() {
     };
     assert_eq!([version("vm/web-1"), version("vm/web-2")], ["v1", "v1"]);
 }
+
+#[test]
+fn a_version_that_failed_is_not_tried_again() {
+    let mut leading = Leading::settled(GROUP);
+    let mut asked = Asked::clone(leading.store.view().asked(&object("scalegroup/web")).expect("a group"));
+    if let Spec::ScaleGroup(spec) = &mut asked.spec {
+        spec.template.vm.cpus = 2;
+    }
+    leading.store.put(&Key::Asked(object("scalegroup/web")), asked);
+    leading.settle();
+    let members = |leading: &Leading| {
+        let view = leading.store.view();
+        ["web-1", "web-2", "web-3"].map(|name| view.living(&object(&format!("vm/{name}"))).is_some())
+    };
+    assert_eq!(members(&leading), [true, true, false], "one of the new version");
+    // Nobody starts it in the time that an update is given.
+    for _ in 0..3 {
+        leading.after(300_000);
+        leading.settle();
+        assert_eq!(members(&leading), [true, false, false]);
+        let view = leading.store.view();
+        let choice = lightbyte_plan::planner::scalegroup::choice(&view, &object("scalegroup/web"));
+        let choice = choice.expect("a decision");
+        assert_eq!(
+            (choice.target, choice.rejected.as_ref().map(|rejected| rejected.version)),
+            (Some(1), Some(2))
+        );
+    }
+}
