@@ -333,3 +333,25 @@ fn a_slot_keeps_its_volumes() {
     ");
     assert_snapshot!(plans(&format!("{KEEPS}\n{waiting}\nopaque asked/volume/db-data-1"), "scalegroup/db"), @"put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, since 60 waits: its member vm/db-1 to be available");
 }
+
+/// A volume that is to move, and waits for its holder alone, has its member let go; who only waits for it stays.
+#[test]
+fn a_member_goes_when_its_volume_waits_for_nothing_else() {
+    let moving = |fetched: &str, member: &str| {
+        let group = KEEPS.replace(r#""replicas": 2"#, r#""replicas": 1"#);
+        let volume = "volume db-data-1 size=1GiB worker=n2 on=n1 elsewhere=n2 arriving=used observed=present held=db-1";
+        let world = format!("{group}\n{volume} fetched={fetched}\nvm {member}");
+        plans(&world, "scalegroup/db")
+    };
+    let placed = "db-1 owner=scalegroup/db version=1 slot=1 attach=db-data-1 on=n1 observed=running";
+    assert_snapshot!(moving("claimed", placed), @"put decided scalegroup/db made 0, versions 1:v1, target 1, stable 1");
+    assert_snapshot!(moving("copied", placed), @"
+    put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, retiring vm/db-1 for move, since 60 waits: its child vm/db-1 to go
+    then
+    put asked vm/db-1 generation 1 running with db-data-1 of scalegroup/db version 1 slot 1 deleting
+    put asked vm/db-2 generation 1 running with db-data-1 app:db of scalegroup/db version 1 slot 1
+    put decided scalegroup/db made 2, versions 1:v1, target 1, stable none, retiring vm/db-1 for move, since 60 waits: its member vm/db-2 to be available, since 60 waits: its child vm/db-1 to go
+    ");
+    let waiting = "db-2 owner=scalegroup/db version=1 slot=1 attach=db-data-1";
+    assert_snapshot!(moving("copied", waiting), @"put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, since 60 waits: its member vm/db-2 to be available");
+}
