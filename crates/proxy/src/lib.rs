@@ -1,0 +1,18 @@
+//! The HTTP proxy that runs in load-balancer VMs.
+//!
+//! It holds one topology and carries requests by it. It never speaks to a control plane: whoever has a topology for it
+//! hands it over on a Unix socket, and what it was last given it keeps on disk.
+
+mod bucket;
+mod certificates;
+mod chance;
+mod clock;
+mod counts;
+mod forwarded;
+mod health;
+mod lock;
+mod pick;
+mod rate;
+mod registry;
+mod retry;
+mod table;
