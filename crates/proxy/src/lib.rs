@@ -3,15 +3,19 @@
 //! It holds one topology and carries requests by it. It never speaks to a control plane: whoever has a topology for it
 //! hands it over on a Unix socket, and what it was last given it keeps on disk.
 
+mod access;
 mod bucket;
 mod certificates;
 mod chance;
 mod clock;
+mod connection;
 mod counts;
 mod forwarded;
+mod gateway;
 mod health;
 mod lock;
 mod pick;
+mod proxy_header;
 mod rate;
 mod registry;
 mod retry;

@@ -151,6 +151,11 @@ impl Route {
         self.targets.iter().find_map(|(_, pool)| place(pool).map(|index| (pool, index)))
     }
 
+    /// Whether the pool is one of its targets.
+    pub(crate) fn has(&self, pool: &Arc<Pool>) -> bool {
+        self.targets.iter().any(|(_, target)| Arc::ptr_eq(target, pool))
+    }
+
     /// The path to ask the backend for, if it differs.
     pub(crate) fn rewritten(&self, path: &str) -> Option<String> {
         let (prefix, replacement) = self.rewrite.as_ref()?;
