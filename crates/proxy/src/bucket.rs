@@ -14,7 +14,12 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// A full one. `now` is counted from any fixed moment.
     pub(crate) fn full(per_second: u32, tokens_max: u32, now: Duration) -> Bucket {
-        Bucket { tokens: tokens_max.into(), tokens_max: tokens_max.into(), per_second: per_second.into(), at: now }
+        Bucket {
+            tokens: tokens_max.into(),
+            tokens_max: tokens_max.into(),
+            per_second: per_second.into(),
+            at: now,
+        }
     }
 
     /// Takes a token if there is one. A clock that goes backwards gives none back.
@@ -47,7 +52,16 @@ mod tests {
     #[test]
     fn a_bucket_gives_its_burst_and_then_its_rate() {
         let mut bucket = Bucket::full(10, 3, Duration::ZERO);
-        let table = [(0, true), (0, true), (0, true), (0, false), (99, false), (100, true), (50, false), (1_000, true)];
+        let table = [
+            (0, true),
+            (0, true),
+            (0, true),
+            (0, false),
+            (99, false),
+            (100, true),
+            (50, false),
+            (1_000, true),
+        ];
         for (at_ms, expected) in table {
             assert_eq!(bucket.take(Duration::from_millis(at_ms)), expected, "at {at_ms} ms");
         }

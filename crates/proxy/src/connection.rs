@@ -21,8 +21,8 @@ use async_trait::async_trait;
 use lightbyte_api::topology::{Limits, Protocol};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    UniqueIDType,
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType,
 };
 use pingora_http::ResponseHeader;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
@@ -181,7 +181,11 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -284,7 +288,11 @@ mod tests {
             connection.idle_since_ms.store(now_ms - idle_ago, Ordering::Relaxed);
             connection.requests.store(requests, Ordering::Relaxed);
             connection.is_h2.store(is_h2, Ordering::Relaxed);
-            assert_eq!(connection.is_over(&limits, now_ms), expected, "{head_ago:?} {idle_ago} {requests} {is_h2}");
+            assert_eq!(
+                connection.is_over(&limits, now_ms),
+                expected,
+                "{head_ago:?} {idle_ago} {requests} {is_h2}"
+            );
         }
     }
 }

@@ -67,7 +67,8 @@ mod tests {
     #[test]
     fn requests_are_counted_by_class_and_time() {
         let counts = Counts::default();
-        let table = [(Some(200), 1_000), (Some(204), 1_001), (Some(503), 40_000_000), (None, 0), (Some(999), 0)];
+        let table =
+            [(Some(200), 1_000), (Some(204), 1_001), (Some(503), 40_000_000), (None, 0), (Some(999), 0)];
         for (status, took_us) in table {
             counts.ended(status, Duration::from_micros(took_us));
         }

@@ -93,7 +93,8 @@ fn is_traceparent(value: &HeaderValue) -> bool {
     let is_zero = |range: std::ops::Range<usize>| {
         bytes.get(range).is_some_and(|part| part.iter().all(|byte| *byte == b'0'))
     };
-    let is_length_fine = bytes.len() == 55 || (bytes.len() > 55 && bytes.len() <= 128 && bytes.get(55) == Some(&b'-'));
+    let is_length_fine =
+        bytes.len() == 55 || (bytes.len() > 55 && bytes.len() <= 128 && bytes.get(55) == Some(&b'-'));
     is_length_fine
         && [2, 35, 52].iter().all(|dash| bytes.get(*dash) == Some(&b'-'))
         && is_hex(0..2)
@@ -121,11 +122,58 @@ mod tests {
     #[test]
     fn a_strangers_word_is_dropped_and_a_trusted_ones_is_added_to() {
         let table: [(bool, &str, &[(&str, &str)], &[(&str, Option<&str>)]); 6] = [
-            (false, "10.0.0.9", &[], &[("x-forwarded-for", Some("10.0.0.9")), ("x-forwarded-proto", Some("https")), ("x-forwarded-host", Some("a.example")), ("forwarded", None)]),
-            (false, "10.0.0.9", &[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2")], &[("x-forwarded-for", Some("10.0.0.9"))]),
-            (false, "10.0.0.9", &[("forwarded", "for=1.1.1.1"), ("x-real-ip", "1.1.1.1"), ("x-forwarded-proto", "ftp"), ("x-forwarded-port", "1")], &[("forwarded", None), ("x-real-ip", None), ("x-forwarded-proto", Some("https")), ("x-forwarded-port", None)]),
-            (true, "::ffff:10.0.0.9", &[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2"), ("x-forwarded-proto", "http")], &[("x-forwarded-for", Some("1.1.1.1, 2.2.2.2, 10.0.0.9")), ("x-forwarded-proto", Some("http"))]),
-            (true, "fd00::1", &[("forwarded", "for=1.1.1.1")], &[("forwarded", Some("for=1.1.1.1, for=\"[fd00::1]\";proto=https"))]),
+            (
+                false,
+                "10.0.0.9",
+                &[],
+                &[
+                    ("x-forwarded-for", Some("10.0.0.9")),
+                    ("x-forwarded-proto", Some("https")),
+                    ("x-forwarded-host", Some("a.example")),
+                    ("forwarded", None),
+                ],
+            ),
+            (
+                false,
+                "10.0.0.9",
+                &[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2")],
+                &[("x-forwarded-for", Some("10.0.0.9"))],
+            ),
+            (
+                false,
+                "10.0.0.9",
+                &[
+                    ("forwarded", "for=1.1.1.1"),
+                    ("x-real-ip", "1.1.1.1"),
+                    ("x-forwarded-proto", "ftp"),
+                    ("x-forwarded-port", "1"),
+                ],
+                &[
+                    ("forwarded", None),
+                    ("x-real-ip", None),
+                    ("x-forwarded-proto", Some("https")),
+                    ("x-forwarded-port", None),
+                ],
+            ),
+            (
+                true,
+                "::ffff:10.0.0.9",
+                &[
+                    ("x-forwarded-for", "1.1.1.1"),
+                    ("x-forwarded-for", "2.2.2.2"),
+                    ("x-forwarded-proto", "http"),
+                ],
+                &[
+                    ("x-forwarded-for", Some("1.1.1.1, 2.2.2.2, 10.0.0.9")),
+                    ("x-forwarded-proto", Some("http")),
+                ],
+            ),
+            (
+                true,
+                "fd00::1",
+                &[("forwarded", "for=1.1.1.1")],
+                &[("forwarded", Some("for=1.1.1.1, for=\"[fd00::1]\";proto=https"))],
+            ),
             (true, "10.0.0.9", &[("x-forwarded-for", "\u{e9}")], &[("x-forwarded-for", Some("10.0.0.9"))]),
         ];
         for (is_trusted, peer, given, expected) in table {
@@ -133,7 +181,12 @@ mod tests {
             let peer = peer.parse().expect("an address");
             say(&mut request, Origin { peer, is_trusted, scheme: "https", host: "a.example" }).expect("fits");
             for (name, value) in expected {
-                let found: Vec<_> = request.headers.get_all(*name).iter().map(|value| value.to_str().expect("text")).collect();
+                let found: Vec<_> = request
+                    .headers
+                    .get_all(*name)
+                    .iter()
+                    .map(|value| value.to_str().expect("text"))
+                    .collect();
                 assert_eq!(found, value.iter().copied().collect::<Vec<_>>(), "{name} after {given:?}");
             }
         }

@@ -91,8 +91,15 @@ impl Gateway {
     }
 
     /// A try failed: the backend's health, and whether there is another one.
-    fn after_failure(&self, session: &Session, context: &mut Context, mut error: Box<Error>, is_before: bool) -> Box<Error> {
-        let Some((pool, member)) = context.pool.clone().zip(context.flight.take().map(|flight| flight.member.clone()))
+    fn after_failure(
+        &self,
+        session: &Session,
+        context: &mut Context,
+        mut error: Box<Error>,
+        is_before: bool,
+    ) -> Box<Error> {
+        let Some((pool, member)) =
+            context.pool.clone().zip(context.flight.take().map(|flight| flight.member.clone()))
         else {
             error.set_retry(false);
             return error;
@@ -190,7 +197,8 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> Result<()> {
-        let connection = connection_of(session).cloned().ok_or_else(|| status(500, "a stream that is not ours"))?;
+        let connection =
+            connection_of(session).cloned().ok_or_else(|| status(500, "a stream that is not ours"))?;
         let is_h2 = session.is_http2();
         context.request = Some(connection.request(is_h2));
         context.source = connection.peer.ip();
@@ -212,7 +220,11 @@ impl ProxyHttp for Gateway {
         let Some(route) = context.route.clone() else {
             return Err(status(404, "no route"));
         };
-        if !route.limiter.as_deref().is_none_or(|limiter: &Limiter| limiter.admit(context.source, clock::now())) {
+        if !route
+            .limiter
+            .as_deref()
+            .is_none_or(|limiter: &Limiter| limiter.admit(context.source, clock::now()))
+        {
             return Err(status(429, "too many requests"));
         }
         if let Some(redirect) = &route.redirect {
@@ -326,7 +338,8 @@ impl ProxyHttp for Gateway {
         if let Some((sticky, hash)) = route.sticky.as_ref().zip(context.stick) {
             let secure = if context.scheme() == "https" { "; Secure" } else { "" };
             let age = sticky.max_age_s.map_or_else(String::new, |age| format!("; Max-Age={age}"));
-            let cookie = format!("{}={hash:016x}; Path=/; HttpOnly; SameSite=Lax{age}{secure}", sticky.cookie);
+            let cookie =
+                format!("{}={hash:016x}; Path=/; HttpOnly; SameSite=Lax{age}{secure}", sticky.cookie);
             response.append_header(header::SET_COOKIE, cookie)?;
         }
         Ok(())

@@ -90,7 +90,8 @@ impl Slots {
         in_flight: &dyn Fn(usize) -> usize,
     ) -> Option<usize> {
         // A request in flight counts as much more as the member weighs less; the one to come is counted already.
-        let load = |member: usize| (in_flight(member) as u64 + 1) * 1_000_000 / u64::from(self.weights[member]);
+        let load =
+            |member: usize| (in_flight(member) as u64 + 1) * 1_000_000 / u64::from(self.weights[member]);
         let members = self.weights.len();
         if members <= LOOKED_THROUGH_MAX {
             // From another member on each time, so that those that are equal take turns.
@@ -111,7 +112,9 @@ impl Slots {
             f64::from(self.weights[member]) / -(drawn / (1_u64 << 53) as f64).ln()
         };
         let fit = (0..self.weights.len()).filter(|member| is_fit(*member));
-        fit.map(|member| (member, draw(member))).max_by(|one, other| one.1.total_cmp(&other.1)).map(|best| best.0)
+        fit.map(|member| (member, draw(member)))
+            .max_by(|one, other| one.1.total_cmp(&other.1))
+            .map(|best| best.0)
     }
 }
 
@@ -155,7 +158,8 @@ mod tests {
 
     fn slots(balance: &Balance, weights: &[u32]) -> Slots {
         let names: Vec<String> = (0..weights.len()).map(|index| format!("uid-{index}")).collect();
-        let members: Vec<(&str, u32)> = names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
+        let members: Vec<(&str, u32)> =
+            names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
         Slots::new(balance, &members)
     }
 
@@ -201,15 +205,21 @@ mod tests {
 
     #[test]
     fn the_fewest_in_flight_for_its_weight_is_chosen() {
-        let table: [(&[u32], &[usize], usize); 4] =
-            [(&[1, 1, 1], &[3, 1, 2], 1), (&[1, 10], &[0, 5], 1), (&[1, 10], &[0, 12], 0), (&[1, 1], &[9, 9], 0)];
+        let table: [(&[u32], &[usize], usize); 4] = [
+            (&[1, 1, 1], &[3, 1, 2], 1),
+            (&[1, 10], &[0, 5], 1),
+            (&[1, 10], &[0, 12], 0),
+            (&[1, 1], &[9, 9], 0),
+        ];
         for (weights, in_flight, expected) in table {
             let slots = slots(&Balance::LeastConnections, weights);
             let chosen = slots.choose(0, None, |_| Standing::Fine, |member| in_flight[member]);
             assert_eq!(chosen, Some(expected), "{weights:?} {in_flight:?}");
         }
         let many = slots(&Balance::LeastConnections, &[1; 100]);
-        let busy = (0..1_000).filter_map(|turn| many.choose(turn, None, |_| Standing::Fine, |member| usize::from(member < 50)));
+        let busy = (0..1_000).filter_map(|turn| {
+            many.choose(turn, None, |_| Standing::Fine, |member| usize::from(member < 50))
+        });
         let busy = busy.filter(|member| *member < 50).count();
         assert!((150..350).contains(&busy), "two of a hundred are both busy in a quarter of cases: {busy}");
     }
@@ -230,7 +240,14 @@ mod tests {
             assert!(after != 1 && (before == 1 || after == before), "key {key}: {before} to {after}");
         }
         let is_near = |count: i32, expected: i32| (count - expected).abs() < 150;
-        assert!(is_near(counts[0], 1_000) && is_near(counts[1], 1_000) && is_near(counts[2], 2_000), "{counts:?}");
-        assert_eq!(slots.choose(1, None, |_| Standing::Fine, |_| 0), Some(0), "without a key it has its turn");
+        assert!(
+            is_near(counts[0], 1_000) && is_near(counts[1], 1_000) && is_near(counts[2], 2_000),
+            "{counts:?}"
+        );
+        assert_eq!(
+            slots.choose(1, None, |_| Standing::Fine, |_| 0),
+            Some(0),
+            "without a key it has its turn"
+        );
     }
 }

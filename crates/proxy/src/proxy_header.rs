@@ -109,7 +109,10 @@ fn parse_v2(bytes: &[u8]) -> Parsed {
         }
         (1, 0x21, rest) if rest.len() >= 36 => {
             let source: [u8; 16] = rest[..16].try_into().unwrap_or_default();
-            Parsed::Header(end, Some((Ipv6Addr::from(source), u16::from_be_bytes([rest[32], rest[33]])).into()))
+            Parsed::Header(
+                end,
+                Some((Ipv6Addr::from(source), u16::from_be_bytes([rest[32], rest[33]])).into()),
+            )
         }
         _ => Parsed::Invalid,
     }
@@ -127,7 +130,8 @@ mod tests {
     #[test]
     fn headers_of_both_versions_are_read_and_nothing_else() {
         let v4 = [1, 2, 3, 4, 5, 6, 7, 8, 0x12, 0x34, 0, 80];
-        let v6: Vec<u8> = [[0xFD; 16], [0; 16]].concat().into_iter().chain([0x12, 0x34, 0, 80, 9, 9]).collect();
+        let v6: Vec<u8> =
+            [[0xFD; 16], [0; 16]].concat().into_iter().chain([0x12, 0x34, 0, 80, 9, 9]).collect();
         let v6_source = "[fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd]:4660";
         let long = format!("PROXY TCP4 {}\r\n", "1".repeat(200));
         let table: Vec<(Vec<u8>, Option<Option<&str>>)> = vec![
@@ -149,7 +153,9 @@ mod tests {
         ];
         for (bytes, expected) in table {
             let expected = match expected {
-                Some(source) => Parsed::Header(bytes.len(), source.map(|text| text.parse().expect("an address"))),
+                Some(source) => {
+                    Parsed::Header(bytes.len(), source.map(|text| text.parse().expect("an address")))
+                }
                 None => Parsed::Invalid,
             };
             let text = String::from_utf8_lossy(&bytes).into_owned();

@@ -52,7 +52,10 @@ impl Limiter {
 
     fn of_source<'a>(&self, buckets: &'a mut Buckets, source: IpAddr, now: Duration) -> &'a mut Bucket {
         let is_known = buckets.by_source.contains_key(&source);
-        if !is_known && buckets.by_source.len() >= SOURCES_MAX && now >= buckets.swept_at + Duration::from_secs(1) {
+        if !is_known
+            && buckets.by_source.len() >= SOURCES_MAX
+            && now >= buckets.swept_at + Duration::from_secs(1)
+        {
             buckets.by_source.retain(|_, bucket| !bucket.is_full(now));
             buckets.swept_at = now;
         }

@@ -198,7 +198,8 @@ mod tests {
     fn who_is_in_both_topologies_keeps_its_health_and_another_address_is_another() {
         let mut registry = Registry::default();
         let member = registry.member("a", &backend("u", 1));
-        let ejection = Ejection { failures: 1, first_ms: 60_000, longest_ms: 60_000, ejected_percent_max: 100 };
+        let ejection =
+            Ejection { failures: 1, first_ms: 60_000, longest_ms: 60_000, ejected_percent_max: 100 };
         assert!(member.failed(&ejection, true));
         assert!(!registry.member("a", &backend("u", 1)).is_healthy(clock::now_ms()));
         assert!(registry.member("a", &backend("u", 2)).is_healthy(clock::now_ms()));

@@ -104,7 +104,8 @@ impl Table {
         };
         let fits = |index: &usize| self.routes[*index].takes(method);
         let exact = self.exact_hosts.get(host).and_then(|paths| paths.find(path, fits));
-        let index = exact.or_else(|| self.by_wildcard(host, path, fits)).or_else(|| self.any_host.find(path, fits));
+        let index =
+            exact.or_else(|| self.by_wildcard(host, path, fits)).or_else(|| self.any_host.find(path, fits));
         index.map(|index| &self.routes[index])
     }
 

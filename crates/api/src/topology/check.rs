@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{
-    Backend, Balance, Certificate, Check, Ejection, FORMAT, HashKey, HeaderEdits, Limits, Listener, Network,
-    PathMatch, Pool, Probe, Protocol, RateLimit, Redirect, Route, Sticky, Target, Timeouts, Topology,
+    Backend, BackendProtocol, Balance, Certificate, Check, Ejection, FORMAT, HashKey, HeaderEdits, Limits,
+    Listener, Network, PathMatch, Pool, Probe, Protocol, RateLimit, Redirect, Route, Sticky, Target,
+    Timeouts, Topology,
 };
 
 /// Upper limits. They hold for what a proxy takes, so that no document can make one too big or too slow.
@@ -287,6 +288,13 @@ impl Pool {
         }
         unique(&format!("{at}.backends"), "uid", self.backends.iter().map(|backend| backend.uid.as_str()))?;
         self.check.iter().try_for_each(|check| check.check(&format!("{at}.check")))?;
+        let is_by_http = self.check.as_ref().is_some_and(|check| matches!(check.probe, Probe::Http(_)));
+        if is_by_http && self.protocol == BackendProtocol::H2 {
+            return problem(
+                format!("{at}.check.probe"),
+                "speaks HTTP/1, and backends of `h2` do not: use `tcp`",
+            );
+        }
         self.ejection.iter().try_for_each(|ejection| ejection.check(&format!("{at}.ejection")))
     }
 }

@@ -13,7 +13,8 @@ use super::status;
 pub(super) fn check(session: &Session, header_bytes_max: u64) -> Result<()> {
     let Some(h1) = session.as_http1() else {
         let request = session.req_header();
-        let headers: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        let headers: usize =
+            request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         return check_length(headers + request.raw_path().len(), header_bytes_max);
     };
     let head = h1.get_headers_raw_bytes();

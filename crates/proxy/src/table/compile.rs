@@ -92,8 +92,10 @@ impl Table {
 }
 
 fn compile_pool(pool: &api::Pool, at: &str, registry: &mut Registry) -> Result<Pool, Problem> {
-    let active: Vec<_> = pool.backends.iter().filter(|backend| !backend.retiring && backend.weight > 0).collect();
-    let weighed: Vec<(&str, u32)> = active.iter().map(|backend| (backend.uid.as_str(), backend.weight)).collect();
+    let active: Vec<_> =
+        pool.backends.iter().filter(|backend| !backend.retiring && backend.weight > 0).collect();
+    let weighed: Vec<(&str, u32)> =
+        active.iter().map(|backend| (backend.uid.as_str(), backend.weight)).collect();
     let key = match &pool.balance {
         api::Balance::Hash(HashKey::Header(name)) => {
             Some(Key::Header(parse(HeaderName::from_bytes(name.as_bytes()), at, "a header")?))

@@ -74,7 +74,10 @@ fn pools_share_by_weight_and_the_empty_get_nothing() {
         {"name": "split", "targets": [{"pool": "a", "weight": 90}, {"pool": "b", "weight": 10}, {"pool": "empty", "weight": 100}]},
         {"name": "emptied", "path": {"prefix": "/emptied"}, "targets": [{"pool": "empty"}, {"pool": "retiring"}]},
     ]);
-    let table = table(&routes, &json!([pool("a", &["u1"]), pool("b", &["u2"]), pool("empty", &[]), pool("retiring", &["-u3"])]));
+    let table = table(
+        &routes,
+        &json!([pool("a", &["u1"]), pool("b", &["u2"]), pool("empty", &[]), pool("retiring", &["-u3"])]),
+    );
     let of_b = (0..1_000).filter(|_| table.routes[0].pool().is_some_and(|pool| pool.name == "b")).count();
     assert!((95..=105).contains(&of_b), "{of_b}");
     assert!(table.routes[1].pool().is_none());
@@ -100,7 +103,8 @@ fn prefixes_are_rewritten() {
 #[test]
 fn a_cookie_leads_to_its_backend_while_that_takes_requests() {
     let cookie = |uid: &str| format!("{:016x}", chance::stable_hash(uid.as_bytes()));
-    let routes = json!([{"name": "r", "targets": [{"pool": "a"}, {"pool": "b"}], "sticky": {"cookie": "lb"}}]);
+    let routes =
+        json!([{"name": "r", "targets": [{"pool": "a"}, {"pool": "b"}], "sticky": {"cookie": "lb"}}]);
     let table = table(&routes, &json!([pool("a", &["u1", "-gone"]), pool("b", &["u2", "u3"])]));
     let cases = [
         (cookie("u1"), Some("u1")),

@@ -20,7 +20,7 @@ fn good() -> Value {
             "rate_limit": {"per_second": 5, "burst": 10, "scope": "source"},
         }, {"name": "gone", "redirect": {"status": 308, "host": "c.example:8443"}}],
         "pools": [{
-            "name": "web", "balance": {"hash": {"header": "x-user"}}, "protocol": "h2",
+            "name": "web", "balance": {"hash": {"header": "x-user"}}, "protocol": "h1",
             "backends": [{"uid": "u1", "address": "10.0.0.1", "port": 80}],
             "check": {"probe": {"http": "/healthz"}, "every_ms": 1000, "timeout_ms": 500, "healthy_after": 2, "unhealthy_after": 3},
             "ejection": {"failures": 5, "first_ms": 1000, "longest_ms": 60000, "ejected_percent_max": 50},
@@ -106,6 +106,11 @@ fn what_is_wrong_is_said_with_its_place() {
             "/pools/0/check/probe/http",
             json!("x"),
             "pools[0].check.probe: is not a path that begins with `/` and has visible ASCII characters only",
+        ),
+        (
+            "/pools/0/protocol",
+            json!("h2"),
+            "pools[0].check.probe: speaks HTTP/1, and backends of `h2` do not: use `tcp`",
         ),
         (
             "/pools/0/ejection/ejected_percent_max",
