@@ -113,7 +113,8 @@ impl Gateway {
             tries: context.tries,
             tries_max: context.route.as_ref().map_or(1, |route| route.tries_max),
         };
-        let is_again = failure.is_repeatable() && pool.budget.spend(clock::now());
+        // Where nothing was sent, another try is no load that anybody has borne yet, so it costs nothing.
+        let is_again = failure.is_repeatable() && (is_before || pool.budget.spend(clock::now()));
         if is_again {
             member.counts.retries.fetch_add(1, Ordering::Relaxed);
             if let Some(route) = &context.route {
@@ -208,8 +209,6 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
         let table = context.table.clone().unwrap_or_default();
-        let limits = table.limits;
-        session.set_keepalive(Some((limits.idle_timeout_ms / 1_000).max(1)));
         session.set_write_timeout(Some(CLIENT_WRITE_MAX));
         let port = context.connection.as_ref().map_or(0, |connection| connection.port);
         let listener = table.listeners.get(&port).ok_or_else(|| status(421, "this port is no more"))?;
