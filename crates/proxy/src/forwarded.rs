@@ -111,6 +111,14 @@ fn is_traceparent(value: &HeaderValue) -> bool {
 mod tests {
     use super::*;
 
+    /// Trusted or not, the peer, headers that come, and what becomes of some.
+    type Case = (
+        bool,
+        &'static str,
+        &'static [(&'static str, &'static str)],
+        &'static [(&'static str, Option<&'static str>)],
+    );
+
     fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
         let mut request = RequestHeader::build("GET", b"/", None).expect("a request");
         for (name, value) in headers {
@@ -121,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_strangers_word_is_dropped_and_a_trusted_ones_is_added_to() {
-        let table: [(bool, &str, &[(&str, &str)], &[(&str, Option<&str>)]); 6] = [
+        let table: [Case; 6] = [
             (
                 false,
                 "10.0.0.9",

@@ -50,9 +50,9 @@ async fn a_head_that_never_ends_and_a_connection_without_requests_are_closed() {
             while !dripping || stream.write_all(b"G").await.is_ok() {
                 let mut byte = [0];
                 let tick = std::time::Duration::from_millis(20);
-                match tokio::time::timeout(tick, stream.read(&mut byte)).await {
-                    Ok(Ok(0) | Err(_)) => return,
-                    Ok(Ok(_)) | Err(_) => {}
+                let read = tokio::time::timeout(tick, stream.read(&mut byte)).await;
+                if matches!(read, Ok(Ok(0) | Err(_))) {
+                    return;
                 }
             }
         };

@@ -216,7 +216,9 @@ async fn answer(uid: &str, gate: &Semaphore, mut request: Request<Incoming>) -> 
             gate.acquire().await.expect("is never closed").forget();
             Bytes::from("slow")
         }
-        "/echo" => request.body_mut().collect().await.map(|body| body.to_bytes()).unwrap_or_default(),
+        "/echo" => {
+            request.body_mut().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default()
+        }
         "/socket" => return upgrade(request),
         path => Bytes::from(format!("{} {path} {:?}", request.method(), request.headers())),
     };
