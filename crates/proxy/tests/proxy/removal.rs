@@ -116,3 +116,21 @@ async fn ports_appear_and_go() {
     assert_eq!(rig.status().await["revision"], 2, "what cannot be carried out changes nothing");
     assert_eq!(get(second, "a/").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_is_told_to_end_finishes_what_is_in_flight() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    rig.apply(&simple(1, port, &[&one])).await;
+    let slow = tokio::spawn(get(port, "a/slow"));
+    until("the request is with its backend", || async { one.requests() == 1 }).await;
+    let leaving = tokio::spawn(rig.leave());
+    until("the port is closed", || async {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err()
+    })
+    .await;
+    assert!(!leaving.is_finished());
+    one.gate.add_permits(1);
+    assert_eq!(slow.await.expect("ends").body, "slow");
+    std::fs::remove_dir_all(leaving.await.expect("ends")).expect("is ours");
+}

@@ -219,6 +219,9 @@ async fn answer(uid: &str, gate: &Semaphore, mut request: Request<Incoming>) -> 
         "/echo" => {
             request.body_mut().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default()
         }
+        "/bad" if uid == "bad" => {
+            return Response::builder().status(503).body(Full::default()).expect("is good");
+        }
         "/socket" => return upgrade(request),
         path => Bytes::from(format!("{} {path} {:?}", request.method(), request.headers())),
     };

@@ -128,3 +128,26 @@ async fn what_a_topology_would_do_is_told_without_doing_it() {
     );
     assert_eq!(rig.status().await["revision"], 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_fails_requests_is_ejected_for_a_while() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let (bad, good) = (Backend::start("bad").await, Backend::start("good").await);
+    let mut topology = simple(1, port, &[&bad, &good]);
+    topology["pools"][0]["ejection"] =
+        json!({"failures": 3, "first_ms": 60_000, "longest_ms": 60_000, "ejected_percent_max": 50});
+    rig.apply(&topology).await;
+    let statuses = async |rounds: usize| {
+        let mut failed = 0;
+        for _ in 0..rounds {
+            // Both are asked for it; only the bad one says that it is overloaded.
+            failed += usize::from(get(port, "a/bad").await.status == 503);
+        }
+        failed
+    };
+    assert_eq!(statuses(20).await, 3, "then it gets none");
+    let status = rig.status().await;
+    assert_eq!(status["backends"][0]["health"], "ejected");
+    assert_eq!(status["backends"][0]["reason"], "3 failed requests in a row");
+    assert_eq!(status["backends"][1]["health"], "healthy");
+}
