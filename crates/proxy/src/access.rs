@@ -6,11 +6,15 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use serde::Serialize;
 
 /// Lines that wait to be written: some megabytes at the worst.
 const LINES_MAX: usize = 8_192;
+
+/// How long lines are gathered while requests come.
+const GATHERED: Duration = Duration::from_millis(10);
 
 /// Longest path in a line; what is longer is cut.
 pub(crate) const PATH_BYTES_MAX: usize = 1_024;
@@ -84,8 +88,12 @@ fn write_all(lines: &Receiver<Box<Line>>) {
             if serde_json::to_writer(&mut output, &next).is_ok() {
                 let _ = output.write_all(b"\n");
             }
-            line = lines.try_recv().ok();
+            line = lines.try_recv().ok().or_else(|| {
+                let _ = output.flush();
+                // To wake this thread for each line would cost requests more than the line itself.
+                std::thread::park_timeout(GATHERED);
+                lines.try_recv().ok()
+            });
         }
-        let _ = output.flush();
     }
 }
