@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) stopping: watch::Receiver<bool>,
     acceptor: Acceptor,
     connections: AtomicUsize,
+    /// Ports whose sockets are open, those that are about to go included.
+    open_ports: AtomicUsize,
     closed: Notify,
 }
 
@@ -76,8 +78,16 @@ impl Shared {
             .with_cert_resolver(Arc::new(Resolver { table: table.clone() }));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = Acceptor::from_server_config(Arc::new(config));
-        let (connections, closed) = (AtomicUsize::new(0), Notify::new());
-        Ok(Arc::new(Shared { table, proxy, stopping, acceptor, connections, closed }))
+        let (connections, open_ports) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Arc::new(Shared {
+            table,
+            proxy,
+            stopping,
+            acceptor,
+            connections,
+            open_ports,
+            closed: Notify::new(),
+        }))
     }
 
     /// Connections of clients that are open.
@@ -120,6 +130,7 @@ impl Listeners {
         for (listener, socket) in bound {
             let (stop, stopped) = oneshot::channel();
             running.insert(listener.address(), Running { port: listener.port, _stop: stop });
+            self.shared.open_ports.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(accept(self.shared.clone(), listener.port, socket, stopped));
         }
     }
@@ -127,6 +138,11 @@ impl Listeners {
     /// Takes no connections any more.
     pub(crate) fn close(&self) {
         lock(&self.running).clear();
+    }
+
+    /// Whether every socket is closed, so that somebody else may have the ports.
+    pub(crate) fn are_closed(&self) -> bool {
+        self.shared.open_ports.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -159,6 +175,8 @@ async fn accept(shared: Arc<Shared>, port: u16, socket: TcpListener, mut stopped
         }
     }
     drain(&shared, port, &socket);
+    drop(socket);
+    shared.open_ports.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// What the kernel has taken for a port that is to go is served: its clients have done nothing wrong.

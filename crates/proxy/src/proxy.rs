@@ -82,7 +82,11 @@ impl Proxy {
         // Wakes connections that wait for a request, which then close.
         self.gateway.http_cleanup().await;
         let end = clock::now() + LEAVE_MAX;
-        while lock(&self.state.registry).in_flight().values().any(|count| *count > 0) && clock::now() < end {
+        let is_idle = || {
+            let mut in_flight = lock(&self.state.registry).in_flight().into_values();
+            in_flight.all(|count| count == 0) && self.state.listeners.are_closed()
+        };
+        while !is_idle() && clock::now() < end {
             tokio::time::sleep(LEAVE_LOOK).await;
         }
         self.control.abort();
