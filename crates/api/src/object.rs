@@ -43,6 +43,12 @@ pub struct Meta {
     /// What people ask of a group's updates while they are on their way. No part of any manifest.
     #[serde(default, skip_serializing_if = "Rollout::is_default")]
     pub rollout: Rollout,
+    /// Whether another one is asked for in its place; of members of groups, whose group does it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace: bool,
+    /// Whether a group that has more members than it is to have lets others go, and never this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
 }
 
 impl Meta {
@@ -64,6 +70,8 @@ impl Meta {
             deleting_since: None,
             restarts_asked: 0,
             rollout: Rollout::default(),
+            replace: false,
+            protected: false,
         }
     }
 }
@@ -83,13 +91,16 @@ pub struct Owner {
     /// Which version of its owner's template it was made of; for members of a scale group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+    /// Whose place it has, from 1: it is given the volumes that are kept for that; for members of a scale group that keeps some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u64>,
 }
 
 impl Owner {
-    /// The owner of what has no version.
+    /// The owner of what is of no version.
     #[must_use]
     pub const fn new(object: ObjectRef, uid: Uid) -> Owner {
-        Owner { object, uid, version: None }
+        Owner { object, uid, version: None, slot: None }
     }
 }
 

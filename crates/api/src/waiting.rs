@@ -212,6 +212,11 @@ pub enum WaitingOn {
         /// The version.
         version: u64,
     },
+    /// It has more members than it is to have, and a person has protected those that would go.
+    Protected {
+        /// How many more.
+        members: u64,
+    },
     /// Too many workers are away at once for any of them to be taken for lost.
     LossBrake,
     /// A worker that is drained still has it; its group makes another elsewhere.
@@ -276,7 +281,8 @@ impl WaitingOn {
             WaitingOn::Off
             | WaitingOn::Health { problem: None }
             | WaitingOn::Promotion { .. }
-            | WaitingOn::Paused { .. } => return None,
+            | WaitingOn::Paused { .. }
+            | WaitingOn::Protected { .. } => return None,
             // A guest under software emulation on a loaded machine takes up to 120 s to boot.
             WaitingOn::Worker { to: WorkerTask::Start, .. } => Span::from_secs(180),
             // How long that takes is a matter of size; what hinders it is told.
@@ -427,6 +433,7 @@ impl WaitingOn {
                 "`lightbyte rollout resume GROUP` goes on, `lightbyte rollout undo GROUP` goes back"
                     .to_owned()
             }
+            WaitingOn::Protected { .. } => "`lightbyte unprotect vm/NAME` lets one go".to_owned(),
             WaitingOn::LossBrake => {
                 "`lightbyte get workers` shows which; it may be their network, and not they".to_owned()
             }
@@ -555,6 +562,12 @@ impl fmt::Display for WaitingOn {
                 write!(formatter, "version {version} to be promoted; its canaries are available")
             }
             WaitingOn::Paused { version } => write!(formatter, "the update to version {version} is paused"),
+            WaitingOn::Protected { members } => {
+                write!(
+                    formatter,
+                    "a person to let go of {members} more than it is to have, which are protected"
+                )
+            }
             WaitingOn::LossBrake => {
                 formatter.write_str("too many workers are away at once for any to be taken for lost")
             }

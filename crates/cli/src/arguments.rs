@@ -77,9 +77,15 @@ pub(crate) enum Verb {
     Edit(One),
     /// Deletes objects and waits until nothing of them is left
     #[command(
-        after_help = "Examples:\n  lightbyte delete vm/hello\n  lightbyte delete --yes -f examples/vm.yaml"
+        after_help = "Examples:\n  lightbyte delete vm/hello\n  lightbyte delete --yes -f examples/vm.yaml\n  lightbyte delete vm/web-3     (a member: its group makes another first)"
     )]
     Delete(Delete),
+    /// Keeps a volume or a snapshot from being deleted, and a member from going when its group gets smaller
+    #[command(after_help = "Examples:\n  lightbyte protect volume/data\n  lightbyte protect vm/web-3")]
+    Protect(One),
+    /// Takes back what `protect` did
+    #[command(after_help = "Example: lightbyte unprotect volume/data")]
+    Unprotect(One),
     /// Makes a volume or a snapshot
     #[command(
         after_help = "Examples:\n  lightbyte create volume/data --size 10GiB\n  lightbyte create snapshot/before --from volume/data\n  lightbyte create volume/copy --from snapshot/before"

@@ -176,8 +176,8 @@ impl Cluster {
         self.change::<(), _>(Method::DELETE, &path_of(object), None, Some(version)).await
     }
 
-    /// `start`, `stop` or `restart`.
-    pub(crate) async fn power(&self, object: &ObjectRef, verb: &str) -> Result<Changed, ClientError> {
+    /// `start`, `stop`, `restart`, `protect` or `unprotect`.
+    pub(crate) async fn act(&self, object: &ObjectRef, verb: &str) -> Result<Changed, ClientError> {
         self.change::<(), _>(Method::POST, &format!("{}/{verb}", path_of(object)), None, None).await
     }
 

@@ -122,6 +122,8 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Plan(words) => verbs::plan::run(cluster, words).await,
         Verb::Edit(words) => verbs::edit::run(cluster, words).await,
         Verb::Delete(words) => verbs::delete::run(cluster, words).await,
+        Verb::Protect(words) => verbs::protect::run(cluster, words, true).await,
+        Verb::Unprotect(words) => verbs::protect::run(cluster, words, false).await,
         Verb::Create(words) => verbs::disks::create(cluster, words).await,
         Verb::Attach(words) => verbs::disks::attach(cluster, words).await,
         Verb::Detach(words) => verbs::disks::detach(cluster, words).await,

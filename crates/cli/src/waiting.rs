@@ -133,11 +133,13 @@ fn stands(object: &ObjectRef, now: &Object) -> Option<Failure> {
     };
     let rejected = || reason(|on| matches!(on, WaitingOn::Rejected { .. }));
     let steered = || reason(|on| matches!(on, WaitingOn::Promotion { .. } | WaitingOn::Paused { .. }));
+    let protected = || reason(|on| matches!(on, WaitingOn::Protected { .. }));
     let (code, message, on) = match now.status.state.as_str() {
         "rolled-back" => (Code::Error, format!("`{object}` is back at version {}", version()), rejected()?),
         "failed" => (Code::Error, format!("`{object}` stands still"), rejected()?),
         "canary" => (Code::Differs, format!("`{object}` has come to its canaries"), steered()?),
         "paused" => (Code::Differs, format!("`{object}` is paused"), steered()?),
+        "scaling" => (Code::Differs, format!("`{object}` keeps more members"), protected()?),
         _ => return None,
     };
     Some(Failure::new(code, format!("{message}: {on}")).hint(on.hint()))

@@ -500,6 +500,10 @@ impl Reconciler {
     fn wake_around(&mut self, view: &View, object: &ObjectRef, concerns_children: bool) {
         self.queue.insert(object.clone());
         self.queue.extend(view.referrers(object).cloned());
+        if object.kind == Kind::Volume {
+            // Those of slots are made by the group that members are of, and move when it lets go of these.
+            self.queue.extend(view.referrers(object).filter_map(|vm| view.group_of(vm)).cloned());
+        }
         self.queue.extend(view.named_by_labels(object));
         if let Some(asked) = view.asked(object) {
             // Whom it keeps away has a place when it does so no more.

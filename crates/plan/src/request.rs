@@ -12,8 +12,10 @@ use lightbyte_api::{Key, Kind, Manifest, Name, ObjectRef, Spec, Timestamp, Uid, 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+mod deletion;
 mod rollout;
 
+pub use self::deletion::{delete, protect};
 pub use self::rollout::{RolloutStep, rollout};
 use crate::agent::Report;
 use crate::planner;
@@ -72,6 +74,12 @@ pub enum Refusal {
     /// It says of itself that it is to stay.
     #[error("{object} is protected")]
     Protected {
+        /// The object.
+        object: ObjectRef,
+    },
+    /// Nothing but a person would end it.
+    #[error("{object} cannot be protected: only volumes, snapshots and members of groups can")]
+    NotProtectable {
         /// The object.
         object: ObjectRef,
     },
@@ -198,7 +206,7 @@ impl Refusal {
             Refusal::NotPlaced { object } => format!("`lightbyte why {object}` says what it waits for"),
             Refusal::WorkerAway { worker, .. } => format!("`lightbyte why worker/{worker}` says more"),
             Refusal::Protected { object } => {
-                format!("set `protected: false` by `lightbyte edit {object}` first")
+                format!("`lightbyte unprotect {object}` first")
             }
             Refusal::HasCopies { object } => format!(
                 "make a volume of the one that you want to keep; then `copies: {{keep: 0}}` by `lightbyte edit {object}` lets them go"
@@ -215,6 +223,7 @@ impl Refusal {
             | Refusal::NotByPeople { .. }
             | Refusal::NotForKind { .. }
             | Refusal::NotAGroup { .. }
+            | Refusal::NotProtectable { .. }
             | Refusal::UnknownWorker { .. }
             | Refusal::BadReport { .. } => return None,
         })
@@ -278,27 +287,6 @@ pub fn apply(view: &View, manifest: &Manifest, context: &Context) -> Result<Outc
         Err(refusal) => Err(refusal),
         Ok(asked) => change(view, &object, asked, manifest.labels.clone(), manifest.spec.clone(), context),
     }
-}
-
-/// Asks for the end of `object`. Accepted in every state; a second time it changes nothing.
-///
-/// # Errors
-/// [`Refusal::NotFound`], [`Refusal::Owned`], [`Refusal::Changed`], [`Refusal::Protected`], [`Refusal::HasCopies`].
-pub fn delete(view: &View, object: &ObjectRef, context: &Context) -> Result<Outcome, Refusal> {
-    let asked = match living(view, object, context) {
-        Err(Refusal::Deleting { .. }) => return Ok(Outcome::Nothing),
-        found => found?,
-    };
-    not_owned(object, asked)?;
-    if is_protected(&asked.spec) {
-        return Err(Refusal::Protected { object: object.clone() });
-    }
-    let mut copies = view.children(asked.meta.uid).filter(|child| child.kind == Kind::Snapshot);
-    if object.kind == Kind::Volume && copies.any(|copy| view.living(copy).is_some()) {
-        return Err(Refusal::HasCopies { object: object.clone() });
-    }
-    let meta = Meta { deleting_since: Some(context.now), ..asked.meta.clone() };
-    Ok(write_asked(view, object, Asked { meta, spec: asked.spec.clone() }))
 }
 
 /// Asks for a VM to run or to stop.
@@ -421,14 +409,6 @@ fn living<'a>(view: &'a View, object: &ObjectRef, context: &Context) -> Result<&
     match asked.meta.deleting_since {
         Some(_) => Err(Refusal::Deleting { object: object.clone() }),
         None => Ok(asked),
-    }
-}
-
-const fn is_protected(spec: &Spec) -> bool {
-    match spec {
-        Spec::Volume(spec) => spec.protected,
-        Spec::Snapshot(spec) => spec.protected,
-        _ => false,
     }
 }
 

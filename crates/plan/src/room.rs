@@ -11,7 +11,7 @@ use lightbyte_api::records::{Alive, WorkerLedger};
 use lightbyte_api::wire::Loss;
 use lightbyte_api::{ByteSize, Key, Kind, Name, ObjectRef, Spec, Uid, WorkerId};
 
-use crate::planner::vm;
+use crate::planner::{scalegroup, vm};
 use crate::scheduler;
 use crate::transaction::Write;
 use crate::view::View;
@@ -55,7 +55,7 @@ pub fn losses(view: &View) -> Losses {
 fn loss(view: &View, object: &ObjectRef, worker: WorkerId, left: &mut usize) -> Option<Loss> {
     let vms = view.assigned_to(worker).filter(|on_host| on_host.kind == Kind::Vm);
     let vms = vms.filter_map(|on_host| view.living(view.object_of(on_host.uid)?));
-    let (members, alone): (Vec<_>, Vec<_>) = vms.partition(|asked| asked.meta.group().is_some());
+    let (members, alone): (Vec<_>, Vec<_>) = vms.partition(|asked| scalegroup::is_made_again(asked));
     *left = left.checked_sub(members.len())?;
     let mut fork = view.fork([Write::Delete(Key::Alive(worker))]);
     let mut homeless = 0;

@@ -7,7 +7,7 @@ use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::health::HealthState;
 use lightbyte_api::kinds::vm::Placement;
 use lightbyte_api::kinds::{network, scalegroup, worker};
-use lightbyte_api::object::{Asked, Object, ObjectRef, Status};
+use lightbyte_api::object::{Asked, Meta, Object, ObjectRef, Status};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
 use lightbyte_api::records::Squatted;
 use lightbyte_api::waiting::Waiting;
@@ -151,10 +151,10 @@ fn fields(value: Value) -> Map<String, Value> {
     }
 }
 
-fn of_vm<'a>(view: &'a View, object: &ObjectRef, asked: &Asked) -> Found<'a> {
+fn of_vm<'a>(view: &'a View, object: &ObjectRef, asked: &'a Asked) -> Found<'a> {
     let Some(placement) = vm::placement(view, object) else {
         let since = Some(asked.meta.changed_at);
-        let more = Box::new(|| vm_fields(view, None, None, None));
+        let more = Box::new(|| with_wishes(&asked.meta, vm_fields(view, None, None, None)));
         return Found { state: "pending", ready: false, since, more };
     };
     let host_object = HostObject { kind: Kind::Vm, uid: asked.meta.uid };
@@ -190,8 +190,19 @@ fn of_vm<'a>(view: &'a View, object: &ObjectRef, asked: &Asked) -> Found<'a> {
     let health = observed.and_then(|observed| observed.health.as_ref()).filter(|_| is_sick);
     let since = health.map(|health| health.since).or(observed.map(|observed| observed.since));
     let since = since.or(Some(asked.meta.changed_at));
-    let more = Box::new(move || vm_fields(view, Some(placement), assigned, observed));
+    let more =
+        Box::new(move || with_wishes(&asked.meta, vm_fields(view, Some(placement), assigned, observed)));
     Found { state, ready, since, more }
+}
+
+/// What is asked of a member of a group and is no field of its manifest, where it is.
+fn with_wishes(meta: &Meta, mut more: Map<String, Value>) -> Map<String, Value> {
+    for (wish, is_asked) in [("protected", meta.protected), ("replace", meta.replace)] {
+        if is_asked {
+            more.insert(wish.to_owned(), json!(true));
+        }
+    }
+    more
 }
 
 fn vm_fields(

@@ -83,6 +83,7 @@ fn status_of(refusal: &Refusal) -> StatusCode {
         Refusal::NotByPeople { .. }
         | Refusal::NotForKind { .. }
         | Refusal::NotAGroup { .. }
+        | Refusal::NotProtectable { .. }
         | Refusal::BadReport { .. } => StatusCode::BAD_REQUEST,
         Refusal::WorkerAway { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::Exists { .. }

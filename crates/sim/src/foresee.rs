@@ -114,7 +114,8 @@ impl Cluster {
         // Whether an address is free again before the next one is given is a matter of moments too.
         let addressed = named && run.steps.iter().all(|(_, what)| *what != What::Gone);
         let foreseen = told.steps.into_iter().map(|step| (step.object, step.what));
-        let (foreseen, done) = (by_object(foreseen, named), by_object(run.steps.into_iter(), named));
+        let chance = Chance { named, rested: told.steps_anyway == 0 };
+        let (foreseen, done) = (by_object(foreseen, chance), by_object(run.steps.into_iter(), chance));
         if let Some((object, foreseen, done)) = first_difference(&foreseen, &done) {
             let text = format!("{change:?}: of {object} was foreseen {foreseen:?}, and done {done:?}");
             return violated("plan", text);
@@ -177,11 +178,12 @@ impl Cluster {
                 Change::Apply(Manifest { name: group.name, labels: BTreeMap::new(), spec })
             }
             8 => {
-                let mut spec = self.some_group();
+                let group = self.rng.pick(&groups).cloned();
+                let group = group.unwrap_or_else(|| ObjectRef::new(Kind::ScaleGroup, name("web")));
+                let mut spec = self.some_group(&group);
                 load::rest_schedules_of(&mut spec);
                 let spec = Spec::ScaleGroup(spec);
-                let group = self.rng.pick(&groups).map_or_else(|| name("web"), |group| group.name.clone());
-                Change::Apply(Manifest { name: group, labels: BTreeMap::new(), spec })
+                Change::Apply(Manifest { name: group.name, labels: BTreeMap::new(), spec })
             }
             _ => Change::Apply(self.some_vm(name("fresh"))),
         })
@@ -279,8 +281,20 @@ fn waits_for_room(view: &View, key: &Key) -> bool {
     })
 }
 
+/// What no forecast can tell.
+#[derive(Clone, Copy)]
+struct Chance {
+    /// Whether it is known which worker gets what.
+    named: bool,
+    /// Whether nothing was on its way when it was asked: what was, ends before the change reaches it or together with it.
+    rested: bool,
+}
+
 /// The steps of each object; without the names of workers if these are chance.
-fn by_object(steps: impl Iterator<Item = (ObjectRef, What)>, named: bool) -> BTreeMap<ObjectRef, Vec<What>> {
+fn by_object(
+    steps: impl Iterator<Item = (ObjectRef, What)>,
+    Chance { named, rested }: Chance,
+) -> BTreeMap<ObjectRef, Vec<What>> {
     let mut found: BTreeMap<ObjectRef, Vec<What>> = BTreeMap::new();
     for (object, what) in steps {
         let what = match what {
@@ -292,7 +306,15 @@ fn by_object(steps: impl Iterator<Item = (ObjectRef, What)>, named: bool) -> BTr
         if what == What::Gone && matches!(steps.last(), Some(What::LetGo { .. })) {
             steps.pop();
         }
-        steps.push(what);
+        // So may a volume be made, and the member be placed that it is made for.
+        let is_unused = |step: &What| matches!(step, What::Becomes { state, .. } if *state == "unused");
+        if matches!(what, What::Placed { .. }) && steps.last().is_some_and(is_unused) {
+            steps.pop();
+        }
+        let is_again = matches!(what, What::Becomes { .. }) && steps.last() == Some(&what);
+        if rested || !is_again {
+            steps.push(what);
+        }
     }
     found
 }

@@ -19,6 +19,7 @@ use lightbyte_plan::{Transaction, Write, status};
 use crate::cluster::{Checked, Cluster};
 use crate::load::{self, replicas};
 use crate::oracle::{placement, told, violated};
+use crate::slots;
 use crate::user::name;
 
 const GROUPS: [&str; 2] = ["web", "api"];
@@ -39,7 +40,8 @@ impl Cluster {
         context: &Context,
     ) -> (&'static str, ObjectRef, Result<Outcome, Refusal>) {
         let group = ObjectRef::new(Kind::ScaleGroup, name(GROUPS[self.rng.below(GROUPS.len())]));
-        let manifest = match self.rng.below(15) {
+        let manifest = match self.rng.below(19) {
+            15..=18 => return self.member_user(view, context),
             12..=14 => {
                 let step = match self.rng.below(7) {
                     0..=2 => RolloutStep::Pause,
@@ -60,12 +62,12 @@ impl Cluster {
                 }
                 _ => return ("change", group.clone(), Err(Refusal::NotFound { object: group })),
             },
-            _ => manifest(&group, self.some_group()),
+            _ => manifest(&group, self.some_group(&group)),
         };
         ("change", manifest.object(), request::apply(view, &manifest, context))
     }
 
-    pub(crate) fn some_group(&mut self) -> GroupSpec {
+    pub(crate) fn some_group(&mut self, group: &ObjectRef) -> GroupSpec {
         let mut vm = vm::Spec::of_image(name(["demo", "base"][self.rng.below(2)]));
         vm.memory = [ByteSize::from_mib(64), ByteSize::from_mib(128), BROKEN_MEMORY][self.rng.below(3)];
         vm.health = self.some_health();
@@ -76,7 +78,7 @@ impl Cluster {
             if self.rng.once_in(3) { labels.into() } else { BTreeMap::new() };
         let max_surge = self.rng.below(3) as u64;
         let autoscale = if self.rng.once_in(3) { Some(self.some_policy()) } else { None };
-        GroupSpec {
+        let mut spec = GroupSpec {
             replicas: autoscale.is_none().then(|| self.rng.below(4) as u64),
             autoscale,
             template: Template { labels, vm },
@@ -94,7 +96,9 @@ impl Cluster {
                 roll_back: !self.rng.once_in(4),
             },
             healing: Healing { after: Span::from_secs(5 + self.rng.below(15) as u64) },
-        }
+        };
+        self.keep_some(group, &mut spec);
+        spec
     }
 
     /// The same group in another number.
@@ -302,6 +306,7 @@ pub(crate) fn check_batch(
         let gone = gone.map(|retiring| retiring.uid).filter(|uid| !known.contains(uid));
         let gone: BTreeSet<Uid> = gone.filter(|uid| serves(fed, *uid)).collect();
         let members = living(after, group);
+        slots::check_slots(after, group, &members)?;
         let proven = choice(after, group).stable;
         let of_it = |uid: &Uid| {
             let member =
@@ -398,6 +403,19 @@ pub(crate) fn serving_ones_let_go(batch: &Transaction, before: &View, truth: &Vi
     found
 }
 
+/// Whom a batch lets go, and why, by the store as it is.
+pub(crate) fn let_go(batch: &Transaction, truth: &View) -> Vec<(Uid, RetiredFor)> {
+    let mut found = Vec::new();
+    for write in batch.writes.values() {
+        let Write::Put(Key::Decided(group), Record::Decided(decided)) = write else { continue };
+        let Choice::ScaleGroup(after) = &decided.choice else { continue };
+        let known = choice(truth, group).retiring;
+        let news = after.retiring.iter().filter(|retiring| !known.contains(retiring));
+        found.extend(news.map(|retiring| (retiring.uid, retiring.because)));
+    }
+    found
+}
+
 /// The members whose end a commit of the leader asks for, each for a reason that was true when it was stored.
 pub(crate) fn ends_of(decision: &Transaction, before: &View) -> Result<Vec<Uid>, crate::cluster::Violation> {
     let mut ends = Vec::new();
@@ -461,7 +479,9 @@ pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>
     let members: Vec<&ObjectRef> = all
         .iter()
         .copied()
-        .filter(|member| view.living(member).is_some() && (lost.is_none() || on(member) != lost))
+        .filter(|member| view.living(member).is_some())
+        // Nobody takes the place of one whose volumes are there.
+        .filter(|member| lost.is_none() || on(member) != lost || slots::slot_of(view, member).is_some())
         .collect();
     let count = members.len() as u64;
     // More may be: those of a worker that came back serve until others do. What we make is counted when it is made.
@@ -487,20 +507,29 @@ pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>
         check_steered(group, spec, &asked.meta.rollout, &choice, (&versions, &waits))?;
     }
     let goes = |member: &ObjectRef| {
-        on(member).and_then(|worker| view.object_of(worker.uid())).is_some_and(|worker| {
-            view.asked(worker).is_none_or(|asked| {
-                asked.meta.deleting_since.is_some()
-                    || matches!(&asked.spec, Spec::Worker(spec) if spec.draining)
-            })
-        })
+        let is_replaced = view.asked(member).is_some_and(|asked| asked.meta.replace);
+        // One whose volumes are kept is where these are.
+        let leaves = slots::slot_of(view, member).is_none();
+        is_replaced
+            || leaves
+                && on(member).and_then(|worker| view.object_of(worker.uid())).is_some_and(|worker| {
+                    view.asked(worker).is_none_or(|asked| {
+                        asked.meta.deleting_since.is_some()
+                            || matches!(&asked.spec, Spec::Worker(spec) if spec.draining)
+                    })
+                })
     };
-    let is_whole = count == size
+    let is_protected = |member: &&&ObjectRef| view.asked(member).is_some_and(|asked| asked.meta.protected);
+    let protected = members.iter().filter(is_protected).count() as u64;
+    let is_larger = count > size && protected >= count - size;
+    let is_whole = (count == size || is_larger)
         && (lost.is_some() || all.len() == members.len())
         && (stands_still || versions.iter().all(|version| *version == choice.target))
         && !members.iter().any(|member| goes(member));
     if !is_whole {
         return violated("rule 10", format!("{group} is not as asked: {}", told(view, group)));
     }
+    slots::check_settled(view, group, (&members, size))?;
     let target = choice.target.and_then(|target| choice.version(target));
     let is_asked = target.is_some_and(|target| target.template == spec.template);
     if choice.rejected.is_none() && asked.meta.rollout.undone.is_none() && !is_asked {
@@ -510,7 +539,7 @@ pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>
         );
     }
     let ready = status::object(view, group).is_some_and(|object| object.status.ready);
-    if lost.is_none() && ready == (choice.rejected.is_some() || is_steered) {
+    if lost.is_none() && ready == (choice.rejected.is_some() || is_steered || is_larger) {
         return violated("status", format!("{group} says ready: {ready}: {}", told(view, group)));
     }
     Ok(())

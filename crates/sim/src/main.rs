@@ -19,6 +19,7 @@ mod placing;
 mod preemption;
 mod rng;
 mod server;
+mod slots;
 mod specs;
 mod squatters;
 mod user;
@@ -143,6 +144,7 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Rejected { .. } => "wait: rejected version",
                 WaitingOn::Promotion { .. } => "wait: promotion",
                 WaitingOn::Paused { .. } => "wait: paused",
+                WaitingOn::Protected { .. } => "wait: protected",
                 WaitingOn::LossBrake => "wait: loss brake",
                 WaitingOn::Leaving { .. } => "wait: leaving",
                 WaitingOn::Staying { .. } => "wait: staying",

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use lightbyte_api::kinds::scalegroup::RetiredFor;
 use lightbyte_api::records::{Leader, Record};
 use lightbyte_api::{Key, Name, Timestamp, Uid};
 use lightbyte_plan::load::{Gauge, LOOK_PERIOD};
@@ -14,7 +15,7 @@ use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
 use crate::groups;
 use crate::oracle::Writer;
 use crate::rng::Rng;
-use crate::{placing, preemption};
+use crate::{placing, preemption, slots};
 
 /// How many events a server reads of the store at once.
 const BATCHES_MAX: usize = 64;
@@ -312,10 +313,22 @@ impl Cluster {
         let run = self.servers[index].run;
         let mut serving = groups::serving_ones_let_go(&batch.decision, &batch.before, self.oracle.truth());
         serving.retain(|uid| !batch.served.contains(uid));
+        let let_go = groups::let_go(&batch.decision, self.oracle.truth());
+        let protected = slots::check_protected(&let_go, self.oracle.truth());
         let revision = self.core.revision();
         let outcome = self.commit(&batch.decision, &batch.view, Writer::Leader(run), |_| None)?;
         if self.core.revision() > revision && !serving.is_empty() {
             return Err(Violation(format!("rule 13: {serving:?} were let go for not serving, and serve")));
+        }
+        if self.core.revision() > revision {
+            protected?;
+            for (_, because) in let_go {
+                match because {
+                    RetiredFor::Request => self.counts.add("let go: request"),
+                    RetiredFor::Move => self.counts.add("let go: move"),
+                    _ => {}
+                }
+            }
         }
         self.tell(|| format!("s{index} sends {} writes: {outcome:?}", batch.decision.writes.len()));
         if self.trace {

@@ -2,7 +2,7 @@
 
 pub mod autoscale;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,19 @@ pub struct Template {
     /// What is asked of each member.
     #[serde(flatten)]
     pub vm: vm::Spec,
+}
+
+impl Template {
+    /// The disks that outlive members, if it has any: then each member has a slot, a number from 1, and the volumes of it.
+    pub fn kept_disks(&self) -> impl Iterator<Item = &vm::Disk> {
+        self.vm.disks.iter().filter(|disk| disk.keep)
+    }
+
+    /// Whether members have volumes that outlive them. One can then take the place of another, and not stand beside it.
+    #[must_use]
+    pub fn keeps_volumes(&self) -> bool {
+        self.kept_disks().next().is_some()
+    }
 }
 
 /// How members are replaced.
@@ -175,21 +188,28 @@ pub struct Healing {
 
 impl Default for Update {
     fn default() -> Update {
-        Update {
-            max_surge: 1,
-            max_unavailable: 0,
-            ready_for: Span::from_secs(0),
-            within: Span::from_secs(300),
-            canary: None,
-            follow_image: false,
-            roll_back: true,
-        }
+        Update::default_for(false)
     }
 }
 
 impl Default for Healing {
     fn default() -> Healing {
         Healing { after: Span::from_secs(180) }
+    }
+}
+
+impl Update {
+    /// What holds when nothing is said. Who has the volumes of another has to wait until that one is gone.
+    const fn default_for(keeps_volumes: bool) -> Update {
+        Update {
+            max_surge: if keeps_volumes { 0 } else { 1 },
+            max_unavailable: if keeps_volumes { 1 } else { 0 },
+            ready_for: Span::from_secs(0),
+            within: Span::from_secs(300),
+            canary: None,
+            follow_image: false,
+            roll_back: true,
+        }
     }
 }
 
@@ -285,6 +305,10 @@ pub enum RetiredFor {
     WorkerLoss,
     /// A VM with a higher priority needs its room.
     Preemption,
+    /// Somebody asked for another in its place.
+    Request,
+    /// A volume that it has is to move to another worker, and waits for nothing else.
+    Move,
 }
 
 /// A worker on which a member failed.
@@ -353,8 +377,14 @@ impl SpecRules for Spec {
         ("autoscale.schedules[].min", "the fewest members meanwhile, at most `autoscale.max`"),
         ("template", "what its members are made of: `labels`, and the fields of a VM, see `lightbyte explain vm`"),
         ("update", "how members are replaced when the template changes, or their worker is drained"),
-        ("update.max_surge", "how many more than `replicas` may live meanwhile; 1 when left out"),
-        ("update.max_unavailable", "how many of `replicas` may be missing meanwhile; 0 when left out"),
+        (
+            "update.max_surge",
+            "how many more than `replicas` may live meanwhile; 1 when left out, 0 where a disk is kept",
+        ),
+        (
+            "update.max_unavailable",
+            "how many of `replicas` may be missing meanwhile; 0 when left out, 1 where a disk is kept",
+        ),
         (
             "update.ready_for",
             "how long a member must have been ready until it counts as available; 0s when left out",
@@ -399,7 +429,9 @@ impl SpecRules for Spec {
             fields.problem("template", "is missing", Some(hint));
         }
         let template = fields.object("template", read_template);
-        let update = fields.object("update", read_update).unwrap_or_default();
+        let keeps_volumes = template.as_ref().is_some_and(Template::keeps_volumes);
+        let update = fields.object("update", |fields| read_update(fields, keeps_volumes));
+        let update = update.unwrap_or_else(|| Update::default_for(keeps_volumes));
         let healing = fields.object("healing", read_healing).unwrap_or_default();
         let replicas = (!is_auto).then_some(replicas);
         if is_auto && autoscale.is_none() {
@@ -411,11 +443,17 @@ impl SpecRules for Spec {
     fn references(&self) -> Vec<ObjectRef> {
         self.template.vm.references()
     }
+
+    fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {
+        let kept = |spec: &Spec| spec.template.kept_disks().map(|disk| disk.name.clone()).collect::<BTreeSet<_>>();
+        let reason = "which disks are kept is fixed when a group is made, since its members would share no slots; make another group";
+        (kept(self) != kept(next)).then_some(("template.disks", reason))
+    }
 }
 
 fn read_template(fields: &mut Reader<'_>) -> Option<Template> {
     let labels = read_labels(fields, "labels");
-    let vm = vm::Spec::read(fields)?;
+    let vm = vm::Spec::read_template(fields)?;
     if !vm.running {
         fields.problem("running", "must be true: a group keeps its members running", None);
     }
@@ -438,8 +476,8 @@ fn read_template(fields: &mut Reader<'_>) -> Option<Template> {
     Some(Template { labels, vm })
 }
 
-fn read_update(fields: &mut Reader<'_>) -> Option<Update> {
-    let default = Update::default();
+fn read_update(fields: &mut Reader<'_>, keeps_volumes: bool) -> Option<Update> {
+    let default = Update::default_for(keeps_volumes);
     let update = Update {
         max_surge: fields.number("max_surge", 0..=REPLICAS_MAX, default.max_surge),
         max_unavailable: fields.number("max_unavailable", 0..=REPLICAS_MAX, default.max_unavailable),
@@ -449,6 +487,10 @@ fn read_update(fields: &mut Reader<'_>) -> Option<Update> {
         follow_image: fields.or("follow_image", default.follow_image),
         roll_back: fields.or("roll_back", default.roll_back),
     };
+    if update.max_surge > 0 && keeps_volumes {
+        let hint = "leave it out; members with `disks[].keep` are replaced one after the other".to_owned();
+        fields.problem("max_surge", "must be 0: no two members can have the same volumes", Some(hint));
+    }
     if update.max_surge == 0 && update.max_unavailable == 0 {
         let hint = "allow one more or one less: max_surge: 1, or max_unavailable: 1".to_owned();
         fields.problem("max_surge", "and `max_unavailable` cannot both be 0: nothing could be replaced", Some(hint));

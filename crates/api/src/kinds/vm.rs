@@ -171,6 +171,9 @@ pub struct Disk {
     /// Whether the VM can only read it. A volume is attached to one VM that writes, or to many that only read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+    /// Whether it is a volume that outlives the member of a group that has it; for templates of groups only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 /// A network card of a VM.
@@ -203,7 +206,7 @@ impl Disk {
     /// An own disk with every default.
     #[must_use]
     pub const fn own(name: Name) -> Disk {
-        Disk { name, size: None, volume: None, mount: None, read_only: false }
+        Disk { name, size: None, volume: None, mount: None, read_only: false, keep: false }
     }
 
     /// The attached volume `volume`, by its own name.
@@ -244,6 +247,62 @@ impl Spec {
             ports: Vec::new(),
             first_boot: FirstBoot::default(),
         }
+    }
+}
+
+impl Spec {
+    /// Reads what a VM, or each member of a group, is to be.
+    pub(super) fn read_template(fields: &mut Reader<'_>) -> Option<Spec> {
+        let image = fields.required("image");
+        let image_version = fields.optional("image_version");
+        let cpus = fields.number("cpus", 1..=CPUS_MAX, default_cpus());
+        let memory = fields.or("memory", default_memory());
+        let priority = fields.number("priority", 0..=PRIORITY_MAX, 0);
+        let running = fields.or("running", default_running());
+        let restart = fields.or("restart", RestartPolicy::default());
+        let health = fields.object("health", HealthCheck::read);
+        if restart == RestartPolicy::Never && health.as_ref().is_some_and(|health| health.restart) {
+            let hint = "leave out `health.restart`, or `restart: never`".to_owned();
+            fields.problem("health", "cannot restart a VM that is never restarted", Some(hint));
+        }
+        let on_worker_loss = read_worker_loss(fields);
+        let placement = fields.object("placement", Placing::read).unwrap_or_default();
+        if placement.preempt && priority == 0 {
+            let hint = "say a `priority` above that of those that are to make room".to_owned();
+            fields.problem("placement.preempt", "is nothing without a `priority`", Some(hint));
+        }
+        let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
+        let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
+        let firewall = fields.object("firewall", Firewall::read);
+        let ports = fields.list("ports", PORTS_MAX, read_port).unwrap_or_default();
+        check_ports(&ports, &nics, fields);
+        let first_boot = fields.object("first_boot", FirstBoot::read).unwrap_or_default();
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
+            fields.problem(
+                "memory",
+                format!("must be between {MEMORY_MIN} and {MEMORY_MAX}, is {memory}"),
+                None,
+            );
+        }
+        check_disks(&disks, fields);
+        let image = image?;
+        Some(Spec {
+            image,
+            image_version,
+            cpus,
+            memory,
+            priority,
+            running,
+            restart,
+            health,
+            on_worker_loss,
+            placement,
+            disks,
+            nics,
+            firewall,
+            ports,
+            first_boot,
+        })
     }
 }
 
@@ -304,6 +363,10 @@ impl SpecRules for Spec {
         ("disks[].volume", "the volume to attach; it takes effect when the VM starts next"),
         ("disks[].mount", "the absolute path where the guest's agent mounts it; not at all when left out"),
         ("disks[].read_only", "whether the VM can only read it; a volume has one writer, or many readers"),
+        (
+            "disks[].keep",
+            "in the template of a group: a volume that outlives the member, and is given to the one that takes its place",
+        ),
         ("nics", "its network cards, at most 4; fixed for life"),
         ("nics[].network", "the network that it is on"),
         ("nics[].address", "the address it must have; the next free one when left out"),
@@ -338,56 +401,12 @@ impl SpecRules for Spec {
     }
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
-        let image = fields.required("image");
-        let image_version = fields.optional("image_version");
-        let cpus = fields.number("cpus", 1..=CPUS_MAX, default_cpus());
-        let memory = fields.or("memory", default_memory());
-        let priority = fields.number("priority", 0..=PRIORITY_MAX, 0);
-        let running = fields.or("running", default_running());
-        let restart = fields.or("restart", RestartPolicy::default());
-        let health = fields.object("health", HealthCheck::read);
-        if restart == RestartPolicy::Never && health.as_ref().is_some_and(|health| health.restart) {
-            let hint = "leave out `health.restart`, or `restart: never`".to_owned();
-            fields.problem("health", "cannot restart a VM that is never restarted", Some(hint));
+        let spec = Spec::read_template(fields)?;
+        for index in (0..spec.disks.len()).filter(|index| spec.disks[*index].keep) {
+            let hint = "attach a volume: {volume: data}; it outlives the VM".to_owned();
+            fields.problem(&format!("disks[{index}].keep"), "is for templates of groups", Some(hint));
         }
-        let on_worker_loss = read_worker_loss(fields);
-        let placement = fields.object("placement", Placing::read).unwrap_or_default();
-        if placement.preempt && priority == 0 {
-            let hint = "say a `priority` above that of those that are to make room".to_owned();
-            fields.problem("placement.preempt", "is nothing without a `priority`", Some(hint));
-        }
-        let disks = fields.list("disks", DISKS_MAX, read_disk).unwrap_or_else(default_disks);
-        let nics = fields.list("nics", NICS_MAX, read_nic).unwrap_or_else(default_nics);
-        let firewall = fields.object("firewall", Firewall::read);
-        let ports = fields.list("ports", PORTS_MAX, read_port).unwrap_or_default();
-        check_ports(&ports, &nics, fields);
-        let first_boot = fields.object("first_boot", FirstBoot::read).unwrap_or_default();
-        if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
-            fields.problem(
-                "memory",
-                format!("must be between {MEMORY_MIN} and {MEMORY_MAX}, is {memory}"),
-                None,
-            );
-        }
-        check_disks(&disks, fields);
-        let image = image?;
-        Some(Spec {
-            image,
-            image_version,
-            cpus,
-            memory,
-            priority,
-            running,
-            restart,
-            health,
-            on_worker_loss,
-            placement,
-            disks,
-            nics,
-            firewall,
-            ports,
-            first_boot,
-        })
+        Some(spec)
     }
 
     fn references(&self) -> Vec<ObjectRef> {
@@ -502,7 +521,11 @@ fn read_disk(fields: &mut Reader<'_>) -> Option<Disk> {
             None,
         );
     }
-    Some(Disk { name: name?, size, volume, mount, read_only })
+    let keep = fields.or("keep", false);
+    if keep && (volume.is_some() || read_only) {
+        fields.problem("keep", "is for disks of their own that members write to", None);
+    }
+    Some(Disk { name: name?, size, volume, mount, read_only, keep })
 }
 
 fn read_port(fields: &mut Reader<'_>) -> Option<PortForward> {

@@ -203,7 +203,7 @@ async fn change_machine(
 ) -> Result<Code> {
     let changed = change_spec(cluster, vm, change).await?;
     if restart && changed.spec["running"] != json!(false) {
-        let restarted = cluster.power(vm, "restart").await.with_context(|| format!("restart `{vm}`"))?;
+        let restarted = cluster.act(vm, "restart").await.with_context(|| format!("restart `{vm}`"))?;
         if !patience.no_wait {
             waiting::until(cluster, &Wish::after(&restarted, Goal::Ready), patience.timeout).await?;
         }

@@ -20,6 +20,7 @@ pub(crate) mod maintenance;
 pub(crate) mod member_logs;
 pub(crate) mod plan;
 pub(crate) mod power;
+pub(crate) mod protect;
 pub(crate) mod release;
 pub(crate) mod rollout;
 pub(crate) mod run;

@@ -329,6 +329,8 @@ fn sentence(step: &Step) -> String {
             Some(RetiredFor::Drain) => format!("{object} is let go: its worker is drained"),
             Some(RetiredFor::Health) => format!("{object} is let go: it has failed"),
             Some(RetiredFor::WorkerLoss) => format!("{object} is let go: its worker was lost"),
+            Some(RetiredFor::Request) => format!("{object} is let go: another was asked for in its place"),
+            Some(RetiredFor::Move) => format!("{object} is let go: its volume moves to another worker"),
             Some(RetiredFor::Preemption) => {
                 format!("{object} is let go: a VM with a higher priority needs its room")
             }

@@ -12,7 +12,7 @@ use crate::waiting::{self, Wish, crash_loop};
 pub(crate) async fn run(cluster: &Cluster, words: &Power, verb: &str) -> Result<Code> {
     let object = target::read_vm(&words.target)?;
     let before = cluster.object(&object).await.with_context(|| format!("look at `{object}`"))?;
-    let changed = cluster.power(&object, verb).await.with_context(|| format!("{verb} `{object}`"))?;
+    let changed = cluster.act(&object, verb).await.with_context(|| format!("{verb} `{object}`"))?;
     if words.patience.no_wait {
         say(&format!("{object}: {verb} asked"));
         return Ok(Code::Done);

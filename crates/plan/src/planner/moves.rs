@@ -19,7 +19,7 @@ use lightbyte_api::waiting::WorkerTask;
 use lightbyte_api::{Key, Kind, Name, ObjectRef, Uid, VolumeId, WaitingOn, WorkerId};
 
 use super::disk::OnHost;
-use super::{Plan, elsewhere_of};
+use super::{Plan, elsewhere_of, worker_of};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -69,6 +69,17 @@ pub(crate) fn is_leaving(view: &View, object: &ObjectRef) -> bool {
     let (Some(asked), Some(to)) = (view.asked(object), elsewhere_of(view, object)) else { return false };
     let to = OnHost::of(view, to, asked.meta.uid);
     to.assigned.is_none_or(|assigned| assigned.arriving.is_some() && !assigned.wanted.is_removal())
+}
+
+/// Whether the disk of `object` is on its way to another worker, all of it that could be fetched is there, and nothing is left to
+/// do before its holder lets go of it.
+pub(super) fn waits_for_holder(view: &View, object: &ObjectRef) -> bool {
+    let found = view.asked(object).zip(worker_of(view, object)).zip(elsewhere_of(view, object));
+    let Some(((asked, from), to)) = found else { return false };
+    let (from, to) = (OnHost::of(view, from, asked.meta.uid), OnHost::of(view, to, asked.meta.uid));
+    let is_used = from.assigned.is_some_and(|assigned| assigned.wanted == WantedVolume::Present);
+    let coming = to.assigned.filter(|assigned| assigned.arriving.is_some() && !assigned.wanted.is_removal());
+    is_used && coming.is_some_and(|coming| to.is(VolumePhase::Copied, coming))
 }
 
 impl Moving<'_> {

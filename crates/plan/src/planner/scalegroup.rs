@@ -13,6 +13,7 @@
 
 mod members;
 pub mod size;
+mod slots;
 pub mod steps;
 mod versions;
 
@@ -22,6 +23,7 @@ use lightbyte_api::kinds::scalegroup::{
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn};
 
+pub(crate) use self::members::is_made_again;
 use self::members::{Member, Seats, State};
 use self::size::{Known, Size};
 use self::steps::{Count, Counted, Service, Steps};
@@ -222,12 +224,14 @@ impl Group<'_> {
         members.retain(|member| !choice.lets_go(member.asked.meta.uid));
         self.judge_update(&mut choice, &members);
         // Those on lost workers are neither relied on nor let go: they are replaced, and what is then too much goes when
-        // they come back.
-        members.retain(|member| member.state != State::Lost);
+        // they come back. Nobody can take the place of one whose volumes are there.
+        members.retain(|member| member.state != State::Lost || member.slot.is_some());
+        slots::free_those_beyond(self.replicas, &mut members);
         let mix = Mix::of(self, &choice, &members);
         let count = self.count(&choice, &members, &mix);
         let steps = steps::next(&count);
         self.carry_out(&steps, &members, &mix, &mut choice, &mut plan);
+        self.renew_volumes(&choice, &members, &mut plan);
         if is_whole(&count, &steps) {
             choice.healing = None;
             let is_one_version = members.iter().all(|member| Some(member.version) == choice.target);
@@ -309,6 +313,7 @@ impl Group<'_> {
             may_recover: matches!(member.state, State::Bad(_))
                 && choice.version(member.version).is_some_and(|found| found.proven_at.is_some()),
             preempted: member.preempted,
+            protected: member.asked.meta.protected,
             seat: seats.of(self.view, member),
             number: member.number,
         };
@@ -342,6 +347,10 @@ impl Group<'_> {
                 // How many others are available is what too many keys say: a view that is known to be young stands for them.
                 _ if is_fresh => {}
                 _ => continue,
+            }
+            if *because == RetiredFor::Scale {
+                // Whether it is protected.
+                plan.rests_on.push(Key::Asked(member.object.clone()));
             }
             if *because == RetiredFor::Preemption {
                 plan.rests_on.extend(member.worker.map(Key::WorkerLedger));
@@ -386,6 +395,9 @@ impl Group<'_> {
         let Some(version) = version.filter(|_| count > 0) else { return };
         // Only those that are made now look at it: so what is too old is forgotten here, and nothing has to be written later.
         choice.failed_on.retain(|failed| since(failed.at, self.inputs.now) < FAILED_LATELY);
+        let slots = version.template.keeps_volumes().then(|| self.free_slots(choice, plan));
+        let count = slots.as_ref().map_or(count, |slots| count.min(slots.len()));
+        let count = slots::made_per_plan(count, &version);
         let mut made = 0;
         for number in choice.members_made + 1..=choice.members_made + count as u64 + NAMES_TRIED_MAX {
             if made == count {
@@ -393,8 +405,10 @@ impl Group<'_> {
             }
             choice.members_made = number;
             let Some(member) = self.free_name(number, &version) else { continue };
+            let slot = slots.as_ref().and_then(|slots| slots.get(made).copied());
             let index = plan.writes.len() as u64;
-            plan.writes.push(self.member(member, &version, index));
+            plan.writes.push(self.member((member, slot), &version, index));
+            slot.into_iter().for_each(|slot| self.make_volumes(slot, &version, plan));
             made += 1;
         }
     }
@@ -402,7 +416,7 @@ impl Group<'_> {
     /// The name of the member with this number; `None` when somebody else has it, or one that its disks need.
     fn free_name(&self, number: u64, version: &Version) -> Option<ObjectRef> {
         let name = self.object.name.child(&number.to_string()).ok()?;
-        let own_disks = version.template.vm.disks.iter().filter(|disk| disk.volume.is_none());
+        let own_disks = version.template.vm.disks.iter().filter(|disk| disk.volume.is_none() && !disk.keep);
         let volumes = own_disks.map(|disk| Some(ObjectRef::new(Kind::Volume, name.child(disk.name.as_str()).ok()?)));
         let mut volumes = volumes.collect::<Option<Vec<_>>>()?.into_iter();
         let is_free = |object: ObjectRef| !self.view.contains(&Key::Asked(object));
@@ -410,16 +424,18 @@ impl Group<'_> {
         (is_free(member.clone()) && volumes.all(is_free)).then_some(member)
     }
 
-    fn member(&self, member: ObjectRef, version: &Version, index: u64) -> Write {
+    fn member(&self, (member, slot): (ObjectRef, Option<u64>), version: &Version, index: u64) -> Write {
         let owner = Owner {
             object: self.object.clone(),
             uid: self.asked.meta.uid,
             version: Some(version.number),
+            slot,
         };
         let labels = version.template.labels.clone();
         let meta = Meta::new(self.inputs.uid(index), Some(owner), labels, self.inputs.now);
         let mut vm = version.template.vm.clone();
         vm.image_version = Some(version.image_version.clone());
+        vm.disks = self.disks_in(slot, version);
         Write::put(Key::Asked(member), Asked { meta, spec: Spec::Vm(vm) })
     }
 
@@ -432,6 +448,9 @@ impl Group<'_> {
         }
         if steps.healing_pauses {
             plan.waiting_on.push(WaitingOn::HealingPause);
+        }
+        if steps.protected > 0 {
+            plan.waiting_on.push(WaitingOn::Protected { members: steps.protected as u64 });
         }
         let made = plan.writes.iter().find_map(|write| match write.key() {
             Key::Asked(object) if self.view.asked(object).is_none() => Some(object.clone()),
@@ -515,7 +534,7 @@ impl Mix {
         let rollout = &asked.meta.rollout;
         let replicas = usize::try_from(*whole).unwrap_or(usize::MAX);
         // Those that leave their worker are made again, and count for nothing here.
-        let stays = || members.iter().filter(|member| !member.leaves);
+        let stays = || members.iter().filter(|member| member.leaves.is_none());
         let new = stays().filter(|member| Some(member.version) == choice.target).count();
         let is_updating = choice.stable.is_some() && choice.target != choice.stable;
         let stands_still = choice.rejected.is_some() && !spec.update.roll_back;
@@ -543,7 +562,7 @@ impl Mix {
     }
 
     fn keeps(&self, member: &Member<'_>) -> bool {
-        !member.leaves && self.kept.contains(&member.number)
+        member.leaves.is_none() && self.kept.contains(&member.number)
     }
 
     /// Whom an update waits for that has come as far as it may.
@@ -556,7 +575,8 @@ impl Mix {
 /// Whether all members that are asked for are there, available, and of one version.
 fn is_whole(count: &Count, steps: &Steps) -> bool {
     let is_good = |member: &Counted| member.outdated.is_none() && member.service == Service::Available;
-    *steps == Steps::default() && !count.members.is_empty() && count.members.iter().all(is_good)
+    let nothing = Steps { protected: steps.protected, ..Steps::default() };
+    *steps == nothing && !count.members.is_empty() && count.members.iter().all(is_good)
 }
 
 fn left_of(whole: Span, passed: Span) -> Option<Span> {

@@ -6,7 +6,7 @@ use lightbyte_api::kinds::worker::{Choice as WorkerChoice, Spec as WorkerSpec};
 use lightbyte_api::object::Asked;
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, WaitingOn, WorkerId};
 
-use super::{Inputs, Plan, STALE_PAUSE, since};
+use super::{Inputs, Plan, STALE_PAUSE, scalegroup, since};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -101,7 +101,7 @@ pub(crate) fn what_stays(view: &View, spec: &WorkerSpec, worker: WorkerId) -> Ve
             return vec![WaitingOn::Unreadable { key }];
         };
         let owner = asked.meta.owner.as_ref().map(|owner| owner.object.kind);
-        let leaves = owner == Some(Kind::ScaleGroup) || asked.meta.deleting_since.is_some();
+        let leaves = scalegroup::is_made_again(asked) || asked.meta.deleting_since.is_some();
         match (object.kind, owner) {
             (Kind::Vm, _) if leaves => leaving = leaving.or_else(|| Some(object.clone())),
             // A VM's own disk goes with it, and what is being deleted goes by itself.

@@ -10,8 +10,8 @@ use lightbyte_plan::request::{self, Context, Outcome, Refusal};
 
 use crate::world::{Names, at, key, name, object, transaction, uid, worker_id, world};
 
-/// A request as text: `create`, `apply`, `delete`, `start`, `stop`, `restart` or `release`, an object, and for the first
-/// two its specification in JSON, for the last an address. `if-match=KEY` sends the revision that `KEY` has, `if-match=N` sends N.
+/// A request as text: `create`, `apply`, `delete`, `start`, `stop`, `restart`, `protect`, `unprotect` or `release`, an
+/// object, and for the first two its specification in JSON, for the last an address. `if-match=KEY` sends the revision that `KEY` has, `if-match=N` sends N.
 fn ask(view: &View, text: &str) -> Result<Outcome, Refusal> {
     let mut words = text.splitn(3, ' ');
     let verb = words.next().expect("a verb");
@@ -40,6 +40,7 @@ fn ask(view: &View, text: &str) -> Result<Outcome, Refusal> {
         "apply" => request::apply(view, &manifest(), &context),
         "delete" => request::delete(view, &named, &context),
         "start" | "stop" => request::set_running(view, &named, verb == "start", &context),
+        "protect" | "unprotect" => request::protect(view, &named, verb == "protect", &context),
         "restart" => request::restart(view, &named, &context),
         "release" => request::release_address(view, &named, rest.parse().expect("an address"), &context),
         other => panic!("`{other}` is no verb"),
@@ -480,4 +481,67 @@ fn reports_compare_what_the_worker_knows() {
     assert_snapshot!(report(Kind::Volume, None, 0, Some(17)), @"error: the report is not one that this worker may make: a first report must name the assignment that it was made for");
     assert_snapshot!(report(Kind::Vm, Some(of_volume()), 21, None), @"error: the report is not one that this worker may make: it speaks of another kind than its key");
     assert_snapshot!(report(Kind::Worker, None, 21, None), @"error: the report is not one that this worker may make: only VMs and volumes are reported this way");
+}
+
+#[test]
+fn a_member_is_replaced_by_its_group() {
+    let group = r#"rack
+        asked scalegroup/web {"template": {"image": "demo"}}
+        vm web-1 owner=scalegroup/web version=1 on=n1 observed=running
+        vm web-2 owner=scalegroup/web version=1 on=n1 observed=running replace
+        vm web-3 owner=scalegroup/web version=1 on=n1 observed=running protected
+        vm lone
+        volume data size=1GiB"#;
+    assert_snapshot!(check(group, &[
+        "delete vm/web-1", "delete vm/web-2", "delete vm/web-3",
+        "protect vm/web-1", "protect vm/web-3", "unprotect vm/web-3", "protect vm/lone",
+        "protect volume/data", "unprotect volume/data", "protect scalegroup/web",
+    ]), @"
+    > delete vm/web-1
+    change
+    put asked vm/web-1 generation 1 running of scalegroup/web version 1 replace
+    rests on epoch
+    > delete vm/web-2
+    nothing to do
+    > delete vm/web-3
+    error: vm/web-3 is protected
+    hint: `lightbyte unprotect vm/web-3` first
+    > protect vm/web-1
+    change
+    put asked vm/web-1 generation 1 running of scalegroup/web version 1 protected
+    rests on epoch
+    > protect vm/web-3
+    nothing to do
+    > unprotect vm/web-3
+    change
+    put asked vm/web-3 generation 1 running of scalegroup/web version 1
+    rests on epoch
+    > protect vm/lone
+    error: vm/lone cannot be protected: only volumes, snapshots and members of groups can
+    > protect volume/data
+    change
+    put asked volume/data generation 2 1GiB
+    rests on epoch
+    > unprotect volume/data
+    nothing to do
+    > protect scalegroup/web
+    error: scalegroup/web cannot be protected: only volumes, snapshots and members of groups can
+    ");
+}
+
+#[test]
+fn which_disks_a_group_keeps_is_fixed() {
+    let group = r#"rack
+        asked scalegroup/db {"template": {"image": "demo", "disks": [{"name": "root"}, {"name": "data", "size": "1GiB", "keep": true}]}}"#;
+    assert_snapshot!(check(group, &[
+        r#"apply scalegroup/db {"template": {"image": "demo", "disks": [{"name": "root"}, {"name": "data", "size": "2GiB", "keep": true}]}}"#,
+        r#"apply scalegroup/db {"template": {"image": "demo", "disks": [{"name": "root"}, {"name": "data", "size": "1GiB"}]}}"#,
+    ]), @r#"
+    > apply scalegroup/db {"template": {"image": "demo", "disks": [{"name": "root"}, {"name": "data", "size": "2GiB", "keep": true}]}}
+    change
+    put asked scalegroup/db generation 2 1 of demo
+    rests on epoch
+    > apply scalegroup/db {"template": {"image": "demo", "disks": [{"name": "root"}, {"name": "data", "size": "1GiB"}]}}
+    error: `template.disks` of scalegroup/db cannot be changed: which disks are kept is fixed when a group is made, since its members would share no slots; make another group
+    "#);
 }

@@ -172,6 +172,30 @@ pub(crate) async fn restart(
     change(&server, &caller, &input::object(path)?, &parameters, request::restart).await
 }
 
+/// `POST /v1/objects/KIND/NAME/protect`
+pub(crate) async fn protect(
+    State(server): State<Arc<Server>>,
+    caller: Caller,
+    path: Path<(String, String)>,
+    parameters: Parameters,
+) -> Answered<Changed> {
+    let protect =
+        |view: &View, object: &ObjectRef, context: &Context| request::protect(view, object, true, context);
+    change(&server, &caller, &input::object(path)?, &parameters, protect).await
+}
+
+/// `POST /v1/objects/KIND/NAME/unprotect`
+pub(crate) async fn unprotect(
+    State(server): State<Arc<Server>>,
+    caller: Caller,
+    path: Path<(String, String)>,
+    parameters: Parameters,
+) -> Answered<Changed> {
+    let unprotect =
+        |view: &View, object: &ObjectRef, context: &Context| request::protect(view, object, false, context);
+    change(&server, &caller, &input::object(path)?, &parameters, unprotect).await
+}
+
 /// `POST /v1/objects/KIND/NAME/rollout`
 pub(crate) async fn rollout(
     State(server): State<Arc<Server>>,

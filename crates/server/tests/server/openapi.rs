@@ -175,7 +175,12 @@ async fn every_answer_fits_its_description() {
         check(&document, answer_of(&document, "post", &path), &answer);
         asked.insert(format!("post {path}"));
     }
-    // A VM has no versions, which is an answer too.
+    // A VM has no versions, and one that belongs to no group is not protected, which are answers too.
+    for verb in ["protect", "unprotect"] {
+        let refused = client.post::<_, Value>(&format!("/v1/objects/vm/a/{verb}"), &()).await;
+        assert_eq!(refused.unwrap_err().status(), Some(400));
+        asked.insert(format!("post /v1/objects/{{kind}}/{{name}}/{verb}"));
+    }
     let rolled = client.post::<_, Value>("/v1/objects/vm/a/rollout?step=pause", &()).await;
     assert_eq!(rolled.unwrap_err().status(), Some(400));
     asked.insert("post /v1/objects/{kind}/{name}/rollout".to_owned());

@@ -8,7 +8,7 @@ use lightbyte_plan::{Transaction, Write};
 
 use super::{Writer, placement, violated};
 use crate::cluster::Checked;
-use crate::moves;
+use crate::{moves, slots};
 
 /// Rules 2, 4 and 8, and that sequences rise: who may write what, judged by the store as it was before.
 pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer) -> Checked {
@@ -40,7 +40,9 @@ fn may_write(writer: &Writer, key: &Key, write: &Write, before: &View) -> bool {
             matches!(write, Write::Delete(_)) && claim.is_some_and(|claim| claim.squatted.is_some())
         }
         (Writer::Leader(_), Key::Asked(object)) => match write {
-            Write::Put(_, Record::Asked(asked)) => asked.meta.owner.is_some(),
+            Write::Put(_, Record::Asked(asked)) => {
+                asked.meta.owner.is_some() || slots::may_make(object, asked, before)
+            }
             Write::Put(..) => false,
             // Which copy may go when its volume takes copies in turn is judged by `check_copies`.
             Write::Delete(_) if moves::is_taken_in_turn(before, object) => true,

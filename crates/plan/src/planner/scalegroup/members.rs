@@ -10,7 +10,7 @@ use lightbyte_api::observed::{ObservedVm, VmPhase};
 use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn, WorkerId};
 
 use super::steps::{Seat, Service};
-use crate::planner::{since, vm, worker};
+use crate::planner::{moves, since, vm, worker};
 use crate::places::Place;
 use crate::view::View;
 
@@ -27,8 +27,10 @@ pub(super) struct Member<'a> {
     pub(super) number: u64,
     pub(super) worker: Option<WorkerId>,
     pub(super) state: State,
-    /// Whether its worker is to be emptied.
-    pub(super) leaves: bool,
+    /// Whose place it has, in a group that keeps volumes.
+    pub(super) slot: Option<u64>,
+    /// Why it goes whatever its version, if it does.
+    pub(super) leaves: Option<RetiredFor>,
     /// Whether a VM with a higher priority is promised its room.
     pub(super) preempted: bool,
 }
@@ -64,12 +66,15 @@ pub(super) struct Trouble {
     pub(super) ends_always: bool,
     /// What it waits for.
     pub(super) reason: Option<WaitingOn>,
+    /// Whether a volume that is attached to it is what hinders it.
+    pub(super) of_volume: bool,
 }
 
 impl Trouble {
-    /// Whether another one in its place may fare better. It would wait for the same address, image or network.
-    pub(super) const fn may_be_cured(&self) -> bool {
-        matches!(
+    /// Whether another one in its place may fare better. It would wait for the same address, image or network, and have the same
+    /// volumes.
+    pub(super) fn may_be_cured(&self) -> bool {
+        let by_another = matches!(
             self.reason,
             Some(
                 WaitingOn::Worker { .. }
@@ -78,7 +83,8 @@ impl Trouble {
                     | WaitingOn::Health { .. }
                     | WaitingOn::Off
             )
-        )
+        );
+        by_another && !self.of_volume
     }
 }
 
@@ -94,8 +100,8 @@ impl Member<'_> {
 
     /// Why it is to be replaced though it may work, when all members are to be of `target`.
     pub(super) fn outdated(&self, target: Option<u64>) -> Option<RetiredFor> {
-        if self.leaves {
-            return Some(RetiredFor::Drain);
+        if self.leaves.is_some() {
+            return self.leaves;
         }
         target.filter(|target| *target != self.version).map(|_| RetiredFor::Update)
     }
@@ -134,13 +140,41 @@ pub(super) fn living<'a>(
                 number: number_of(object).unwrap_or(0),
                 worker,
                 state: state(view, object, asked, spec.update.ready_for, now),
-                leaves: worker.is_some_and(|worker| is_emptied(view, worker)),
+                slot: slot_of(asked),
+                leaves: why_it_leaves(view, asked, worker),
                 preempted: worker.is_some_and(|worker| is_promised(view, worker, asked.meta.uid)),
             })
         })
         .collect();
     members.sort_by_key(|member| member.number);
     members
+}
+
+/// Whose place a member has.
+pub(super) fn slot_of(asked: &Asked) -> Option<u64> {
+    asked.meta.owner.as_ref()?.slot
+}
+
+/// Whether another VM would be made elsewhere in place of this one: it is a member of a group, and has no volumes that are kept.
+#[must_use]
+pub(crate) fn is_made_again(asked: &Asked) -> bool {
+    asked.meta.group().is_some() && slot_of(asked).is_none()
+}
+
+/// Why a member goes though it is of the right version. One whose volumes are kept is where they are, so it leaves no worker
+/// before they do.
+fn why_it_leaves(view: &View, asked: &Asked, worker: Option<WorkerId>) -> Option<RetiredFor> {
+    if asked.meta.replace {
+        return Some(RetiredFor::Request);
+    }
+    if slot_of(asked).is_none() {
+        return worker.is_some_and(|worker| is_emptied(view, worker)).then_some(RetiredFor::Drain);
+    }
+    // Who only waits for the volume is not in its way.
+    worker?;
+    let references = asked.spec.references();
+    let mut volumes = references.iter().filter(|object| object.kind == Kind::Volume);
+    volumes.any(|volume| moves::waits_for_holder(view, volume)).then_some(RetiredFor::Move)
 }
 
 /// Numbers for zones, racks and workers, in the order in which they are met.
@@ -220,7 +254,7 @@ fn state(view: &View, object: &ObjectRef, asked: &Asked, ready_for: Span, now: T
         // What a report says of an older assignment may have changed.
         Some(observed) if observed.sequence < assigned.sequence => State::Unknown,
         Some(observed) if serves(assigned, observed) => age(view, object, ready_for, now),
-        _ => State::Bad(trouble(view, object, observed, now)),
+        _ => State::Bad(trouble(view, object, asked, observed, now)),
     }
 }
 
@@ -257,7 +291,7 @@ fn age(view: &View, object: &ObjectRef, ready_for: Span, now: Timestamp) -> Stat
     }
 }
 
-fn trouble(view: &View, object: &ObjectRef, observed: Option<&ObservedVm>, now: Timestamp) -> Trouble {
+fn trouble(view: &View, object: &ObjectRef, asked: &Asked, observed: Option<&ObservedVm>, now: Timestamp) -> Trouble {
     let waiting_on = view.decided(object).map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
     let restarts = observed.map_or(0, |observed| observed.restarts);
     let phase = observed.map(|observed| observed.phase);
@@ -266,5 +300,12 @@ fn trouble(view: &View, object: &ObjectRef, observed: Option<&ObservedVm>, now: 
         ended: restarts > 0 || matches!(phase, Some(VmPhase::Crashed | VmPhase::Off)),
         ends_always: restarts >= RESTARTS_MAX,
         reason: waiting_on.first().map(|waiting| waiting.on.clone()),
+        of_volume: asked.spec.references().iter().any(|object| is_volume_with_problem(view, object)),
     }
+}
+
+fn is_volume_with_problem(view: &View, object: &ObjectRef) -> bool {
+    let decided = view.decided(object).filter(|_| object.kind == Kind::Volume);
+    let mut waiting_on = decided.into_iter().flat_map(|decided| &decided.waiting_on);
+    waiting_on.any(|waiting| matches!(waiting.on, WaitingOn::WorkerProblem { .. }))
 }

@@ -38,6 +38,8 @@ pub struct Counted {
     pub may_recover: bool,
     /// Whether a VM with a higher priority is promised its room: it goes, whatever the group is left with.
     pub preempted: bool,
+    /// Whether others go when there are too many.
+    pub protected: bool,
     /// Where it is.
     pub seat: Seat,
     /// The number in its name: the order in which members were made.
@@ -77,6 +79,8 @@ pub struct Steps {
     pub retire: Vec<(usize, RetiredFor)>,
     /// Whether failed members wait for their turn.
     pub healing_pauses: bool,
+    /// How many more there are than are wanted, and stay because they are protected.
+    pub protected: usize,
 }
 
 /// The next steps. What they promise (rules 9 and 10):
@@ -107,7 +111,8 @@ pub fn next(count: &Count) -> Steps {
     let room = (count.replicas + count.surge_max).saturating_sub(left.len());
     steps.make = count.replicas.saturating_sub(satisfying).min(room);
 
-    let mut surplus = surplus(count, &left);
+    let (mut surplus, protected) = surplus(count, &left);
+    steps.protected = protected;
     // Those that serve nobody cost nothing, and make room.
     surplus.sort_by_key(|(index, _)| count.members[*index].service);
     let floor = count.replicas.saturating_sub(count.unavailable_max);
@@ -118,6 +123,8 @@ pub fn next(count: &Count) -> Steps {
         match member.service {
             // One that has worked is given its time, unless enough others serve.
             Service::None if !member.may_recover || available >= floor => {}
+            // Who asked for another one has looked at it.
+            Service::None if because == RetiredFor::Request => {}
             // It is not relied on yet, but people may be.
             Service::Young if available >= floor => {}
             Service::Available if available > floor => available -= 1,
@@ -132,8 +139,8 @@ pub fn next(count: &Count) -> Steps {
 
 /// The members that are too much, the first to go first: those that do not satisfy, oldest version first; then, of those that
 /// do, as many as are more than asked, the least available first, then one by one from the fullest zone, rack and worker, the
-/// youngest first.
-fn surplus(count: &Count, left: &[usize]) -> Vec<(usize, RetiredFor)> {
+/// youngest first. Those that are protected are not among these; the second says how many more there still are.
+fn surplus(count: &Count, left: &[usize]) -> (Vec<(usize, RetiredFor)>, usize) {
     let member = |index: &usize| &count.members[*index];
     let mut outdated: Vec<(usize, RetiredFor)> =
         left.iter().filter_map(|index| Some((*index, member(index).outdated?))).collect();
@@ -144,7 +151,8 @@ fn surplus(count: &Count, left: &[usize]) -> Vec<(usize, RetiredFor)> {
     satisfying.iter().for_each(|index| taken.count(&member(index).seat, 1));
     let mut more = Vec::new();
     while satisfying.len() > count.replicas {
-        let first = (0..satisfying.len()).min_by_key(|place| {
+        let may_go = (0..satisfying.len()).filter(|place| !member(&satisfying[*place]).protected);
+        let first = may_go.min_by_key(|place| {
             let Counted { service, seat, number, .. } = member(&satisfying[*place]);
             let is_kept = matches!(service, Service::Available | Service::Unknown);
             (is_kept, Reverse(taken.around(seat)), Reverse(*number))
@@ -153,7 +161,8 @@ fn surplus(count: &Count, left: &[usize]) -> Vec<(usize, RetiredFor)> {
         taken.count(&member(&first).seat, -1);
         more.push((first, RetiredFor::Scale));
     }
-    outdated.into_iter().chain(more).collect()
+    let too_many = satisfying.len().saturating_sub(count.replicas);
+    (outdated.into_iter().chain(more).collect(), too_many)
 }
 
 /// How many members are in each zone, in each rack and on each worker.

@@ -7,8 +7,9 @@ use lightbyte_plan::planner::scalegroup::steps::{Count, Counted, Seat, Service, 
 use crate::world::{guarded, plans};
 
 /// The steps of a group that is written as `n=3 s=1 u=0 t=2 : 1+ 1+ 2-`: each member is its version and `+` (available),
-/// `~` (young), `-` (does not serve), `!` (has failed) or `?` (unknown); then `d` on a worker that is drained, and
-/// `@` with three digits: its zone, its rack and its worker; without, a worker of its own.
+/// `~` (young), `-` (does not serve), `!` (has failed) or `?` (unknown); then `d` on a worker that is drained, `q`
+/// where another is asked for in its place, `k` kept where there are too many, and `@` with three digits: its zone, its
+/// rack and its worker; without, a worker of its own.
 fn steps(text: &str) -> String {
     let (given, members) = text.split_once(':').expect("a colon");
     let number = |field: &str, default: usize| {
@@ -34,13 +35,17 @@ fn steps(text: &str) -> String {
             None => Seat { zone: 0, rack: 0, worker: 100 + index },
         };
         let outdated = (version != target).then_some(RetiredFor::Update);
+        let leaves = [('d', RetiredFor::Drain), ('q', RetiredFor::Request)];
+        let leaves =
+            leaves.into_iter().find(|(letter, _)| word.contains(*letter)).map(|(_, because)| because);
         Counted {
             version,
-            outdated: if word.contains('d') { Some(RetiredFor::Drain) } else { outdated },
+            outdated: leaves.or(outdated),
             service,
             has_failed: word.contains('!'),
             may_recover: word.contains('r'),
             preempted: word.contains('p'),
+            protected: word.contains('k'),
             seat,
             number: index as u64 + 1,
         }
@@ -62,6 +67,9 @@ fn steps(text: &str) -> String {
     }
     if found.healing_pauses {
         told.push("pause".to_owned());
+    }
+    if found.protected > 0 {
+        told.push(format!("{} protected", found.protected));
     }
     if told.is_empty() { "nothing".to_owned() } else { told.join(", ") }
 }
@@ -86,6 +94,27 @@ fn a_group_scales() {
     assert_snapshot!(steps("n=2 u=1 : 1? 1+ 1+ 1?"), @"retire 3 for scale");
     assert_snapshot!(steps("n=2 : 1+ 1~ 1~ 1+"), @"retire 3 for scale, retire 2 for scale");
     assert_snapshot!(steps("n=2 : 1+ 1~ 1~"), @"nothing");
+}
+
+#[test]
+fn a_protected_member_stays_where_others_may_go() {
+    assert_snapshot!(steps("n=2 : 1+ 1+ 1+k"), @"retire 2 for scale");
+    assert_snapshot!(steps("n=1 : 1+k 1+ 1+k"), @"retire 2 for scale, 1 protected");
+    assert_snapshot!(steps("n=0 : 1-k"), @"1 protected");
+    // It is nothing to an update, to healing and to a drain.
+    assert_snapshot!(steps("n=2 : 1!k 1+k"), @"make 1, retire 1 for health");
+    assert_snapshot!(steps("n=2 t=2 : 1+k 2+ 2+"), @"retire 1 for update");
+}
+
+#[test]
+fn another_is_made_before_the_one_goes_that_somebody_wants_replaced() {
+    assert_snapshot!(steps("n=2 : 1+q 1+"), @"make 1");
+    assert_snapshot!(steps("n=2 : 1+q 1+ 1-"), @"nothing");
+    assert_snapshot!(steps("n=2 : 1+q 1+ 1+"), @"retire 1 for request");
+    assert_snapshot!(steps("n=2 s=0 u=1 : 1+q 1+"), @"retire 1 for request");
+    // One that does not serve goes at once, though it may come back.
+    assert_snapshot!(steps("n=2 : 1-rq 1-r"), @"make 1, retire 1 for request");
+    assert_snapshot!(steps("n=2 : 1-rq 1-rd"), @"make 1, retire 1 for request");
 }
 
 #[test]
@@ -235,6 +264,7 @@ fn a_member_that_does_not_serve_goes_only_while_that_is_so() {
     rests on alive n1
     rests on asked image/demo
     rests on asked scalegroup/web
+    rests on asked vm/web-1
     rests on assigned n1 vm/web-1
     rests on decided vm/web-1
     rests on observed n1 vm/web-1
@@ -243,6 +273,85 @@ fn a_member_that_does_not_serve_goes_only_while_that_is_so() {
     put decided scalegroup/web made 0, versions 1:v1, target 1, stable none, retiring vm/web-1 for scale, since 60 waits: its child vm/web-1 to go
     rests on asked image/demo
     rests on asked scalegroup/web
+    rests on asked vm/web-1
     rests on no decided vm/web-1
     ");
+}
+
+/// A group whose members have a volume each that outlives them.
+const KEEPS: &str = concat!(
+    "rack\n",
+    r#"asked scalegroup/db {"replicas": 2, "template": {"image": "demo", "labels": {"app": "db"}, "#,
+    r#""disks": [{"name": "root"}, {"name": "data", "size": "1GiB", "mount": "/data", "keep": true}]}}"#,
+);
+
+#[test]
+fn a_slot_keeps_its_volumes() {
+    // With the members their volumes are made; those that are there are taken as they are.
+    assert_snapshot!(plans(KEEPS, "scalegroup/db"), @"
+    put asked vm/db-1 generation 1 running with db-data-1 app:db of scalegroup/db version 1 slot 1
+    put asked vm/db-2 generation 1 running with db-data-2 app:db of scalegroup/db version 1 slot 2
+    put asked volume/db-data-1 generation 1 1GiB app:db
+    put asked volume/db-data-2 generation 1 1GiB app:db
+    put decided scalegroup/db made 2, versions 1:v1, target 1, stable none, since 60 waits: its member vm/db-1 to be available
+    ");
+    assert_snapshot!(plans(&format!("{KEEPS}\nvolume db-data-2 size=5GiB"), "scalegroup/db"), @"
+    put asked vm/db-1 generation 1 running with db-data-1 app:db of scalegroup/db version 1 slot 1
+    put asked vm/db-2 generation 1 running with db-data-2 app:db of scalegroup/db version 1 slot 2
+    put asked volume/db-data-1 generation 1 1GiB app:db
+    put decided scalegroup/db made 2, versions 1:v1, target 1, stable none, since 60 waits: its member vm/db-1 to be available
+    ");
+    let two = "vm db-1 owner=scalegroup/db version=1 slot=1 attach=db-data-1 on=n1 observed=running
+        vm db-2 owner=scalegroup/db version=1 slot=2 attach=db-data-2 on=n2 observed=running
+        volume db-data-1 size=1GiB on=n1 held=db-1
+        volume db-data-2 size=1GiB on=n2 held=db-2";
+    assert_snapshot!(plans(&format!("{KEEPS}\n{two}"), "scalegroup/db"), @"put decided scalegroup/db made 0, versions 1:v1, target 1, stable 1");
+    // Who takes the place of one that is let go has its slot.
+    assert_snapshot!(plans(&format!("{KEEPS}\n{}", two.replace("slot=1", "slot=1 replace")), "scalegroup/db"), @"
+    put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, retiring vm/db-1 for request, since 60 waits: its child vm/db-1 to go
+    then
+    put asked vm/db-1 generation 1 running with db-data-1 of scalegroup/db version 1 slot 1 replace deleting
+    put asked vm/db-3 generation 1 running with db-data-1 app:db of scalegroup/db version 1 slot 1
+    put decided scalegroup/db made 3, versions 1:v1, target 1, stable none, retiring vm/db-1 for request, since 60 waits: its member vm/db-3 to be available, since 60 waits: its child vm/db-1 to go
+    ");
+    // The slots are those from 1 on, whatever else would be better.
+    let three = format!(
+        "{two}\nvm db-3 owner=scalegroup/db version=1 slot=3 attach=db-data-3 on=n2 observed=running\nvolume db-data-3 size=1GiB"
+    );
+    assert_snapshot!(plans(&format!("{KEEPS}\n{three}"), "scalegroup/db"), @"
+    put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, retiring vm/db-3 for scale, since 60 waits: its child vm/db-3 to go
+    then
+    put asked vm/db-3 generation 1 running with db-data-3 of scalegroup/db version 1 slot 3 deleting
+    put decided scalegroup/db made 0, versions 1:v1, target 1, stable 1, retiring vm/db-3 for scale, since 60 waits: its child vm/db-3 to go
+    ");
+    // A volume that was deleted is made again for who waits for it, and for nobody else.
+    let waiting = "vm db-1 owner=scalegroup/db version=1 slot=1 attach=db-data-1
+        vm db-2 owner=scalegroup/db version=1 slot=2 attach=db-data-2 on=n2 observed=running";
+    assert_snapshot!(plans(&format!("{KEEPS}\n{waiting}"), "scalegroup/db"), @"
+    put asked volume/db-data-1 generation 1 1GiB app:db
+    put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, since 60 waits: its member vm/db-1 to be available
+    ");
+    assert_snapshot!(plans(&format!("{KEEPS}\n{waiting}\nopaque asked/volume/db-data-1"), "scalegroup/db"), @"put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, since 60 waits: its member vm/db-1 to be available");
+}
+
+/// A volume that is to move, and waits for its holder alone, has its member let go; who only waits for it stays.
+#[test]
+fn a_member_goes_when_its_volume_waits_for_nothing_else() {
+    let moving = |fetched: &str, member: &str| {
+        let group = KEEPS.replace(r#""replicas": 2"#, r#""replicas": 1"#);
+        let volume = "volume db-data-1 size=1GiB worker=n2 on=n1 elsewhere=n2 arriving=used observed=present held=db-1";
+        let world = format!("{group}\n{volume} fetched={fetched}\nvm {member}");
+        plans(&world, "scalegroup/db")
+    };
+    let placed = "db-1 owner=scalegroup/db version=1 slot=1 attach=db-data-1 on=n1 observed=running";
+    assert_snapshot!(moving("claimed", placed), @"put decided scalegroup/db made 0, versions 1:v1, target 1, stable 1");
+    assert_snapshot!(moving("copied", placed), @"
+    put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, retiring vm/db-1 for move, since 60 waits: its child vm/db-1 to go
+    then
+    put asked vm/db-1 generation 1 running with db-data-1 of scalegroup/db version 1 slot 1 deleting
+    put asked vm/db-2 generation 1 running with db-data-1 app:db of scalegroup/db version 1 slot 1
+    put decided scalegroup/db made 2, versions 1:v1, target 1, stable none, retiring vm/db-1 for move, since 60 waits: its member vm/db-2 to be available, since 60 waits: its child vm/db-1 to go
+    ");
+    let waiting = "db-2 owner=scalegroup/db version=1 slot=1 attach=db-data-1";
+    assert_snapshot!(moving("copied", waiting), @"put decided scalegroup/db made 0, versions 1:v1, target 1, stable none, since 60 waits: its member vm/db-2 to be available");
 }

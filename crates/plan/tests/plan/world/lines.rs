@@ -95,12 +95,15 @@ fn ask(store: &mut Store, object: ObjectRef, spec: Spec, line: &Line<'_>) {
     let owner = line.get("owner").map(|owner| {
         let object: ObjectRef = owner.parse().expect("an object");
         let version = line.get("version").map(|version| version.parse().expect("a number"));
-        Owner { uid: uid(&object), object, version }
+        let slot = line.get("slot").map(|slot| slot.parse().expect("a number"));
+        Owner { uid: uid(&object), object, version, slot }
     });
     let meta = Meta {
         generation: line.or("generation", "1"),
         deleting_since: line.has("deleting").then(|| at(30)),
         restarts_asked: line.or("restarts", "0"),
+        replace: line.has("replace"),
+        protected: line.has("protected"),
         ..Meta::new(uid(&object), owner, labels, at(0))
     };
     store.put(&Key::Asked(object), Asked { meta, spec });

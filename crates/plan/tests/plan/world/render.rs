@@ -178,7 +178,12 @@ impl Show for Asked {
             }
             Spec::Snapshot(spec) => format!("of volume/{}", spec.volume),
             Spec::DnsRecord(spec) => format!("{:?} {}", spec.record_type, spec.values.join(",")),
-            Spec::Vm(spec) => if spec.running { "running" } else { "stopped" }.to_owned(),
+            Spec::Vm(spec) => {
+                let attached =
+                    spec.disks.iter().filter_map(|disk| Some(format!(" with {}", disk.volume.as_ref()?)));
+                let state = if spec.running { "running" } else { "stopped" };
+                format!("{state}{}", attached.collect::<String>())
+            }
         };
         let mut text = format!("generation {} {what}", meta.generation);
         for (key, value) in &meta.labels {
@@ -189,6 +194,15 @@ impl Show for Asked {
             if let Some(version) = owner.version {
                 text.push_str(&format!(" version {version}"));
             }
+            if let Some(slot) = owner.slot {
+                text.push_str(&format!(" slot {slot}"));
+            }
+        }
+        if meta.replace {
+            text.push_str(" replace");
+        }
+        if meta.protected {
+            text.push_str(" protected");
         }
         if meta.restarts_asked > 0 {
             text.push_str(&format!(" restarts {}", meta.restarts_asked));
