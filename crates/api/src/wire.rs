@@ -158,6 +158,43 @@ pub enum Supposed {
     Delete(ObjectRef),
     /// A worker goes away and does not come back.
     Lose(ObjectRef),
+    /// The update of a group is steered.
+    Rollout {
+        /// The group.
+        group: ObjectRef,
+        /// How.
+        step: RolloutStep,
+    },
+}
+
+/// What people ask of a group's update while it is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutStep {
+    /// It stops where it is.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// Its canaries are good: all members follow.
+    Promote,
+    /// It goes back to this version, or to the last one that worked.
+    Undo {
+        /// Its number.
+        to: Option<u64>,
+    },
+}
+
+impl RolloutStep {
+    /// The word that people use.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            RolloutStep::Pause => "pause",
+            RolloutStep::Resume => "resume",
+            RolloutStep::Promote => "promote",
+            RolloutStep::Undo { .. } => "undo",
+        }
+    }
 }
 
 /// What the loss of one worker would do.

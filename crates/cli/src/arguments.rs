@@ -29,7 +29,7 @@ pub(crate) use self::groups::{
 pub(crate) use self::import::{Import, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
-pub(crate) use self::plan::{Plan, PlanForm, Supposition};
+pub(crate) use self::plan::{Plan, PlanForm, PlanStep, Supposition};
 pub(crate) use self::reading::{Describe, Diff, Form, Get, Top, Why};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.

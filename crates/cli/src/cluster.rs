@@ -9,7 +9,8 @@ use http::Method;
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::parts::Fetch;
 use lightbyte_api::wire::{
-    Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List, PastChanges, VersionChanges,
+    Applied, Apply, Changed, ClusterStatus, ClusterUsage, Foresee, List, PastChanges, RolloutStep,
+    VersionChanges,
 };
 use lightbyte_api::{Event, Kind, Name, Who};
 use lightbyte_link::client::WHO_HEADER;
@@ -181,16 +182,19 @@ impl Cluster {
         self.change::<(), _>(Method::POST, &format!("{}/{verb}", path_of(object)), None, None).await
     }
 
-    /// Pauses, resumes, promotes or takes back an update of a group.
+    /// Pauses, resumes, promotes or takes back an update of a group, if that is still of the version that the caller read.
     pub(crate) async fn rollout(
         &self,
         group: &ObjectRef,
-        step: &str,
-        to: Option<u64>,
+        step: RolloutStep,
+        version: Option<&str>,
     ) -> Result<Changed, ClientError> {
-        let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
-        let path = format!("{}/rollout?step={step}{to}", path_of(group));
-        self.change::<(), _>(Method::POST, &path, None, None).await
+        let to = match step {
+            RolloutStep::Undo { to: Some(to) } => format!("&to={to}"),
+            _ => String::new(),
+        };
+        let path = format!("{}/rollout?step={}{to}", path_of(group), step.word());
+        self.change::<(), _>(Method::POST, &path, None, version).await
     }
 
     /// A path without questions, asked about the point in the past that is looked at.

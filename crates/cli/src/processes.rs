@@ -55,6 +55,7 @@ pub(crate) fn server(words: &Server) -> Result<Code> {
         etcd: words.etcd.clone(),
         root: words.root.clone(),
         parts: parts.map(Arc::new),
+        keeps_room_for_a_loss: words.keep_room_for_a_loss,
     };
     runtime.block_on(async {
         let options = EtcdOptions::new(&config.etcd, &config.root);

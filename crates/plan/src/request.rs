@@ -16,7 +16,7 @@ mod deletion;
 mod rollout;
 
 pub use self::deletion::{delete, protect};
-pub use self::rollout::{RolloutStep, rollout};
+pub use self::rollout::rollout;
 use crate::agent::Report;
 use crate::planner;
 use crate::transaction::{Transaction, Write};

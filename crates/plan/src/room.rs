@@ -51,6 +51,16 @@ pub fn losses(view: &View) -> Losses {
     losses
 }
 
+/// The loss that would leave more members without a place than it would have `before`; the worst of them, if there is one.
+#[must_use]
+pub fn worsened(before: &Losses, after: &Losses) -> Option<Loss> {
+    let known = |worker: &Name| {
+        before.tried.iter().find(|loss| loss.worker == *worker).map_or(0, |loss| loss.homeless)
+    };
+    let worse = after.tried.iter().filter(|loss| loss.homeless > known(&loss.worker));
+    worse.max_by_key(|loss| loss.homeless).cloned()
+}
+
 /// Nothing when more VMs would be tried out than are `left`.
 fn loss(view: &View, object: &ObjectRef, worker: WorkerId, left: &mut usize) -> Option<Loss> {
     let vms = view.assigned_to(worker).filter(|on_host| on_host.kind == Kind::Vm);

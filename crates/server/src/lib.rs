@@ -73,6 +73,8 @@ pub struct Config {
     pub root: String,
     /// The parts of images on this host, if it keeps any.
     pub parts: Option<Arc<Parts>>,
+    /// Whether it refuses what would leave members of groups without a place if any one worker were lost.
+    pub keeps_room_for_a_loss: bool,
 }
 
 /// What all parts of a server share.
@@ -87,6 +89,7 @@ pub(crate) struct Server {
     parts: Option<Arc<Parts>>,
     uploads: Semaphore,
     forecasts: Arc<Semaphore>,
+    keeps_room_for_a_loss: bool,
     /// Who measures for people.
     measuring: Semaphore,
     /// Consoles that are read for events.
@@ -115,6 +118,7 @@ impl Server {
             parts: None,
             uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
             forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
+            keeps_room_for_a_loss: false,
             measuring: Semaphore::new(1),
             consoles: Arc::new(Semaphore::new(last_words::CONSOLES_MAX)),
             times: history::Times::default(),
@@ -163,6 +167,7 @@ pub async fn serve(
         parts: config.parts,
         uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
         forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
+        keeps_room_for_a_loss: config.keeps_room_for_a_loss,
         measuring: Semaphore::new(1),
         consoles: Arc::new(Semaphore::new(last_words::CONSOLES_MAX)),
         times: history::Times::default(),

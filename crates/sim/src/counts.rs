@@ -42,6 +42,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "forecast: drain",
     "forecast: group",
     "forecast: lost worker",
+    "forecast: member replaced",
     "forecast: nothing",
     "forecast: of what moves",
     "group of the right size",

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::kinds::vm::PlacedNic;
 use lightbyte_api::kinds::worker;
+use lightbyte_api::wire::RolloutStep;
 use lightbyte_api::{Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, WaitingOn};
 use lightbyte_plan::forecast::{self, BootEstimate, Change, What};
 use lightbyte_plan::planner::scalegroup as scalegroup_planner;
@@ -99,9 +100,11 @@ impl Cluster {
         self.counts.add(match (&change, told.steps.len()) {
             (_, 0) => "forecast: nothing",
             (Change::Lose(_), _) => "forecast: lost worker",
+            (Change::Delete(object), _) if view.group_of(object).is_some() => "forecast: member replaced",
             (Change::Delete(_), _) => "forecast: delete",
             (Change::Apply(Manifest { spec: Spec::Worker(_), .. }), _) => "forecast: drain",
             (Change::Apply(Manifest { spec: Spec::ScaleGroup(_), .. }), _) => "forecast: group",
+            (Change::Rollout(..), _) => "forecast: rollout",
             (Change::Apply(_), _) => "forecast: VM",
         });
         let run = Run::since(&self.core, &view);
@@ -161,7 +164,17 @@ impl Cluster {
         let vms: Vec<ObjectRef> = vms.cloned().collect();
         let index = self.rng.below(self.workers.len());
         let worker = ObjectRef::new(Kind::Worker, self.workers[index].said.name.clone());
-        Some(match self.rng.below(10) {
+        Some(match self.rng.below(12) {
+            10 => {
+                let steps = [RolloutStep::Promote, RolloutStep::Resume, RolloutStep::Undo { to: None }];
+                Change::Rollout(self.rng.pick(&groups)?.clone(), *self.rng.pick(&steps)?)
+            }
+            // A member: another takes its place.
+            11 => {
+                let members = view.objects_of(Kind::Vm).filter(|vm| view.group_of(vm).is_some());
+                let members: Vec<ObjectRef> = members.cloned().collect();
+                Change::Delete(self.rng.pick(&members)?.clone())
+            }
             0 | 1 => Change::Delete(self.rng.pick(&vms)?.clone()),
             2 => Change::Delete(self.rng.pick(&groups)?.clone()),
             3 => Change::Lose(worker),
@@ -195,8 +208,12 @@ impl Cluster {
             request::Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
         let outcome = match change {
             Change::Apply(manifest) => request::apply(view, manifest, &context),
+            Change::Rollout(group, step) => request::rollout(view, group, *step, &context),
             Change::Delete(object) => {
-                self.oracle.deletion_asked(view, object);
+                // The end of a member is asked for by its group, when it has let go of it.
+                if view.group_of(object).is_none() {
+                    self.oracle.deletion_asked(view, object);
+                }
                 request::delete(view, object, &context)
             }
             Change::Lose(lost) => {

@@ -10,9 +10,10 @@ use lightbyte_api::kinds::scalegroup::{
 use lightbyte_api::kinds::{vm, worker};
 use lightbyte_api::observed::{Observed, VmPhase};
 use lightbyte_api::records::Record;
+use lightbyte_api::wire::RolloutStep;
 use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Timestamp, Uid, WorkerId};
 use lightbyte_plan::planner::VIEW_AGE_MAX;
-use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
+use lightbyte_plan::request::{self, Context, Outcome, Refusal};
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write, status};
 

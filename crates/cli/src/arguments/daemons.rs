@@ -39,6 +39,9 @@ pub(crate) struct Server {
     /// A worker on the same host may use the same directory
     #[arg(long, value_name = "DIR")]
     pub(crate) parts: Option<PathBuf>,
+    /// Refuse VMs and groups that would leave members of groups without a place if any one worker were lost (N-1)
+    #[arg(long)]
+    pub(crate) keep_room_for_a_loss: bool,
 }
 
 #[derive(Clone, Debug, Args)]

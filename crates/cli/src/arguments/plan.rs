@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use lightbyte_api::Name;
 
 use super::groups::Replicas;
 use super::reading::read_past;
@@ -13,6 +14,8 @@ Examples:
   lightbyte plan -f web.yaml
   lightbyte plan scale group/web 8
   lightbyte plan drain worker/n2
+  lightbyte plan rollout promote web
+  lightbyte plan move volume/data n2
   lightbyte plan lose worker/n2
   lightbyte plan lose worker/n2 --at 10m
   lightbyte plan -f web.yaml -o json > plan.json && lightbyte apply --plan plan.json";
@@ -41,6 +44,15 @@ pub(crate) enum PlanForm {
     Json,
 }
 
+/// How an update would be steered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlanStep {
+    Pause,
+    Resume,
+    Promote,
+    Undo,
+}
+
 /// What is supposed.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Supposition {
@@ -64,6 +76,27 @@ pub(crate) enum Supposition {
         /// The objects
         #[arg(value_name = "KIND/NAME", required = true)]
         targets: Vec<String>,
+    },
+    /// What `move` would do
+    Move {
+        /// The volume or snapshot
+        #[arg(value_name = "KIND/NAME")]
+        target: String,
+        /// The worker that it is to be on
+        #[arg(value_name = "WORKER")]
+        worker: Name,
+    },
+    /// What `rollout pause`, `resume`, `promote` or `undo` would do
+    Rollout {
+        /// What is asked of the update
+        #[arg(value_enum)]
+        step: PlanStep,
+        /// The group
+        #[arg(value_name = "GROUP")]
+        group: String,
+        /// The version that `undo` goes back to; the last one that worked when left out
+        #[arg(long, value_name = "VERSION")]
+        to: Option<u64>,
     },
     /// What would happen if a worker went away and did not come back
     Lose {

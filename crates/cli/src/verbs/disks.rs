@@ -115,12 +115,23 @@ pub(crate) async fn detach(cluster: &Cluster, words: &Detach) -> Result<Code> {
     change_machine(cluster, &vm, change, words.restart, words.patience).await
 }
 
-pub(crate) async fn r#move(cluster: &Cluster, words: &Move) -> Result<Code> {
-    let object = cluster.resolve(target::read_single(std::slice::from_ref(&words.target))?).await?;
-    if !matches!(object.kind, Kind::Volume | Kind::Snapshot) {
-        let failure = Failure::usage(format!("a {} does not move", object.kind));
-        return Err(failure.hint("name a volume or a snapshot").into());
+/// Something that may be moved to another worker.
+///
+/// # Errors
+/// When it is of another kind.
+pub(crate) async fn read_movable(cluster: &Cluster, word: &str) -> Result<ObjectRef> {
+    let object = cluster.resolve(target::read_single(&[word.to_owned()])?).await?;
+    match object.kind {
+        Kind::Volume | Kind::Snapshot => Ok(object),
+        kind => {
+            let failure = Failure::usage(format!("a {kind} does not move"));
+            Err(failure.hint("name a volume or a snapshot").into())
+        }
     }
+}
+
+pub(crate) async fn r#move(cluster: &Cluster, words: &Move) -> Result<Code> {
+    let object = read_movable(cluster, &words.target).await?;
     let change = |spec: &mut Value| {
         spec["worker"] = json!(words.worker);
         Ok(())

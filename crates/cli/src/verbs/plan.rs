@@ -7,20 +7,20 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::kinds::scalegroup::RetiredFor;
-use lightbyte_api::wire::{Apply, Foresee, Supposed};
+use lightbyte_api::wire::{Apply, Foresee, RolloutStep, Supposed};
 use lightbyte_api::{Manifest, ObjectRef, Span, Uid};
 use lightbyte_plan::forecast::{BootEstimate, Forecast, GroupForecast, Step, Unmet, What};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::arguments::{Plan, PlanForm, Supposition};
+use crate::arguments::{Plan, PlanForm, PlanStep, Supposition};
 use crate::change::manifest_with;
 use crate::cluster::Cluster;
 use crate::failure::{Code, Failure};
 use crate::table;
 use crate::target;
 use crate::terminal::{print, say};
-use crate::verbs::{apply, delete, maintenance, scale};
+use crate::verbs::{apply, delete, disks, maintenance, scale};
 
 /// The largest file of a plan that is read.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -68,7 +68,9 @@ pub(crate) async fn run(cluster: &Cluster, words: &Plan) -> Result<Code> {
 fn object_of(change: &Supposed) -> Option<ObjectRef> {
     match change {
         Supposed::Apply(document) => Manifest::read(document).ok().map(|manifest| manifest.object()),
-        Supposed::Delete(object) | Supposed::Lose(object) => Some(object.clone()),
+        Supposed::Delete(object) | Supposed::Lose(object) | Supposed::Rollout { group: object, .. } => {
+            Some(object.clone())
+        }
     }
 }
 
@@ -116,6 +118,27 @@ async fn changes(cluster: &Cluster, words: &Plan) -> Result<Vec<Supposed>> {
             }
             Ok(changes)
         }
+        Some(Supposition::Move { target, worker }) => {
+            let object = disks::read_movable(cluster, target).await?;
+            let moved = |spec: &mut Value| {
+                spec["worker"] = json!(worker);
+                Ok(())
+            };
+            with(&object, &moved).await
+        }
+        Some(Supposition::Rollout { step, group, to }) => {
+            let group = scale::read_group(cluster, group).await?;
+            let step = match step {
+                PlanStep::Pause => RolloutStep::Pause,
+                PlanStep::Resume => RolloutStep::Resume,
+                PlanStep::Promote => RolloutStep::Promote,
+                PlanStep::Undo => RolloutStep::Undo { to: *to },
+            };
+            if to.is_some() && !matches!(step, RolloutStep::Undo { .. }) {
+                return Err(Failure::usage("`--to` goes with `undo`").into());
+            }
+            Ok(vec![Supposed::Rollout { group, step }])
+        }
         Some(Supposition::Lose { target }) => {
             Ok(vec![Supposed::Lose(maintenance::read_worker(cluster, target).await?)])
         }
@@ -127,7 +150,7 @@ pub(crate) async fn carry_out(cluster: &Cluster, file: &Path, yes: bool) -> Resu
     let Kept { cluster: planned_for, changes, versions: versions_then, forecast } = read_kept(file)?;
     if let Some(worker) = changes.iter().find_map(|change| match change {
         Supposed::Lose(worker) => Some(worker),
-        Supposed::Apply(_) | Supposed::Delete(_) => None,
+        Supposed::Apply(_) | Supposed::Delete(_) | Supposed::Rollout { .. } => None,
     }) {
         let failure = Failure::usage(format!("the loss of {worker} is nothing that can be made"));
         return Err(failure.hint("`lightbyte plan lose` only tells what it would do").into());
@@ -157,7 +180,7 @@ pub(crate) async fn carry_out(cluster: &Cluster, file: &Path, yes: bool) -> Resu
         .iter()
         .filter_map(|change| match change {
             Supposed::Delete(object) => Some(object.clone()),
-            Supposed::Apply(_) | Supposed::Lose(_) => None,
+            Supposed::Apply(_) | Supposed::Lose(_) | Supposed::Rollout { .. } => None,
         })
         .collect();
     if !ends.is_empty() && !yes && !delete::confirm(&ends)? {
@@ -181,6 +204,11 @@ pub(crate) async fn carry_out(cluster: &Cluster, file: &Path, yes: bool) -> Resu
                 let deleted = cluster.delete_as_read(&object, version.unwrap_or_default()).await;
                 deleted.with_context(|| format!("delete `{object}`"))?;
                 print(&format!("{object} deleting"))?;
+            }
+            Supposed::Rollout { group, step } => {
+                let steered = cluster.rollout(&group, step, version).await;
+                steered.with_context(|| format!("{} the update of `{group}`", step.word()))?;
+                print(&format!("{group}: {} asked", step.word()))?;
             }
             Supposed::Lose(_) => {}
         }

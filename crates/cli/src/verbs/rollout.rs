@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::object::Object;
+use lightbyte_api::wire::RolloutStep;
 use lightbyte_api::{ObjectRef, Timestamp};
 use serde_json::Value;
 
@@ -21,19 +22,19 @@ pub(crate) async fn run(cluster: &Cluster, words: &Rollout) -> Result<Code> {
         Rollout::Diff(words) => compare(cluster, words).await,
         Rollout::Pause(OneGroup { group }) => {
             let group = read_group(cluster, group).await?;
-            steer(cluster, &group, ("pause", None), None).await
+            steer(cluster, &group, RolloutStep::Pause, None).await
         }
         Rollout::Resume(RolloutOn { group, patience }) => {
             let group = read_group(cluster, group).await?;
-            steer(cluster, &group, ("resume", None), Some(*patience)).await
+            steer(cluster, &group, RolloutStep::Resume, Some(*patience)).await
         }
         Rollout::Promote(RolloutOn { group, patience }) => {
             let group = read_group(cluster, group).await?;
-            steer(cluster, &group, ("promote", None), Some(*patience)).await
+            steer(cluster, &group, RolloutStep::Promote, Some(*patience)).await
         }
         Rollout::Undo(RolloutUndo { group, to, patience }) => {
             let group = read_group(cluster, group).await?;
-            steer(cluster, &group, ("undo", *to), Some(*patience)).await
+            steer(cluster, &group, RolloutStep::Undo { to: *to }, Some(*patience)).await
         }
     }
 }
@@ -61,16 +62,17 @@ async fn compare(cluster: &Cluster, words: &RolloutDiff) -> Result<Code> {
 async fn steer(
     cluster: &Cluster,
     group: &ObjectRef,
-    (step, to): (&str, Option<u64>),
+    step: RolloutStep,
     patience: Option<Patience>,
 ) -> Result<Code> {
-    let changed = cluster.rollout(group, step, to).await;
-    let changed = changed.with_context(|| format!("{step} the update of `{group}`"))?;
+    let word = step.word();
+    let changed = cluster.rollout(group, step, None).await;
+    let changed = changed.with_context(|| format!("{word} the update of `{group}`"))?;
     match patience.filter(|patience| !patience.no_wait) {
         Some(patience) => {
             waiting::until(cluster, &Wish::after(&changed, Goal::Ready), patience.timeout).await?;
         }
-        None => say(&format!("{group}: {step} asked")),
+        None => say(&format!("{group}: {word} asked")),
     }
     Ok(Code::Done)
 }

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::object::ObjectRef;
 use lightbyte_api::observed::{BootTimes, Observed};
+use lightbyte_api::wire::{Loss, RolloutStep};
 use lightbyte_api::{Key, Kind, Manifest, Name, Span, Timestamp, WaitingOn};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,7 @@ use crate::load;
 use crate::planner::{later, scalegroup, since};
 use crate::reconciler::Reconciler;
 use crate::request::{self, Refusal};
+use crate::room;
 use crate::view::View;
 
 /// How long deciders may pause before that counts as rest: longer than any group waits for anything.
@@ -49,6 +51,8 @@ pub enum Change {
     Delete(ObjectRef),
     /// A worker goes away and does not come back.
     Lose(ObjectRef),
+    /// The update of a group is steered.
+    Rollout(ObjectRef, RolloutStep),
 }
 
 /// What a forecast rests on besides the view.
@@ -181,6 +185,22 @@ pub fn forecast(
 /// As of [`forecast`].
 pub fn end_of(view: &View, changes: &[Change], context: &Context) -> Result<View, Refusal> {
     Ok(Course::begin(view, context).with(changes)?.run(&|| true).fork.view().clone())
+}
+
+/// What [`room::losses`] would then be worse by: the worst loss of one worker that would leave more members of groups without a
+/// place than it would now. `None` when nobody waited for the answer any more.
+///
+/// # Errors
+/// As of [`forecast`].
+pub fn worse_loss(
+    view: &View,
+    changes: &[Change],
+    context: &Context,
+    is_wanted: &dyn Fn() -> bool,
+) -> Result<Option<Option<Loss>>, Refusal> {
+    let course = Course::begin(view, context).with(changes)?.run(is_wanted);
+    let end = course.fork.view();
+    Ok(is_wanted().then(|| room::worsened(&room::losses(view), &room::losses(end))))
 }
 
 /// The median of the boots that workers have reported.
@@ -417,6 +437,7 @@ fn make(fork: &mut Fork, change: &Change, fresh: u128) -> Result<(), Refusal> {
     let outcome = match change {
         Change::Apply(manifest) => request::apply(fork.view(), manifest, &context)?,
         Change::Delete(object) => request::delete(fork.view(), object, &context)?,
+        Change::Rollout(group, step) => request::rollout(fork.view(), group, *step, &context)?,
         Change::Lose(worker) => {
             let id =
                 fork.view().worker_id(worker).ok_or_else(|| Refusal::NotFound { object: worker.clone() })?;

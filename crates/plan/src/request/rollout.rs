@@ -2,6 +2,7 @@
 
 use lightbyte_api::kinds::scalegroup::{Rollout, Undone};
 use lightbyte_api::object::{Asked, Meta};
+use lightbyte_api::wire::RolloutStep;
 use lightbyte_api::{ObjectRef, Spec};
 
 use super::{Context, Outcome, Refusal, living, write_asked};
@@ -17,22 +18,6 @@ pub(super) fn after(asked: &Asked, next: &Spec) -> Rollout {
         }
         _ => before.clone(),
     }
-}
-
-/// What people ask of a group's update while it is on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RolloutStep {
-    /// It stops where it is.
-    Pause,
-    /// It goes on.
-    Resume,
-    /// Its canaries are good: all members follow.
-    Promote,
-    /// It goes back to this version, or to the last one that worked.
-    Undo {
-        /// Its number.
-        to: Option<u64>,
-    },
 }
 
 /// Stops, lets go on, promotes or takes back an update of a group.

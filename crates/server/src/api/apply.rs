@@ -19,6 +19,7 @@ use crate::api::caller::Caller;
 use crate::api::difference::{asked_for, differences};
 use crate::api::input::{Input, Parameters};
 use crate::api::objects::changed;
+use crate::api::plan::admit;
 use crate::problem::Failure;
 use crate::{Server, clock};
 
@@ -45,6 +46,7 @@ pub(crate) async fn apply(
     let context = || Context { now: clock::now(), uid: clock::fresh_uid(), if_match };
     let judged: Vec<_> = manifests.iter().map(|manifest| decide(&view, manifest, &context())).collect();
     refuse_all(&manifests, &judged)?;
+    admit(&server, &view, &manifests).await?;
     if apply.dry_run {
         let changes = manifests.iter().zip(judged).map(|(manifest, judged)| foresee(&view, manifest, judged));
         let changes = changes.collect::<Result<_, Failure>>()?;

@@ -55,7 +55,7 @@ pub(crate) async fn cluster(
 impl Server {
     /// What the loss of workers would do. It is worked out by one request at a time, once for each revision; who would wait
     /// for that is told what was last known.
-    async fn losses(&self, view: &View) -> room::Losses {
+    pub(crate) async fn losses(&self, view: &View) -> room::Losses {
         let revision = view.revision();
         let known = || self.losses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (Ok(_permit), (at, last)) = (self.losses_permit.try_acquire(), known()) else { return known().1 };

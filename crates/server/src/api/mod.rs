@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub(crate) mod difference;
 pub(crate) mod guests;
 pub(crate) mod input;
+pub(crate) mod metrics;
 pub(crate) mod objects;
 pub(crate) mod parts;
 pub(crate) mod past;
@@ -106,6 +107,8 @@ pub(crate) fn routes() -> Vec<Route> {
             reading, None, "ClusterUsage", get(usage::usage)),
         route("get", "/v1/status", "Shows the cluster at a glance",
             reading, None, "ClusterStatus", get(cluster::cluster)),
+        route("get", "/metrics", "Tells what this server knows as numbers for a monitoring system (OpenMetrics)",
+            &[], None, "Bytes", get(metrics::metrics)),
         route("post", "/v1/apply", "Makes manifests true, or tells what that would change",
             changing, Some("Apply"), "Applied", post(apply::apply)),
         route("post", "/v1/plan", "Tells what changes would do, and writes nothing",

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use lightbyte_api::object::Object;
-use lightbyte_api::wire::{ChangeAction, Changed, List};
+use lightbyte_api::wire::{ChangeAction, Changed, List, RolloutStep};
 use lightbyte_api::{Event, Kind, Name, ObjectRef};
-use lightbyte_plan::request::{self, Context, Outcome, Refusal, RolloutStep};
+use lightbyte_plan::request::{self, Context, Outcome, Refusal};
 use lightbyte_plan::why::{self, Explanation, Stuck};
 use lightbyte_plan::{View, status};
 

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::StatusCode;
 use lightbyte_api::manifest::DOCUMENTS_MAX;
-use lightbyte_api::wire::{Foresee, Supposed};
-use lightbyte_api::{Kind, Manifest};
+use lightbyte_api::wire::{Foresee, Loss, Supposed};
+use lightbyte_api::{Kind, Manifest, Spec, Timestamp};
+use lightbyte_plan::View;
 use lightbyte_plan::forecast::{self, Change, Context, Forecast};
 use serde_json::Value;
 
@@ -47,27 +48,67 @@ pub(crate) async fn plan(
         Some(past) => server.look_back("at", past).await?,
         None => (server.confirmed_view().await?, None),
     };
+    let revision = view.revision();
+    let context = context(&view, now);
+    let forecast =
+        move |is_wanted: &dyn Fn() -> bool| forecast::forecast(&view, &changes, &context, is_wanted);
+    Ok(Answer::at(revision, foresee(&server, forecast).await??))
+}
+
+fn context(view: &View, now: Option<Timestamp>) -> Context {
+    let boot = forecast::boot_estimate(view);
+    Context { now: now.unwrap_or_else(clock::now), fresh: clock::fresh(), boot }
+}
+
+/// Looks ahead on a thread that serves nobody else, for as long as somebody waits for it and at most for [`FORESEES_WITHIN`].
+async fn foresee<T: Send + 'static>(
+    server: &Server,
+    look: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
+) -> Result<T, Failure> {
     let permit = Arc::clone(&server.forecasts).try_acquire_owned().map_err(|_| {
         let title = format!("this server makes {FORECASTS_MAX} plans at once, which is its limit");
         Failure::new(StatusCode::TOO_MANY_REQUESTS, title).hint("try again in a moment")
     })?;
-    let boot = forecast::boot_estimate(&view);
-    let context = Context { now: now.unwrap_or_else(clock::now), fresh: clock::fresh(), boot };
-    let revision = view.revision();
     let gone = Gone(Arc::default());
     let (is_gone, stop, began) = (Arc::clone(&gone.0), server.stop.clone(), Instant::now());
     let is_wanted =
         move || !is_gone.load(Ordering::Relaxed) && !*stop.borrow() && began.elapsed() < FORESEES_WITHIN;
-    let foreseen = tokio::task::spawn_blocking(move || {
-        let foreseen = forecast::forecast(&view, &changes, &context, &is_wanted);
+    let looked = tokio::task::spawn_blocking(move || {
+        let found = look(&is_wanted);
         drop(permit);
-        foreseen
+        found
     });
-    let foreseen = foreseen.await.map_err(|error| {
+    looked.await.map_err(|error| {
         tracing::error!(%error, "a forecast failed");
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the plan could not be made: a bug of this server")
+    })
+}
+
+/// Whether `manifests` may be made true where room is kept for the loss of any one worker: not when members of groups would
+/// have no place then that have one as it is. What groups need for a moment in updates and drains is not looked at.
+///
+/// # Errors
+/// A refusal that says which loss, and what would have no place.
+pub(crate) async fn admit(server: &Server, view: &View, manifests: &[Manifest]) -> Result<(), Failure> {
+    let needs_room = |manifest: &&Manifest| matches!(manifest.spec, Spec::Vm(_) | Spec::ScaleGroup(_));
+    let changes: Vec<Change> = manifests.iter().filter(needs_room).cloned().map(Change::Apply).collect();
+    if !server.keeps_room_for_a_loss || changes.is_empty() {
+        return Ok(());
+    }
+    let (view, context) = (view.clone(), context(view, None));
+    let look = move |is_wanted: &dyn Fn() -> bool| forecast::worse_loss(&view, &changes, &context, is_wanted);
+    let worse = foresee(server, look).await??.ok_or_else(|| {
+        let title = format!(
+            "whether this leaves room for the loss of a worker was not known within {FORESEES_WITHIN:?}"
+        );
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, title).hint("try again, or ask for less at once")
     })?;
-    Ok(Answer::at(revision, foreseen?))
+    let Some(Loss { worker, homeless, because, .. }) = worse else { return Ok(()) };
+    let title = format!(
+        "this would leave no room for the loss of worker/{worker}: {homeless} members of groups would have no place"
+    );
+    let hint = "ask for less, or add a worker; `lightbyte status` says what is left";
+    Err(Failure::new(StatusCode::CONFLICT, title).details(because).hint(hint))
 }
 
 /// Reads what is supposed; manifests are checked as `apply` checks them.
@@ -79,7 +120,7 @@ fn read(asked: Foresee) -> Result<Vec<Change>, Failure> {
     }
     let documents = asked.changes.iter().filter_map(|change| match change {
         Supposed::Apply(document) => Some(document.clone()),
-        Supposed::Delete(_) | Supposed::Lose(_) => None,
+        Supposed::Delete(_) | Supposed::Lose(_) | Supposed::Rollout { .. } => None,
     });
     let manifests: Vec<Manifest> = read_all(&documents.collect::<Vec<Value>>())?;
     let mut manifests = manifests.into_iter();
@@ -96,6 +137,7 @@ fn read(asked: Foresee) -> Result<Vec<Change>, Failure> {
                 return Err(Failure::bad(format!("{worker} cannot be lost: only workers can")));
             }
             Supposed::Lose(worker) => Change::Lose(worker),
+            Supposed::Rollout { group, step } => Change::Rollout(group, step),
         });
     }
     Ok(changes)

@@ -66,6 +66,14 @@ impl TestServer {
         Self::serving(name, |config, stopped| lightbyte_server::serve(store, None, config, stopped))
     }
 
+    /// A server that keeps room for the loss of any one worker.
+    pub(crate) fn keeping_room(name: &str, store: &MemoryStore) -> TestServer {
+        let store = Arc::new(store.clone());
+        Self::serving(name, |config, stopped| {
+            lightbyte_server::serve(store, None, Config { keeps_room_for_a_loss: true, ..config }, stopped)
+        })
+    }
+
     /// A server over real etcd.
     pub(crate) fn over_etcd(name: &str, etcd: &Etcd) -> TestServer {
         let (url, root) = (etcd.url.clone(), ROOT.to_owned());
@@ -90,6 +98,7 @@ impl TestServer {
             etcd: Vec::new(),
             root: String::new(),
             parts: Some(Arc::new(Parts::new(&directory.0.join("parts")).expect("make the parts"))),
+            keeps_room_for_a_loss: false,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -162,9 +171,16 @@ impl Drop for TestServer {
 
 /// A store that was set up, and one server on it that has read it.
 pub(crate) async fn begin() -> (MemoryStore, TestServer, Client) {
+    begin_as(TestServer::start).await
+}
+
+/// A cluster with one server that `start` starts.
+pub(crate) async fn begin_as(
+    start: impl FnOnce(&str, &MemoryStore) -> TestServer,
+) -> (MemoryStore, TestServer, Client) {
     let store = MemoryStore::new();
     lightbyte_server::init(&store, Uid::from_bits(1)).await.expect("set up the cluster");
-    let server = TestServer::start("s1", &store);
+    let server = start("s1", &store);
     let client = server.client();
     until_some("the server has a view", || async { client.get::<Value>("/v1/status").await.ok() }).await;
     (store, server, client)

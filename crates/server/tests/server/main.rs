@@ -7,6 +7,7 @@ mod leaders;
 mod objects;
 mod openapi;
 mod parts;
+mod room;
 mod vms;
 mod watches;
 mod worker;
