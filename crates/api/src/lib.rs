@@ -27,6 +27,7 @@ pub mod placing;
 pub mod reader;
 pub mod records;
 pub mod text;
+pub mod topology;
 pub mod uid;
 pub mod units;
 pub mod waiting;

@@ -44,6 +44,12 @@ const PACKAGES: &[Package] = &[
         scope: Scope::WithoutVms,
     },
     Package {
+        name: "cmake",
+        needed: &[Needed::Tool("cmake")],
+        about: "cmake: builds a compression library in C that pingora, the proxy's HTTP library, depends on",
+        scope: Scope::WithoutVms,
+    },
+    Package {
         name: "iproute2",
         needed: &[Needed::Tool("ip")],
         about: "ip: the lab's network namespaces and bridges",

@@ -17,7 +17,13 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 #[derive(Default)]
 struct Lists {
     licences: Vec<String>,
-    banned: Vec<String>,
+    banned: Vec<Banned>,
+}
+
+/// A crate that nothing may depend on, but those that cannot do without.
+struct Banned {
+    name: String,
+    wrappers: Vec<String>,
 }
 
 /// Findings in `Cargo.lock` and in the licences of what is built for Linux.
@@ -48,14 +54,17 @@ fn lists(text: &str) -> Lists {
         if line.starts_with('[') && line.ends_with(']') && !line.contains('"') {
             section = line;
             key = "";
-        } else if let Some((name, _)) = line.split_once(" = [") {
+        } else if let Some((name, _)) = line.split_once(" = [").filter(|_| !line.starts_with('{')) {
             key = name;
         }
         match (section, key) {
             ("[licenses]", "allow") => lists.licences.extend(quoted(line).map(str::to_owned)),
             ("[bans]", "deny") => {
                 let named = line.split_once("crate = ").and_then(|(_, rest)| quoted(rest).next());
-                lists.banned.extend(named.map(str::to_owned));
+                let wrappers = line.split_once("wrappers = [").and_then(|(_, rest)| rest.split(']').next());
+                let wrappers: Vec<String> =
+                    wrappers.map(|list| quoted(list).map(str::to_owned).collect()).unwrap_or_default();
+                lists.banned.extend(named.map(|name| Banned { name: name.to_owned(), wrappers }));
             }
             _ => {}
         }
@@ -74,7 +83,8 @@ fn locked(lock: &str, lists: &Lists) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, line) in lock.lines().enumerate() {
         let value = quoted(line).next().unwrap_or_default();
-        if line.starts_with("name = ") && lists.banned.iter().any(|banned| banned == value) {
+        let banned = lists.banned.iter().find(|banned| line.starts_with("name = ") && banned.name == value);
+        if banned.is_some_and(|banned| !is_wrapped(lock, banned)) {
             findings.push(Finding::new(
                 "Cargo.lock",
                 index + 1,
@@ -87,6 +97,20 @@ fn locked(lock: &str, lists: &Lists) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether only its wrappers depend on it.
+fn is_wrapped(lock: &str, banned: &Banned) -> bool {
+    let is_it =
+        |line: &str| quoted(line).next().and_then(|value| value.split(' ').next()) == Some(&banned.name);
+    let packages = lock.split("[[package]]");
+    let mut users =
+        packages.filter(|package| package.lines().any(|line| line.starts_with(' ') && is_it(line)));
+    !banned.wrappers.is_empty()
+        && users.all(|package| {
+            let name = package.lines().find_map(|line| line.strip_prefix("name = ")).unwrap_or_default();
+            banned.wrappers.iter().any(|wrapper| name.trim_matches('"') == wrapper)
+        })
 }
 
 fn licensed(metadata: &Value, lists: &Lists) -> Vec<Finding> {
@@ -109,13 +133,16 @@ mod tests {
     use super::*;
 
     const DENY: &str = "[graph]\ntargets = [\"x\"]\n[licenses]\n# \"No\"\nallow = [\n  \"MIT\", # why\n  \"ISC\",\n]\nconfidence = 1\n\
-        [bans]\nmultiple = \"allow\"\ndeny = [\n  { crate = \"openssl-sys\", reason = \"one provider\" },\n]\n[sources]\nallow-registry = [\"r\"]\n";
+        [bans]\nmultiple = \"allow\"\ndeny = [\n  { crate = \"openssl-sys\", reason = \"one provider\" },\n\
+        { crate = \"yaml\", wrappers = [\"p\", \"q\"], reason = \"x\" },\n]\n[sources]\nallow-registry = [\"r\"]\n";
 
     #[test]
     fn lists_of_deny_toml_are_read() {
         let lists = lists(DENY);
         assert_eq!(lists.licences, ["MIT", "ISC"]);
-        assert_eq!(lists.banned, ["openssl-sys"]);
+        let banned: Vec<_> =
+            lists.banned.iter().map(|banned| (banned.name.as_str(), banned.wrappers.join(","))).collect();
+        assert_eq!(banned, [("openssl-sys", String::new()), ("yaml", "p,q".to_owned())]);
     }
 
     #[test]
@@ -125,7 +152,7 @@ mod tests {
             assert!(lists.licences.iter().any(|known| known == licence), "{licence}");
         }
         for name in ["aws-lc-sys", "openssl-sys", "serde_yaml", "serde_yml"] {
-            assert!(lists.banned.iter().any(|known| known == name), "{name}");
+            assert!(lists.banned.iter().any(|known| known.name == name), "{name}");
         }
     }
 
@@ -137,6 +164,14 @@ mod tests {
                 None,
             ),
             ("[[package]]\nname = \"openssl-sys\"\n", Some(2)),
+            (
+                "[[package]]\nname = \"yaml\"\n[[package]]\nname = \"p\"\ndependencies = [\n \"yaml 0.9.1\",\n]\n",
+                None,
+            ),
+            (
+                "[[package]]\nname = \"yaml\"\n[[package]]\nname = \"r\"\ndependencies = [\n \"yaml\",\n]\n",
+                Some(2),
+            ),
             (
                 "[[package]]\nname = \"serde\"\nversion = \"1\"\nsource = \"git+https://example.org/x\"\n",
                 Some(4),

@@ -12,6 +12,12 @@ const TCP_MODULES: &[(&str, &str)] = &[
     ("crates/cli/src/verbs/forward.rs", "listens on 127.0.0.1 for its own user; the way on is the cluster's"),
     ("crates/guest/src/words.rs", "reaches 127.0.0.1 inside a guest, for `lightbyte forward`"),
     ("crates/guest/src/check.rs", "reaches the guest's own services inside it, for its health"),
+    (
+        "crates/proxy/src/listeners.rs",
+        "listens for clients of a load balancer; TLS of its certificates, not the cluster's",
+    ),
+    ("crates/proxy/src/connection.rs", "the stream of such a client"),
+    ("crates/proxy/src/checks.rs", "tries whether backends answer"),
     ("crates/guest/src/page.rs", "the page of the demo image: inside a guest, and no part of the cluster"),
 ];
 

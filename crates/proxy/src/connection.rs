@@ -1,0 +1,298 @@
+//! A client's connection: who it is, what it is doing, and the stream that the HTTP library reads.
+//!
+//! ```text
+//!   idle ──first byte──▶ head ──all headers read──▶ requests in flight ──the last ends──▶ idle
+//! ```
+//!
+//! The library bounds each read but not a whole head, so a client that sends a byte a minute would stay for ever.
+//! Therefore the stream notes when a head begins, and [`Connection::outlived`] ends what takes too long.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lightbyte_api::topology::{Limits, Protocol};
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType,
+};
+use pingora_http::ResponseHeader;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::clock;
+
+/// What is gathered before it is written: a head and a small body go out as one packet.
+const WRITE_BUFFER_BYTES: usize = 8 * 1024;
+
+/// How often a connection's times are looked at, at most and at least.
+const LOOK_MIN: Duration = Duration::from_millis(50);
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// The port that it came in by.
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+    /// The client, or what a PROXY header said of it.
+    pub(crate) peer: SocketAddr,
+    /// 0 while no head is being read.
+    head_since_ms: AtomicU64,
+    idle_since_ms: AtomicU64,
+    requests: AtomicUsize,
+    /// Streams of HTTP/2 share a connection, so a byte says nothing about a head.
+    is_h2: AtomicBool,
+}
+
+impl Connection {
+    pub(crate) fn new(port: u16, protocol: Protocol, peer: SocketAddr) -> Arc<Connection> {
+        Arc::new(Connection {
+            port,
+            protocol,
+            peer,
+            head_since_ms: AtomicU64::new(0),
+            idle_since_ms: AtomicU64::new(clock::now_ms()),
+            requests: AtomicUsize::new(0),
+            is_h2: AtomicBool::new(false),
+        })
+    }
+
+    /// The word for URLs.
+    pub(crate) const fn scheme(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Http => "http",
+            Protocol::Https => "https",
+        }
+    }
+
+    /// A request's head was read.
+    pub(crate) fn request(self: &Arc<Connection>, is_h2: bool) -> Request {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.is_h2.store(is_h2, Ordering::Relaxed);
+        self.head_since_ms.store(0, Ordering::Relaxed);
+        Request(self.clone())
+    }
+
+    fn bytes_came(&self) {
+        if self.requests.load(Ordering::Relaxed) == 0 && self.head_since_ms.load(Ordering::Relaxed) == 0 {
+            self.head_since_ms.store(clock::now_ms().max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// The time of a handshake is not that of a head.
+    pub(crate) fn begin_anew(&self) {
+        self.head_since_ms.store(0, Ordering::Relaxed);
+        self.idle_since_ms.store(clock::now_ms(), Ordering::Relaxed);
+    }
+
+    /// Whether it takes longer than the limits allow.
+    fn is_over(&self, limits: &Limits, now_ms: u64) -> bool {
+        if self.requests.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        let head_since_ms = self.head_since_ms.load(Ordering::Relaxed);
+        let is_reading_head = head_since_ms > 0 && !self.is_h2.load(Ordering::Relaxed);
+        if is_reading_head {
+            return now_ms.saturating_sub(head_since_ms) > limits.header_timeout_ms;
+        }
+        now_ms.saturating_sub(self.idle_since_ms.load(Ordering::Relaxed)) > limits.idle_timeout_ms
+    }
+
+    /// Returns when the connection has to be closed. `limits` is asked each time, for it may change.
+    pub(crate) async fn outlived(&self, limits: impl Fn() -> Limits) {
+        loop {
+            let now = limits();
+            if self.is_over(&now, clock::now_ms()) {
+                return;
+            }
+            let shorter_ms = now.header_timeout_ms.min(now.idle_timeout_ms);
+            tokio::time::sleep(Duration::from_millis(shorter_ms / 4).clamp(LOOK_MIN, LOOK_MAX)).await;
+        }
+    }
+}
+
+/// A request on a connection; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Request(Arc<Connection>);
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.0.idle_since_ms.store(clock::now_ms(), Ordering::Relaxed);
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection's stream.
+pub(crate) struct Watched {
+    stream: BufWriter<TcpStream>,
+    connection: Arc<Connection>,
+    digest: Arc<ProxyDigest>,
+    /// Read ahead and not yet taken.
+    ahead: Vec<u8>,
+    timing: TimingDigest,
+}
+
+impl Watched {
+    /// # Errors
+    /// None in practice: an empty header is made for the library.
+    pub(crate) fn new(stream: TcpStream, connection: Arc<Connection>) -> pingora_core::Result<Watched> {
+        // The one place where the library carries something of ours from the stream to the request.
+        let header = Box::new(ResponseHeader::build(200, Some(0))?);
+        let digest = Arc::new(ProxyDigest::new(header, Some(Box::new(connection.clone()))));
+        let stream = BufWriter::with_capacity(WRITE_BUFFER_BYTES, stream);
+        Ok(Watched { stream, connection, digest, ahead: Vec::new(), timing: TimingDigest::default() })
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "connection from {}", self.connection.peer)
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..length]);
+            self.ahead.drain(..length);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.connection.bytes_came();
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[async_trait]
+impl Peek for Watched {
+    /// The library asks for the preface of HTTP/2. Bytes are read only while they could still be one: a short request
+    /// of HTTP/1 is shorter than the preface, and to wait for the rest would be to wait for ever.
+    async fn try_peek(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let mut length = 0;
+        while length < buffer.len() && PREFACE.starts_with(&buffer[..length]) {
+            let read = self.read(&mut buffer[length..]).await?;
+            if read == 0 {
+                break;
+            }
+            length += read;
+        }
+        buffer[length..].fill(0);
+        self.ahead.splice(..0, buffer[..length].iter().copied());
+        Ok(true)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Watched {
+    async fn shutdown(&mut self) {
+        // A peer that has gone already is no news.
+        let _ = AsyncWriteExt::shutdown(&mut self.stream).await;
+    }
+}
+
+impl UniqueID for Watched {
+    fn id(&self) -> UniqueIDType {
+        self.stream.get_ref().as_raw_fd()
+    }
+}
+
+impl Ssl for Watched {}
+
+impl GetTimingDigest for Watched {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(self.timing.clone())]
+    }
+}
+
+impl GetProxyDigest for Watched {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.digest.clone())
+    }
+}
+
+impl GetSocketDigest for Watched {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_and_a_pause_are_bounded_and_a_request_is_not() {
+        let limits = Limits { header_timeout_ms: 100, idle_timeout_ms: 1_000, ..Limits::default() };
+        let now_ms = clock::now_ms() + 10_000;
+        // (head since, idle since, requests, HTTP/2) as times ago.
+        let table = [
+            (None, 500, 0, false, false),
+            (None, 1_500, 0, false, true),
+            (Some(50), 1_500, 0, false, false),
+            (Some(150), 150, 0, false, true),
+            (Some(150), 150, 0, true, false),
+            (Some(150), 1_500, 0, true, true),
+            (None, 5_000, 1, false, false),
+        ];
+        for (head_ago, idle_ago, requests, is_h2, expected) in table {
+            let connection = Connection::new(80, Protocol::Http, ([127, 0, 0, 1], 1).into());
+            connection.head_since_ms.store(head_ago.map_or(0, |ago| now_ms - ago), Ordering::Relaxed);
+            connection.idle_since_ms.store(now_ms - idle_ago, Ordering::Relaxed);
+            connection.requests.store(requests, Ordering::Relaxed);
+            connection.is_h2.store(is_h2, Ordering::Relaxed);
+            assert_eq!(
+                connection.is_over(&limits, now_ms),
+                expected,
+                "{head_ago:?} {idle_ago} {requests} {is_h2}"
+            );
+        }
+    }
+}

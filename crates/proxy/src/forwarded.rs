@@ -1,0 +1,226 @@
+//! What a request tells its backend of where it came from.
+//!
+//! A stranger's word about the client is worth nothing, so it is dropped; a trusted peer's is passed on and added to.
+//! Hop-by-hop headers are the HTTP library's affair (RFC 9110, 7.6.1): it strips them and passes WebSockets only.
+
+use std::net::IpAddr;
+
+use http::HeaderValue;
+use pingora_http::RequestHeader;
+
+use crate::chance;
+
+/// Longest list that is passed on and added to. A longer one is a loop or an attack, and begins anew.
+const FORWARDED_BYTES_MAX: usize = 4_096;
+
+/// Headers in which a client could tell stories about itself.
+const TALES: [&str; 7] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-real-ip",
+];
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin<'a> {
+    pub(crate) peer: IpAddr,
+    pub(crate) is_trusted: bool,
+    pub(crate) scheme: &'static str,
+    pub(crate) host: &'a str,
+}
+
+/// Sets the headers that say where the request came from.
+pub(crate) fn say(request: &mut RequestHeader, origin: Origin<'_>) -> pingora_core::Result<()> {
+    let peer = origin.peer.to_canonical();
+    if !origin.is_trusted {
+        for tale in TALES {
+            request.remove_header(tale);
+        }
+    }
+    let before = joined(request, "x-forwarded-for");
+    let chain = before.map_or_else(|| peer.to_string(), |before| format!("{before}, {peer}"));
+    request.insert_header("x-forwarded-for", chain)?;
+    if !request.headers.contains_key("x-forwarded-proto") {
+        request.insert_header("x-forwarded-proto", origin.scheme)?;
+    }
+    if !request.headers.contains_key("x-forwarded-host")
+        && let Ok(host) = HeaderValue::from_str(origin.host)
+    {
+        request.insert_header("x-forwarded-host", host)?;
+    }
+    // Who speaks RFC 7239 begins it; only then it is gone on with.
+    if let Some(before) = joined(request, "forwarded") {
+        let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
+        request.insert_header("forwarded", format!("{before}, for={node};proto={}", origin.scheme))?;
+    }
+    Ok(())
+}
+
+/// All values of a list header as one; none if that is too long or not plain text.
+fn joined(request: &RequestHeader, name: &'static str) -> Option<String> {
+    let mut joined = String::new();
+    for value in request.headers.get_all(name) {
+        let separator = if joined.is_empty() { "" } else { ", " };
+        joined.push_str(separator);
+        joined.push_str(value.to_str().ok()?);
+    }
+    (!joined.is_empty() && joined.len() <= FORWARDED_BYTES_MAX).then_some(joined)
+}
+
+/// The trace of the request: the client's own, or a new one.
+pub(crate) fn trace(request: &mut RequestHeader) -> pingora_core::Result<()> {
+    let mut given = request.headers.get_all("traceparent").iter();
+    let is_good = given.next().is_some_and(is_traceparent) && given.next().is_none();
+    if is_good {
+        return Ok(());
+    }
+    request.remove_header("tracestate");
+    // Sampled: what stands behind samples by this bit, and 0 would make all traces of a cluster vanish.
+    let (high, low, span) = (chance::next(), chance::next() | 1, chance::next() | 1);
+    request.insert_header("traceparent", format!("00-{high:016x}{low:016x}-{span:016x}-01"))
+}
+
+/// Version 00 of W3C Trace Context, or a later one that begins like it.
+fn is_traceparent(value: &HeaderValue) -> bool {
+    let bytes = value.as_bytes();
+    let is_hex = |range: std::ops::Range<usize>| {
+        bytes.get(range).is_some_and(|part| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+    };
+    let is_zero = |range: std::ops::Range<usize>| {
+        bytes.get(range).is_some_and(|part| part.iter().all(|byte| *byte == b'0'))
+    };
+    let is_length_fine =
+        bytes.len() == 55 || (bytes.len() > 55 && bytes.len() <= 128 && bytes.get(55) == Some(&b'-'));
+    is_length_fine
+        && [2, 35, 52].iter().all(|dash| bytes.get(*dash) == Some(&b'-'))
+        && is_hex(0..2)
+        && is_hex(3..35)
+        && is_hex(36..52)
+        && is_hex(53..55)
+        && !bytes.starts_with(b"ff")
+        && (bytes.len() == 55 || !bytes.starts_with(b"00"))
+        && !is_zero(3..35)
+        && !is_zero(36..52)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Trusted or not, the peer, headers that come, and what becomes of some.
+    type Case = (
+        bool,
+        &'static str,
+        &'static [(&'static str, &'static str)],
+        &'static [(&'static str, Option<&'static str>)],
+    );
+
+    fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", b"/", None).expect("a request");
+        for (name, value) in headers {
+            request.append_header(*name, *value).expect("a header");
+        }
+        request
+    }
+
+    #[test]
+    fn a_strangers_word_is_dropped_and_a_trusted_ones_is_added_to() {
+        let table: [Case; 6] = [
+            (
+                false,
+                "10.0.0.9",
+                &[],
+                &[
+                    ("x-forwarded-for", Some("10.0.0.9")),
+                    ("x-forwarded-proto", Some("https")),
+                    ("x-forwarded-host", Some("a.example")),
+                    ("forwarded", None),
+                ],
+            ),
+            (
+                false,
+                "10.0.0.9",
+                &[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2")],
+                &[("x-forwarded-for", Some("10.0.0.9"))],
+            ),
+            (
+                false,
+                "10.0.0.9",
+                &[
+                    ("forwarded", "for=1.1.1.1"),
+                    ("x-real-ip", "1.1.1.1"),
+                    ("x-forwarded-proto", "ftp"),
+                    ("x-forwarded-port", "1"),
+                ],
+                &[
+                    ("forwarded", None),
+                    ("x-real-ip", None),
+                    ("x-forwarded-proto", Some("https")),
+                    ("x-forwarded-port", None),
+                ],
+            ),
+            (
+                true,
+                "::ffff:10.0.0.9",
+                &[
+                    ("x-forwarded-for", "1.1.1.1"),
+                    ("x-forwarded-for", "2.2.2.2"),
+                    ("x-forwarded-proto", "http"),
+                ],
+                &[
+                    ("x-forwarded-for", Some("1.1.1.1, 2.2.2.2, 10.0.0.9")),
+                    ("x-forwarded-proto", Some("http")),
+                ],
+            ),
+            (
+                true,
+                "fd00::1",
+                &[("forwarded", "for=1.1.1.1")],
+                &[("forwarded", Some("for=1.1.1.1, for=\"[fd00::1]\";proto=https"))],
+            ),
+            (true, "10.0.0.9", &[("x-forwarded-for", "\u{e9}")], &[("x-forwarded-for", Some("10.0.0.9"))]),
+        ];
+        for (is_trusted, peer, given, expected) in table {
+            let mut request = request(given);
+            let peer = peer.parse().expect("an address");
+            say(&mut request, Origin { peer, is_trusted, scheme: "https", host: "a.example" }).expect("fits");
+            for (name, value) in expected {
+                let found: Vec<_> = request
+                    .headers
+                    .get_all(*name)
+                    .iter()
+                    .map(|value| value.to_str().expect("text"))
+                    .collect();
+                assert_eq!(found, value.iter().copied().collect::<Vec<_>>(), "{name} after {given:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_good_trace_passes_and_another_is_replaced() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let table: [(&[&str], bool); 8] = [
+            (&[good], true),
+            (&["01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"], true),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"], false),
+            (&["ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"], false),
+            (&["00-00000000000000000000000000000000-00f067aa0ba902b7-01"], false),
+            (&["00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"], false),
+            (&[good, good], false),
+            (&[], false),
+        ];
+        for (given, is_kept) in table {
+            let headers: Vec<_> = given.iter().map(|value| ("traceparent", *value)).collect();
+            let mut request = request(&headers);
+            trace(&mut request).expect("fits");
+            let values: Vec<_> = request.headers.get_all("traceparent").iter().collect();
+            assert_eq!(values.len(), 1, "{given:?}");
+            assert!(is_traceparent(values[0]), "{given:?}");
+            assert_eq!(given.first().is_some_and(|first| values[0] == first), is_kept, "{given:?}");
+        }
+    }
+}

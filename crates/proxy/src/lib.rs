@@ -1,0 +1,30 @@
+//! The HTTP proxy that runs in load-balancer VMs.
+//!
+//! It holds one topology and carries requests by it. It never speaks to a control plane: whoever has a topology for it
+//! hands it over on a Unix socket, and what it was last given it keeps on disk.
+
+mod access;
+mod bucket;
+mod certificates;
+mod chance;
+mod checks;
+mod clock;
+mod connection;
+mod control;
+mod counts;
+mod disk;
+mod forwarded;
+mod gateway;
+mod health;
+mod listeners;
+mod lock;
+mod pick;
+mod proxy;
+mod proxy_header;
+mod rate;
+mod registry;
+mod retry;
+mod state;
+mod table;
+
+pub use proxy::{Options, Proxy};

@@ -1,0 +1,262 @@
+//! Ports that appear and go while the proxy runs.
+//!
+//! The HTTP library binds its ports when it starts and never again. So the ports are ours: each is a task that takes
+//! connections and hands them to the library, and nothing needs a restart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use lightbyte_api::topology::{Listener, Protocol, ProxyProtocol};
+use pingora_core::apps::ServerApp as _;
+use pingora_core::listeners::tls::Acceptor;
+use pingora_core::protocols::Stream;
+
+use pingora_proxy::HttpProxy;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::certificates::Resolver;
+use crate::connection::{Connection, Watched};
+use crate::gateway::Gateway;
+use crate::lock::lock;
+use crate::proxy_header;
+use crate::table::Table;
+
+/// Connections that wait in the kernel until they are taken.
+const BACKLOG: u32 = 4_096;
+
+/// Pause after a failed accept, which otherwise could repeat at once for ever (no descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a PROXY header and a TLS handshake may take together.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+
+/// What every listener needs.
+pub(crate) struct Shared {
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) proxy: Arc<HttpProxy<Gateway>>,
+    pub(crate) stopping: watch::Receiver<bool>,
+    acceptor: Acceptor,
+    connections: AtomicUsize,
+    /// Ports whose sockets are open, those that are about to go included.
+    open_ports: AtomicUsize,
+    closed: Notify,
+}
+
+/// The ports that are listened on.
+pub(crate) struct Listeners {
+    shared: Arc<Shared>,
+    running: Mutex<HashMap<SocketAddr, Running>>,
+}
+
+/// Ends its task when it is dropped.
+struct Running {
+    port: u16,
+    _stop: oneshot::Sender<()>,
+}
+
+/// Sockets that are bound and not yet used.
+pub(crate) type Bound = Vec<(Listener, TcpListener)>;
+
+impl Shared {
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub(crate) fn new(
+        table: Arc<ArcSwap<Table>>,
+        proxy: Arc<HttpProxy<Gateway>>,
+        stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<Arc<Shared>> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Resolver { table: table.clone() }));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = Acceptor::from_server_config(Arc::new(config));
+        let (connections, open_ports) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Arc::new(Shared {
+            table,
+            proxy,
+            stopping,
+            acceptor,
+            connections,
+            open_ports,
+            closed: Notify::new(),
+        }))
+    }
+
+    /// Connections of clients that are open.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Listeners {
+    pub(crate) fn new(shared: Arc<Shared>) -> Listeners {
+        Listeners { shared, running: Mutex::default() }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Binds what a table has and is not listened on yet. Changes nothing.
+    pub(crate) fn bind(&self, table: &Table) -> (Bound, BTreeMap<String, String>) {
+        let running = lock(&self.running);
+        let (mut bound, mut failed) = (Bound::new(), BTreeMap::new());
+        for listener in table.listeners.values().filter(|listener| !running.contains_key(&listener.address()))
+        {
+            match bind(listener.address()) {
+                Ok(socket) => bound.push((listener.clone(), socket)),
+                Err(error) => {
+                    failed
+                        .insert(listener.name.clone(), format!("listen on {}: {error}", listener.address()));
+                }
+            }
+        }
+        (bound, failed)
+    }
+
+    /// Takes connections on what was bound, and none any more on what the table does not have.
+    pub(crate) fn switch(&self, table: &Table, bound: Bound) {
+        let mut running = lock(&self.running);
+        running
+            .retain(|address, run| table.listeners.get(&run.port).is_some_and(|is| is.address() == *address));
+        for (listener, socket) in bound {
+            let (stop, stopped) = oneshot::channel();
+            running.insert(listener.address(), Running { port: listener.port, _stop: stop });
+            self.shared.open_ports.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(accept(self.shared.clone(), listener.port, socket, stopped));
+        }
+    }
+
+    /// Takes no connections any more.
+    pub(crate) fn close(&self) {
+        lock(&self.running).clear();
+    }
+
+    /// Whether every socket is closed, so that somebody else may have the ports.
+    pub(crate) fn are_closed(&self) -> bool {
+        self.shared.open_ports.load(Ordering::Relaxed) == 0
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(shared: Arc<Shared>, port: u16, socket: TcpListener, mut stopped: oneshot::Receiver<()>) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            () = room(&shared) => {}
+        }
+        let accepted = tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => begin(&shared, port, stream, peer),
+            Err(error) => {
+                // One client that has gone already, or no descriptors left: neither ends the port.
+                eprintln!("lightbyte-proxy: accept on port {port}: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drain(&shared, port, &socket);
+    drop(socket);
+    shared.open_ports.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// What the kernel has taken for a port that is to go is served: its clients have done nothing wrong.
+fn drain(shared: &Arc<Shared>, port: u16, socket: &TcpListener) {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(Ok((stream, peer))) = socket.poll_accept(&mut context) {
+        begin(shared, port, stream, peer);
+    }
+}
+
+/// Waits until there may be one more connection.
+async fn room(shared: &Shared) {
+    loop {
+        let closed = shared.closed.notified();
+        let connections_max = shared.table.load().limits.connections_max as usize;
+        if shared.connections() < connections_max {
+            return;
+        }
+        closed.await;
+    }
+}
+
+/// Counts a connection while it lives, whatever ends it.
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.closed.notify_waiters();
+    }
+}
+
+fn begin(shared: &Arc<Shared>, port: u16, stream: TcpStream, peer: SocketAddr) {
+    shared.connections.fetch_add(1, Ordering::Relaxed);
+    let open = Open(shared.clone());
+    // A panic in a request ends this task and the connection with it, nothing else.
+    tokio::spawn(async move {
+        let listener = open.0.table.load().listeners.get(&port).cloned();
+        if let Some(listener) = listener {
+            serve(&open.0, &listener, stream, peer).await;
+        }
+        drop(open);
+    });
+}
+
+async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, peer: SocketAddr) {
+    let hello = tokio::time::timeout(HELLO_MAX, hello(shared, listener, stream, peer)).await;
+    // Who says nothing, or nonsense, before the first request is closed without a word.
+    let Ok(Some((mut stream, connection))) = hello else {
+        return;
+    };
+    connection.begin_anew();
+    let limits = || shared.table.load().limits;
+    let stopping = shared.stopping.clone();
+    let process = async {
+        while let Some(again) = shared.proxy.process_new(stream, &stopping).await {
+            stream = again;
+        }
+    };
+    tokio::select! {
+        () = process => {}
+        () = connection.outlived(limits) => {}
+    }
+}
+
+async fn hello(
+    shared: &Arc<Shared>,
+    listener: &Listener,
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
+) -> Option<(Stream, Arc<Connection>)> {
+    stream.set_nodelay(true).ok()?;
+    if listener.proxy_protocol == ProxyProtocol::Required {
+        peer = proxy_header::read(&mut stream).await.ok()?.unwrap_or(peer);
+    }
+    let connection = Connection::new(listener.port, listener.protocol, peer);
+    let watched = Watched::new(stream, connection.clone()).ok()?;
+    let stream: Stream = match listener.protocol {
+        Protocol::Http => Box::new(watched),
+        Protocol::Https => Box::new(shared.acceptor.tls_handshake(watched).await.ok()?),
+    };
+    Some((stream, connection))
+}

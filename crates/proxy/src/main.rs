@@ -1,0 +1,65 @@
+//! The binary: arguments, signals, and the runtime.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lightbyte_proxy::{Options, Proxy};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Small objects that live for a request are what a proxy allocates, on one thread, and frees on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const USAGE: &str = "usage: lightbyte-proxy --control SOCKET --state DIRECTORY [--no-access-log]";
+
+fn main() -> ExitCode {
+    match options(std::env::args().skip(1)) {
+        Ok(options) => match run(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(what) => {
+            eprintln!("error: {what}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let proxy = Proxy::start(options).await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        proxy.leave().await;
+        Ok(())
+    })
+}
+
+/// Three words need no library.
+fn options(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+    let (mut control, mut state, mut access_log) = (None, None, true);
+    let mut arguments = arguments;
+    while let Some(word) = arguments.next() {
+        let mut value =
+            || arguments.next().map(PathBuf::from).ok_or_else(|| format!("`{word}` needs a value"));
+        match word.as_str() {
+            "--control" => control = Some(value()?),
+            "--state" => state = Some(value()?),
+            "--no-access-log" => access_log = false,
+            _ => return Err(format!("`{word}` is not known")),
+        }
+    }
+    Ok(Options {
+        control: control.ok_or("`--control` is missing")?,
+        state: state.ok_or("`--state` is missing")?,
+        access_log,
+    })
+}

@@ -1,0 +1,114 @@
+//! Putting the parts together, and the end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use lightbyte_api::topology::maximum;
+use pingora_core::apps::{HttpServerApp as _, HttpServerOptions};
+use pingora_core::protocols::http::v2::server::H2Options;
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::HttpProxy;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::access::AccessLog;
+use crate::clock;
+use crate::control;
+use crate::disk::Disk;
+use crate::gateway::Gateway;
+use crate::listeners::{Listeners, Shared};
+use crate::lock::lock;
+use crate::state::State;
+use crate::table::Table;
+
+/// Idle connections to backends that are kept, in each thread's pool.
+const BACKEND_POOL_SIZE: usize = 512;
+
+/// Requests at once on one connection of HTTP/2 of a client.
+const CLIENT_STREAMS_MAX: u32 = 250;
+
+/// How long requests in flight may go on once the proxy is told to end.
+const LEAVE_MAX: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether they have ended.
+const LEAVE_LOOK: Duration = Duration::from_millis(20);
+
+/// What a proxy is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The Unix socket on which it is told and asked.
+    pub control: PathBuf,
+    /// The directory of the last good topology.
+    pub state: PathBuf,
+    /// Whether a line is written to stdout for each request.
+    pub access_log: bool,
+}
+
+/// A proxy that runs, on the runtime that it was started in.
+pub struct Proxy {
+    state: Arc<State>,
+    gateway: Arc<HttpProxy<Gateway>>,
+    stopping: watch::Sender<bool>,
+    control: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Starts with the topology that lies on disk, or with none. When this returns, the control socket listens.
+    ///
+    /// # Errors
+    /// If the socket cannot be made or the disk cannot be read.
+    pub async fn start(options: Options) -> anyhow::Result<Proxy> {
+        clock::now();
+        let disk = Disk::open(&options.state).context("open the state's directory")?;
+        let table = Arc::new(ArcSwap::from_pointee(Table::default()));
+        let access = AccessLog::new(options.access_log).context("start the access log")?;
+        let (stopping, stopped) = watch::channel(false);
+        let gateway = gateway(Gateway { table: table.clone(), access: access.clone() })?;
+        let shared = Shared::new(table.clone(), gateway.clone(), stopped).context("set up TLS")?;
+        let state = Arc::new(State::new(table, Listeners::new(shared), disk, access));
+        state.restore().await?;
+        let listener = control::bind(&options.control)?;
+        let control = tokio::spawn(control::serve(state.clone(), listener));
+        Ok(Proxy { state, gateway, stopping, control })
+    }
+
+    /// Takes no more connections and returns when no request is in flight any more, at most [`LEAVE_MAX`] later.
+    pub async fn leave(self) {
+        self.state.listeners.close();
+        let _ = self.stopping.send(true);
+        // Wakes connections that wait for a request, which then close.
+        self.gateway.http_cleanup().await;
+        let end = clock::now() + LEAVE_MAX;
+        let is_idle = || {
+            let mut in_flight = lock(&self.state.registry).in_flight().into_values();
+            in_flight.all(|count| count == 0) && self.state.listeners.are_closed()
+        };
+        while !is_idle() && clock::now() < end {
+            tokio::time::sleep(LEAVE_LOOK).await;
+        }
+        self.control.abort();
+    }
+}
+
+fn gateway(gateway: Gateway) -> anyhow::Result<Arc<HttpProxy<Gateway>>> {
+    let conf = ServerConf {
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        upstream_keepalive_pool_size: BACKEND_POOL_SIZE,
+        // A route has its own limit; this one is only for the library's loop.
+        max_retries: maximum::TRIES as usize,
+        ..ServerConf::default()
+    };
+    let mut proxy = HttpProxy::new(gateway, Arc::new(conf));
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    proxy.server_options = Some(options);
+    let mut h2 = H2Options::new();
+    h2.max_concurrent_streams(CLIENT_STREAMS_MAX);
+    h2.max_header_list_size(u32::try_from(maximum::HEADER_BYTES).context("fit the size of headers")?);
+    proxy.h2_options = Some(h2);
+    proxy.handle_init_modules();
+    Ok(Arc::new(proxy))
+}

@@ -1,0 +1,202 @@
+//! The proxy as a whole: which topology holds, and how another one comes to hold.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use http::Method;
+use lightbyte_api::topology::{PathMatch, Topology};
+use serde::Serialize;
+
+use crate::access::AccessLog;
+use crate::checks::Checks;
+use crate::clock;
+use crate::disk::{self, Disk};
+use crate::listeners::Listeners;
+use crate::lock::lock;
+use crate::registry::Registry;
+use crate::table::Table;
+
+/// The proxy.
+pub(crate) struct State {
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) listeners: Listeners,
+    pub(crate) registry: Arc<Mutex<Registry>>,
+    pub(crate) access: AccessLog,
+    disk: Disk,
+    /// Held while a topology is applied: one after the other.
+    applied: tokio::sync::Mutex<Applied>,
+    /// Listeners that could not be opened at the start, by name.
+    pub(crate) not_listening: Mutex<BTreeMap<String, String>>,
+}
+
+#[derive(Default)]
+struct Applied {
+    checksum: Option<String>,
+    checks: Checks,
+}
+
+/// Why a topology was not applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotApplied {
+    /// It is bad, and will be the next time too.
+    #[error("{0}")]
+    Bad(String),
+    /// It is older than what holds.
+    #[error("revision {asked} is older than {applied}, which holds")]
+    Older { asked: u64, applied: u64 },
+    /// The same revision holds with another content.
+    #[error("revision {0} holds already, and is another topology")]
+    Another(u64),
+    /// This machine cannot carry it out, or not now.
+    #[error("{0}")]
+    NotHere(String),
+}
+
+/// Where a request that fits a route would go.
+#[derive(Debug, Serialize)]
+pub(crate) struct Tried {
+    route: String,
+    request: String,
+    /// The route that the request was given: another one if that is more precise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redirect: Option<u16>,
+}
+
+impl State {
+    pub(crate) fn new(
+        table: Arc<ArcSwap<Table>>,
+        listeners: Listeners,
+        disk: Disk,
+        access: AccessLog,
+    ) -> State {
+        State {
+            table,
+            listeners,
+            registry: Arc::default(),
+            access,
+            disk,
+            applied: tokio::sync::Mutex::default(),
+            not_listening: Mutex::default(),
+        }
+    }
+
+    /// Takes up what lies on disk. A damaged or unusable file is put aside, and the proxy starts with nothing.
+    ///
+    /// # Errors
+    /// If the disk cannot be read.
+    pub(crate) async fn restore(&self) -> anyhow::Result<()> {
+        let (unsealed, refusal) = self.disk.load().context("read the last topology")?;
+        if let Some(refusal) = refusal {
+            eprintln!("lightbyte-proxy: the topology on disk is damaged and was put aside: {refusal}");
+        }
+        let Some(unsealed) = unsealed else {
+            return Ok(());
+        };
+        let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
+        match compiled {
+            Ok(table) => {
+                let mut applied = self.applied.lock().await;
+                let (bound, failed) = self.listeners.bind(&table);
+                for reason in failed.values() {
+                    // Better the other ports than none: whoever hands over the next topology hears of it.
+                    eprintln!("lightbyte-proxy: {reason}");
+                }
+                *lock(&self.not_listening) = failed;
+                self.switch(&mut applied, table, bound, unsealed.checksum);
+            }
+            Err(problem) => {
+                eprintln!("lightbyte-proxy: the topology on disk is not usable and was put aside: {problem}");
+                self.disk.put_aside().context("put the last topology aside")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a topology hold: first durably on disk, then in one step for requests. Returns its revision.
+    ///
+    /// When this returns, no request begins to a backend that the topology does not have.
+    ///
+    /// # Errors
+    /// Then what held before still holds, on disk too.
+    pub(crate) async fn apply(&self, sealed: bytes::Bytes) -> Result<u64, NotApplied> {
+        let unsealed = disk::unseal(&sealed).map_err(|refusal| NotApplied::Bad(refusal.to_string()))?;
+        let mut applied = self.applied.lock().await;
+        let before = self.table.load().revision;
+        let revision = unsealed.topology.revision;
+        if revision < before {
+            return Err(NotApplied::Older { asked: revision, applied: before });
+        }
+        let is_same = applied.checksum.as_ref() == Some(&unsealed.checksum);
+        if revision == before && applied.checksum.is_some() && !is_same {
+            return Err(NotApplied::Another(revision));
+        }
+        let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
+        let table = compiled.map_err(|problem| NotApplied::Bad(problem.to_string()))?;
+        let (bound, failed) = self.listeners.bind(&table);
+        if let Some(reason) = failed.into_values().next() {
+            return Err(NotApplied::NotHere(reason));
+        }
+        if !is_same {
+            let disk = self.disk.clone();
+            let saved = tokio::task::spawn_blocking(move || disk.save(&sealed)).await;
+            let saved = saved.map_err(std::io::Error::other).and_then(|saved| saved);
+            saved.map_err(|error| NotApplied::NotHere(format!("save the topology: {error}")))?;
+        }
+        lock(&self.not_listening).clear();
+        self.switch(&mut applied, table, bound, unsealed.checksum);
+        Ok(revision)
+    }
+
+    fn switch(&self, applied: &mut Applied, table: Table, bound: crate::listeners::Bound, checksum: String) {
+        let table = Arc::new(table);
+        applied.checksum = Some(checksum);
+        applied.checks.follow(&table);
+        self.table.store(table.clone());
+        self.listeners.switch(&table, bound);
+        lock(&self.registry).forget_the_gone();
+    }
+
+    /// What a topology would do, without applying it: one made-up request for each route.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn try_out(sealed: &[u8]) -> Result<Vec<Tried>, String> {
+        let unsealed = disk::unseal(sealed).map_err(|refusal| refusal.to_string())?;
+        let mut registry = Registry::default();
+        let table =
+            Table::compile(&unsealed.topology, &mut registry).map_err(|problem| problem.to_string())?;
+        Ok(try_routes(&unsealed.topology, &table))
+    }
+
+    /// How long the process has run.
+    pub(crate) fn uptime_ms() -> u64 {
+        clock::now_ms()
+    }
+}
+
+fn try_routes(topology: &Topology, table: &Table) -> Vec<Tried> {
+    let one = |route: &lightbyte_api::topology::Route| {
+        let host =
+            route.hosts.first().map_or("example.invalid".to_owned(), |host| match host.strip_prefix("*.") {
+                Some(domain) => format!("example.{domain}"),
+                None => host.clone(),
+            });
+        let (PathMatch::Prefix(path) | PathMatch::Exact(path)) = &route.path;
+        let method = route.methods.first().and_then(|method| method.parse().ok()).unwrap_or(Method::GET);
+        let found = table.route(&host, path, &method);
+        Tried {
+            route: route.name.clone(),
+            request: format!("{method} {host}{path}"),
+            found: found.map(|found| found.name.clone()),
+            pool: found.and_then(|found| found.pool()).map(|pool| pool.name.clone()),
+            redirect: found.and_then(|found| found.redirect.as_ref()).map(|redirect| redirect.status),
+        }
+    };
+    topology.routes.iter().map(one).collect()
+}

@@ -1,0 +1,10 @@
+//! The proxy on loopback ports, with small backends: real connections, and nothing made up between them.
+
+mod hostile;
+mod limits;
+mod protocols;
+mod removal;
+mod restart;
+mod rig;
+mod routing;
+mod tls;

@@ -1,0 +1,66 @@
+//! What a proxy was last given it has after a restart, and what is bad it does not take.
+
+use serde_json::{Value, json};
+
+use crate::rig::{Backend, Rig, free_port, get, sealed, simple};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_topology_holds_after_a_restart_and_a_damaged_one_does_not() {
+    let port = free_port();
+    let one = Backend::start("one").await;
+    let rig = Rig::start().await;
+    rig.apply(&simple(4, port, &[&one])).await;
+    let directory = rig.leave().await;
+
+    let rig = Rig::start_in(directory).await;
+    assert_eq!(rig.status().await["revision"], 4);
+    assert_eq!(get(port, "a/").await.status, 200);
+    let directory = rig.leave().await;
+
+    let file = directory.join("state/topology.json");
+    let bytes = std::fs::read_to_string(&file).expect("reads");
+    std::fs::write(&file, bytes.replace("\"one\"", "\"two\"")).expect("writes");
+    let rig = Rig::start_in(directory).await;
+    assert_eq!(rig.status().await["revision"], 0);
+    assert!(rig.directory.join("state/topology.json.damaged").is_file());
+    rig.apply(&simple(1, port, &[&one])).await;
+    assert_eq!(get(port, "a/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_old_or_bad_is_refused_and_changes_nothing() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    let good = simple(5, port, &[&one]);
+    rig.apply(&good).await;
+    rig.apply(&good).await;
+    let with = |pointer: &str, value: Value| {
+        let mut topology = simple(6, port, &[&one]);
+        *topology.pointer_mut(pointer).expect("is there") = value;
+        sealed(&topology)
+    };
+    let table = [
+        (sealed(&simple(4, port, &[&one])), 409, "revision 4 is older than 5"),
+        (with("/revision", json!(5)).replace("\"web\"", "\"wob\""), 422, "its checksum is"),
+        (sealed(&simple(5, port, &[])), 409, "revision 5 holds already"),
+        (with("/format", json!(9)), 422, "format: is 9"),
+        (
+            with("/routes/0/targets/0/pool", json!("none")),
+            422,
+            "routes[0].targets[0].pool: there is no pool `none`",
+        ),
+        ("{}".to_owned(), 422, "not a sealed topology"),
+        ("x".repeat(9 * 1024 * 1024), 413, "too large"),
+    ];
+    for (body, expected, reason) in table {
+        let (status, said) = rig.control("PUT", "/topology", &body).await;
+        // Of a body that is too large the rest is not read, so the answer may be lost with the connection.
+        let is_lost = expected == 413 && status == 0;
+        assert!(
+            is_lost || (status == expected && said.contains(reason)),
+            "{status} {said}, not {expected} {reason}"
+        );
+    }
+    assert_eq!(rig.status().await["revision"], 5);
+    assert_eq!(get(port, "a/").await.status, 200);
+}
