@@ -131,3 +131,18 @@ fn a_version_that_failed_is_not_tried_again() {
         );
     }
 }
+
+/// Another one would have the same volume.
+#[test]
+fn a_member_whose_volume_hinders_it_is_not_replaced() {
+    let mut leading = Leading::settled(
+        r#"rack
+        asked scalegroup/db {"template": {"image": "demo", "disks": [{"name": "root"}, {"name": "data", "size": "1GiB", "keep": true}]}}
+        volume db-data-1 size=1GiB on=n1 held=db-1 observed=lost volume_problem=its_file_is_gone
+        vm db-1 owner=scalegroup/db version=1 image_version=v1 slot=1 attach=db-data-1 on=n1 observed=claimed problem=one_of_its_disks_is_gone"#,
+    );
+    let before = leading.batches.len();
+    leading.after(3_600_000);
+    leading.settle();
+    assert_snapshot!(leading.decided_from(before), @"");
+}

@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 use lightbyte_api::{Key, WaitingOn};
 
 use super::Leading;
-use crate::world::object;
+use crate::world::{object, world};
 
 /// A worker that two groups fill; n2 is full of a VM that is no member.
 fn full(asked: &str) -> String {
@@ -50,6 +50,21 @@ fn as_few_of_the_least_as_will_do_make_room() {
     put decided vm/less-4 since 60 waits: no worker has 1 CPU and 128MiB free
     put decided vm/less-5 since 60 waits: no worker has 1 CPU and 128MiB free
     ");
+}
+
+#[test]
+fn a_promise_wakes_the_groups_of_those_that_are_to_leave() {
+    let mut leading = Leading::settled(&full(""));
+    let asked =
+        world(&full(&big(3, 2, true))).view().asked(&object("vm/big")).expect("it is asked").as_ref().clone();
+    leading.store.put(&Key::Asked(object("vm/big")), asked);
+    let before = leading.batches.len();
+    leading.settle();
+    let decided = leading.decided_from(before);
+    assert!(
+        decided.contains("retiring vm/less-2 for preemption, retiring vm/less-3 for preemption"),
+        "{decided}"
+    );
 }
 
 #[test]

@@ -382,6 +382,7 @@ fn disk_on(
         other => panic!("`{other}` is no phase of a disk"),
     };
     let sequence = line.or("seen", "1");
-    let observed = ObservedVolume { sequence, generation: 1, phase, size, since: at(20), problem: None };
+    let problem = line.get("volume_problem").map(|problem| problem.replace('_', " "));
+    let observed = ObservedVolume { sequence, generation: 1, phase, size, since: at(20), problem };
     store.put(&Key::Observed(worker, host_object), Observed::Volume(observed));
 }
