@@ -186,7 +186,7 @@ impl Cluster {
     pub(crate) fn update_badly(&mut self) -> Checked {
         self.tell(|| "------ bad updates ------".to_owned());
         // Some of them are never seen to be bad: somebody has paused the group before.
-        let paused = self.core.revision().is_multiple_of(4);
+        let paused = self.core.revision().is_multiple_of(2);
         if paused {
             self.steer(RolloutStep::Pause)?;
         }
@@ -223,7 +223,14 @@ impl Cluster {
                 return violated("roll-back", format!("{group} goes on with a rejected version: {choice:?}"));
             }
         }
-        if paused { self.steer(RolloutStep::Resume) } else { Ok(()) }
+        if paused {
+            let group = ObjectRef::new(Kind::ScaleGroup, name(GROUPS[0]));
+            if told(self.oracle.truth(), &group).contains("Paused") {
+                self.counts.add("wait: paused");
+            }
+            self.steer(RolloutStep::Resume)?;
+        }
+        Ok(())
     }
 
     /// Somebody steers the update of one of the groups, if it is there.
