@@ -3,6 +3,7 @@
 
 mod answers;
 mod context;
+mod held;
 mod strict;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -271,6 +272,12 @@ impl ProxyHttp for Gateway {
         options.max_h2_streams = BACKEND_STREAMS_MAX;
         if pool.protocol == BackendProtocol::H2 {
             options.alpn = ALPN::H2;
+        }
+        if pool.protocol == BackendProtocol::H1 && session.is_upgrade_req() && session.is_body_empty() {
+            peer.options.custom_l4 = Some(Arc::new(held::Dial));
+            // A group of its own, so that it is given no kept connection that does not hold back; and none is left.
+            peer.group_key = chance::next() | 1;
+            peer.options.idle_timeout = Some(Duration::ZERO);
         }
         Ok(Box::new(peer))
     }

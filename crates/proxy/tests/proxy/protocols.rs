@@ -4,7 +4,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::rig::{Backend, Rig, free_port, get, send, simple, until};
 
@@ -33,6 +33,45 @@ async fn a_websocket_is_carried_and_counted() {
     assert_eq!(rig.in_flight("one").await, 1);
     drop(stream);
     until("it is over", || async { rig.in_flight("one").await == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_lives_though_its_backend_agrees_before_it_was_asked() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let mut topology = simple(1, port, &[]);
+    let address = listener.local_addr().expect("has one");
+    topology["pools"][0]["backends"] =
+        json!([{"uid": "hasty", "address": address.ip(), "port": address.port()}]);
+    rig.apply(&topology).await;
+    let backend = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let agreed = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                Sec-WebSocket-Accept: x\r\n\r\n";
+            stream.write_all(agreed).await.expect("sends");
+            tokio::spawn(async move {
+                // The request goes back too: the client looks for what it sent after it.
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    for round in 0..300 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+        let request = b"GET /socket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        stream.write_all(request).await.expect("sends");
+        let mut back = Vec::new();
+        while !back.ends_with(b"\r\n\r\n") {
+            back.push(stream.read_u8().await.expect("agrees"));
+        }
+        assert!(back.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&back));
+        stream.write_all(b"still there?").await.expect("sends");
+        while !back.ends_with(b"still there?") {
+            back.push(stream.read_u8().await.unwrap_or_else(|error| panic!("round {round}: {error}")));
+        }
+    }
+    backend.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
