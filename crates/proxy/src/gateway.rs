@@ -18,7 +18,7 @@ use http::{StatusCode, header};
 use lightbyte_api::topology::BackendProtocol;
 use pingora_core::protocols::ALPN;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
@@ -106,6 +106,7 @@ impl Gateway {
             return error;
         };
         note_failure(&pool, &member);
+        let is_before = is_before || is_untouched(&error);
         let failure = Failure {
             is_before_sending: is_before,
             is_idempotent: session.req_header().method.is_idempotent(),
@@ -150,6 +151,11 @@ fn choose_member(session: &Session, context: &mut Context) -> Result<(Arc<Pool>,
     context.pool = Some(pool.clone());
     context.stick = route.sticky.is_some().then(|| chance::stable_hash(member.uid.as_bytes()));
     Ok((pool, member))
+}
+
+/// Whether a backend of HTTP/2 has said that it did nothing with the request: by `GOAWAY` before it, or `REFUSED_STREAM`.
+fn is_untouched(error: &Error) -> bool {
+    *error.etype() == ErrorType::H2Error && error.retry == RetryType::Decided(true)
 }
 
 fn note_failure(pool: &Pool, member: &Member) {

@@ -1,0 +1,84 @@
+//! Backends that behave in ways of their own, and what is known of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+
+use crate::rig::{Backend, Rig, free_port, get, send, simple, until};
+
+/// A backend that does with its connections what the test says.
+struct Odd {
+    entry: Value,
+    connections: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+impl Odd {
+    async fn start<F: Future<Output = std::io::Result<()>> + Send + 'static>(
+        uid: &str,
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Odd {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("has one");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = connections.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(stream));
+            }
+        });
+        let entry = json!({"uid": uid, "address": address.ip(), "port": address.port()});
+        Odd { entry, connections, task: task.abort_handle() }
+    }
+}
+
+impl Drop for Odd {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Speaks as much HTTP/2 as is needed to refuse each request unread.
+async fn refuse_streams(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut preface = [0; 24];
+    stream.read_exact(&mut preface).await?;
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await?;
+        match (head[3], head[4]) {
+            (4, 0) => stream.write_all(&[0, 0, 0, 4, 1, 0, 0, 0, 0]).await?,
+            (1, _) => {
+                let [.., a, b, c, d] = head;
+                stream.write_all(&[0, 0, 4, 3, 0, a, b, c, d, 0, 0, 0, 7]).await?;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_backend_of_http2_refused_unread_is_tried_elsewhere_whatever_the_method() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let (refusing, good) = (Odd::start("refusing", refuse_streams).await, Backend::start_h2("good").await);
+    let mut topology = simple(1, port, &[]);
+    topology["pools"][0]["protocol"] = json!("h2");
+    topology["pools"][0]["backends"] = json!([refusing.entry, good.entry()]);
+    rig.apply(&topology).await;
+    for _ in 0..6 {
+        let request =
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nabcd";
+        let answer = send(port, request).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "abcd"));
+    }
+    assert!(refusing.connections.load(Ordering::Relaxed) > 0);
+    assert_eq!(good.requests(), 6);
+}
