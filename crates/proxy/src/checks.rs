@@ -56,6 +56,8 @@ impl Checks {
             }
         }
         before.into_values().for_each(|gone| stop(Some(gone)));
+        let unchecked = table.pools.iter().filter(|pool| pool.check.is_none());
+        unchecked.flat_map(|pool| &pool.members).for_each(|member| member.unchecked());
     }
 }
 

@@ -61,6 +61,11 @@ impl Member {
         self.change(|health| health.checked(result, check, clock::now()))
     }
 
+    /// It is not checked any more.
+    pub(crate) fn unchecked(&self) {
+        self.change(|health| health.unchecked(clock::now()));
+    }
+
     /// It gave a good answer.
     pub(crate) fn answered(&self) {
         if self.has_failures.load(Ordering::Relaxed) {

@@ -82,3 +82,17 @@ async fn what_a_backend_of_http2_refused_unread_is_tried_elsewhere_whatever_the_
     assert!(refusing.connections.load(Ordering::Relaxed) > 0);
     assert_eq!(good.requests(), 6);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_not_checked_any_more_does_not_stay_failing() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    one.kill();
+    let mut topology = simple(1, port, &[&one]);
+    topology["pools"][0]["check"] =
+        json!({"probe": "tcp", "every_ms": 20, "timeout_ms": 20, "healthy_after": 1, "unhealthy_after": 1});
+    rig.apply(&topology).await;
+    until("it fails", || async { rig.status().await["backends"][0]["health"] == "failing" }).await;
+    rig.apply(&simple(2, port, &[&one])).await;
+    assert_eq!(rig.status().await["backends"][0]["health"], "healthy");
+}
