@@ -268,6 +268,7 @@ impl ProxyHttp for Gateway {
         context.tries += 1;
         context.body_bytes = 0;
         let mut peer = HttpPeer::new(member.address, false, String::new());
+        peer.group_key = member.connections_key;
         let timeouts = context.route.as_ref().map(|route| route.timeouts).unwrap_or_default();
         let options = &mut peer.options;
         options.connection_timeout = Some(Duration::from_millis(timeouts.connect_ms));

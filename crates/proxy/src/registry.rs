@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use lightbyte_api::topology::{Backend, Check, Ejection, RateLimit};
 
+use crate::chance;
 use crate::clock;
 use crate::counts::Counts;
 use crate::health::{Health, Standing};
@@ -25,6 +26,8 @@ pub(crate) struct Member {
     pub(crate) uid: String,
     pub(crate) address: SocketAddr,
     pub(crate) counts: Counts,
+    /// Kept connections are its own: who comes to stand at the same address gets none of them.
+    pub(crate) connections_key: u64,
     in_flight: Arc<AtomicUsize>,
     health: Mutex<Health>,
     // What of the health a choice needs, so that it needs no lock.
@@ -131,6 +134,7 @@ impl Registry {
                 uid: backend.uid.clone(),
                 address,
                 counts: Counts::default(),
+                connections_key: chance::stable_hash(format!("{pool}\0{}", backend.uid).as_bytes()),
                 in_flight,
                 health: Mutex::default(),
                 is_failing: AtomicBool::new(false),

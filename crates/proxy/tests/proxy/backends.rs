@@ -96,3 +96,35 @@ async fn a_backend_that_is_not_checked_any_more_does_not_stay_failing() {
     rig.apply(&simple(2, port, &[&one])).await;
     assert_eq!(rig.status().await["backends"][0]["health"], "healthy");
 }
+
+/// Answers so many requests on a connection, and closes it in the face of the next.
+async fn answer_some(mut stream: TcpStream, requests: usize) -> std::io::Result<()> {
+    for _ in 0..requests {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
+    }
+    stream.read_u8().await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_to_stand_at_an_address_gets_no_connection_of_its_predecessor() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let mut odd = Odd::start("old", |stream| answer_some(stream, 100)).await;
+    let mut topology = simple(1, port, &[]);
+    topology["pools"][0]["backends"] = json!([odd.entry]);
+    rig.apply(&topology).await;
+    // Several at once, so that a connection is sure to be kept.
+    let (first, second) = tokio::join!(get(port, "a/"), get(port, "a/"));
+    assert_eq!((first.status, second.status), (200, 200));
+    until("nothing is in flight", || async { rig.in_flight("old").await == 0 }).await;
+    let before = odd.connections.load(Ordering::Relaxed);
+    odd.entry["uid"] = json!("new");
+    topology["revision"] = json!(2);
+    topology["pools"][0]["backends"] = json!([odd.entry]);
+    rig.apply(&topology).await;
+    assert_eq!(get(port, "a/").await.status, 200);
+    assert_eq!(odd.connections.load(Ordering::Relaxed), before + 1);
+}
