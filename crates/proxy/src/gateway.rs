@@ -85,8 +85,12 @@ impl Gateway {
         let route = table.route(host_of(request), request.uri.path(), &request.method);
         context.route = route.cloned();
         context.table = Some(table.clone());
-        if context.route.is_none() {
+        let Some(route) = &context.route else {
             return Err(status(404, "no route"));
+        };
+        // What stands after the prefix is cut out as text.
+        if route.is_rewriting() && std::str::from_utf8(request.raw_path()).is_err() {
+            return Err(status(400, "a path that is not UTF-8"));
         }
         Ok(())
     }
@@ -186,6 +190,27 @@ pub(crate) fn host_of(request: &RequestHeader) -> &str {
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
     let header = || request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     authority.or_else(header).unwrap_or_default()
+}
+
+/// Sets the path that the backend is asked for. It is asked by path always: of an absolute form it might go by another
+/// part than we did.
+fn set_path(
+    session: &Session,
+    request: &mut RequestHeader,
+    rewritten: Option<String>,
+    host: &str,
+) -> Result<()> {
+    let is_absolute = !session.is_http2() && strict::is_absolute(request);
+    if !is_absolute && rewritten.is_none() {
+        return Ok(());
+    }
+    let path = rewritten.unwrap_or_else(|| request.uri.path().to_owned());
+    let path = request.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    // Only the path stays of what is set, so the host that stood in the target goes to the header.
+    if request.uri.authority().is_some() {
+        request.insert_header(header::HOST, host)?;
+    }
+    request.set_raw_path(path.as_bytes())
 }
 
 fn connection_of(session: &Session) -> Option<&Arc<Connection>> {
@@ -291,7 +316,7 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_request_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         context: &mut Context,
     ) -> Result<()> {
@@ -302,10 +327,7 @@ impl ProxyHttp for Gateway {
         let (peer, scheme) = (context.source, context.scheme());
         forwarded::say(request, Origin { peer, is_trusted: table.trusts(peer), scheme, host: &host })?;
         forwarded::trace(request)?;
-        if let Some(path) = route.rewritten(request.uri.path()) {
-            let path = request.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
-            request.set_raw_path(path.as_bytes())?;
-        }
+        set_path(session, request, route.rewritten(request.uri.path()), &host)?;
         for name in &route.request_headers.remove {
             request.remove_header(name);
         }

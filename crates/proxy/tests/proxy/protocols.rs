@@ -78,7 +78,7 @@ async fn a_websocket_lives_though_its_backend_agrees_before_it_was_asked() {
 async fn http2_is_spoken_on_both_sides() {
     let rig = Rig::start().await;
     let (one, two) = (Backend::start("one").await, Backend::start_h2("two").await);
-    for (revision, backend, protocol) in [(1, &one, "h1"), (2, &two, "h2")] {
+    for (revision, backend, protocol) in [(1, &one, "h1"), (20, &two, "h2")] {
         let port = free_port();
         let mut topology = simple(revision, port, &[backend]);
         topology["pools"][0]["protocol"] = json!(protocol);
@@ -105,6 +105,15 @@ async fn http2_is_spoken_on_both_sides() {
         }
         let request = http::Request::get("http://a.example/").body(Full::default()).expect("is good");
         assert_eq!(client.send_request(request).await.expect("answers").status(), 200);
+        topology["revision"] = json!(revision + 10);
+        topology["routes"][0]["rewrite_prefix"] = json!("/below");
+        rig.apply(&topology).await;
+        let request = http::Request::get("http://a.example/x").body(Full::default()).expect("is good");
+        let answer = client.send_request(request).await.expect("answers");
+        assert!(answer.headers()["x-target"].to_str().expect("text").ends_with("/below/x"));
+        let body = answer.into_body().collect().await.expect("reads").to_bytes();
+        let host = (protocol == "h1").then_some("\"host\": \"a.example\"").unwrap_or("");
+        assert!(String::from_utf8_lossy(&body).contains(host), "the host survives the other path");
     }
 }
 

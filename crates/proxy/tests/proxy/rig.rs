@@ -211,6 +211,7 @@ impl Drop for Backend {
 }
 
 async fn answer(uid: &str, gate: &Semaphore, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let target = request.uri().to_string();
     let body = match request.uri().path() {
         "/slow" => {
             gate.acquire().await.expect("is never closed").forget();
@@ -225,7 +226,7 @@ async fn answer(uid: &str, gate: &Semaphore, mut request: Request<Incoming>) -> 
         "/socket" => return upgrade(request),
         path => Bytes::from(format!("{} {path} {:?}", request.method(), request.headers())),
     };
-    Response::builder().header("x-backend", uid).body(Full::new(body)).expect("is good")
+    Response::builder().header("x-backend", uid).header("x-target", target).body(Full::new(body)).expect("is good")
 }
 
 /// Sends back what comes, byte for byte: what a WebSocket is to a proxy.
