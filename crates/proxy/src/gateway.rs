@@ -37,8 +37,9 @@ pub(crate) use context::Context;
 /// How long a client may take to read a piece of an answer.
 const CLIENT_WRITE_MAX: Duration = Duration::from_secs(60);
 
-/// How long a connection to a backend is kept for the next request.
-const BACKEND_IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long a connection to a backend is kept for the next request. Less than the 5 s after which common servers close
+/// theirs: a request that meets the close is lost if it may not be repeated.
+const BACKEND_IDLE_MAX: Duration = Duration::from_secs(4);
 
 /// Requests at once on one connection of HTTP/2 to a backend.
 const BACKEND_STREAMS_MAX: usize = 100;
@@ -102,6 +103,7 @@ impl Gateway {
         context: &mut Context,
         mut error: Box<Error>,
         is_before: bool,
+        is_reused: bool,
     ) -> Box<Error> {
         let Some((pool, member)) =
             context.pool.clone().zip(context.flight.take().map(|flight| flight.member.clone()))
@@ -109,7 +111,11 @@ impl Gateway {
             error.set_retry(false);
             return error;
         };
-        note_failure(&pool, &member);
+        // That a backend closes a connection that it had waited on is its right.
+        let is_stale = is_reused && error.retry == RetryType::ReusedOnly;
+        if !is_stale {
+            note_failure(&pool, &member);
+        }
         let is_before = is_before || is_untouched(&error);
         let failure = Failure {
             is_before_sending: is_before,
@@ -387,7 +393,7 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.after_failure(session, context, error, true)
+        self.after_failure(session, context, error, true, false)
     }
 
     fn error_while_proxy(
@@ -396,14 +402,14 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         mut error: Box<Error>,
         context: &mut Context,
-        _is_reused: bool,
+        is_reused: bool,
     ) -> Box<Error> {
         let is_ours = matches!(error.etype(), ErrorType::HTTPStatus(_));
         if is_ours || *error.esource() != ErrorSource::Upstream {
             error.set_retry(false);
             return error;
         }
-        self.after_failure(session, context, error, false)
+        self.after_failure(session, context, error, false, is_reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, _: &mut Context) -> FailToProxy {

@@ -128,3 +128,19 @@ async fn who_comes_to_stand_at_an_address_gets_no_connection_of_its_predecessor(
     assert_eq!(get(port, "a/").await.status, 200);
     assert_eq!(odd.connections.load(Ordering::Relaxed), before + 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_closes_what_it_waited_on_has_not_failed() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let odd = Odd::start("odd", |stream| answer_some(stream, 1)).await;
+    let mut topology = simple(1, port, &[]);
+    topology["pools"][0]["backends"] = json!([odd.entry]);
+    topology["pools"][0]["ejection"] =
+        json!({"failures": 1, "first_ms": 60000, "longest_ms": 60000, "ejected_percent_max": 100});
+    rig.apply(&topology).await;
+    for _ in 0..5 {
+        assert_eq!(get(port, "a/").await.status, 200);
+        until("nothing is in flight", || async { rig.in_flight("odd").await == 0 }).await;
+    }
+    assert_eq!(rig.status().await["backends"][0]["health"], "healthy");
+}
