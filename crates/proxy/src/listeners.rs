@@ -250,6 +250,10 @@ async fn hello(
 ) -> Option<(Stream, Arc<Connection>)> {
     stream.set_nodelay(true).ok()?;
     if listener.proxy_protocol == ProxyProtocol::Required {
+        // Whoever could write a header could write who he is.
+        if !shared.table.load().trusts(peer.ip()) {
+            return None;
+        }
         peer = proxy_header::read(&mut stream).await.ok()?.unwrap_or(peer);
     }
     let connection = Connection::new(listener.port, listener.protocol, peer);

@@ -123,10 +123,16 @@ async fn a_proxy_header_names_the_client_where_it_must_stand() {
     let one = Backend::start("one").await;
     let mut topology = simple(1, port, &[&one]);
     topology["listeners"][0]["proxy_protocol"] = json!("required");
+    topology["trusted_peers"] = json!([{"address": "127.0.0.0", "prefix_bits": 8}]);
     rig.apply(&topology).await;
     let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let with = send(port, format!("PROXY TCP4 192.0.2.7 127.0.0.1 4000 80\r\n{request}").as_bytes()).await;
     assert!(with.body.contains("\"x-forwarded-for\": \"192.0.2.7\""), "{with:?}");
     assert_eq!(send(port, request.as_bytes()).await.status, 0, "none is closed without a word");
+    topology["revision"] = json!(2);
+    topology["trusted_peers"] = json!([{"address": "192.0.2.0", "prefix_bits": 24}]);
+    rig.apply(&topology).await;
+    let with = send(port, format!("PROXY TCP4 192.0.2.7 127.0.0.1 4000 80\r\n{request}").as_bytes()).await;
+    assert_eq!(with.status, 0, "who is not trusted may not write one: {with:?}");
     assert_eq!(one.requests(), 1);
 }
