@@ -239,6 +239,8 @@ impl ProxyHttp for Gateway {
         let connection =
             connection_of(session).cloned().ok_or_else(|| status(500, "a stream that is not ours"))?;
         let is_h2 = session.is_http2();
+        // By default the library closes the connection, and a request that was sent early is lost.
+        session.as_downstream_mut().set_pipelining_enabled(true);
         context.request = Some(connection.request(is_h2));
         context.source = connection.peer.ip();
         context.connection = Some(connection);
