@@ -21,6 +21,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use rustix::io::Errno;
 
 use crate::access::AccessLog;
 use crate::chance;
@@ -113,7 +114,7 @@ impl Gateway {
         };
         // That a backend closes a connection that it had waited on is its right.
         let is_stale = is_reused && error.retry == RetryType::ReusedOnly;
-        if !is_stale {
+        if !is_stale && !is_own(&error) {
             note_failure(&pool, &member);
         }
         let is_before = is_before || is_untouched(&error);
@@ -161,6 +162,13 @@ fn choose_member(session: &Session, context: &mut Context) -> Result<(Arc<Pool>,
     context.pool = Some(pool.clone());
     context.stick = route.sticky.is_some().then(|| chance::stable_hash(member.uid.as_bytes()));
     Ok((pool, member))
+}
+
+/// Whether we could not even try: no descriptors or ports are left here, which says nothing about the backend.
+fn is_own(error: &Error) -> bool {
+    let errno = error.root_cause().downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL].map(Errno::raw_os_error);
+    errno.is_some_and(|errno| lacking.contains(&errno))
 }
 
 /// Whether a backend of HTTP/2 has said that it did nothing with the request: by `GOAWAY` before it, or `REFUSED_STREAM`.
@@ -430,3 +438,18 @@ impl ProxyHttp for Gateway {
 
 /// The address of a client that nobody knows.
 pub(crate) const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lacking_here_is_not_the_backends_failure() {
+        for (errno, expected) in [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::CONNREFUSED, false)] {
+            let cause = std::io::Error::from_raw_os_error(errno.raw_os_error());
+            let inner = Error::because(ErrorType::SocketError, "socket", cause);
+            let error = Error::because(ErrorType::InternalError, "connect", inner);
+            assert_eq!(is_own(&error), expected, "{errno}");
+        }
+    }
+}

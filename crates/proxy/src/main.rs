@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lightbyte_proxy::{Options, Proxy};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Small objects that live for a request are what a proxy allocates, on one thread, and frees on another.
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> anyhow::Result<()> {
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -41,6 +43,14 @@ fn run(options: Options) -> anyhow::Result<()> {
         proxy.leave().await;
         Ok(())
     })
+}
+
+/// Each connection is a descriptor, and the usual soft limit of 1024 is for programs that use `select`.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where that is forbidden, fewer connections are carried: accepting pauses and goes on.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Three words need no library.
