@@ -25,6 +25,7 @@ use crate::connection::{Connection, Watched};
 use crate::gateway::Gateway;
 use crate::lock::lock;
 use crate::proxy_header;
+use crate::say::say;
 use crate::table::Table;
 
 /// Connections that wait in the kernel until they are taken.
@@ -130,8 +131,8 @@ impl Listeners {
         for (listener, socket) in bound {
             let (stop, stopped) = oneshot::channel();
             running.insert(listener.address(), Running { port: listener.port, _stop: stop });
-            self.shared.open_ports.fetch_add(1, Ordering::Relaxed);
-            tokio::spawn(accept(self.shared.clone(), listener.port, socket, stopped));
+            let open = OpenPort::new(self.shared.clone(), socket);
+            tokio::spawn(accept(open, listener.port, stopped));
         }
     }
 
@@ -153,12 +154,34 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(shared: Arc<Shared>, port: u16, socket: TcpListener, mut stopped: oneshot::Receiver<()>) {
+/// Counts a port while its socket is open, whatever ends its task.
+struct OpenPort {
+    shared: Arc<Shared>,
+    // Closed before it is counted as closed.
+    socket: Option<TcpListener>,
+}
+
+impl OpenPort {
+    fn new(shared: Arc<Shared>, socket: TcpListener) -> OpenPort {
+        shared.open_ports.fetch_add(1, Ordering::Relaxed);
+        OpenPort { shared, socket: Some(socket) }
+    }
+}
+
+impl Drop for OpenPort {
+    fn drop(&mut self) {
+        self.socket = None;
+        self.shared.open_ports.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn accept(open: OpenPort, port: u16, mut stopped: oneshot::Receiver<()>) {
+    let (shared, Some(socket)) = (&open.shared, &open.socket) else { return };
     loop {
         tokio::select! {
             biased;
             _ = &mut stopped => break,
-            () = room(&shared) => {}
+            () = room(shared) => {}
         }
         let accepted = tokio::select! {
             biased;
@@ -166,17 +189,15 @@ async fn accept(shared: Arc<Shared>, port: u16, socket: TcpListener, mut stopped
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => begin(&shared, port, stream, peer),
+            Ok((stream, peer)) => begin(shared, port, stream, peer),
             Err(error) => {
                 // One client that has gone already, or no descriptors left: neither ends the port.
-                eprintln!("lightbyte-proxy: accept on port {port}: {error}");
+                say(format_args!("accept on port {port}: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-    drain(&shared, port, &socket);
-    drop(socket);
-    shared.open_ports.fetch_sub(1, Ordering::Relaxed);
+    drain(shared, port, socket);
 }
 
 /// What the kernel has taken for a port that is to go is served: its clients have done nothing wrong.

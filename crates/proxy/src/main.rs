@@ -1,5 +1,6 @@
 //! The binary: arguments, signals, and the runtime.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,15 +19,20 @@ fn main() -> ExitCode {
         Ok(options) => match run(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("error: {error:#}");
+                say(format_args!("{error:#}"));
                 ExitCode::FAILURE
             }
         },
         Err(what) => {
-            eprintln!("error: {what}\n{USAGE}");
+            say(format_args!("{what}\n{USAGE}"));
             ExitCode::from(2)
         }
     }
+}
+
+/// A stderr that is gone is no reason to panic.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "error: {line}");
 }
 
 fn run(options: Options) -> anyhow::Result<()> {

@@ -16,6 +16,7 @@ use crate::disk::{self, Disk};
 use crate::listeners::Listeners;
 use crate::lock::lock;
 use crate::registry::Registry;
+use crate::say::say;
 use crate::table::Table;
 
 /// The proxy.
@@ -93,7 +94,7 @@ impl State {
     pub(crate) async fn restore(&self) -> anyhow::Result<()> {
         let (unsealed, refusal) = self.disk.load().context("read the last topology")?;
         if let Some(refusal) = refusal {
-            eprintln!("lightbyte-proxy: the topology on disk is damaged and was put aside: {refusal}");
+            say(format_args!("the topology on disk is damaged and was put aside: {refusal}"));
         }
         let Some(unsealed) = unsealed else {
             return Ok(());
@@ -105,13 +106,13 @@ impl State {
                 let (bound, failed) = self.listeners.bind(&table);
                 for reason in failed.values() {
                     // Better the other ports than none: whoever hands over the next topology hears of it.
-                    eprintln!("lightbyte-proxy: {reason}");
+                    say(format_args!("{reason}"));
                 }
                 *lock(&self.not_listening) = failed;
                 self.switch(&mut applied, table, bound, unsealed.checksum);
             }
             Err(problem) => {
-                eprintln!("lightbyte-proxy: the topology on disk is not usable and was put aside: {problem}");
+                say(format_args!("the topology on disk is not usable and was put aside: {problem}"));
                 self.disk.put_aside().context("put the last topology aside")?;
             }
         }
