@@ -31,6 +31,13 @@ pub(crate) enum Refusal {
     NoTopology(#[source] serde_json::Error),
 }
 
+impl Refusal {
+    /// Whether the bytes are not what somebody once sent. The rest is for another version of this code to read.
+    pub(crate) const fn is_damage(&self) -> bool {
+        !matches!(self, Refusal::NoTopology(_))
+    }
+}
+
 /// A topology with the checksum that it came with.
 #[derive(Debug)]
 pub(crate) struct Unsealed {
@@ -73,10 +80,11 @@ impl Disk {
         Ok(Disk { directory: directory.to_owned() })
     }
 
-    /// What lies there, if anything does. What is damaged is put aside for people to look at, the latest such only.
+    /// What lies there, if anything does. What is damaged is put aside for people to look at, the latest such only. What is
+    /// whole and not understood stays: an older version of this code, or a newer one, may understand it.
     ///
     /// # Errors
-    /// If the file cannot be read. That it is damaged is no error: the second value says how.
+    /// If the file cannot be read. That it is of no use is no error: the second value says how.
     pub(crate) fn load(&self) -> io::Result<(Option<Unsealed>, Option<Refusal>)> {
         let file = match File::open(self.directory.join(NAME)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
@@ -87,14 +95,15 @@ impl Disk {
         match unseal(&bytes) {
             Ok(unsealed) => Ok((Some(unsealed), None)),
             Err(refusal) => {
-                self.put_aside()?;
+                if refusal.is_damage() {
+                    self.put_aside()?;
+                }
                 Ok((None, Some(refusal)))
             }
         }
     }
 
-    /// Puts the file aside as damaged.
-    pub(crate) fn put_aside(&self) -> io::Result<()> {
+    fn put_aside(&self) -> io::Result<()> {
         fs::rename(self.directory.join(NAME), self.directory.join(DAMAGED_NAME))
     }
 

@@ -87,14 +87,15 @@ impl State {
         }
     }
 
-    /// Takes up what lies on disk. A damaged or unusable file is put aside, and the proxy starts with nothing.
+    /// Takes up what lies on disk. With a damaged or unusable file the proxy starts with nothing.
     ///
     /// # Errors
     /// If the disk cannot be read.
     pub(crate) async fn restore(&self) -> anyhow::Result<()> {
         let (unsealed, refusal) = self.disk.load().context("read the last topology")?;
         if let Some(refusal) = refusal {
-            say(format_args!("the topology on disk is damaged and was put aside: {refusal}"));
+            let fate = if refusal.is_damage() { "damaged and was put aside" } else { "of no use to this version" };
+            say(format_args!("the topology on disk is {fate}: {refusal}"));
         }
         let Some(unsealed) = unsealed else {
             return Ok(());
@@ -112,8 +113,8 @@ impl State {
                 self.switch(&mut applied, table, bound, unsealed.checksum);
             }
             Err(problem) => {
-                say(format_args!("the topology on disk is not usable and was put aside: {problem}"));
-                self.disk.put_aside().context("put the last topology aside")?;
+                // It was good for whoever wrote it, so it stays: that version may come back.
+                say(format_args!("the topology on disk is of no use to this version: {problem}"));
             }
         }
         Ok(())

@@ -64,3 +64,18 @@ async fn what_is_old_or_bad_is_refused_and_changes_nothing() {
     assert_eq!(rig.status().await["revision"], 5);
     assert_eq!(get(port, "a/").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topology_of_another_version_stays_on_disk() {
+    let rig = Rig::start().await;
+    let directory = rig.leave().await;
+    let file = directory.join("state/topology.json");
+    for topology in [json!({"format": 9, "revision": 1}), json!({"revision": {"of": "another kind"}})] {
+        std::fs::write(&file, sealed(&topology)).expect("writes");
+        let rig = Rig::start_in(directory.clone()).await;
+        assert_eq!(rig.status().await["revision"], 0);
+        rig.leave().await;
+        assert_eq!(std::fs::read_to_string(&file).expect("is there"), sealed(&topology));
+    }
+    std::fs::remove_dir_all(directory).expect("is ours");
+}
