@@ -204,8 +204,18 @@ mod tests {
             (
                 false,
                 "10.0.0.9",
-                &[("x_forwarded_for", "1.1.1.1"), ("x-forwarded-ssl", "on"), ("x_real-ip", "1"), ("x-rewrite-url", "/")],
-                &[("x_forwarded_for", None), ("x-forwarded-ssl", None), ("x_real-ip", None), ("x-rewrite-url", None)],
+                &[
+                    ("x_forwarded_for", "1.1.1.1"),
+                    ("x-forwarded-ssl", "on"),
+                    ("x_real-ip", "1"),
+                    ("x-rewrite-url", "/"),
+                ],
+                &[
+                    ("x_forwarded_for", None),
+                    ("x-forwarded-ssl", None),
+                    ("x_real-ip", None),
+                    ("x-rewrite-url", None),
+                ],
             ),
             (
                 true,

@@ -18,6 +18,7 @@ use crate::health::{Health, Standing};
 use crate::lock::lock;
 use crate::rate::Limiter;
 use crate::retry::Budget;
+use crate::table::Table;
 
 /// A backend in a pool. Its health is the pool's own, for pools may check and count differently.
 #[derive(Debug)]
@@ -149,14 +150,20 @@ impl Registry {
         self.budgets.entry(pool.to_owned()).or_insert_with(|| Arc::new(Budget::new(clock::now()))).clone()
     }
 
-    /// The buckets of a route; new ones if its limit changed.
-    pub(crate) fn limiter(&mut self, route: &str, limit: RateLimit) -> Arc<Limiter> {
+    /// The buckets of a route; new ones if its limit changed. They are known from [`Registry::keep_limiters`] on, so that a
+    /// topology that is refused in the end changes no bucket.
+    pub(crate) fn limiter(&self, route: &str, limit: RateLimit) -> Arc<Limiter> {
         let known = self.limiters.get(route).filter(|limiter| limiter.is_for(&limit)).cloned();
-        known.unwrap_or_else(|| {
-            let limiter = Arc::new(Limiter::new(limit, clock::now()));
-            self.limiters.insert(route.to_owned(), limiter.clone());
-            limiter
-        })
+        known.unwrap_or_else(|| Arc::new(Limiter::new(limit, clock::now())))
+    }
+
+    /// The table holds: its buckets are the ones to take over next time.
+    pub(crate) fn keep_limiters(&mut self, table: &Table) {
+        for route in &table.routes {
+            if let Some(limiter) = &route.limiter {
+                self.limiters.insert(route.name.clone(), limiter.clone());
+            }
+        }
     }
 
     pub(crate) fn route(&mut self, route: &str) -> Arc<Counts> {

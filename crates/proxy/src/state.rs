@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::access::AccessLog;
 use crate::checks::Checks;
 use crate::clock;
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, Unsealed};
 use crate::listeners::Listeners;
 use crate::lock::lock;
 use crate::registry::Registry;
@@ -94,7 +94,8 @@ impl State {
     pub(crate) async fn restore(&self) -> anyhow::Result<()> {
         let (unsealed, refusal) = self.disk.load().context("read the last topology")?;
         if let Some(refusal) = refusal {
-            let fate = if refusal.is_damage() { "damaged and was put aside" } else { "of no use to this version" };
+            let fate =
+                if refusal.is_damage() { "damaged and was put aside" } else { "of no use to this version" };
             say(format_args!("the topology on disk is {fate}: {refusal}"));
         }
         let Some(unsealed) = unsealed else {
@@ -113,6 +114,7 @@ impl State {
                 self.switch(&mut applied, table, bound, unsealed.checksum);
             }
             Err(problem) => {
+                lock(&self.registry).forget_the_gone();
                 // It was good for whoever wrote it, so it stays: that version may come back.
                 say(format_args!("the topology on disk is of no use to this version: {problem}"));
             }
@@ -138,6 +140,21 @@ impl State {
         if revision == before && applied.checksum.is_some() && !is_same {
             return Err(NotApplied::Another(revision));
         }
+        let result = self.carry_out(&mut applied, sealed, unsealed, is_same).await;
+        if result.is_err() {
+            // Whom only the refused topology names, nobody holds any more.
+            lock(&self.registry).forget_the_gone();
+        }
+        result.map(|()| revision)
+    }
+
+    async fn carry_out(
+        &self,
+        applied: &mut Applied,
+        sealed: bytes::Bytes,
+        unsealed: Unsealed,
+        is_same: bool,
+    ) -> Result<(), NotApplied> {
         let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
         let table = compiled.map_err(|problem| NotApplied::Bad(problem.to_string()))?;
         let (bound, failed) = self.listeners.bind(&table);
@@ -151,8 +168,8 @@ impl State {
             saved.map_err(|error| NotApplied::NotHere(format!("save the topology: {error}")))?;
         }
         lock(&self.not_listening).clear();
-        self.switch(&mut applied, table, bound, unsealed.checksum);
-        Ok(revision)
+        self.switch(applied, table, bound, unsealed.checksum);
+        Ok(())
     }
 
     fn switch(&self, applied: &mut Applied, table: Table, bound: crate::listeners::Bound, checksum: String) {
@@ -161,7 +178,9 @@ impl State {
         applied.checks.follow(&table);
         self.table.store(table.clone());
         self.listeners.switch(&table, bound);
-        lock(&self.registry).forget_the_gone();
+        let mut registry = lock(&self.registry);
+        registry.keep_limiters(&table);
+        registry.forget_the_gone();
     }
 
     /// What a topology would do, without applying it: one made-up request for each route.

@@ -5,8 +5,8 @@ use std::fmt;
 
 use super::{
     Backend, BackendProtocol, Balance, Certificate, Check, Ejection, FORMAT, HashKey, HeaderEdits, Limits,
-    Listener, Network, PathMatch, Pool, Probe, Protocol, ProxyProtocol, RateLimit, Redirect, Route, Sticky, Target,
-    Timeouts, Topology,
+    Listener, Network, PathMatch, Pool, Probe, Protocol, ProxyProtocol, RateLimit, Redirect, Route, Sticky,
+    Target, Timeouts, Topology,
 };
 
 /// Upper limits. They hold for what a proxy takes, so that no document can make one too big or too slow.

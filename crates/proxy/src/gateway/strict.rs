@@ -125,7 +125,16 @@ mod tests {
     #[test]
     fn dots_are_seen_however_they_are_written() {
         let dotted = [
-            "/.", "/..", "/a/../b", "/a/./b", "/%2e%2E/b", "/a/.%2e", "/..%2fb", "/a%2F..", "/a\\..\\b", "/a%5c%2e/",
+            "/.",
+            "/..",
+            "/a/../b",
+            "/a/./b",
+            "/%2e%2E/b",
+            "/a/.%2e",
+            "/..%2fb",
+            "/a%2F..",
+            "/a\\..\\b",
+            "/a%5c%2e/",
         ];
         let plain = ["/", "*", "/a.b/c..d", "/...", "/.well-known/x", "/a%2fb", "/..a/b..", "/%2e%2e%2e"];
         assert!(dotted.iter().all(|path| has_dots(path.as_bytes())));

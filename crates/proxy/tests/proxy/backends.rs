@@ -74,8 +74,7 @@ async fn what_a_backend_of_http2_refused_unread_is_tried_elsewhere_whatever_the_
     topology["pools"][0]["backends"] = json!([refusing.entry, good.entry()]);
     rig.apply(&topology).await;
     for _ in 0..6 {
-        let request =
-            b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nabcd";
+        let request = b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nabcd";
         let answer = send(port, request).await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "abcd"));
     }

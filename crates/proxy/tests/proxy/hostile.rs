@@ -89,11 +89,9 @@ async fn a_backend_is_asked_by_path_and_the_absolute_forms_host() {
         {"name": "web", "targets": [{"pool": "web"}]},
     ]);
     rig.apply(&topology).await;
-    for (host, path, expected) in [
-        ("a.example", "/x?y=1", "/x?y=1"),
-        ("other.example", "/cut/z?q", "/z?q"),
-        ("a.example", "/", "/"),
-    ] {
+    for (host, path, expected) in
+        [("a.example", "/x?y=1", "/x?y=1"), ("other.example", "/cut/z?q", "/z?q"), ("a.example", "/", "/")]
+    {
         let request =
             format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         let answer = send(port, request.as_bytes()).await;
@@ -103,6 +101,8 @@ async fn a_backend_is_asked_by_path_and_the_absolute_forms_host() {
     // The header alone would choose another route than the target.
     let request = b"GET http://a.example/ HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n";
     assert_eq!(send(port, request).await.status, 400);
-    let raw = |host: &str| [b"GET /cut/\xff HTTP/1.1\r\nConnection: close\r\nHost: ", host.as_bytes(), b"\r\n\r\n"].concat();
+    let raw = |host: &str| {
+        [b"GET /cut/\xff HTTP/1.1\r\nConnection: close\r\nHost: ", host.as_bytes(), b"\r\n\r\n"].concat()
+    };
     assert_eq!(send(port, &raw("other.example")).await.status, 400);
 }

@@ -111,8 +111,10 @@ async fn ports_appear_and_go() {
     .await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = taken.local_addr().expect("has one").port();
-    let (status, body) = rig.control("PUT", "/topology", &sealed(&simple(3, port, &[&one]))).await;
+    let ghost = Backend::start("ghost").await;
+    let (status, body) = rig.control("PUT", "/topology", &sealed(&simple(3, port, &[&ghost]))).await;
     assert_eq!(status, 503, "{body}");
+    assert_eq!(rig.status().await["in_flight"]["ghost"], serde_json::Value::Null);
     assert_eq!(rig.status().await["revision"], 2, "what cannot be carried out changes nothing");
     assert_eq!(get(second, "a/").await.status, 200);
 }

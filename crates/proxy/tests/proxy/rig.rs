@@ -226,7 +226,11 @@ async fn answer(uid: &str, gate: &Semaphore, mut request: Request<Incoming>) -> 
         "/socket" => return upgrade(request),
         path => Bytes::from(format!("{} {path} {:?}", request.method(), request.headers())),
     };
-    Response::builder().header("x-backend", uid).header("x-target", target).body(Full::new(body)).expect("is good")
+    Response::builder()
+        .header("x-backend", uid)
+        .header("x-target", target)
+        .body(Full::new(body))
+        .expect("is good")
 }
 
 /// Sends back what comes, byte for byte: what a WebSocket is to a proxy.
