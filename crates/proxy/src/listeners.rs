@@ -3,7 +3,7 @@
 //! The HTTP library binds its ports when it starts and never again. So the ports are ours: each is a task that takes
 //! connections and hands them to the library, and nothing needs a restart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,6 +64,14 @@ struct Running {
 /// Sockets that are bound and not yet used.
 pub(crate) type Bound = Vec<(Listener, TcpListener)>;
 
+/// A listener whose socket could not be bound.
+#[derive(Debug)]
+pub(crate) struct Unbound {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) reason: String,
+}
+
 impl Shared {
     /// # Errors
     /// If TLS cannot be set up.
@@ -107,16 +115,16 @@ impl Listeners {
     }
 
     /// Binds what a table has and is not listened on yet. Changes nothing.
-    pub(crate) fn bind(&self, table: &Table) -> (Bound, BTreeMap<String, String>) {
+    pub(crate) fn bind(&self, table: &Table) -> (Bound, Vec<Unbound>) {
         let running = lock(&self.running);
-        let (mut bound, mut failed) = (Bound::new(), BTreeMap::new());
+        let (mut bound, mut failed) = (Bound::new(), Vec::new());
         for listener in table.listeners.values().filter(|listener| !running.contains_key(&listener.address()))
         {
             match bind(listener.address()) {
                 Ok(socket) => bound.push((listener.clone(), socket)),
                 Err(error) => {
-                    failed
-                        .insert(listener.name.clone(), format!("listen on {}: {error}", listener.address()));
+                    let (name, address) = (listener.name.clone(), listener.address());
+                    failed.push(Unbound { name, address, reason: format!("listen on {address}: {error}") });
                 }
             }
         }
@@ -150,6 +158,9 @@ impl Listeners {
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    // So that a listener may move to another address of its port, which overlaps with the one that it leaves. A socket of
+    // somebody else is in the way all the same: both have to ask for this.
+    socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -1,6 +1,7 @@
 //! The proxy as a whole: which topology holds, and how another one comes to hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
@@ -13,7 +14,7 @@ use crate::access::AccessLog;
 use crate::checks::Checks;
 use crate::clock;
 use crate::disk::{self, Disk, Unsealed};
-use crate::listeners::Listeners;
+use crate::listeners::{Listeners, Unbound};
 use crate::lock::lock;
 use crate::registry::Registry;
 use crate::say::say;
@@ -28,7 +29,7 @@ pub(crate) struct State {
     disk: Disk,
     /// Held while a topology is applied: one after the other.
     applied: tokio::sync::Mutex<Applied>,
-    /// Listeners that could not be opened at the start, by name.
+    /// Listeners that could not be opened, by name.
     pub(crate) not_listening: Mutex<BTreeMap<String, String>>,
 }
 
@@ -36,6 +37,8 @@ pub(crate) struct State {
 struct Applied {
     checksum: Option<String>,
     checks: Checks,
+    /// Addresses that the topology has and that could not be listened on.
+    unopened: HashSet<SocketAddr>,
 }
 
 /// Why a topology was not applied.
@@ -106,11 +109,8 @@ impl State {
             Ok(table) => {
                 let mut applied = self.applied.lock().await;
                 let (bound, failed) = self.listeners.bind(&table);
-                for reason in failed.values() {
-                    // Better the other ports than none: whoever hands over the next topology hears of it.
-                    say(format_args!("{reason}"));
-                }
-                *lock(&self.not_listening) = failed;
+                // Better the other ports than none: whoever asks for the status hears of it.
+                self.tell_of(&mut applied, failed);
                 self.switch(&mut applied, table, bound, unsealed.checksum);
             }
             Err(problem) => {
@@ -158,8 +158,9 @@ impl State {
         let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
         let table = compiled.map_err(|problem| NotApplied::Bad(problem.to_string()))?;
         let (bound, failed) = self.listeners.bind(&table);
-        if let Some(reason) = failed.into_values().next() {
-            return Err(NotApplied::NotHere(reason));
+        // One that was not open before is no reason to keep the rest from a newer topology.
+        if let Some(new) = failed.iter().find(|unbound| !applied.unopened.contains(&unbound.address)) {
+            return Err(NotApplied::NotHere(new.reason.clone()));
         }
         if !is_same {
             let disk = self.disk.clone();
@@ -167,9 +168,19 @@ impl State {
             let saved = saved.map_err(std::io::Error::other).and_then(|saved| saved);
             saved.map_err(|error| NotApplied::NotHere(format!("save the topology: {error}")))?;
         }
-        lock(&self.not_listening).clear();
+        self.tell_of(applied, failed);
         self.switch(applied, table, bound, unsealed.checksum);
         Ok(())
+    }
+
+    /// Says which listeners are not open, and remembers them.
+    fn tell_of(&self, applied: &mut Applied, failed: Vec<Unbound>) {
+        for unbound in &failed {
+            say(format_args!("{}", unbound.reason));
+        }
+        applied.unopened = failed.iter().map(|unbound| unbound.address).collect();
+        *lock(&self.not_listening) =
+            failed.into_iter().map(|unbound| (unbound.name, unbound.reason)).collect();
     }
 
     fn switch(&self, applied: &mut Applied, table: Table, bound: crate::listeners::Bound, checksum: String) {

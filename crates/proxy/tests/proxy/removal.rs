@@ -136,3 +136,16 @@ async fn a_proxy_that_is_told_to_end_finishes_what_is_in_flight() {
     assert_eq!(slow.await.expect("ends").body, "slow");
     std::fs::remove_dir_all(leaving.await.expect("ends")).expect("is ours");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_may_move_to_another_address_of_its_port() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    let mut topology = simple(1, port, &[&one]);
+    for (revision, address) in [(1, "127.0.0.1"), (2, "0.0.0.0"), (3, "127.0.0.1")] {
+        topology["revision"] = json!(revision);
+        topology["listeners"][0]["address"] = json!(address);
+        rig.apply(&topology).await;
+        assert_eq!(get(port, "a/").await.status, 200, "on {address}");
+    }
+}

@@ -79,3 +79,27 @@ async fn a_topology_of_another_version_stays_on_disk() {
     }
     std::fs::remove_dir_all(directory).expect("is ours");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_was_not_to_be_had_blocks_no_later_topology() {
+    let port = free_port();
+    let one = Backend::start("one").await;
+    let rig = Rig::start().await;
+    rig.apply(&simple(1, port, &[&one])).await;
+    let directory = rig.leave().await;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).expect("is free");
+    let rig = Rig::start_in(directory).await;
+    assert!(rig.status().await["not_listening"]["web"].is_string());
+    let mut topology = simple(2, port, &[&one]);
+    let other = free_port();
+    let more = json!({"name": "other", "address": "127.0.0.1", "port": other, "protocol": "http"});
+    topology["listeners"].as_array_mut().expect("is one").push(more);
+    rig.apply(&topology).await;
+    assert_eq!(get(other, "a/").await.status, 200);
+    assert!(rig.status().await["not_listening"]["web"].is_string());
+    drop(taken);
+    topology["revision"] = json!(3);
+    rig.apply(&topology).await;
+    assert_eq!(rig.status().await["not_listening"], json!({}));
+    assert_eq!(get(port, "a/").await.status, 200);
+}
