@@ -271,6 +271,7 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
     tokio::select! {
         () = process => {}
         () = connection.outlived(limits) => {}
+        () = connection.left(shared.stopping.clone()) => {}
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::rig::{Backend, Rig, free_port, get, sealed, simple, until};
+use crate::rig::{Backend, DEADLINE, Rig, free_port, get, sealed, simple, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_backend_ends_its_requests_and_is_counted_until_then() {
@@ -148,4 +150,23 @@ async fn a_listener_may_move_to_another_address_of_its_port() {
         rig.apply(&topology).await;
         assert_eq!(get(port, "a/").await.status, 200, "on {address}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_has_left_has_no_connection_open() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    rig.apply(&simple(1, port, &[&one])).await;
+    let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sends");
+    assert!(idle.read(&mut [0; 4096]).await.expect("is answered") > 0);
+    until("both are counted", || async { rig.status().await["connections"] == 2 }).await;
+    let directory = tokio::time::timeout(DEADLINE, rig.leave()).await.expect("does not wait for the silent");
+    for stream in [&mut silent, &mut idle] {
+        let mut rest = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut rest)).await;
+        assert!(closed.is_ok(), "it is closed");
+    }
+    std::fs::remove_dir_all(directory).expect("is ours");
 }
