@@ -211,6 +211,27 @@ mod tests {
     }
 
     #[test]
+    fn buckets_are_known_once_their_table_holds() {
+        let topology = |per_second: u32| {
+            let text = format!(
+                r#"{{"format":1,"revision":1,"routes":[{{"name":"r","rate_limit":{{"per_second":{per_second},"burst":1}}}}]}}"#
+            );
+            serde_json::from_str(&text).expect("is a topology")
+        };
+        let mut registry = Registry::default();
+        let mut compile = |per_second, is_kept| {
+            let table = Table::compile(&topology(per_second), &mut registry).expect("is good");
+            if is_kept {
+                registry.keep_limiters(&table);
+            }
+            table.routes[0].limiter.clone().expect("has one")
+        };
+        let first = compile(1, true);
+        assert!(!Arc::ptr_eq(&first, &compile(2, false)), "another limit, other buckets");
+        assert!(Arc::ptr_eq(&first, &compile(1, true)), "what was refused has changed nothing");
+    }
+
+    #[test]
     fn who_is_in_both_topologies_keeps_its_health_and_another_address_is_another() {
         let mut registry = Registry::default();
         let member = registry.member("a", &backend("u", 1));

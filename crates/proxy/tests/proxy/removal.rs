@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -161,8 +161,17 @@ async fn a_proxy_that_has_left_has_no_connection_open() {
     let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
     idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sends");
     assert!(idle.read(&mut [0; 4096]).await.expect("is answered") > 0);
-    until("both are counted", || async { rig.status().await["connections"] == 2 }).await;
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("shakes hands");
+    let kept = tokio::spawn(connection);
+    let request = http::Request::get("http://a/").body(Empty::<bytes::Bytes>::new()).expect("is good");
+    assert_eq!(client.send_request(request).await.expect("answers").status(), 200);
+    until("all are counted", || async { rig.status().await["connections"] == 3 }).await;
     let directory = tokio::time::timeout(DEADLINE, rig.leave()).await.expect("does not wait for the silent");
+    let _ = tokio::time::timeout(DEADLINE, kept).await.expect("HTTP/2 is told goodbye");
     for stream in [&mut silent, &mut idle] {
         let mut rest = Vec::new();
         let closed = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut rest)).await;
