@@ -54,7 +54,8 @@ pub struct Topology {
     /// What clients may take.
     #[serde(default)]
     pub limits: Limits,
-    /// Peers whose word about the client (`X-Forwarded-*`, `Forwarded`) is believed and passed on.
+    /// Peers whose word about the client (`X-Forwarded-*`, `Forwarded`) is believed and passed on, and who alone may
+    /// connect to listeners with a PROXY header.
     #[serde(default)]
     pub trusted_peers: Vec<Network>,
 }

@@ -19,6 +19,14 @@ const GATHERED: Duration = Duration::from_millis(10);
 /// Longest path in a line; what is longer is cut.
 pub(crate) const PATH_BYTES_MAX: usize = 1_024;
 
+/// Longest method in a line.
+pub(crate) const METHOD_BYTES_MAX: usize = 32;
+
+/// The beginning of a text: a line must not be as long as a client likes.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
+    text[..text.floor_char_boundary(bytes_max)].to_owned()
+}
+
 /// One request.
 #[derive(Serialize)]
 pub(crate) struct Line {
@@ -94,6 +102,18 @@ fn write_all(lines: &Receiver<Box<Line>>) {
                 std::thread::park_timeout(GATHERED);
                 lines.try_recv().ok()
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        for (text, expected) in [("abc", "abc"), ("abcde", "abcd"), ("abc\u{e9}", "abc"), ("", "")] {
+            assert_eq!(cut(text, 4), expected);
         }
     }
 }

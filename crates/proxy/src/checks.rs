@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 
 use crate::chance;
 use crate::registry::Member;
+use crate::say::say;
 use crate::table::Table;
 
 /// Tries at once, of all pools. Each is a descriptor, and thousands that begin together would fail each other.
@@ -56,6 +57,8 @@ impl Checks {
             }
         }
         before.into_values().for_each(|gone| stop(Some(gone)));
+        let unchecked = table.pools.iter().filter(|pool| pool.check.is_none());
+        unchecked.flat_map(|pool| &pool.members).for_each(|member| member.unchecked());
     }
 }
 
@@ -81,7 +84,7 @@ async fn run(places: Arc<Semaphore>, member: Arc<Member>, check: Check) {
         let is_good = result.is_ok();
         if member.checked(result, &check) {
             let word = if is_good { "healthy" } else { "failing" };
-            eprintln!("lightbyte-proxy: backend {} of pool {} is {word}", member.uid, member.pool);
+            say(format_args!("backend {} of pool {} is {word}", member.uid, member.pool));
         }
     }
 }

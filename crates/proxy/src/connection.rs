@@ -27,6 +27,7 @@ use pingora_core::protocols::{
 use pingora_http::ResponseHeader;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::clock;
 
@@ -36,6 +37,9 @@ const WRITE_BUFFER_BYTES: usize = 8 * 1024;
 /// How often a connection's times are looked at, at most and at least.
 const LOOK_MIN: Duration = Duration::from_millis(50);
 const LOOK_MAX: Duration = Duration::from_secs(1);
+
+/// How long a connection without a request is left open once the proxy is told to end: for what is on its way.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// What is known of a connection.
 #[derive(Debug)]
@@ -116,6 +120,28 @@ impl Connection {
             }
             let shorter_ms = now.header_timeout_ms.min(now.idle_timeout_ms);
             tokio::time::sleep(Duration::from_millis(shorter_ms / 4).clamp(LOOK_MIN, LOOK_MAX)).await;
+        }
+    }
+}
+
+impl Connection {
+    /// Returns when the proxy is told to end and the connection has nothing to do. Of HTTP/2 the library says goodbye itself;
+    /// of HTTP/1 it does not see those that have never said a word.
+    pub(crate) async fn left(&self, mut stopping: watch::Receiver<bool>) {
+        if stopping.wait_for(|is_stopping| *is_stopping).await.is_err() {
+            // Whoever could tell is gone, and so nobody waits.
+            return std::future::pending().await;
+        }
+        let last_words_ms = u64::try_from(LAST_WORDS.as_millis()).unwrap_or(u64::MAX);
+        loop {
+            let idle_ms = clock::now_ms().saturating_sub(self.idle_since_ms.load(Ordering::Relaxed));
+            let is_busy = self.requests.load(Ordering::Relaxed) > 0
+                || self.head_since_ms.load(Ordering::Relaxed) > 0
+                || self.is_h2.load(Ordering::Relaxed);
+            if !is_busy && idle_ms > last_words_ms {
+                return;
+            }
+            tokio::time::sleep(LOOK_MIN).await;
         }
     }
 }

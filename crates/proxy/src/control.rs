@@ -27,6 +27,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use crate::disk::SEALED_BYTES_MAX;
+use crate::say::say;
 use crate::state::{NotApplied, State};
 
 /// Connections at once. The agent needs one.
@@ -75,7 +76,7 @@ pub(crate) async fn serve(state: Arc<State>, listener: UnixListener) {
                 });
             }
             Err(error) => {
-                eprintln!("lightbyte-proxy: accept on the control socket: {error}");
+                say(format_args!("accept on the control socket: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -15,6 +15,7 @@ pub(crate) const SEALED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 const NAME: &str = "topology.json";
 const NEW_NAME: &str = "topology.json.new";
+const BEFORE_NAME: &str = "topology.json.before";
 const DAMAGED_NAME: &str = "topology.json.damaged";
 
 /// Why bytes are no topology.
@@ -28,6 +29,13 @@ pub(crate) enum Refusal {
     Checksum { found: String, said: String },
     #[error("not a topology: {0}")]
     NoTopology(#[source] serde_json::Error),
+}
+
+impl Refusal {
+    /// Whether the bytes are not what somebody once sent. The rest is for another version of this code to read.
+    pub(crate) const fn is_damage(&self) -> bool {
+        !matches!(self, Refusal::NoTopology(_))
+    }
 }
 
 /// A topology with the checksum that it came with.
@@ -72,10 +80,11 @@ impl Disk {
         Ok(Disk { directory: directory.to_owned() })
     }
 
-    /// What lies there, if anything does. What is damaged is put aside for people to look at, the latest such only.
+    /// What lies there, if anything does. What is damaged is put aside for people to look at, the latest such only. What is
+    /// whole and not understood stays: an older version of this code, or a newer one, may understand it.
     ///
     /// # Errors
-    /// If the file cannot be read. That it is damaged is no error: the second value says how.
+    /// If the file cannot be read. That it is of no use is no error: the second value says how.
     pub(crate) fn load(&self) -> io::Result<(Option<Unsealed>, Option<Refusal>)> {
         let file = match File::open(self.directory.join(NAME)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
@@ -86,25 +95,48 @@ impl Disk {
         match unseal(&bytes) {
             Ok(unsealed) => Ok((Some(unsealed), None)),
             Err(refusal) => {
-                self.put_aside()?;
+                if refusal.is_damage() {
+                    self.put_aside()?;
+                }
                 Ok((None, Some(refusal)))
             }
         }
     }
 
-    /// Puts the file aside as damaged.
-    pub(crate) fn put_aside(&self) -> io::Result<()> {
+    fn put_aside(&self) -> io::Result<()> {
         fs::rename(self.directory.join(NAME), self.directory.join(DAMAGED_NAME))
     }
 
-    /// Replaces it. When this returns without an error, the new one is there whatever happens.
+    /// Replaces it. When this returns without an error, the new one is there whatever happens; with one, the former is.
     pub(crate) fn save(&self, sealed: &[u8]) -> io::Result<()> {
         let new = self.directory.join(NEW_NAME);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(sealed)?;
         file.sync_all()?;
-        fs::rename(&new, self.directory.join(NAME))?;
-        File::open(&self.directory)?.sync_all()
+        self.replace(&new, || File::open(&self.directory)?.sync_all())
+    }
+
+    /// Puts the new file in the place. If that cannot be made durable it is undone: a topology that was refused must not
+    /// come back with the next start.
+    fn replace(&self, new: &Path, sync: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let (name, before) = (self.directory.join(NAME), self.directory.join(BEFORE_NAME));
+        let absent = |result: io::Result<()>| match result {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            result => result.map(|()| true),
+        };
+        absent(fs::remove_file(&before))?;
+        let had_one = absent(fs::hard_link(&name, &before))?;
+        fs::rename(new, &name)?;
+        let synced = sync();
+        if synced.is_ok() {
+            // What is left of it is overwritten the next time.
+            let _ = fs::remove_file(&before);
+        } else if had_one {
+            fs::rename(&before, &name)?;
+        } else {
+            fs::remove_file(&name)?;
+        }
+        synced
     }
 }
 
@@ -129,6 +161,25 @@ mod tests {
         assert!(none.is_none() && matches!(refusal, Some(Refusal::Checksum { .. })), "{refusal:?}");
         assert!(directory.join(DAMAGED_NAME).is_file());
         assert!(matches!(disk.load(), Ok((None, None))));
+        fs::remove_dir_all(&directory).expect("is ours");
+    }
+
+    #[test]
+    fn what_could_not_be_made_durable_does_not_come_back() {
+        let directory = std::env::temp_dir().join(format!("lightbyte-proxy-sync-{}", std::process::id()));
+        let disk = Disk::open(&directory).expect("opens");
+        let text = |revision: u64| sealed(&format!(r#"{{"format":1,"revision":{revision}}}"#));
+        let fail = |revision| {
+            let new = directory.join(NEW_NAME);
+            fs::write(&new, text(revision)).expect("writes");
+            disk.replace(&new, || Err(io::Error::other("no disk"))).expect_err("is refused");
+        };
+        let revision = || disk.load().expect("reads").0.map(|unsealed| unsealed.topology.revision);
+        fail(1);
+        assert_eq!(revision(), None);
+        disk.save(text(2).as_bytes()).expect("saves");
+        fail(3);
+        assert_eq!(revision(), Some(2));
         fs::remove_dir_all(&directory).expect("is ours");
     }
 

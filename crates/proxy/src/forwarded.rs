@@ -14,15 +14,30 @@ use crate::chance;
 const FORWARDED_BYTES_MAX: usize = 4_096;
 
 /// Headers in which a client could tell stories about itself.
-const TALES: [&str; 7] = [
+const TALES: [&str; 9] = [
+    "client-ip",
     "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-original-url",
     "x-real-ip",
+    "x-rewrite-url",
 ];
+
+/// All that begins so is one too: `-for`, `-host`, `-proto`, and whatever somebody reads.
+const TALES_PREFIX: &str = "x-forwarded-";
+
+/// Whether a header tells of the client. Some servers read `_` as `-` (by CGI both are the same), so here both are.
+fn is_tale(name: &str) -> bool {
+    let is_like = |name: &str, tale: &str| {
+        let is_same = |(is, want): (u8, u8)| is == want || (is == b'_' && want == b'-');
+        name.len() == tale.len() && name.bytes().zip(tale.bytes()).all(is_same)
+    };
+    let is_prefixed = name.get(..TALES_PREFIX.len()).is_some_and(|begin| is_like(begin, TALES_PREFIX));
+    is_prefixed || TALES.iter().any(|tale| is_like(name, tale))
+}
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +51,11 @@ pub(crate) struct Origin<'a> {
 /// Sets the headers that say where the request came from.
 pub(crate) fn say(request: &mut RequestHeader, origin: Origin<'_>) -> pingora_core::Result<()> {
     let peer = origin.peer.to_canonical();
-    if !origin.is_trusted {
-        for tale in TALES {
-            request.remove_header(tale);
-        }
+    // A trusted peer writes the headers as they are called; with `_` they are its client's.
+    let is_dropped = |name: &str| is_tale(name) && (!origin.is_trusted || name.contains('_'));
+    let dropped: Vec<_> = request.headers.keys().filter(|name| is_dropped(name.as_str())).cloned().collect();
+    for name in &dropped {
+        request.remove_header(name);
     }
     let before = joined(request, "x-forwarded-for");
     let chain = before.map_or_else(|| peer.to_string(), |before| format!("{before}, {peer}"));
@@ -56,6 +72,9 @@ pub(crate) fn say(request: &mut RequestHeader, origin: Origin<'_>) -> pingora_co
     if let Some(before) = joined(request, "forwarded") {
         let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
         request.insert_header("forwarded", format!("{before}, for={node};proto={}", origin.scheme))?;
+    } else {
+        // One that cannot be gone on with would leave out this hop.
+        request.remove_header("forwarded");
     }
     Ok(())
 }
@@ -129,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_strangers_word_is_dropped_and_a_trusted_ones_is_added_to() {
-        let table: [Case; 6] = [
+        let table: [Case; 9] = [
             (
                 false,
                 "10.0.0.9",
@@ -182,6 +201,29 @@ mod tests {
                 &[("forwarded", "for=1.1.1.1")],
                 &[("forwarded", Some("for=1.1.1.1, for=\"[fd00::1]\";proto=https"))],
             ),
+            (
+                false,
+                "10.0.0.9",
+                &[
+                    ("x_forwarded_for", "1.1.1.1"),
+                    ("x-forwarded-ssl", "on"),
+                    ("x_real-ip", "1"),
+                    ("x-rewrite-url", "/"),
+                ],
+                &[
+                    ("x_forwarded_for", None),
+                    ("x-forwarded-ssl", None),
+                    ("x_real-ip", None),
+                    ("x-rewrite-url", None),
+                ],
+            ),
+            (
+                true,
+                "10.0.0.9",
+                &[("x_forwarded_for", "1.1.1.1"), ("x-forwarded-ssl", "on"), ("x-request-id", "7")],
+                &[("x_forwarded_for", None), ("x-forwarded-ssl", Some("on")), ("x-request-id", Some("7"))],
+            ),
+            (true, "10.0.0.9", &[("forwarded", "for=\u{e9}")], &[("forwarded", None)]),
             (true, "10.0.0.9", &[("x-forwarded-for", "\u{e9}")], &[("x-forwarded-for", Some("10.0.0.9"))]),
         ];
         for (is_trusted, peer, given, expected) in table {

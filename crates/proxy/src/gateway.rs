@@ -3,6 +3,7 @@
 
 mod answers;
 mod context;
+mod held;
 mod strict;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,9 +18,10 @@ use http::{StatusCode, header};
 use lightbyte_api::topology::BackendProtocol;
 use pingora_core::protocols::ALPN;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use rustix::io::Errno;
 
 use crate::access::AccessLog;
 use crate::chance;
@@ -36,8 +38,9 @@ pub(crate) use context::Context;
 /// How long a client may take to read a piece of an answer.
 const CLIENT_WRITE_MAX: Duration = Duration::from_secs(60);
 
-/// How long a connection to a backend is kept for the next request.
-const BACKEND_IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long a connection to a backend is kept for the next request. Less than the 5 s after which common servers close
+/// theirs: a request that meets the close is lost if it may not be repeated.
+const BACKEND_IDLE_MAX: Duration = Duration::from_secs(4);
 
 /// Requests at once on one connection of HTTP/2 to a backend.
 const BACKEND_STREAMS_MAX: usize = 100;
@@ -84,8 +87,12 @@ impl Gateway {
         let route = table.route(host_of(request), request.uri.path(), &request.method);
         context.route = route.cloned();
         context.table = Some(table.clone());
-        if context.route.is_none() {
+        let Some(route) = &context.route else {
             return Err(status(404, "no route"));
+        };
+        // What stands after the prefix is cut out as text.
+        if route.is_rewriting() && std::str::from_utf8(request.raw_path()).is_err() {
+            return Err(status(400, "a path that is not UTF-8"));
         }
         Ok(())
     }
@@ -97,6 +104,7 @@ impl Gateway {
         context: &mut Context,
         mut error: Box<Error>,
         is_before: bool,
+        is_reused: bool,
     ) -> Box<Error> {
         let Some((pool, member)) =
             context.pool.clone().zip(context.flight.take().map(|flight| flight.member.clone()))
@@ -104,7 +112,12 @@ impl Gateway {
             error.set_retry(false);
             return error;
         };
-        note_failure(&pool, &member);
+        // That a backend closes a connection that it had waited on is its right.
+        let is_stale = is_reused && error.retry == RetryType::ReusedOnly;
+        if !is_stale && !is_own(&error) {
+            note_failure(&pool, &member);
+        }
+        let is_before = is_before || is_untouched(&error);
         let failure = Failure {
             is_before_sending: is_before,
             is_idempotent: session.req_header().method.is_idempotent(),
@@ -151,6 +164,18 @@ fn choose_member(session: &Session, context: &mut Context) -> Result<(Arc<Pool>,
     Ok((pool, member))
 }
 
+/// Whether we could not even try: no descriptors or ports are left here, which says nothing about the backend.
+fn is_own(error: &Error) -> bool {
+    let errno = error.root_cause().downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL].map(Errno::raw_os_error);
+    errno.is_some_and(|errno| lacking.contains(&errno))
+}
+
+/// Whether a backend of HTTP/2 has said that it did nothing with the request: by `GOAWAY` before it, or `REFUSED_STREAM`.
+fn is_untouched(error: &Error) -> bool {
+    *error.etype() == ErrorType::H2Error && error.retry == RetryType::Decided(true)
+}
+
 fn note_failure(pool: &Pool, member: &Member) {
     if let Some(ejection) = &pool.ejection {
         let ejected = pool.ejected(clock::now_ms());
@@ -181,6 +206,27 @@ pub(crate) fn host_of(request: &RequestHeader) -> &str {
     authority.or_else(header).unwrap_or_default()
 }
 
+/// Sets the path that the backend is asked for. It is asked by path always: of an absolute form it might go by another
+/// part than we did.
+fn set_path(
+    session: &Session,
+    request: &mut RequestHeader,
+    rewritten: Option<String>,
+    host: &str,
+) -> Result<()> {
+    let is_absolute = !session.is_http2() && strict::is_absolute(request);
+    if !is_absolute && rewritten.is_none() {
+        return Ok(());
+    }
+    let path = rewritten.unwrap_or_else(|| request.uri.path().to_owned());
+    let path = request.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    // Only the path stays of what is set, so the host that stood in the target goes to the header.
+    if request.uri.authority().is_some() {
+        request.insert_header(header::HOST, host)?;
+    }
+    request.set_raw_path(path.as_bytes())
+}
+
 fn connection_of(session: &Session) -> Option<&Arc<Connection>> {
     session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
 }
@@ -201,6 +247,8 @@ impl ProxyHttp for Gateway {
         let connection =
             connection_of(session).cloned().ok_or_else(|| status(500, "a stream that is not ours"))?;
         let is_h2 = session.is_http2();
+        // By default the library closes the connection, and a request that was sent early is lost.
+        session.as_downstream_mut().set_pipelining_enabled(true);
         context.request = Some(connection.request(is_h2));
         context.source = connection.peer.ip();
         context.connection = Some(connection);
@@ -261,6 +309,7 @@ impl ProxyHttp for Gateway {
         context.tries += 1;
         context.body_bytes = 0;
         let mut peer = HttpPeer::new(member.address, false, String::new());
+        peer.group_key = member.connections_key;
         let timeouts = context.route.as_ref().map(|route| route.timeouts).unwrap_or_default();
         let options = &mut peer.options;
         options.connection_timeout = Some(Duration::from_millis(timeouts.connect_ms));
@@ -272,12 +321,18 @@ impl ProxyHttp for Gateway {
         if pool.protocol == BackendProtocol::H2 {
             options.alpn = ALPN::H2;
         }
+        if pool.protocol == BackendProtocol::H1 && session.is_upgrade_req() && session.is_body_empty() {
+            peer.options.custom_l4 = Some(Arc::new(held::Dial));
+            // A group of its own, so that it is given no kept connection that does not hold back; and none is left.
+            peer.group_key = chance::next() | 1;
+            peer.options.idle_timeout = Some(Duration::ZERO);
+        }
         Ok(Box::new(peer))
     }
 
     async fn upstream_request_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         context: &mut Context,
     ) -> Result<()> {
@@ -288,10 +343,7 @@ impl ProxyHttp for Gateway {
         let (peer, scheme) = (context.source, context.scheme());
         forwarded::say(request, Origin { peer, is_trusted: table.trusts(peer), scheme, host: &host })?;
         forwarded::trace(request)?;
-        if let Some(path) = route.rewritten(request.uri.path()) {
-            let path = request.uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
-            request.set_raw_path(path.as_bytes())?;
-        }
+        set_path(session, request, route.rewritten(request.uri.path()), &host)?;
         for name in &route.request_headers.remove {
             request.remove_header(name);
         }
@@ -351,7 +403,7 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.after_failure(session, context, error, true)
+        self.after_failure(session, context, error, true, false)
     }
 
     fn error_while_proxy(
@@ -360,14 +412,14 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         mut error: Box<Error>,
         context: &mut Context,
-        _is_reused: bool,
+        is_reused: bool,
     ) -> Box<Error> {
         let is_ours = matches!(error.etype(), ErrorType::HTTPStatus(_));
         if is_ours || *error.esource() != ErrorSource::Upstream {
             error.set_retry(false);
             return error;
         }
-        self.after_failure(session, context, error, false)
+        self.after_failure(session, context, error, false, is_reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, _: &mut Context) -> FailToProxy {
@@ -386,3 +438,18 @@ impl ProxyHttp for Gateway {
 
 /// The address of a client that nobody knows.
 pub(crate) const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lacking_here_is_not_the_backends_failure() {
+        for (errno, expected) in [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::CONNREFUSED, false)] {
+            let cause = std::io::Error::from_raw_os_error(errno.raw_os_error());
+            let inner = Error::because(ErrorType::SocketError, "socket", cause);
+            let error = Error::because(ErrorType::InternalError, "connect", inner);
+            assert_eq!(is_own(&error), expected, "{errno}");
+        }
+    }
+}

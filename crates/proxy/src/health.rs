@@ -103,6 +103,15 @@ impl Health {
         was_failing != self.is_failing
     }
 
+    /// Nobody checks it any more, so nobody would ever say that it is well again.
+    pub(crate) fn unchecked(&mut self, now: Duration) {
+        (self.checks_good, self.checks_failed) = (0, 0);
+        if self.is_failing {
+            self.is_failing = false;
+            self.tell("it is not checked any more".to_owned(), now);
+        }
+    }
+
     /// A request got a good answer: the row of failures is over, and so is that of ejections.
     pub(crate) const fn answered(&mut self) {
         self.requests_failed = 0;
@@ -171,6 +180,17 @@ mod tests {
                 assert_eq!(health.standing(ms(1)), expected, "{story}, step {index}");
             }
         }
+    }
+
+    #[test]
+    fn who_is_not_checked_any_more_does_not_stay_failing() {
+        let mut health = Health::default();
+        (0..4).for_each(|_| {
+            health.checked(Err("refused".to_owned()), &CHECK, ms(1));
+        });
+        health.unchecked(ms(2));
+        assert_eq!(health.standing(ms(2)), Standing::Healthy);
+        assert!(!health.checked(Err("refused".to_owned()), &CHECK, ms(3)), "the row begins anew");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod proxy_header;
 mod rate;
 mod registry;
 mod retry;
+mod say;
 mod state;
 mod table;
 

@@ -3,7 +3,7 @@
 //! The HTTP library binds its ports when it starts and never again. So the ports are ours: each is a task that takes
 //! connections and hands them to the library, and nothing needs a restart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +25,7 @@ use crate::connection::{Connection, Watched};
 use crate::gateway::Gateway;
 use crate::lock::lock;
 use crate::proxy_header;
+use crate::say::say;
 use crate::table::Table;
 
 /// Connections that wait in the kernel until they are taken.
@@ -62,6 +63,14 @@ struct Running {
 
 /// Sockets that are bound and not yet used.
 pub(crate) type Bound = Vec<(Listener, TcpListener)>;
+
+/// A listener whose socket could not be bound.
+#[derive(Debug)]
+pub(crate) struct Unbound {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) reason: String,
+}
 
 impl Shared {
     /// # Errors
@@ -106,16 +115,16 @@ impl Listeners {
     }
 
     /// Binds what a table has and is not listened on yet. Changes nothing.
-    pub(crate) fn bind(&self, table: &Table) -> (Bound, BTreeMap<String, String>) {
+    pub(crate) fn bind(&self, table: &Table) -> (Bound, Vec<Unbound>) {
         let running = lock(&self.running);
-        let (mut bound, mut failed) = (Bound::new(), BTreeMap::new());
+        let (mut bound, mut failed) = (Bound::new(), Vec::new());
         for listener in table.listeners.values().filter(|listener| !running.contains_key(&listener.address()))
         {
             match bind(listener.address()) {
                 Ok(socket) => bound.push((listener.clone(), socket)),
                 Err(error) => {
-                    failed
-                        .insert(listener.name.clone(), format!("listen on {}: {error}", listener.address()));
+                    let (name, address) = (listener.name.clone(), listener.address());
+                    failed.push(Unbound { name, address, reason: format!("listen on {address}: {error}") });
                 }
             }
         }
@@ -130,8 +139,8 @@ impl Listeners {
         for (listener, socket) in bound {
             let (stop, stopped) = oneshot::channel();
             running.insert(listener.address(), Running { port: listener.port, _stop: stop });
-            self.shared.open_ports.fetch_add(1, Ordering::Relaxed);
-            tokio::spawn(accept(self.shared.clone(), listener.port, socket, stopped));
+            let open = OpenPort::new(self.shared.clone(), socket);
+            tokio::spawn(accept(open, listener.port, stopped));
         }
     }
 
@@ -149,16 +158,41 @@ impl Listeners {
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    // So that a listener may move to another address of its port, which overlaps with the one that it leaves. A socket of
+    // somebody else is in the way all the same: both have to ask for this.
+    socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-async fn accept(shared: Arc<Shared>, port: u16, socket: TcpListener, mut stopped: oneshot::Receiver<()>) {
+/// Counts a port while its socket is open, whatever ends its task.
+struct OpenPort {
+    shared: Arc<Shared>,
+    // Closed before it is counted as closed.
+    socket: Option<TcpListener>,
+}
+
+impl OpenPort {
+    fn new(shared: Arc<Shared>, socket: TcpListener) -> OpenPort {
+        shared.open_ports.fetch_add(1, Ordering::Relaxed);
+        OpenPort { shared, socket: Some(socket) }
+    }
+}
+
+impl Drop for OpenPort {
+    fn drop(&mut self) {
+        self.socket = None;
+        self.shared.open_ports.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn accept(open: OpenPort, port: u16, mut stopped: oneshot::Receiver<()>) {
+    let (shared, Some(socket)) = (&open.shared, &open.socket) else { return };
     loop {
         tokio::select! {
             biased;
             _ = &mut stopped => break,
-            () = room(&shared) => {}
+            () = room(shared) => {}
         }
         let accepted = tokio::select! {
             biased;
@@ -166,17 +200,15 @@ async fn accept(shared: Arc<Shared>, port: u16, socket: TcpListener, mut stopped
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => begin(&shared, port, stream, peer),
+            Ok((stream, peer)) => begin(shared, port, stream, peer),
             Err(error) => {
                 // One client that has gone already, or no descriptors left: neither ends the port.
-                eprintln!("lightbyte-proxy: accept on port {port}: {error}");
+                say(format_args!("accept on port {port}: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-    drain(&shared, port, &socket);
-    drop(socket);
-    shared.open_ports.fetch_sub(1, Ordering::Relaxed);
+    drain(shared, port, socket);
 }
 
 /// What the kernel has taken for a port that is to go is served: its clients have done nothing wrong.
@@ -239,6 +271,7 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
     tokio::select! {
         () = process => {}
         () = connection.outlived(limits) => {}
+        () = connection.left(shared.stopping.clone()) => {}
     }
 }
 
@@ -250,6 +283,10 @@ async fn hello(
 ) -> Option<(Stream, Arc<Connection>)> {
     stream.set_nodelay(true).ok()?;
     if listener.proxy_protocol == ProxyProtocol::Required {
+        // Whoever could write a header could write who he is.
+        if !shared.table.load().trusts(peer.ip()) {
+            return None;
+        }
         peer = proxy_header::read(&mut stream).await.ok()?.unwrap_or(peer);
     }
     let connection = Connection::new(listener.port, listener.protocol, peer);

@@ -1,9 +1,11 @@
 //! The binary: arguments, signals, and the runtime.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lightbyte_proxy::{Options, Proxy};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Small objects that live for a request are what a proxy allocates, on one thread, and frees on another.
@@ -17,18 +19,24 @@ fn main() -> ExitCode {
         Ok(options) => match run(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("error: {error:#}");
+                say(format_args!("{error:#}"));
                 ExitCode::FAILURE
             }
         },
         Err(what) => {
-            eprintln!("error: {what}\n{USAGE}");
+            say(format_args!("{what}\n{USAGE}"));
             ExitCode::from(2)
         }
     }
 }
 
+/// A stderr that is gone is no reason to panic.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "error: {line}");
+}
+
 fn run(options: Options) -> anyhow::Result<()> {
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -41,6 +49,14 @@ fn run(options: Options) -> anyhow::Result<()> {
         proxy.leave().await;
         Ok(())
     })
+}
+
+/// Each connection is a descriptor, and the usual soft limit of 1024 is for programs that use `select`.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where that is forbidden, fewer connections are carried: accepting pauses and goes on.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Three words need no library.

@@ -75,7 +75,7 @@ impl Proxy {
         Ok(Proxy { state, gateway, stopping, control })
     }
 
-    /// Takes no more connections and returns when no request is in flight any more, at most [`LEAVE_MAX`] later.
+    /// Takes no more connections and returns when none is open and no request in flight any more, at most [`LEAVE_MAX`] later.
     pub async fn leave(self) {
         self.state.listeners.close();
         let _ = self.stopping.send(true);
@@ -84,7 +84,10 @@ impl Proxy {
         let end = clock::now() + LEAVE_MAX;
         let is_idle = || {
             let mut in_flight = lock(&self.state.registry).in_flight().into_values();
-            in_flight.all(|count| count == 0) && self.state.listeners.are_closed()
+            let listeners = &self.state.listeners;
+            in_flight.all(|count| count == 0)
+                && listeners.are_closed()
+                && listeners.shared().connections() == 0
         };
         while !is_idle() && clock::now() < end {
             tokio::time::sleep(LEAVE_LOOK).await;

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use lightbyte_api::topology::{Backend, Check, Ejection, RateLimit};
 
+use crate::chance;
 use crate::clock;
 use crate::counts::Counts;
 use crate::health::{Health, Standing};
 use crate::lock::lock;
 use crate::rate::Limiter;
 use crate::retry::Budget;
+use crate::table::Table;
 
 /// A backend in a pool. Its health is the pool's own, for pools may check and count differently.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub(crate) struct Member {
     pub(crate) uid: String,
     pub(crate) address: SocketAddr,
     pub(crate) counts: Counts,
+    /// Kept connections are its own: who comes to stand at the same address gets none of them.
+    pub(crate) connections_key: u64,
     in_flight: Arc<AtomicUsize>,
     health: Mutex<Health>,
     // What of the health a choice needs, so that it needs no lock.
@@ -59,6 +63,11 @@ impl Member {
     /// A check ended. True if the standing changed.
     pub(crate) fn checked(&self, result: Result<(), String>, check: &Check) -> bool {
         self.change(|health| health.checked(result, check, clock::now()))
+    }
+
+    /// It is not checked any more.
+    pub(crate) fn unchecked(&self) {
+        self.change(|health| health.unchecked(clock::now()));
     }
 
     /// It gave a good answer.
@@ -126,6 +135,7 @@ impl Registry {
                 uid: backend.uid.clone(),
                 address,
                 counts: Counts::default(),
+                connections_key: chance::stable_hash(format!("{pool}\0{}", backend.uid).as_bytes()),
                 in_flight,
                 health: Mutex::default(),
                 is_failing: AtomicBool::new(false),
@@ -140,14 +150,20 @@ impl Registry {
         self.budgets.entry(pool.to_owned()).or_insert_with(|| Arc::new(Budget::new(clock::now()))).clone()
     }
 
-    /// The buckets of a route; new ones if its limit changed.
-    pub(crate) fn limiter(&mut self, route: &str, limit: RateLimit) -> Arc<Limiter> {
+    /// The buckets of a route; new ones if its limit changed. They are known from [`Registry::keep_limiters`] on, so that a
+    /// topology that is refused in the end changes no bucket.
+    pub(crate) fn limiter(&self, route: &str, limit: RateLimit) -> Arc<Limiter> {
         let known = self.limiters.get(route).filter(|limiter| limiter.is_for(&limit)).cloned();
-        known.unwrap_or_else(|| {
-            let limiter = Arc::new(Limiter::new(limit, clock::now()));
-            self.limiters.insert(route.to_owned(), limiter.clone());
-            limiter
-        })
+        known.unwrap_or_else(|| Arc::new(Limiter::new(limit, clock::now())))
+    }
+
+    /// The table holds: its buckets are the ones to take over next time.
+    pub(crate) fn keep_limiters(&mut self, table: &Table) {
+        for route in &table.routes {
+            if let Some(limiter) = &route.limiter {
+                self.limiters.insert(route.name.clone(), limiter.clone());
+            }
+        }
     }
 
     pub(crate) fn route(&mut self, route: &str) -> Arc<Counts> {
@@ -192,6 +208,27 @@ mod tests {
         registry.forget_the_gone();
         registry.forget_the_gone();
         assert_eq!(registry.in_flight(), BTreeMap::new());
+    }
+
+    #[test]
+    fn buckets_are_known_once_their_table_holds() {
+        let topology = |per_second: u32| {
+            let text = format!(
+                r#"{{"format":1,"revision":1,"routes":[{{"name":"r","rate_limit":{{"per_second":{per_second},"burst":1}}}}]}}"#
+            );
+            serde_json::from_str(&text).expect("is a topology")
+        };
+        let mut registry = Registry::default();
+        let mut compile = |per_second, is_kept| {
+            let table = Table::compile(&topology(per_second), &mut registry).expect("is good");
+            if is_kept {
+                registry.keep_limiters(&table);
+            }
+            table.routes[0].limiter.clone().expect("has one")
+        };
+        let first = compile(1, true);
+        assert!(!Arc::ptr_eq(&first, &compile(2, false)), "another limit, other buckets");
+        assert!(Arc::ptr_eq(&first, &compile(1, true)), "what was refused has changed nothing");
     }
 
     #[test]

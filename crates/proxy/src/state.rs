@@ -1,6 +1,7 @@
 //! The proxy as a whole: which topology holds, and how another one comes to hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
@@ -12,10 +13,11 @@ use serde::Serialize;
 use crate::access::AccessLog;
 use crate::checks::Checks;
 use crate::clock;
-use crate::disk::{self, Disk};
-use crate::listeners::Listeners;
+use crate::disk::{self, Disk, Unsealed};
+use crate::listeners::{Listeners, Unbound};
 use crate::lock::lock;
 use crate::registry::Registry;
+use crate::say::say;
 use crate::table::Table;
 
 /// The proxy.
@@ -27,7 +29,7 @@ pub(crate) struct State {
     disk: Disk,
     /// Held while a topology is applied: one after the other.
     applied: tokio::sync::Mutex<Applied>,
-    /// Listeners that could not be opened at the start, by name.
+    /// Listeners that could not be opened, by name.
     pub(crate) not_listening: Mutex<BTreeMap<String, String>>,
 }
 
@@ -35,6 +37,8 @@ pub(crate) struct State {
 struct Applied {
     checksum: Option<String>,
     checks: Checks,
+    /// Addresses that the topology has and that could not be listened on.
+    unopened: HashSet<SocketAddr>,
 }
 
 /// Why a topology was not applied.
@@ -86,14 +90,16 @@ impl State {
         }
     }
 
-    /// Takes up what lies on disk. A damaged or unusable file is put aside, and the proxy starts with nothing.
+    /// Takes up what lies on disk. With a damaged or unusable file the proxy starts with nothing.
     ///
     /// # Errors
     /// If the disk cannot be read.
     pub(crate) async fn restore(&self) -> anyhow::Result<()> {
         let (unsealed, refusal) = self.disk.load().context("read the last topology")?;
         if let Some(refusal) = refusal {
-            eprintln!("lightbyte-proxy: the topology on disk is damaged and was put aside: {refusal}");
+            let fate =
+                if refusal.is_damage() { "damaged and was put aside" } else { "of no use to this version" };
+            say(format_args!("the topology on disk is {fate}: {refusal}"));
         }
         let Some(unsealed) = unsealed else {
             return Ok(());
@@ -103,16 +109,14 @@ impl State {
             Ok(table) => {
                 let mut applied = self.applied.lock().await;
                 let (bound, failed) = self.listeners.bind(&table);
-                for reason in failed.values() {
-                    // Better the other ports than none: whoever hands over the next topology hears of it.
-                    eprintln!("lightbyte-proxy: {reason}");
-                }
-                *lock(&self.not_listening) = failed;
+                // Better the other ports than none: whoever asks for the status hears of it.
+                self.tell_of(&mut applied, failed);
                 self.switch(&mut applied, table, bound, unsealed.checksum);
             }
             Err(problem) => {
-                eprintln!("lightbyte-proxy: the topology on disk is not usable and was put aside: {problem}");
-                self.disk.put_aside().context("put the last topology aside")?;
+                lock(&self.registry).forget_the_gone();
+                // It was good for whoever wrote it, so it stays: that version may come back.
+                say(format_args!("the topology on disk is of no use to this version: {problem}"));
             }
         }
         Ok(())
@@ -136,11 +140,27 @@ impl State {
         if revision == before && applied.checksum.is_some() && !is_same {
             return Err(NotApplied::Another(revision));
         }
+        let result = self.carry_out(&mut applied, sealed, unsealed, is_same).await;
+        if result.is_err() {
+            // Whom only the refused topology names, nobody holds any more.
+            lock(&self.registry).forget_the_gone();
+        }
+        result.map(|()| revision)
+    }
+
+    async fn carry_out(
+        &self,
+        applied: &mut Applied,
+        sealed: bytes::Bytes,
+        unsealed: Unsealed,
+        is_same: bool,
+    ) -> Result<(), NotApplied> {
         let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
         let table = compiled.map_err(|problem| NotApplied::Bad(problem.to_string()))?;
         let (bound, failed) = self.listeners.bind(&table);
-        if let Some(reason) = failed.into_values().next() {
-            return Err(NotApplied::NotHere(reason));
+        // One that was not open before is no reason to keep the rest from a newer topology.
+        if let Some(new) = failed.iter().find(|unbound| !applied.unopened.contains(&unbound.address)) {
+            return Err(NotApplied::NotHere(new.reason.clone()));
         }
         if !is_same {
             let disk = self.disk.clone();
@@ -148,9 +168,19 @@ impl State {
             let saved = saved.map_err(std::io::Error::other).and_then(|saved| saved);
             saved.map_err(|error| NotApplied::NotHere(format!("save the topology: {error}")))?;
         }
-        lock(&self.not_listening).clear();
-        self.switch(&mut applied, table, bound, unsealed.checksum);
-        Ok(revision)
+        self.tell_of(applied, failed);
+        self.switch(applied, table, bound, unsealed.checksum);
+        Ok(())
+    }
+
+    /// Says which listeners are not open, and remembers them.
+    fn tell_of(&self, applied: &mut Applied, failed: Vec<Unbound>) {
+        for unbound in &failed {
+            say(format_args!("{}", unbound.reason));
+        }
+        applied.unopened = failed.iter().map(|unbound| unbound.address).collect();
+        *lock(&self.not_listening) =
+            failed.into_iter().map(|unbound| (unbound.name, unbound.reason)).collect();
     }
 
     fn switch(&self, applied: &mut Applied, table: Table, bound: crate::listeners::Bound, checksum: String) {
@@ -159,7 +189,9 @@ impl State {
         applied.checks.follow(&table);
         self.table.store(table.clone());
         self.listeners.switch(&table, bound);
-        lock(&self.registry).forget_the_gone();
+        let mut registry = lock(&self.registry);
+        registry.keep_limiters(&table);
+        registry.forget_the_gone();
     }
 
     /// What a topology would do, without applying it: one made-up request for each route.

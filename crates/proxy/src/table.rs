@@ -157,6 +157,11 @@ impl Route {
         self.targets.iter().any(|(_, target)| Arc::ptr_eq(target, pool))
     }
 
+    /// Whether the backend is asked for another path.
+    pub(crate) const fn is_rewriting(&self) -> bool {
+        self.rewrite.is_some()
+    }
+
     /// The path to ask the backend for, if it differs.
     pub(crate) fn rewritten(&self, path: &str) -> Option<String> {
         let (prefix, replacement) = self.rewrite.as_ref()?;

@@ -5,8 +5,8 @@ use std::fmt;
 
 use super::{
     Backend, BackendProtocol, Balance, Certificate, Check, Ejection, FORMAT, HashKey, HeaderEdits, Limits,
-    Listener, Network, PathMatch, Pool, Probe, Protocol, RateLimit, Redirect, Route, Sticky, Target,
-    Timeouts, Topology,
+    Listener, Network, PathMatch, Pool, Probe, Protocol, ProxyProtocol, RateLimit, Redirect, Route, Sticky,
+    Target, Timeouts, Topology,
 };
 
 /// Upper limits. They hold for what a proxy takes, so that no document can make one too big or too slow.
@@ -150,6 +150,12 @@ impl Listener {
         }
         if self.protocol == Protocol::Https && topology.certificates.is_empty() {
             return problem(format!("{at}.protocol"), "is `https`, and there is no certificate");
+        }
+        if self.proxy_protocol == ProxyProtocol::Required && topology.trusted_peers.is_empty() {
+            return problem(
+                format!("{at}.proxy_protocol"),
+                "is `required`, and there are no `trusted_peers` who could write a header",
+            );
         }
         if self.protocol == Protocol::Https && self.redirect_to_https.is_some() {
             return problem(

@@ -9,7 +9,7 @@ use pingora_core::Error;
 use pingora_proxy::Session;
 
 use super::{NOBODY, host_of};
-use crate::access::{AccessLog, Line, PATH_BYTES_MAX};
+use crate::access::{AccessLog, Line, METHOD_BYTES_MAX, PATH_BYTES_MAX, cut};
 use crate::connection::{Connection, Request};
 use crate::registry::Flight;
 use crate::table::{Pool, Route, Table};
@@ -75,15 +75,13 @@ impl Context {
         }
         if access.is_on() {
             let request = session.req_header();
-            let mut path = request.uri.path().to_owned();
-            path.truncate(path.floor_char_boundary(PATH_BYTES_MAX));
             access.write(Line {
                 time: jiff::Timestamp::now(),
                 client: self.source.to_canonical(),
-                method: request.method.to_string(),
+                method: cut(request.method.as_str(), METHOD_BYTES_MAX),
                 scheme: self.scheme(),
-                host: host_of(request).chars().take(PATH_BYTES_MAX).collect(),
-                path,
+                host: cut(host_of(request), PATH_BYTES_MAX),
+                path: cut(request.uri.path(), PATH_BYTES_MAX),
                 status,
                 bytes: session.body_bytes_sent(),
                 took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),

@@ -7,7 +7,7 @@ async fn hostile_bytes_are_refused() {
     let (rig, port) = (Rig::start().await, free_port());
     let one = Backend::start("one").await;
     rig.apply(&simple(1, port, &[&one])).await;
-    let table: [(&str, &[u8]); 17] = [
+    let table: [(&str, &[u8]); 21] = [
         (
             "a length and a coding",
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -42,6 +42,10 @@ async fn hostile_bytes_are_refused() {
             "a host that names a secret header",
             b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, x-forwarded-for\r\n\r\n",
         ),
+        ("no host", b"GET / HTTP/1.1\r\n\r\n"),
+        ("an absolute form without a host", b"GET http://a/ HTTP/1.0\r\n\r\n"),
+        ("dots", b"GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("encoded dots", b"GET /a/%2e%2E%2fb HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("a tunnel", b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n"),
     ];
     for (what, bytes) in table {
@@ -72,4 +76,33 @@ async fn noise_closes_only_its_own_connection() {
     }
     assert_eq!(get(port, "a/").await.status, 200);
     assert_eq!(one.requests(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_is_asked_by_path_and_the_absolute_forms_host() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    let mut topology = simple(1, port, &[&one]);
+    topology["routes"] = serde_json::json!([
+        {"name": "other", "hosts": ["other.example"], "path": {"prefix": "/cut"}, "rewrite_prefix": "/",
+            "targets": [{"pool": "web"}]},
+        {"name": "web", "targets": [{"pool": "web"}]},
+    ]);
+    rig.apply(&topology).await;
+    for (host, path, expected) in
+        [("a.example", "/x?y=1", "/x?y=1"), ("other.example", "/cut/z?q", "/z?q"), ("a.example", "/", "/")]
+    {
+        let request =
+            format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = send(port, request.as_bytes()).await;
+        assert_eq!(answer.header("x-target"), Some(expected), "{answer:?}");
+        assert!(answer.body.contains(&format!("\"host\": \"{host}\"")), "{answer:?}");
+    }
+    // The header alone would choose another route than the target.
+    let request = b"GET http://a.example/ HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n";
+    assert_eq!(send(port, request).await.status, 400);
+    let raw = |host: &str| {
+        [b"GET /cut/\xff HTTP/1.1\r\nConnection: close\r\nHost: ", host.as_bytes(), b"\r\n\r\n"].concat()
+    };
+    assert_eq!(send(port, &raw("other.example")).await.status, 400);
 }

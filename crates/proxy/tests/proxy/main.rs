@@ -1,5 +1,6 @@
 //! The proxy on loopback ports, with small backends: real connections, and nothing made up between them.
 
+mod backends;
 mod hostile;
 mod limits;
 mod protocols;

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::rig::{Backend, Rig, free_port, get, sealed, simple, until};
+use crate::rig::{Backend, DEADLINE, Rig, free_port, get, sealed, simple, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_backend_ends_its_requests_and_is_counted_until_then() {
@@ -111,8 +113,10 @@ async fn ports_appear_and_go() {
     .await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = taken.local_addr().expect("has one").port();
-    let (status, body) = rig.control("PUT", "/topology", &sealed(&simple(3, port, &[&one]))).await;
+    let ghost = Backend::start("ghost").await;
+    let (status, body) = rig.control("PUT", "/topology", &sealed(&simple(3, port, &[&ghost]))).await;
     assert_eq!(status, 503, "{body}");
+    assert_eq!(rig.status().await["in_flight"]["ghost"], serde_json::Value::Null);
     assert_eq!(rig.status().await["revision"], 2, "what cannot be carried out changes nothing");
     assert_eq!(get(second, "a/").await.status, 200);
 }
@@ -133,4 +137,45 @@ async fn a_proxy_that_is_told_to_end_finishes_what_is_in_flight() {
     one.gate.add_permits(1);
     assert_eq!(slow.await.expect("ends").body, "slow");
     std::fs::remove_dir_all(leaving.await.expect("ends")).expect("is ours");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_may_move_to_another_address_of_its_port() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    let mut topology = simple(1, port, &[&one]);
+    for (revision, address) in [(1, "127.0.0.1"), (2, "0.0.0.0"), (3, "127.0.0.1")] {
+        topology["revision"] = json!(revision);
+        topology["listeners"][0]["address"] = json!(address);
+        rig.apply(&topology).await;
+        assert_eq!(get(port, "a/").await.status, 200, "on {address}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_has_left_has_no_connection_open() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    rig.apply(&simple(1, port, &[&one])).await;
+    let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sends");
+    assert!(idle.read(&mut [0; 4096]).await.expect("is answered") > 0);
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("shakes hands");
+    let kept = tokio::spawn(connection);
+    let request = http::Request::get("http://a/").body(Empty::<bytes::Bytes>::new()).expect("is good");
+    assert_eq!(client.send_request(request).await.expect("answers").status(), 200);
+    until("all are counted", || async { rig.status().await["connections"] == 3 }).await;
+    let directory = tokio::time::timeout(DEADLINE, rig.leave()).await.expect("does not wait for the silent");
+    let _ = tokio::time::timeout(DEADLINE, kept).await.expect("HTTP/2 is told goodbye");
+    for stream in [&mut silent, &mut idle] {
+        let mut rest = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut rest)).await;
+        assert!(closed.is_ok(), "it is closed");
+    }
+    std::fs::remove_dir_all(directory).expect("is ours");
 }

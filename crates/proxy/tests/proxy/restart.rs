@@ -64,3 +64,42 @@ async fn what_is_old_or_bad_is_refused_and_changes_nothing() {
     assert_eq!(rig.status().await["revision"], 5);
     assert_eq!(get(port, "a/").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topology_of_another_version_stays_on_disk() {
+    let rig = Rig::start().await;
+    let directory = rig.leave().await;
+    let file = directory.join("state/topology.json");
+    for topology in [json!({"format": 9, "revision": 1}), json!({"revision": {"of": "another kind"}})] {
+        std::fs::write(&file, sealed(&topology)).expect("writes");
+        let rig = Rig::start_in(directory.clone()).await;
+        assert_eq!(rig.status().await["revision"], 0);
+        rig.leave().await;
+        assert_eq!(std::fs::read_to_string(&file).expect("is there"), sealed(&topology));
+    }
+    std::fs::remove_dir_all(directory).expect("is ours");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_was_not_to_be_had_blocks_no_later_topology() {
+    let port = free_port();
+    let one = Backend::start("one").await;
+    let rig = Rig::start().await;
+    rig.apply(&simple(1, port, &[&one])).await;
+    let directory = rig.leave().await;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).expect("is free");
+    let rig = Rig::start_in(directory).await;
+    assert!(rig.status().await["not_listening"]["web"].is_string());
+    let mut topology = simple(2, port, &[&one]);
+    let other = free_port();
+    let more = json!({"name": "other", "address": "127.0.0.1", "port": other, "protocol": "http"});
+    topology["listeners"].as_array_mut().expect("is one").push(more);
+    rig.apply(&topology).await;
+    assert_eq!(get(other, "a/").await.status, 200);
+    assert!(rig.status().await["not_listening"]["web"].is_string());
+    drop(taken);
+    topology["revision"] = json!(3);
+    rig.apply(&topology).await;
+    assert_eq!(rig.status().await["not_listening"], json!({}));
+    assert_eq!(get(port, "a/").await.status, 200);
+}

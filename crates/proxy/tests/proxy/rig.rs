@@ -211,6 +211,7 @@ impl Drop for Backend {
 }
 
 async fn answer(uid: &str, gate: &Semaphore, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let target = request.uri().to_string();
     let body = match request.uri().path() {
         "/slow" => {
             gate.acquire().await.expect("is never closed").forget();
@@ -222,15 +223,14 @@ async fn answer(uid: &str, gate: &Semaphore, mut request: Request<Incoming>) -> 
         "/bad" if uid == "bad" => {
             return Response::builder().status(503).body(Full::default()).expect("is good");
         }
-        "/socket" => {
-            // pingora 0.9.1 ends the tunnel if a 101 comes before it has noted that the request has no body, which takes it
-            // some microseconds (decision 0024). No test waits for this time; it is what a network would take.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            return upgrade(request);
-        }
+        "/socket" => return upgrade(request),
         path => Bytes::from(format!("{} {path} {:?}", request.method(), request.headers())),
     };
-    Response::builder().header("x-backend", uid).body(Full::new(body)).expect("is good")
+    Response::builder()
+        .header("x-backend", uid)
+        .header("x-target", target)
+        .body(Full::new(body))
+        .expect("is good")
 }
 
 /// Sends back what comes, byte for byte: what a WebSocket is to a proxy.

@@ -151,3 +151,15 @@ async fn a_backend_that_fails_requests_is_ejected_for_a_while() {
     assert_eq!(status["backends"][0]["reason"], "3 failed requests in a row");
     assert_eq!(status["backends"][1]["health"], "healthy");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_sent_early_is_answered_in_its_turn() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    rig.apply(&simple(1, port, &[&one])).await;
+    let both = b"GET /first HTTP/1.1\r\nHost: a\r\n\r\nPOST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc\
+        GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let answer = send(port, both).await;
+    let places = ["GET /first", "abc", "GET /last"].map(|text| answer.body.find(text));
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{answer:?}");
+}

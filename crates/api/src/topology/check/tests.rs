@@ -117,6 +117,11 @@ fn what_is_wrong_is_said_with_its_place() {
             json!(101),
             "pools[0].ejection.ejected_percent_max: is 101, not 0 to 100",
         ),
+        (
+            "/trusted_peers",
+            json!([]),
+            "listeners[1].proxy_protocol: is `required`, and there are no `trusted_peers` who could write a header",
+        ),
         ("/trusted_peers/0/prefix_bits", json!(33), "trusted_peers[0].prefix_bits: is 33, not 0 to 32"),
     ];
     for (pointer, value, expected) in table {
