@@ -2,6 +2,7 @@
 //!
 //! Both try it out: the shipped placing on forks of the view, where something is otherwise than it is.
 
+use std::collections::BTreeMap;
 use std::iter::once_with;
 
 use lightbyte_api::kinds::vm::Placement;
@@ -65,7 +66,16 @@ pub fn worsened(before: &Losses, after: &Losses) -> Option<Loss> {
 fn loss(view: &View, object: &ObjectRef, worker: WorkerId, left: &mut usize) -> Option<Loss> {
     let vms = view.assigned_to(worker).filter(|on_host| on_host.kind == Kind::Vm);
     let vms = vms.filter_map(|on_host| view.living(view.object_of(on_host.uid)?));
-    let (members, alone): (Vec<_>, Vec<_>) = vms.partition(|asked| scalegroup::is_made_again(asked));
+    let (mut members, alone): (Vec<_>, Vec<_>) = vms.partition(|asked| scalegroup::is_made_again(asked));
+    // A group that has more than it is to have, because they are protected, misses these many less.
+    let mut spare = BTreeMap::new();
+    members.retain(|member| {
+        let Some(group) = member.meta.group() else { return false };
+        let left = spare.entry(group.uid).or_insert_with(|| scalegroup::more_than_asked(view, &group.object));
+        let is_missed = *left == 0;
+        *left = left.saturating_sub(1);
+        is_missed
+    });
     *left = left.checked_sub(members.len())?;
     let mut fork = view.fork([Write::Delete(Key::Alive(worker))]);
     let mut homeless = 0;

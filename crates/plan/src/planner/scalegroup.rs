@@ -88,6 +88,16 @@ pub fn replicas(view: &View, group: &ObjectRef, spec: &GroupSpec) -> u64 {
     }
 }
 
+/// How many members more a group has than it is to have.
+pub(crate) fn more_than_asked(view: &View, group: &ObjectRef) -> u64 {
+    match view.asked(group).map(|asked| &asked.spec) {
+        Some(Spec::ScaleGroup(spec)) => {
+            (counts(view, group).members as u64).saturating_sub(replicas(view, group, spec))
+        }
+        _ => 0,
+    }
+}
+
 /// How many members live and are not let go.
 fn staying(view: &View, group: &ObjectRef) -> u64 {
     let Some(asked) = view.asked(group) else { return 0 };
