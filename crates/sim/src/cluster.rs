@@ -332,6 +332,7 @@ impl Cluster {
         self.rest_schedules()?;
         self.tell(|| "------ calm ------".to_owned());
         self.rest()?;
+        self.count_protected();
         self.oracle.check_goal(&self.workers)?;
         self.check_sizes()?;
         self.stay_quiet()

@@ -55,6 +55,15 @@ impl Cluster {
         ("change", member, outcome)
     }
 
+    /// Notes groups that stay larger than they are to be because members are protected: when all is at rest they are met most.
+    pub(crate) fn count_protected(&mut self) {
+        let view = self.oracle.truth();
+        let stays = |group: &&ObjectRef| told(view, group).contains("Protected");
+        for _ in 0..view.objects_of(Kind::ScaleGroup).filter(stays).count() {
+            self.counts.add("wait: protected");
+        }
+    }
+
     fn move_kept(&mut self, view: &View, volume: &ObjectRef, context: &Context) -> Result<Outcome, Refusal> {
         let Some(Spec::Volume(spec)) = view.asked(volume).map(|asked| &asked.spec) else {
             return Err(Refusal::NotFound { object: volume.clone() });
