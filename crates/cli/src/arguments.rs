@@ -100,7 +100,7 @@ pub(crate) enum Verb {
     /// Makes a volume, or a VM's root disk, larger while it is used
     #[command(after_help = "Examples:\n  lightbyte grow volume/data 20GiB\n  lightbyte grow vm/hello +1GiB")]
     Grow(Grow),
-    /// Moves a volume that no VM has, or a snapshot, to another worker
+    /// Moves a volume or a snapshot to another worker; what a VM has is copied, and moves when the VM lets go of it
     #[command(after_help = "Example: lightbyte move volume/data n2")]
     Move(Move),
     /// Starts a stopped VM

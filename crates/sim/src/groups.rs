@@ -186,9 +186,10 @@ impl Cluster {
     pub(crate) fn update_badly(&mut self) -> Checked {
         self.tell(|| "------ bad updates ------".to_owned());
         // Some of them are never seen to be bad: somebody has paused the group before.
-        let paused = self.core.revision().is_multiple_of(2);
-        if paused {
-            self.steer(RolloutStep::Pause)?;
+        let group = ObjectRef::new(Kind::ScaleGroup, name(GROUPS[0]));
+        let paused = Some(group).filter(|_| self.core.revision().is_multiple_of(2));
+        if let Some(group) = &paused {
+            self.steer(group, RolloutStep::Pause)?;
         }
         for round in 0..BAD_ROUNDS {
             if round == 0 {
@@ -223,21 +224,19 @@ impl Cluster {
                 return violated("roll-back", format!("{group} goes on with a rejected version: {choice:?}"));
             }
         }
-        if paused {
-            let group = ObjectRef::new(Kind::ScaleGroup, name(GROUPS[0]));
-            if told(self.oracle.truth(), &group).contains("Paused") {
+        if let Some(group) = &paused {
+            if told(self.oracle.truth(), group).contains("Paused") {
                 self.counts.add("wait: paused");
             }
-            self.steer(RolloutStep::Resume)?;
+            self.steer(group, RolloutStep::Resume)?;
         }
         Ok(())
     }
 
-    /// Somebody steers the update of one of the groups, if it is there.
-    fn steer(&mut self, step: RolloutStep) -> Checked {
-        let group = ObjectRef::new(Kind::ScaleGroup, name(GROUPS[0]));
+    /// Somebody steers the update of a group, if it is there.
+    fn steer(&mut self, group: &ObjectRef, step: RolloutStep) -> Checked {
         let context = Context { now: self.now(), uid: Uid::from_bits(1), if_match: None };
-        match request::rollout(self.oracle.truth(), &group, step, &context) {
+        match request::rollout(self.oracle.truth(), group, step, &context) {
             Ok(outcome) => self.make_true(outcome),
             // One that is not there, or was not looked at, has no update.
             Err(_) => Ok(()),

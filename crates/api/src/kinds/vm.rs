@@ -248,9 +248,7 @@ impl Spec {
             first_boot: FirstBoot::default(),
         }
     }
-}
 
-impl Spec {
     /// Reads what a VM, or each member of a group, is to be.
     pub(super) fn read_template(fields: &mut Reader<'_>) -> Option<Spec> {
         let image = fields.required("image");

@@ -75,11 +75,10 @@ pub(crate) fn is_leaving(view: &View, object: &ObjectRef) -> bool {
 /// do before its holder lets go of it.
 pub(super) fn waits_for_holder(view: &View, object: &ObjectRef) -> bool {
     let found = view.asked(object).zip(worker_of(view, object)).zip(elsewhere_of(view, object));
-    let Some(((asked, from), to)) = found else { return false };
+    let Some(((asked, from), to)) = found.filter(|_| is_leaving(view, object)) else { return false };
     let (from, to) = (OnHost::of(view, from, asked.meta.uid), OnHost::of(view, to, asked.meta.uid));
     let is_used = from.assigned.is_some_and(|assigned| assigned.wanted == WantedVolume::Present);
-    let coming = to.assigned.filter(|assigned| assigned.arriving.is_some() && !assigned.wanted.is_removal());
-    is_used && coming.is_some_and(|coming| to.is(VolumePhase::Copied, coming))
+    is_used && to.assigned.is_some_and(|coming| to.is(VolumePhase::Copied, coming))
 }
 
 impl Moving<'_> {

@@ -585,8 +585,7 @@ impl Mix {
 /// Whether all members that are asked for are there, available, and of one version.
 fn is_whole(count: &Count, steps: &Steps) -> bool {
     let is_good = |member: &Counted| member.outdated.is_none() && member.service == Service::Available;
-    let nothing = Steps { protected: steps.protected, ..Steps::default() };
-    *steps == nothing && !count.members.is_empty() && count.members.iter().all(is_good)
+    steps.is_nothing() && !count.members.is_empty() && count.members.iter().all(is_good)
 }
 
 fn left_of(whole: Span, passed: Span) -> Option<Span> {

@@ -8,11 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::rig::{Backend, Rig, free_port, get, send, simple, until};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_is_carried_and_counted() {
-    let (rig, port) = (Rig::start().await, free_port());
-    let one = Backend::start("one").await;
-    rig.apply(&simple(1, port, &[&one])).await;
+/// A WebSocket that the other side has agreed to.
+async fn open_websocket(port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
     let request = b"GET /socket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -22,6 +19,15 @@ async fn a_websocket_is_carried_and_counted() {
         head.push(stream.read_u8().await.expect("reads"));
     }
     assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_is_carried_and_counted() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    rig.apply(&simple(1, port, &[&one])).await;
+    let mut stream = open_websocket(port).await;
     for text in [b"hello".as_slice(), &[0; 100_000]] {
         let (mut read, mut write) = stream.split();
         let mut back = vec![0; text.len()];
@@ -57,15 +63,8 @@ async fn a_websocket_lives_though_its_backend_agrees_before_it_was_asked() {
         }
     });
     for round in 0..300 {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
-        let request = b"GET /socket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-        stream.write_all(request).await.expect("sends");
+        let mut stream = open_websocket(port).await;
         let mut back = Vec::new();
-        while !back.ends_with(b"\r\n\r\n") {
-            back.push(stream.read_u8().await.expect("agrees"));
-        }
-        assert!(back.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&back));
         stream.write_all(b"still there?").await.expect("sends");
         while !back.ends_with(b"still there?") {
             back.push(stream.read_u8().await.unwrap_or_else(|error| panic!("round {round}: {error}")));

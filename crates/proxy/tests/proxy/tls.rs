@@ -98,7 +98,8 @@ async fn certificates_are_shown_by_name_and_change_without_a_restart() {
 
     let renewed = issue("a.example");
     rig.apply(&topology(2, port, plain_port, &[&renewed, &second, &wild], &one)).await;
-    assert!(connect(port, "a.example", &renewed, b"h2").await.is_ok());
+    let stream = connect(port, "a.example", &renewed, b"h2").await.expect("the new one is shown");
+    assert_eq!(ask(stream, true).await.0, 200);
     assert!(connect(port, "a.example", &first, b"h2").await.is_err(), "the old one is shown no more");
 
     let plain = get(plain_port, "a.example/x?y").await;

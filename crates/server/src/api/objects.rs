@@ -136,30 +136,17 @@ pub(crate) async fn delete(
     Ok(Answer { value: Changed { action: ChangeAction::Deleting, ..answer.value }, ..answer })
 }
 
-/// `POST /v1/objects/KIND/NAME/start`
-pub(crate) async fn start(
+/// `POST /v1/objects/KIND/NAME/start`, or `stop`
+pub(crate) async fn set_running<const RUNNING: bool>(
     State(server): State<Arc<Server>>,
     caller: Caller,
     path: Path<(String, String)>,
     parameters: Parameters,
 ) -> Answered<Changed> {
-    let start = |view: &View, object: &ObjectRef, context: &Context| {
-        request::set_running(view, object, true, context)
+    let set_running = |view: &View, object: &ObjectRef, context: &Context| {
+        request::set_running(view, object, RUNNING, context)
     };
-    change(&server, &caller, &input::object(path)?, &parameters, start).await
-}
-
-/// `POST /v1/objects/KIND/NAME/stop`
-pub(crate) async fn stop(
-    State(server): State<Arc<Server>>,
-    caller: Caller,
-    path: Path<(String, String)>,
-    parameters: Parameters,
-) -> Answered<Changed> {
-    let stop = |view: &View, object: &ObjectRef, context: &Context| {
-        request::set_running(view, object, false, context)
-    };
-    change(&server, &caller, &input::object(path)?, &parameters, stop).await
+    change(&server, &caller, &input::object(path)?, &parameters, set_running).await
 }
 
 /// `POST /v1/objects/KIND/NAME/restart`
@@ -172,28 +159,17 @@ pub(crate) async fn restart(
     change(&server, &caller, &input::object(path)?, &parameters, request::restart).await
 }
 
-/// `POST /v1/objects/KIND/NAME/protect`
-pub(crate) async fn protect(
+/// `POST /v1/objects/KIND/NAME/protect`, or `unprotect`
+pub(crate) async fn protect<const PROTECTED: bool>(
     State(server): State<Arc<Server>>,
     caller: Caller,
     path: Path<(String, String)>,
     parameters: Parameters,
 ) -> Answered<Changed> {
-    let protect =
-        |view: &View, object: &ObjectRef, context: &Context| request::protect(view, object, true, context);
+    let protect = |view: &View, object: &ObjectRef, context: &Context| {
+        request::protect(view, object, PROTECTED, context)
+    };
     change(&server, &caller, &input::object(path)?, &parameters, protect).await
-}
-
-/// `POST /v1/objects/KIND/NAME/unprotect`
-pub(crate) async fn unprotect(
-    State(server): State<Arc<Server>>,
-    caller: Caller,
-    path: Path<(String, String)>,
-    parameters: Parameters,
-) -> Answered<Changed> {
-    let unprotect =
-        |view: &View, object: &ObjectRef, context: &Context| request::protect(view, object, false, context);
-    change(&server, &caller, &input::object(path)?, &parameters, unprotect).await
 }
 
 /// `POST /v1/objects/KIND/NAME/rollout`

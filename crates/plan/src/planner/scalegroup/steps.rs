@@ -83,6 +83,14 @@ pub struct Steps {
     pub protected: usize,
 }
 
+impl Steps {
+    /// Whether nothing is to be done, and nothing waits for its turn.
+    #[must_use]
+    pub const fn is_nothing(&self) -> bool {
+        self.make == 0 && self.retire.is_empty() && !self.healing_pauses
+    }
+}
+
 /// The next steps. What they promise (rules 9 and 10):
 /// - an available member is let go only while `replicas - unavailable_max` others are available, unless it is preempted;
 /// - no more than `replicas + surge_max` live because of what is made here;
