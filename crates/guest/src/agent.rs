@@ -5,10 +5,12 @@ use std::rc::Rc;
 
 use lightbyte_guest::protocol::{FirstBootState, Identity, Info, Milestones};
 use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::watch;
 
 use crate::children::Children;
 use crate::dhcp;
 use crate::freeze::Frozen;
+use crate::proxy::Proxy;
 
 /// This agent's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -31,10 +33,13 @@ pub(crate) struct Agent {
     /// Held by whoever makes this guest what the host says.
     pub(crate) becoming: tokio::sync::Mutex<()>,
     pub(crate) dhcp: RefCell<dhcp::Clients>,
+    /// Whether this guest is what the host says, once: addresses are set, disks are mounted.
+    pub(crate) set_up: watch::Sender<bool>,
+    pub(crate) proxy: Proxy,
 }
 
 impl Agent {
-    pub(crate) fn new() -> Rc<Self> {
+    pub(crate) fn new(proxy: Proxy) -> Rc<Self> {
         Rc::new(Self {
             milestones: Cell::default(),
             identity: RefCell::default(),
@@ -49,6 +54,8 @@ impl Agent {
             given_up: RefCell::default(),
             becoming: tokio::sync::Mutex::default(),
             dhcp: RefCell::default(),
+            set_up: watch::Sender::default(),
+            proxy,
         })
     }
 

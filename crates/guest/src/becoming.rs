@@ -34,6 +34,7 @@ pub(crate) async fn apply(agent: &Rc<Agent>, mut identity: Identity) -> Result<(
         let error = mounted.await.context("mount disks")?.err();
         agent.mount_error.replace(error.map(|error| format!("{error:#}")).unwrap_or_default());
     }
+    agent.set_up.send_replace(true);
     begin(agent, wanted).await?;
     notify::ready();
     leased

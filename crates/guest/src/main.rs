@@ -23,6 +23,7 @@ mod netlink;
 mod network;
 mod notify;
 mod page;
+mod proxy;
 mod ready;
 mod relay;
 mod routes;
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     if !words.is_empty() && std::process::id() != 1 {
         return words::run(&words);
     }
-    let agent = agent::Agent::new();
+    let agent = agent::Agent::new(proxy::Proxy::default());
     if std::process::id() == 1 {
         agent.reached(|milestones| &mut milestones.kernel);
         if let Err(error) = boot::boot() {

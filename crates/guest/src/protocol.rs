@@ -1,7 +1,14 @@
 //! The words between host and guest agent. Unknown fields are ignored on both sides, so that host and image may differ in
 //! age; what a side needs and does not find has a default that means "not said".
 
+mod proxy;
+
 use serde::{Deserialize, Serialize};
+
+pub use proxy::{
+    BackendStatus, PROXY_ANSWER_BYTES_MAX, PROXY_ANSWER_MS_MAX, ProxyStatus, TOPOLOGY_BODY_MS_MAX,
+    TOPOLOGY_BYTES_MAX, Told, Tried, TriedRoute,
+};
 
 /// vsock port of the agent's HTTP server.
 pub const AGENT_PORT: u32 = 1024;
@@ -15,7 +22,7 @@ pub const READY_ANSWER: &[u8] = b"ok\n";
 /// Longest line of [`Ready`], newline included.
 pub const READY_BYTES_MAX: usize = 1024;
 
-/// Largest request body that the agent reads.
+/// Largest request body that the agent reads, but for topologies.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
 /// Protocol named in the `Upgrade` header of `POST /v1/exec`.
@@ -238,6 +245,8 @@ pub struct Milestones {
     pub network: Option<u64>,
     /// The agent's server listens.
     pub ready: Option<u64>,
+    /// The proxy of a load balancer's VM answers.
+    pub proxy: Option<u64>,
 }
 
 /// `GET /v1/metrics`.

@@ -8,16 +8,17 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use lightbyte_guest::protocol::{
-    BODY_BYTES_MAX, Check, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, Problem, Shutdown,
-    Thaw,
+    BODY_BYTES_MAX, Check, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, PROXY_ANSWER_MS_MAX,
+    Problem, Shutdown, TOPOLOGY_BODY_MS_MAX, TOPOLOGY_BYTES_MAX, Thaw,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::{spawn_blocking, spawn_local};
+use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::relay::Place;
-use crate::{becoming, check, exec, freeze, grow, metrics, relay, shutdown};
+use crate::{becoming, check, exec, freeze, grow, metrics, proxy, relay, shutdown};
 
 type Answer = Response<Full<Bytes>>;
 
@@ -35,6 +36,10 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
         (&Method::POST, "/v1/grow") => in_thread(grow::grow).await.map(|grown| json(StatusCode::OK, &grown)),
         (&Method::POST, "/v1/freeze") => freeze(agent, request).await,
         (&Method::POST, "/v1/thaw") => thaw(agent, request).await,
+        (&Method::PUT, "/v1/topology") => hand_on(agent, "/topology", request).await,
+        (&Method::POST, "/v1/topology/try") => hand_on(agent, "/try", request).await,
+        (&Method::GET, "/v1/proxy") => ask_proxy(agent, Method::GET, "/status", Bytes::new()).await,
+        (&Method::GET, "/v1/proxy/metrics") => ask_proxy(agent, Method::GET, "/metrics", Bytes::new()).await,
         _ => Err(problem(StatusCode::NOT_FOUND, "there is nothing here")),
     };
     result.unwrap_or_else(|problem| problem)
@@ -139,6 +144,48 @@ async fn thaw(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, A
     Ok(json(StatusCode::OK, &Frozen { file_systems }))
 }
 
+/// Hands a topology on to the proxy as it stands: what is in it is between the host and the proxy.
+async fn hand_on(agent: &Rc<Agent>, path: &str, request: Request<Incoming>) -> Result<Answer, Answer> {
+    if !agent.proxy.exists() {
+        return Err(no_proxy());
+    }
+    let _alone = agent.proxy.telling.lock().await;
+    let method = request.method().clone();
+    let coming = whole(request, TOPOLOGY_BYTES_MAX);
+    match timeout(Duration::from_millis(TOPOLOGY_BODY_MS_MAX), coming).await {
+        Ok(topology) => ask_proxy(agent, method, path, topology?).await,
+        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the topology does not come")),
+    }
+}
+
+/// Asks the proxy, and gives its answer as it stands, refusals included.
+async fn ask_proxy(agent: &Agent, method: Method, path: &str, body: Bytes) -> Result<Answer, Answer> {
+    if !agent.proxy.exists() {
+        return Err(no_proxy());
+    }
+    let unavailable = |error: &str| problem(StatusCode::SERVICE_UNAVAILABLE, error);
+    if agent.proxy.process().pid.is_none() {
+        return Err(unavailable("the proxy does not run"));
+    }
+    let asking = proxy::ask(agent.proxy.control(), method, path, body);
+    let said = match timeout(Duration::from_millis(PROXY_ANSWER_MS_MAX), asking).await {
+        Ok(said) => said.map_err(|error| unavailable(&format!("the proxy does not answer: {error:#}")))?,
+        Err(_) => {
+            return Err(unavailable(&format!("no answer of the proxy within {PROXY_ANSWER_MS_MAX} ms")));
+        }
+    };
+    let mut answer = Response::new(Full::new(said.body));
+    *answer.status_mut() = said.status;
+    if let Some(kind) = said.kind {
+        answer.headers_mut().insert(CONTENT_TYPE, kind);
+    }
+    Ok(answer)
+}
+
+fn no_proxy() -> Answer {
+    problem(StatusCode::NOT_FOUND, "this image has no proxy: load balancers run on the image `proxy`")
+}
+
 /// Runs what waits for disks beside what the agent serves.
 async fn in_thread<T: Send + 'static>(deed: impl FnOnce() -> T + Send + 'static) -> Result<T, Answer> {
     spawn_blocking(deed).await.map_err(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
@@ -146,13 +193,15 @@ async fn in_thread<T: Send + 'static>(deed: impl FnOnce() -> T + Send + 'static)
 
 /// Reads a JSON body; an empty one means the defaults.
 async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Answer> {
-    let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX)
-        .collect()
-        .await
-        .map_err(|error| problem(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()))?
-        .to_bytes();
+    let bytes = whole(request, BODY_BYTES_MAX).await?;
     let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
     serde_json::from_slice(text).map_err(|error| problem(StatusCode::BAD_REQUEST, &error.to_string()))
+}
+
+async fn whole(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Answer> {
+    let body = Limited::new(request.into_body(), bytes_max).collect().await;
+    body.map(http_body_util::Collected::to_bytes)
+        .map_err(|error| problem(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()))
 }
 
 fn problem(status: StatusCode, error: &str) -> Answer {

@@ -16,7 +16,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::agent::Agent;
 use crate::relay::Place;
-use crate::{children, console, grow, notify, page, ready, routes, shutdown};
+use crate::{children, console, grow, notify, page, proxy, ready, routes, shutdown};
 
 /// Connections served at once on each listener. The host needs a few; each console or command holds one.
 pub(crate) const CONNECTIONS_MAX: usize = 64;
@@ -46,6 +46,7 @@ pub(crate) fn run(agent: &Rc<Agent>) -> anyhow::Result<()> {
         let listener = VsockListener::bind(address).context("listen on vsock")?;
         agent.reached(|milestones| &mut milestones.ready);
         spawn_local(ready::tell());
+        spawn_local(proxy::supervise(agent.clone()));
         // After the start, which it would make longer. A thread of its own: it waits for the disk.
         tokio::task::spawn_blocking(grow::grow);
         if std::process::id() == 1 {
@@ -81,7 +82,11 @@ async fn accept(agent: &Rc<Agent>, listener: &VsockListener) -> anyhow::Result<(
 }
 
 /// Serves the agent's API on one connection. A peer that breaks off is no news.
-async fn serve(agent: Rc<Agent>, place: Place, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+pub(crate) async fn serve(
+    agent: Rc<Agent>,
+    place: Place,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
     let service = service_fn(move |request| {
         let (agent, place) = (agent.clone(), place.clone());
         async move { Ok::<_, std::convert::Infallible>(routes::answer(&agent, &place, request).await) }

@@ -90,10 +90,11 @@ async fn end_all(agent: &Agent, signal: Signal, wait: Duration) {
     if !agent.children.reap() {
         return;
     }
-    let _ = signal_all(signal);
+    let _ = signal_all(signal, None);
     if signal == Signal::TERM {
-        // A shell that a person types at ignores TERM, and ends when its terminal hangs up.
-        let _ = signal_all(Signal::HUP);
+        // A shell that a person types at ignores TERM, and ends when its terminal hangs up. The proxy would end at once
+        // by that, and not when what is in flight is done.
+        let _ = signal_all(Signal::HUP, agent.proxy.process().pid);
     }
     let all_gone = async {
         loop {
@@ -108,13 +109,16 @@ async fn end_all(agent: &Agent, signal: Signal, wait: Duration) {
     let _ = timeout(wait, all_gone).await;
 }
 
-fn signal_all(signal: Signal) -> rustix::io::Result<()> {
+fn signal_all(signal: Signal, spared: Option<Pid>) -> rustix::io::Result<()> {
     // kill(-1) of kill(2) has no safe form; the process table says the same.
     let entries = std::fs::read_dir("/proc").map_err(|_| rustix::io::Errno::NOENT)?;
     for pid in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
         // Kernel threads ignore signals, and a process that has just ended needs none.
-        if let (true, Some(pid)) = (pid > 1, Pid::from_raw(pid)) {
-            let _ = kill_process(pid, signal);
+        match Pid::from_raw(pid) {
+            Some(found) if pid > 1 && spared != Some(found) => {
+                let _ = kill_process(found, signal);
+            }
+            _ => {}
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
-//! `lightbyte-image NAME KERNEL_TREE ROOT AGENT OUT BLOBS`: makes an image in OUT, and its parts by content in BLOBS.
-//! ROOT is a static busybox, or a file `*.tar` with a whole Debian. If it was made from the same before, nothing is done. Prints the manifest.
+//! `lightbyte-image NAME KERNEL_TREE ROOT AGENT OUT BLOBS [PROXY]`: makes an image in OUT, and its parts by content in BLOBS.
+//! ROOT is a static busybox, or a file `*.tar` with a whole Debian; beside busybox PROXY makes it an image of load balancers.
+//! If it was made from the same before, nothing is done. Prints the manifest.
 
 use std::fs;
 use std::path::Path;
@@ -12,6 +13,11 @@ use lightbyte_image::pack::{Root, Sources, key, pack};
 /// Says from what the image beside it was made.
 const KEY: &str = ".key";
 
+const USAGE: &str = "usage: lightbyte-image NAME KERNEL_TREE ROOT AGENT OUT BLOBS [PROXY]";
+
+/// All ports are the proxy's, so no page.
+const PROXY_COMMAND_LINE: &str = "";
+
 /// The agent serves its page.
 const DEMO_COMMAND_LINE: &str = "lightbyte.page";
 
@@ -20,12 +26,17 @@ const SYSTEM_COMMAND_LINE: &str = "lightbyte.init=/sbin/init";
 
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [name, kernel_tree, root, agent, out, store] = words.as_slice() else {
-        anyhow::bail!("usage: lightbyte-image NAME KERNEL_TREE ROOT AGENT OUT BLOBS");
+    let [name, kernel_tree, root, agent, out, store, proxy @ ..] = words.as_slice() else {
+        anyhow::bail!("{USAGE}");
     };
-    let (root, command_line) = match Path::new(root).extension() {
-        Some(extension) if extension == "tar" => (Root::System(root.into()), SYSTEM_COMMAND_LINE),
-        _ => (Root::Busybox(root.into()), DEMO_COMMAND_LINE),
+    let is_system = Path::new(root).extension().is_some_and(|extension| extension == "tar");
+    let busybox =
+        |proxy: Option<&String>| Root::Busybox { busybox: root.into(), proxy: proxy.map(Into::into) };
+    let (root, command_line) = match proxy {
+        [] if is_system => (Root::System(root.into()), SYSTEM_COMMAND_LINE),
+        [] => (busybox(None), DEMO_COMMAND_LINE),
+        [proxy] if !is_system => (busybox(Some(proxy)), PROXY_COMMAND_LINE),
+        _ => anyhow::bail!("{USAGE}"),
     };
     let sources = Sources {
         name: name.clone(),

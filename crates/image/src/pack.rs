@@ -34,15 +34,21 @@ pub struct Sources {
 #[derive(Clone, Debug)]
 pub enum Root {
     /// A static busybox: a tiny root, in which the agent is process 1.
-    Busybox(PathBuf),
+    Busybox {
+        /// The program.
+        busybox: PathBuf,
+        /// The static proxy of load balancers, if it is for these.
+        proxy: Option<PathBuf>,
+    },
     /// A tar file with a whole Debian, its kernel's modules included: the agent is a service of its systemd.
     System(PathBuf),
 }
 
 impl Root {
-    fn path(&self) -> &Path {
+    fn files(&self) -> Vec<PathBuf> {
         match self {
-            Self::Busybox(path) | Self::System(path) => path,
+            Self::Busybox { busybox, proxy } => [busybox].into_iter().chain(proxy).cloned().collect(),
+            Self::System(tar) => vec![tar.clone()],
         }
     }
 }
@@ -60,7 +66,7 @@ pub fn pack(sources: &Sources, out: &Path) -> anyhow::Result<Manifest> {
     write(out, KERNEL, &elf)?;
     write(out, INITRAMFS, &initramfs(sources).context("make the initramfs")?)?;
     match &sources.root {
-        Root::Busybox(busybox) => tiny::make(busybox, out),
+        Root::Busybox { busybox, proxy } => tiny::make(busybox, proxy.as_deref(), out),
         Root::System(tar) => full::make(tar, out),
     }
     .context("make the root disk")?;
@@ -123,9 +129,9 @@ pub fn key(sources: &Sources) -> anyhow::Result<String> {
     let mut files = vec![
         std::env::current_exe().context("find this program")?,
         kernel_file(&sources.kernel_tree)?,
-        sources.root.path().to_owned(),
         sources.agent.clone(),
     ];
+    files.extend(sources.root.files());
     let modules = module_tree(&sources.kernel_tree)?;
     files.extend(MODULES.iter().map(|path| modules.join(path)));
     let mut hash = Sha256::new();

@@ -1,4 +1,4 @@
-//! The root disk of the demo image: busybox, and nothing else.
+//! The root disk of tiny images: busybox, in that of load balancers the proxy, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,6 +11,13 @@ use crate::ext4::{self, Disk, Inodes};
 
 /// Size of the demo's root disk; a VM's clone may be larger.
 const ROOT_DISK_BYTES: u64 = 64 << 20;
+
+/// The same of a proxy, with room for what it writes: topologies (8 MiB each, of which there are up to four for a moment)
+/// and the access log (8 MiB).
+const PROXY_DISK_BYTES: u64 = 128 << 20;
+
+/// Where the guest's agent looks for the proxy.
+const PROXY: &str = "bin/lightbyte-proxy";
 
 /// A small journal, since a VM's root disk may be kept.
 const JOURNAL_MIB: u32 = 4;
@@ -34,7 +41,7 @@ const FILES: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// If busybox does not say what it can do, or the disk cannot be made.
-pub(crate) fn make(busybox: &Path, out: &Path) -> anyhow::Result<()> {
+pub(crate) fn make(busybox: &Path, proxy: Option<&Path>, out: &Path) -> anyhow::Result<()> {
     let tree = out.join("root.tree");
     let _ = fs::remove_dir_all(&tree);
     for directory in DIRECTORIES {
@@ -45,15 +52,23 @@ pub(crate) fn make(busybox: &Path, out: &Path) -> anyhow::Result<()> {
     for (name, text) in FILES {
         fs::write(tree.join(name), text)?;
     }
-    fs::copy(busybox, tree.join("bin/busybox")).context("copy busybox")?;
-    fs::set_permissions(tree.join("bin/busybox"), fs::Permissions::from_mode(0o755))?;
+    program(busybox, &tree.join("bin/busybox")).context("copy busybox")?;
     let applets = Command::new(tree.join("bin/busybox")).arg("--list").output().context("ask busybox")?;
     ensure!(applets.status.success(), "busybox --list failed");
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
         ensure!(!applet.contains('/'), "an applet named {applet}");
         symlink("busybox", tree.join("bin").join(applet)).with_context(|| format!("link {applet}"))?;
     }
-    let disk = Disk { bytes: ROOT_DISK_BYTES, journal_mib: JOURNAL_MIB, inodes: Inodes::Nought };
+    if let Some(proxy) = proxy {
+        program(proxy, &tree.join(PROXY)).context("copy the proxy")?;
+    }
+    let bytes = if proxy.is_some() { PROXY_DISK_BYTES } else { ROOT_DISK_BYTES };
+    let disk = Disk { bytes, journal_mib: JOURNAL_MIB, inodes: Inodes::Nought };
     ext4::make(&out.join("root.ext4"), &tree, &disk)?;
     fs::remove_dir_all(&tree).context("remove the tree")
+}
+
+fn program(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::copy(from, to)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755))
 }

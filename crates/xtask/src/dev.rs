@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::images;
+use crate::images::{self, Speed};
 use crate::process;
 use crate::setup::{self, Consent, Scope};
 use crate::stages::{minutes, read_minutes};
@@ -40,7 +40,10 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
         process::run(workspace.cargo().args(["build", "--package", PACKAGE, "--profile", PROFILE]))
     })?;
     if scope(theirs) == Scope::Everything {
-        phase("images", || images::ensure(workspace, &cache))?;
+        phase("images", || {
+            images::ensure(workspace, &cache)?;
+            images::ensure_proxy(workspace, &cache, Speed::OfBuilding)
+        })?;
     }
     let binary = workspace.binary(BINARY);
     match link(&binary, &bin_directory()?) {

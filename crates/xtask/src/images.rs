@@ -1,5 +1,5 @@
-//! `cargo xtask images`: builds images with a guest agent of this checkout: the demo from the downloaded kernel and
-//! busybox, and when asked `debian`, a whole one, from Debian's packages.
+//! `cargo xtask images`: builds images with a guest agent of this checkout: the demo and that of load balancers from the
+//! downloaded kernel and busybox, and when asked `debian`, a whole one, from Debian's packages.
 //!
 //! What an image is made of is for crates/image to know; here its inputs are brought together. When nothing has changed
 //! this takes a fraction of a second for the demo, and a second for Debian.
@@ -19,10 +19,14 @@ use crate::{WrongWords, flags};
 
 /// Images' names, and their directories'.
 const DEMO: &str = "demo";
+const PROXY: &str = "proxy";
 const DEBIAN: &str = "debian";
 
 /// Profile of what runs in guests.
 const GUEST_PROFILE: &str = "guest";
+
+/// Profile of the proxy in images that are to be used.
+const PROXY_PROFILE: &str = "proxy";
 
 /// Named although it is this machine's own: cargo then keeps what is linked statically in a folder of its own, and does
 /// not link build scripts statically.
@@ -45,18 +49,42 @@ const LEFT_OUT: &[&str] = &[
 /// kernel's modules.
 const FINISH: &str = r#"chown -R 0:0 "$1/usr/lib/modules" && chroot "$1" depmod VERSION"#;
 
-/// `cargo xtask images [demo|debian] [--yes]`
+/// How the proxy is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speed {
+    /// Soon, and with its assertions: for tests and labs, which do not measure it. That of a lab must not cost whoever starts
+    /// one for the first time as much as all the rest.
+    OfBuilding,
+    /// As quick as it can be. From nothing it takes two cores three minutes, and after each change one core half of that.
+    OfRunning,
+}
+
+impl Speed {
+    const fn profile(self) -> &'static str {
+        match self {
+            Self::OfBuilding => PROFILE,
+            Self::OfRunning => PROXY_PROFILE,
+        }
+    }
+}
+
+/// `cargo xtask images [demo] [proxy] [debian] [--yes]`
 pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
-    let flags = flags(words, &[DEMO, DEBIAN, "--yes"])?;
+    let flags = flags(words, &[DEMO, PROXY, DEBIAN, "--yes"])?;
     if !cfg!(target_arch = "x86_64") {
         return Err(WrongWords::error("images are made for x86_64 on x86_64 alone so far"));
     }
     let consent = Consent::from_flags(&flags);
     let cache = setup::ensure(Scope::Everything, consent)?;
-    if !flags.contains(&DEBIAN) || flags.contains(&DEMO) {
+    let is_any_named = flags.iter().any(|flag| *flag != "--yes");
+    let is_wanted = |name| flags.contains(&name) || (!is_any_named && name != DEBIAN);
+    if is_wanted(DEMO) {
         println!("the image is {}", ensure(workspace, &cache)?.display());
     }
-    if flags.contains(&DEBIAN) {
+    if is_wanted(PROXY) {
+        println!("the image is {}", ensure_proxy(workspace, &cache, Speed::OfRunning)?.display());
+    }
+    if is_wanted(DEBIAN) {
         println!("the image is {}", ensure_debian(workspace, &cache, consent)?.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -65,22 +93,41 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
 /// Makes the demo image unless it is there, and gives its directory. Its parts by content are in `images/blobs` of the
 /// cache.
 pub(crate) fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
-    pack(workspace, cache, DEMO, &busybox(&cache.directory))
+    pack(workspace, cache, DEMO, &busybox(&cache.directory), None)
+}
+
+/// Makes the image of load balancers unless it is there, and gives its directory. It takes the place of one whose proxy was
+/// built in another way.
+pub(crate) fn ensure_proxy(workspace: &Workspace, cache: &Cache, speed: Speed) -> Result<PathBuf> {
+    let proxy = build_static(workspace, "lightbyte-proxy", speed.profile()).context("build the proxy")?;
+    pack(workspace, cache, PROXY, &busybox(&cache.directory), Some(&proxy))
 }
 
 /// Makes the image of a whole Debian unless it is there, and gives its directory.
 pub(crate) fn ensure_debian(workspace: &Workspace, cache: &Cache, consent: Consent) -> Result<PathBuf> {
     setup::ensure(Scope::BareDebian, consent)?;
     let tree = ensure_tree(&cache.directory).context("make a Debian")?;
-    pack(workspace, cache, DEBIAN, &tree)
+    pack(workspace, cache, DEBIAN, &tree, None)
 }
 
-fn pack(workspace: &Workspace, cache: &Cache, name: &str, root: &Path) -> Result<PathBuf> {
-    let mut agent = workspace.cargo();
-    agent.args(["build", "--quiet", "--package", "lightbyte-guest", "--bin", "lightbyte-guest"]);
-    agent.args(["--profile", GUEST_PROFILE, "--target", GUEST_TARGET]);
-    agent.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    process::run(&mut agent).context("build the guest agent")?;
+/// Builds a program of a crate of the same name that needs no library of a guest, and gives its place.
+fn build_static(workspace: &Workspace, name: &str, profile: &str) -> Result<PathBuf> {
+    let mut build = workspace.cargo();
+    build.args(["build", "--quiet", "--package", name, "--bin", name]);
+    build.args(["--profile", profile, "--target", GUEST_TARGET]);
+    build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    process::run(&mut build)?;
+    Ok(workspace.target.join(GUEST_TARGET).join(profile).join(name))
+}
+
+fn pack(
+    workspace: &Workspace,
+    cache: &Cache,
+    name: &str,
+    root: &Path,
+    proxy: Option<&Path>,
+) -> Result<PathBuf> {
+    let agent = build_static(workspace, "lightbyte-guest", GUEST_PROFILE).context("build the guest agent")?;
     let mut packer = workspace.cargo();
     packer.args(["build", "--quiet", "--package", "lightbyte-image", "--profile", PROFILE]);
     process::run(&mut packer).context("build the image packer")?;
@@ -89,8 +136,7 @@ fn pack(workspace: &Workspace, cache: &Cache, name: &str, root: &Path) -> Result
     let image = images.join(name);
     let mut pack = Command::new(workspace.binary("lightbyte-image"));
     pack.arg(name).arg(cache.directory.join("kernel")).arg(root);
-    pack.arg(workspace.target.join(GUEST_TARGET).join(GUEST_PROFILE).join("lightbyte-guest"));
-    pack.arg(&image).arg(images.join("blobs"));
+    pack.arg(agent).arg(&image).arg(images.join("blobs")).args(proxy);
     process::output(&mut pack).context("make the image")?;
     blobs::tidy(&images).context("tidy up parts of images")?;
     Ok(image)

@@ -84,8 +84,8 @@ pub(crate) const VERBS: &[Verb] = &[
     },
     Verb {
         name: "images",
-        words: "[demo] [debian] [--yes]",
-        about: "make images with the guest agent of this checkout: the demo, or a whole Debian",
+        words: "[demo] [proxy] [debian] [--yes]",
+        about: "make images with the guest agent of this checkout: the demo and the proxy of load balancers, or a whole Debian",
         run: images::run,
     },
     Verb {

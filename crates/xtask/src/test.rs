@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::counts::{Counts, Runner};
+use crate::images::Speed;
 use crate::setup::{self, Cache, Consent, Scope};
 use crate::stages::{Outcome, Stages};
 use crate::workspace::{PROFILE, Workspace};
@@ -99,6 +100,7 @@ impl Run<'_> {
         match &self.cache {
             Some(cache) if is_built => {
                 images::ensure(self.workspace, cache)?;
+                images::ensure_proxy(self.workspace, cache, Speed::OfBuilding)?;
                 images::ensure_debian(self.workspace, cache, consent)?;
                 Ok(Outcome::Passed)
             }

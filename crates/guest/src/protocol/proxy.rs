@@ -1,0 +1,107 @@
+//! What a host says to the proxy in a load balancer's VM, and hears of it. The agent hands it on as it stands.
+//!
+//! | | |
+//! |---|---|
+//! | `PUT /v1/topology` | a sealed topology; [`Told`] once it is on disk and holds |
+//! | `POST /v1/topology/try` | a sealed topology; [`Tried`]: what it would do |
+//! | `GET /v1/proxy` | [`ProxyStatus`] |
+//! | `GET /v1/proxy/metrics` | counters, in the text format of Prometheus |
+//!
+//! Where the proxy refuses, its status and a [`Problem`](super::Problem) come back: 422 for a topology that is bad, 409 for one that is
+//! older than what holds, 503 for one that this machine cannot carry out now. The agent itself says 503 where the proxy is
+//! not up or does not answer, and 404 in an image that has none.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Largest body of `PUT /v1/topology` and `POST /v1/topology/try`: as much as the proxy takes.
+pub const TOPOLOGY_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Longest time in which a body of up to [`TOPOLOGY_BYTES_MAX`] has to come.
+pub const TOPOLOGY_BODY_MS_MAX: u64 = 30_000;
+
+/// How long the agent waits for the proxy. A topology is on disk by then, unless file systems are frozen.
+pub const PROXY_ANSWER_MS_MAX: u64 = 20_000;
+
+/// Largest answer of the proxy that is handed on: counters of some thousand backends.
+pub const PROXY_ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Answer to `PUT /v1/topology`. From now on no request begins to a backend that the topology does not have, and the
+/// topology is there after a power cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Told {
+    /// That of the topology.
+    pub revision: u64,
+}
+
+/// Answer to `POST /v1/topology/try`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tried {
+    /// One made-up request for each route.
+    pub routes: Vec<TriedRoute>,
+}
+
+/// Where a request that fits a route would go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TriedRoute {
+    /// The route's name.
+    pub route: String,
+    /// `GET example.org/path`.
+    pub request: String,
+    /// The route that the request was given: another one if that is more precise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+    /// The pool that it goes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// The status of the redirect that it gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<u16>,
+}
+
+/// `GET /v1/proxy`. Counts are of this process: they begin anew when it was started again, which `uptime_ms` shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProxyStatus {
+    /// That of the topology which holds; 0 before there was any.
+    pub revision: u64,
+    /// Requests in flight by the uids of backends. One that is in no topology any more stays until its count is 0; it has
+    /// none if it is not here.
+    pub in_flight: BTreeMap<String, u64>,
+    /// Each backend, once for each pool that has it.
+    pub backends: Vec<BackendStatus>,
+    /// Listeners that could not be opened, by name, and why not.
+    pub not_listening: BTreeMap<String, String>,
+    /// Open connections of clients.
+    pub connections: u64,
+    /// How long the process has run.
+    pub uptime_ms: u64,
+    /// The proxy's version.
+    pub version: String,
+}
+
+/// How a backend stands, as this proxy sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// The pool's name.
+    #[serde(default)]
+    pub pool: String,
+    /// The backend's uid.
+    pub uid: String,
+    /// Where it is asked.
+    pub address: SocketAddr,
+    /// `healthy`, `failing` or `ejected`.
+    #[serde(default)]
+    pub health: String,
+    /// For how long.
+    #[serde(default)]
+    pub for_ms: u64,
+    /// Why; empty if there is nothing to say.
+    #[serde(default)]
+    pub reason: String,
+}

@@ -1,0 +1,39 @@
+//! Asks the proxy on its control socket: a request, a connection.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use lightbyte_guest::protocol::PROXY_ANSWER_BYTES_MAX;
+use tokio::net::UnixStream;
+use tokio::task::spawn_local;
+
+/// What the proxy said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: StatusCode,
+    pub(crate) kind: Option<HeaderValue>,
+    pub(crate) body: Bytes,
+}
+
+/// Asks once. It has no limit of time.
+///
+/// # Errors
+/// If the proxy does not listen, breaks off, or says too much.
+pub(crate) async fn ask(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<Said> {
+    let stream = UnixStream::connect(socket).await.context("connect to it")?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("greet it")?;
+    // It ends when nobody sends and listens any more.
+    spawn_local(connection);
+    let request = Request::builder().method(method).uri(path).header(HOST, "proxy").body(Full::new(body));
+    let response = sender.send_request(request.context("make the request")?).await.context("ask it")?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, PROXY_ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!(error)).context("read its answer")?.to_bytes();
+    Ok(Said { status: head.status, kind: head.headers.get(CONTENT_TYPE).cloned(), body })
+}
