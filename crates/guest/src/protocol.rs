@@ -6,8 +6,8 @@ mod proxy;
 use serde::{Deserialize, Serialize};
 
 pub use proxy::{
-    BackendStatus, PROXY_ANSWER_BYTES_MAX, PROXY_ANSWER_MS_MAX, ProxyStatus, TOPOLOGY_BODY_MS_MAX,
-    TOPOLOGY_BYTES_MAX, Told, Tried, TriedRoute,
+    BackendStatus, PROXY_ANSWER_BYTES_MAX, PROXY_ANSWER_MS_MAX, ProxyStatus, TOPOLOGY_BYTES_MAX, Told, Tried,
+    TriedRoute,
 };
 
 /// vsock port of the agent's HTTP server.

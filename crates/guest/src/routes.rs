@@ -4,12 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use lightbyte_guest::protocol::{
     BODY_BYTES_MAX, Check, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, PROXY_ANSWER_MS_MAX,
-    Problem, Shutdown, TOPOLOGY_BODY_MS_MAX, TOPOLOGY_BYTES_MAX, Thaw,
+    Problem, Shutdown, TOPOLOGY_BYTES_MAX, Thaw,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,8 +38,8 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
         (&Method::POST, "/v1/thaw") => thaw(agent, request).await,
         (&Method::PUT, "/v1/topology") => hand_on(agent, "/topology", request).await,
         (&Method::POST, "/v1/topology/try") => hand_on(agent, "/try", request).await,
-        (&Method::GET, "/v1/proxy") => ask_proxy(agent, Method::GET, "/status", Bytes::new()).await,
-        (&Method::GET, "/v1/proxy/metrics") => ask_proxy(agent, Method::GET, "/metrics", Bytes::new()).await,
+        (&Method::GET, "/v1/proxy") => get_of_proxy(agent, "/status").await,
+        (&Method::GET, "/v1/proxy/metrics") => get_of_proxy(agent, "/metrics").await,
         _ => Err(problem(StatusCode::NOT_FOUND, "there is nothing here")),
     };
     result.unwrap_or_else(|problem| problem)
@@ -145,23 +145,29 @@ async fn thaw(agent: &Rc<Agent>, request: Request<Incoming>) -> Result<Answer, A
 }
 
 /// Hands a topology on to the proxy as it stands: what is in it is between the host and the proxy.
-async fn hand_on(agent: &Rc<Agent>, path: &str, request: Request<Incoming>) -> Result<Answer, Answer> {
-    if !agent.proxy.exists() {
-        return Err(no_proxy());
-    }
-    let _alone = agent.proxy.telling.lock().await;
+async fn hand_on(agent: &Agent, path: &str, request: Request<Incoming>) -> Result<Answer, Answer> {
     let method = request.method().clone();
-    let coming = whole(request, TOPOLOGY_BYTES_MAX);
-    match timeout(Duration::from_millis(TOPOLOGY_BODY_MS_MAX), coming).await {
-        Ok(topology) => ask_proxy(agent, method, path, topology?).await,
-        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the topology does not come")),
+    let body = request.into_body();
+    if body.size_hint().lower() > TOPOLOGY_BYTES_MAX as u64 {
+        let error = format!("more than {TOPOLOGY_BYTES_MAX} bytes");
+        return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, &error));
     }
+    ask_proxy(agent, method, path, Limited::new(body, TOPOLOGY_BYTES_MAX)).await
+}
+
+async fn get_of_proxy(agent: &Agent, path: &str) -> Result<Answer, Answer> {
+    ask_proxy(agent, Method::GET, path, Full::<Bytes>::default()).await
 }
 
 /// Asks the proxy, and gives its answer as it stands, refusals included.
-async fn ask_proxy(agent: &Agent, method: Method, path: &str, body: Bytes) -> Result<Answer, Answer> {
+async fn ask_proxy<B>(agent: &Agent, method: Method, path: &str, body: B) -> Result<Answer, Answer>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     if !agent.proxy.exists() {
-        return Err(no_proxy());
+        let error = "this image has no proxy: load balancers run on the image `proxy`";
+        return Err(problem(StatusCode::NOT_FOUND, error));
     }
     let unavailable = |error: &str| problem(StatusCode::SERVICE_UNAVAILABLE, error);
     if agent.proxy.process().pid.is_none() {
@@ -182,10 +188,6 @@ async fn ask_proxy(agent: &Agent, method: Method, path: &str, body: Bytes) -> Re
     Ok(answer)
 }
 
-fn no_proxy() -> Answer {
-    problem(StatusCode::NOT_FOUND, "this image has no proxy: load balancers run on the image `proxy`")
-}
-
 /// Runs what waits for disks beside what the agent serves.
 async fn in_thread<T: Send + 'static>(deed: impl FnOnce() -> T + Send + 'static) -> Result<T, Answer> {
     spawn_blocking(deed).await.map_err(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
@@ -193,15 +195,13 @@ async fn in_thread<T: Send + 'static>(deed: impl FnOnce() -> T + Send + 'static)
 
 /// Reads a JSON body; an empty one means the defaults.
 async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Answer> {
-    let bytes = whole(request, BODY_BYTES_MAX).await?;
+    let bytes = Limited::new(request.into_body(), BODY_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| problem(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()))?
+        .to_bytes();
     let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
     serde_json::from_slice(text).map_err(|error| problem(StatusCode::BAD_REQUEST, &error.to_string()))
-}
-
-async fn whole(request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, Answer> {
-    let body = Limited::new(request.into_body(), bytes_max).collect().await;
-    body.map(http_body_util::Collected::to_bytes)
-        .map_err(|error| problem(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()))
 }
 
 fn problem(status: StatusCode, error: &str) -> Answer {

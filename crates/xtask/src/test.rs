@@ -33,7 +33,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     stages.run("deny", seconds(20), || deny(workspace));
     stages.run("clippy", seconds(420), || run.clippy());
     let is_built = stages.run("build", seconds(420), || run.build());
-    stages.run("images", seconds(240), || run.images(is_built, consent));
+    stages.run("images", seconds(360), || run.images(is_built, consent));
     stages.run("tests", seconds(480), || run.tests(is_built));
     stages.run("doc tests", seconds(60), || run.doc_tests(is_built));
     let seeds = if is_quick { sim::SEEDS_QUICK } else { sim::SEEDS_FULL };

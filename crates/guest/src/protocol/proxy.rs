@@ -19,10 +19,8 @@ use serde::{Deserialize, Serialize};
 /// Largest body of `PUT /v1/topology` and `POST /v1/topology/try`: as much as the proxy takes.
 pub const TOPOLOGY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Longest time in which a body of up to [`TOPOLOGY_BYTES_MAX`] has to come.
-pub const TOPOLOGY_BODY_MS_MAX: u64 = 30_000;
-
-/// How long the agent waits for the proxy. A topology is on disk by then, unless file systems are frozen.
+/// How long the agent waits for the proxy, the body's coming included. A topology is on disk by then, unless file systems
+/// are frozen.
 pub const PROXY_ANSWER_MS_MAX: u64 = 20_000;
 
 /// Largest answer of the proxy that is handed on: counters of some thousand backends.

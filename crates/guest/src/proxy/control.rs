@@ -1,10 +1,11 @@
-//! Asks the proxy on its control socket: a request, a connection.
+//! Asks the proxy on its control socket: a request, a connection. A body goes through as it comes: what a process has once
+//! held in its memory it mostly keeps, and the agent is to stay small.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body, Bytes};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -25,12 +26,16 @@ pub(crate) struct Said {
 ///
 /// # Errors
 /// If the proxy does not listen, breaks off, or says too much.
-pub(crate) async fn ask(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<Said> {
+pub(crate) async fn ask<B>(socket: &Path, method: Method, path: &str, body: B) -> Result<Said>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let stream = UnixStream::connect(socket).await.context("connect to it")?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("greet it")?;
     // It ends when nobody sends and listens any more.
     spawn_local(connection);
-    let request = Request::builder().method(method).uri(path).header(HOST, "proxy").body(Full::new(body));
+    let request = Request::builder().method(method).uri(path).header(HOST, "proxy").body(body);
     let response = sender.send_request(request.context("make the request")?).await.context("ask it")?;
     let (head, body) = response.into_parts();
     let body = Limited::new(body, PROXY_ANSWER_BYTES_MAX).collect().await;

@@ -22,6 +22,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use http_body_util::Empty;
 use hyper::Method;
 use hyper::body::Bytes;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
@@ -111,8 +112,6 @@ pub(crate) struct Proxy {
     places: Places,
     watchdog: Watchdog,
     process: watch::Sender<Process>,
-    /// Held by whoever hands on a topology: one body at a time is enough for the memory of a small VM.
-    pub(crate) telling: tokio::sync::Mutex<()>,
 }
 
 impl Proxy {
@@ -282,7 +281,7 @@ async fn until_silent(agent: &Agent) {
 }
 
 async fn answers(agent: &Agent, within: Duration) -> bool {
-    let asking = ask(agent.proxy.control(), Method::GET, "/status", Bytes::new());
+    let asking = ask(agent.proxy.control(), Method::GET, "/status", Empty::<Bytes>::new());
     matches!(timeout(within, asking).await, Ok(Ok(said)) if said.status.is_success())
 }
 
