@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Empty, Full, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
@@ -17,6 +17,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 use tokio::time::timeout;
 
 use crate::agent::Agent;
+use crate::proxy::Question;
 use crate::relay::Place;
 use crate::{becoming, check, exec, freeze, grow, metrics, proxy, relay, shutdown};
 
@@ -152,19 +153,15 @@ async fn hand_on(agent: &Agent, path: &str, request: Request<Incoming>) -> Resul
         let error = format!("more than {TOPOLOGY_BYTES_MAX} bytes");
         return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, &error));
     }
-    ask_proxy(agent, method, path, Limited::new(body, TOPOLOGY_BYTES_MAX)).await
+    ask_proxy(agent, method, path, Either::Left(Limited::new(body, TOPOLOGY_BYTES_MAX))).await
 }
 
 async fn get_of_proxy(agent: &Agent, path: &str) -> Result<Answer, Answer> {
-    ask_proxy(agent, Method::GET, path, Full::<Bytes>::default()).await
+    ask_proxy(agent, Method::GET, path, Either::Right(Empty::new())).await
 }
 
 /// Asks the proxy, and gives its answer as it stands, refusals included.
-async fn ask_proxy<B>(agent: &Agent, method: Method, path: &str, body: B) -> Result<Answer, Answer>
-where
-    B: Body<Data = Bytes> + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+async fn ask_proxy(agent: &Agent, method: Method, path: &str, body: Question) -> Result<Answer, Answer> {
     if !agent.proxy.exists() {
         let error = "this image has no proxy: load balancers run on the image `proxy`";
         return Err(problem(StatusCode::NOT_FOUND, error));

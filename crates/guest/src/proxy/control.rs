@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use http_body_util::{BodyExt as _, Limited};
-use hyper::body::{Body, Bytes};
+use http_body_util::{BodyExt as _, Either, Empty, Limited};
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -13,6 +13,9 @@ use hyper_util::rt::TokioIo;
 use lightbyte_guest::protocol::PROXY_ANSWER_BYTES_MAX;
 use tokio::net::UnixStream;
 use tokio::task::spawn_local;
+
+/// What is sent with a question. One type, so that the client is in the agent's program once.
+pub(crate) type Question = Either<Limited<Incoming>, Empty<Bytes>>;
 
 /// What the proxy said.
 #[derive(Debug)]
@@ -26,11 +29,7 @@ pub(crate) struct Said {
 ///
 /// # Errors
 /// If the proxy does not listen, breaks off, or says too much.
-pub(crate) async fn ask<B>(socket: &Path, method: Method, path: &str, body: B) -> Result<Said>
-where
-    B: Body<Data = Bytes> + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+pub(crate) async fn ask(socket: &Path, method: Method, path: &str, body: Question) -> Result<Said> {
     let stream = UnixStream::connect(socket).await.context("connect to it")?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("greet it")?;
     // It ends when nobody sends and listens any more.

@@ -22,9 +22,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http_body_util::Empty;
+use http_body_util::{Either, Empty};
 use hyper::Method;
-use hyper::body::Bytes;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{oneshot, watch};
@@ -33,7 +32,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::agent::Agent;
 
-pub(crate) use control::ask;
+pub(crate) use control::{Question, ask};
 
 /// The program; an image that has it is one of a proxy.
 const PROGRAM: &str = "/bin/lightbyte-proxy";
@@ -281,7 +280,7 @@ async fn until_silent(agent: &Agent) {
 }
 
 async fn answers(agent: &Agent, within: Duration) -> bool {
-    let asking = ask(agent.proxy.control(), Method::GET, "/status", Empty::<Bytes>::new());
+    let asking = ask(agent.proxy.control(), Method::GET, "/status", Either::Right(Empty::new()));
     matches!(timeout(within, asking).await, Ok(Ok(said)) if said.status.is_success())
 }
 
