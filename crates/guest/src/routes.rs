@@ -161,28 +161,45 @@ async fn get_of_proxy(agent: &Agent, path: &str) -> Result<Answer, Answer> {
 }
 
 /// Asks the proxy, and gives its answer as it stands, refusals included.
-async fn ask_proxy(agent: &Agent, method: Method, path: &str, body: Question) -> Result<Answer, Answer> {
-    if !agent.proxy.exists() {
-        let error = "this image has no proxy: load balancers run on the image `proxy`";
-        return Err(problem(StatusCode::NOT_FOUND, error));
-    }
-    let unavailable = |error: &str| problem(StatusCode::SERVICE_UNAVAILABLE, error);
-    if agent.proxy.process().pid.is_none() {
-        return Err(unavailable("the proxy does not run"));
-    }
-    let asking = proxy::ask(agent.proxy.control(), method, path, body);
-    let said = match timeout(Duration::from_millis(PROXY_ANSWER_MS_MAX), asking).await {
-        Ok(said) => said.map_err(|error| unavailable(&format!("the proxy does not answer: {error:#}")))?,
-        Err(_) => {
-            return Err(unavailable(&format!("no answer of the proxy within {PROXY_ANSWER_MS_MAX} ms")));
+async fn ask_proxy(agent: &Agent, method: Method, path: &str, mut body: Question) -> Result<Answer, Answer> {
+    let asking = async {
+        match reach_proxy(agent).await {
+            Ok(line) => {
+                let said = line.ask(method, path, body).await;
+                said.map_err(|error| unavailable(&format!("the proxy does not answer: {error:#}")))
+            }
+            Err(refusal) => {
+                // Who is still sending would see a broken connection in the place of the reason.
+                while let Some(Ok(_)) = body.frame().await {}
+                Err(refusal)
+            }
         }
     };
+    let said = timeout(Duration::from_millis(PROXY_ANSWER_MS_MAX), asking).await;
+    let said =
+        said.map_err(|_| unavailable(&format!("no answer of the proxy within {PROXY_ANSWER_MS_MAX} ms")))??;
     let mut answer = Response::new(Full::new(said.body));
     *answer.status_mut() = said.status;
     if let Some(kind) = said.kind {
         answer.headers_mut().insert(CONTENT_TYPE, kind);
     }
     Ok(answer)
+}
+
+async fn reach_proxy(agent: &Agent) -> Result<proxy::Line, Answer> {
+    if !agent.proxy.exists() {
+        let error = "this image has no proxy: load balancers run on the image `proxy`";
+        return Err(problem(StatusCode::NOT_FOUND, error));
+    }
+    if agent.proxy.process().pid.is_none() {
+        return Err(unavailable("the proxy does not run"));
+    }
+    let line = proxy::Line::open(agent.proxy.control()).await;
+    line.map_err(|error| unavailable(&format!("the proxy does not answer: {error:#}")))
+}
+
+fn unavailable(error: &str) -> Answer {
+    problem(StatusCode::SERVICE_UNAVAILABLE, error)
 }
 
 /// Runs what waits for disks beside what the agent serves.

@@ -25,19 +25,30 @@ pub(crate) struct Said {
     pub(crate) body: Bytes,
 }
 
-/// Asks once. It has no limit of time.
-///
-/// # Errors
-/// If the proxy does not listen, breaks off, or says too much.
-pub(crate) async fn ask(socket: &Path, method: Method, path: &str, body: Question) -> Result<Said> {
-    let stream = UnixStream::connect(socket).await.context("connect to it")?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("greet it")?;
-    // It ends when nobody sends and listens any more.
-    spawn_local(connection);
-    let request = Request::builder().method(method).uri(path).header(HOST, "proxy").body(body);
-    let response = sender.send_request(request.context("make the request")?).await.context("ask it")?;
-    let (head, body) = response.into_parts();
-    let body = Limited::new(body, PROXY_ANSWER_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!(error)).context("read its answer")?.to_bytes();
-    Ok(Said { status: head.status, kind: head.headers.get(CONTENT_TYPE).cloned(), body })
+/// A connection to the proxy.
+pub(crate) struct Line(http1::SendRequest<Question>);
+
+impl Line {
+    /// # Errors
+    /// If the proxy does not listen.
+    pub(crate) async fn open(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).await.context("connect to it")?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("greet it")?;
+        // It ends when nobody sends and listens any more.
+        spawn_local(connection);
+        Ok(Self(sender))
+    }
+
+    /// Asks once. It has no limit of time.
+    ///
+    /// # Errors
+    /// If the proxy breaks off or says too much, or the body does.
+    pub(crate) async fn ask(mut self, method: Method, path: &str, body: Question) -> Result<Said> {
+        let request = Request::builder().method(method).uri(path).header(HOST, "proxy").body(body);
+        let response = self.0.send_request(request.context("make the request")?).await.context("ask it")?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, PROXY_ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!(error)).context("read its answer")?.to_bytes();
+        Ok(Said { status: head.status, kind: head.headers.get(CONTENT_TYPE).cloned(), body })
+    }
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use http_body_util::{Either, Empty};
 use hyper::Method;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, setrlimit};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_local;
@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::agent::Agent;
 
-pub(crate) use control::{Question, ask};
+pub(crate) use control::{Line, Question};
 
 /// The program; an image that has it is one of a proxy.
 const PROGRAM: &str = "/bin/lightbyte-proxy";
@@ -53,7 +53,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// One that has run for so long was well, and is started at once again.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
-/// Files that the proxy may have open, each a connection or a port. The kernel gives process 1 only 4,096.
+/// Files that the proxy may have open at least, each a connection or a port. The kernel gives process 1 only 4,096.
 const DESCRIPTORS_MAX: u64 = 65_536;
 
 /// Where things of the proxy are.
@@ -171,11 +171,11 @@ fn pause(starts: u32) -> Duration {
 
 /// What the agent starts takes over its limits. Its own soft limit stays: that is for the proxy to raise.
 fn raise_descriptors() {
-    let limit = Rlimit {
-        current: rustix::process::getrlimit(Resource::Nofile).current,
-        maximum: Some(DESCRIPTORS_MAX),
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_none_or(|maximum| maximum >= DESCRIPTORS_MAX) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { maximum: Some(DESCRIPTORS_MAX), ..limit }) {
         println!("lightbyte-guest: let the proxy have {DESCRIPTORS_MAX} files: {error}");
     }
 }
@@ -280,7 +280,10 @@ async fn until_silent(agent: &Agent) {
 }
 
 async fn answers(agent: &Agent, within: Duration) -> bool {
-    let asking = ask(agent.proxy.control(), Method::GET, "/status", Either::Right(Empty::new()));
+    let asking = async {
+        let line = Line::open(agent.proxy.control()).await?;
+        line.ask(Method::GET, "/status", Either::Right(Empty::new())).await
+    };
     matches!(timeout(within, asking).await, Ok(Ok(said)) if said.status.is_success())
 }
 
