@@ -124,9 +124,51 @@ pub struct ObservedVm {
     /// Addresses that DHCP servers have given to its cards, while it runs: as the worker saw it, whatever the guest says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<Lease>,
+    /// What the proxy in it does, if a load balancer has told it anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ObservedProxy>,
     /// What hinders it, in words for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// What a load balancer's proxy does, as its worker was told by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObservedProxy {
+    /// The revision of the topology that holds: it lies on the proxy's disk, and no request begins any more to anybody
+    /// who is not in it. Nought if none does.
+    pub revision: u64,
+    /// The last one that it refused, when that was a newer one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<RefusedTopology>,
+    /// Those that are not in it and that requests are still in flight to; at most [`BUSY_REPORTED_MAX`], the others count as
+    /// among them while there are so many.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub busy: Vec<Uid>,
+    /// How often the proxy's process was seen to begin anew in the life of this machine.
+    #[serde(skip_serializing_if = "is_nought")]
+    pub restarts: u64,
+}
+
+/// How many backends with requests in flight a worker names for a proxy.
+pub const BUSY_REPORTED_MAX: usize = 64;
+
+/// A topology that a proxy did not take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedTopology {
+    /// Its revision.
+    pub revision: u64,
+    /// Why, in the proxy's words.
+    pub because: String,
+}
+
+impl ObservedProxy {
+    /// Whether requests may be in flight to somebody who is not in what holds.
+    #[must_use]
+    pub fn is_busy_with(&self, uid: Uid) -> bool {
+        self.busy.len() >= BUSY_REPORTED_MAX || self.busy.contains(&uid)
+    }
 }
 
 /// An address that a DHCP server has given to a card (RFC 2131, `DHCPACK`); of several the last.

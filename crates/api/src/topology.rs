@@ -32,7 +32,7 @@ pub struct Sealed {
 }
 
 /// Everything a proxy does, complete.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// [`FORMAT`].
     pub format: u32,
@@ -151,7 +151,7 @@ impl fmt::Debug for SecretText {
 }
 
 /// Which requests, and what becomes of them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Unique in the topology; names it in metrics and logs.
     pub name: String,
@@ -270,7 +270,7 @@ pub struct Sticky {
 }
 
 /// A token bucket for each proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimit {
     /// Requests per second on and on.
     pub per_second: u32,

@@ -217,6 +217,36 @@ pub enum WaitingOn {
         /// How many more.
         members: u64,
     },
+    /// A load balancer may still send requests to it, and it is not stopped before.
+    InRotation {
+        /// The load balancer.
+        loadbalancer: Name,
+    },
+    /// The proxies of a load balancer must become available.
+    Proxies {
+        /// The group of them.
+        group: ObjectRef,
+    },
+    /// A proxy has not taken yet what it was told last.
+    Acknowledgement {
+        /// Its VM.
+        proxy: ObjectRef,
+    },
+    /// One proxy tries what is asked before the others get it.
+    Trial {
+        /// Its VM.
+        proxy: ObjectRef,
+    },
+    /// What is asked was tried by one proxy and is not given to the others.
+    TrialFailed {
+        /// What was seen.
+        because: String,
+    },
+    /// Nobody in a pool serves.
+    NoBackends {
+        /// The pool.
+        pool: String,
+    },
     /// Too many workers are away at once for any of them to be taken for lost.
     LossBrake,
     /// A worker that is drained still has it; its group makes another elsewhere.
@@ -305,6 +335,7 @@ impl WaitingOn {
             | WaitingOn::VolumeHeld { .. }
             | WaitingOn::VolumeElsewhere { .. }
             | WaitingOn::Rejected { .. }
+            | WaitingOn::TrialFailed { .. }
             | WaitingOn::LossBrake
             | WaitingOn::Staying { .. }
             | WaitingOn::InUse { .. } => Span::from_secs(0),
@@ -312,9 +343,14 @@ impl WaitingOn {
                 Span::from_secs(60)
             }
             // As long as one member may take to start, twice: its own reasons are told sooner.
-            WaitingOn::Member { .. } | WaitingOn::Leaving { .. } | WaitingOn::HealingPause => {
-                Span::from_secs(360)
-            }
+            WaitingOn::Member { .. }
+            | WaitingOn::Proxies { .. }
+            | WaitingOn::NoBackends { .. }
+            | WaitingOn::Leaving { .. }
+            | WaitingOn::HealingPause => Span::from_secs(360),
+            // How long requests may take is for its owner to say.
+            WaitingOn::InRotation { .. } => Span::from_secs(3_660),
+            WaitingOn::Acknowledgement { .. } | WaitingOn::Trial { .. } => Span::from_secs(60),
             WaitingOn::Capacity { .. }
             | WaitingOn::WorkersFull
             | WaitingOn::Workers { .. }
@@ -434,6 +470,17 @@ impl WaitingOn {
                     .to_owned()
             }
             WaitingOn::Protected { .. } => "`lightbyte unprotect vm/NAME` lets one go".to_owned(),
+            WaitingOn::InRotation { loadbalancer } => {
+                format!("`lightbyte describe lb/{loadbalancer}` says what is in flight")
+            }
+            WaitingOn::Proxies { group } => format!("`lightbyte why {group}` says what these wait for"),
+            WaitingOn::Acknowledgement { proxy } | WaitingOn::Trial { proxy } => {
+                format!("`lightbyte logs {proxy}` shows what its proxy says")
+            }
+            WaitingOn::TrialFailed { .. } => "ask for something else: the others go on with what they have".to_owned(),
+            WaitingOn::NoBackends { .. } => {
+                "its VMs must run, and pass their `health` checks if they have any".to_owned()
+            }
             WaitingOn::LossBrake => {
                 "`lightbyte get workers` shows which; it may be their network, and not they".to_owned()
             }
@@ -568,6 +615,18 @@ impl fmt::Display for WaitingOn {
                     "a person to let go of {members} more than it is to have, which are protected"
                 )
             }
+            WaitingOn::InRotation { loadbalancer } => {
+                write!(formatter, "loadbalancer/{loadbalancer} to send it nothing more")
+            }
+            WaitingOn::Proxies { group } => write!(formatter, "its proxies, {group}, to be available"),
+            WaitingOn::Acknowledgement { proxy } => {
+                write!(formatter, "{proxy} to take what it was told last")
+            }
+            WaitingOn::Trial { proxy } => write!(formatter, "{proxy} to try what is asked before the others"),
+            WaitingOn::TrialFailed { because } => {
+                write!(formatter, "one proxy has tried what is asked: {because}")
+            }
+            WaitingOn::NoBackends { pool } => write!(formatter, "somebody in pool `{pool}` to serve"),
             WaitingOn::LossBrake => {
                 formatter.write_str("too many workers are away at once for any to be taken for lost")
             }

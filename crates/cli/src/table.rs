@@ -98,6 +98,18 @@ const COLUMNS: &[(Kind, Columns)] = &[
         ),
     ),
     (
+        Kind::LoadBalancer,
+        (
+            &[
+                STATE,
+                ("PROXIES", Of("/status/proxies_told", "/status/proxies_wanted")),
+                ("BACKENDS", At("/status/backends")),
+                SINCE,
+            ],
+            &[("REVISION", At("/status/revision"))],
+        ),
+    ),
+    (
         Kind::Worker,
         (
             &[

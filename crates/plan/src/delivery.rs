@@ -5,9 +5,11 @@
 
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::records::{Epoch, Record};
-use lightbyte_api::{Key, Kind, WorkerId};
+use lightbyte_api::{Key, Kind, Uid, WorkerId};
 
-use crate::agent::{Delivery, Item, News, Stamped};
+use crate::agent::{Delivery, Item, News, Stamped, Told};
+use crate::fronts;
+use crate::planner::loadbalancer;
 use crate::view::View;
 
 /// Whether a stream may begin from `view`. A worker with a `cursor` must not be led back behind it. One without has
@@ -47,7 +49,59 @@ fn item(view: &View, worker: WorkerId, object: HostObject) -> Option<Item> {
         object,
         assigned: assigned.map(|value| stamped(view, &assigned_key, value.as_ref().clone())),
         observed: observed.map(|value| stamped(view, &observed_key, value.as_ref().clone())),
+        told: told(view, object),
     })
+}
+
+/// What the proxy in a VM is to be told, if it has one.
+fn told(view: &View, object: HostObject) -> Option<Told> {
+    let vm = view.object_of(object.uid).filter(|vm| vm.kind == Kind::Vm)?;
+    let balancer = loadbalancer::balancer_of(view, vm)?;
+    let choice = fronts::choice(view, &balancer)?;
+    // One that is not noted there would not be waited for.
+    choice.proxies.iter().find(|proxy| proxy.uid == object.uid)?;
+    let topology = choice.topology_of(object.uid)?;
+    let backends = topology.pools.iter().flat_map(|pool| &pool.backends);
+    let mut members: Vec<Uid> = backends.filter_map(|backend| backend.uid.parse().ok()).collect();
+    members.sort_unstable();
+    members.dedup();
+    // A topology is made of plain data.
+    Some(Told { revision: topology.revision, members, document: serde_json::to_string(&topology).ok()? })
+}
+
+/// The worker, or the workers, that a change of `key` may concern.
+#[must_use]
+pub fn concerned(view: &View, key: &Key) -> Vec<WorkerId> {
+    match key {
+        Key::Assigned(worker, _) | Key::Observed(worker, _) => vec![*worker],
+        Key::Decided(object) if object.kind == Kind::LoadBalancer => loadbalancer::workers_of(view, object),
+        _ => Vec::new(),
+    }
+}
+
+/// What a change of these keys means for `worker`. What proxies are told comes last: their own assignment may be as new.
+pub fn changes<'a>(
+    view: &'a View,
+    worker: WorkerId,
+    keys: impl IntoIterator<Item = &'a Key> + Clone,
+) -> impl Iterator<Item = Delivery> {
+    let topologies = keys.clone().into_iter().flat_map(move |key| topologies(view, worker, key));
+    keys.into_iter().filter_map(move |key| change(view, worker, key)).chain(topologies)
+}
+
+/// What a change of what is decided for a load balancer means for the proxies of `worker`.
+#[must_use]
+pub fn topologies(view: &View, worker: WorkerId, key: &Key) -> Vec<Delivery> {
+    let Key::Decided(object) = key else { return Vec::new() };
+    let choice = fronts::choice(view, object).filter(|_| object.kind == Kind::LoadBalancer);
+    let proxies =
+        choice.into_iter().flat_map(|choice| &choice.proxies).filter(|proxy| proxy.worker == worker);
+    let delivery = |uid: Uid| {
+        let object = HostObject { kind: Kind::Vm, uid };
+        let news = News::Topology { object, told: told(view, object)? };
+        Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news })
+    };
+    proxies.filter_map(|proxy| delivery(proxy.uid)).collect()
 }
 
 /// What a change of `key` means for `worker`; `None` when it does not concern it, or cannot be read.

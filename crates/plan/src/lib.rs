@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod delivery;
 pub mod forecast;
+pub mod fronts;
 pub mod guest;
 mod labels;
 pub mod load;

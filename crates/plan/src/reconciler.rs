@@ -23,11 +23,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn, WorkerId};
+use lightbyte_api::{Choice, Key, Kind, Name, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn, WorkerId};
 
 use crate::load::Load;
 use crate::planner::{self, Inputs, Plan, later};
-use crate::transaction::{FIRST_BOOT_BYTES_MAX, GUARDS_MAX, Transaction, WRITES_MAX, Write};
+use crate::transaction::{GUARDS_MAX, LARGE_BYTES_MAX, Transaction, WRITES_MAX, Write};
 use crate::view::{PENDING, View};
 
 /// How many objects one call of [`Reconciler::next`] plans at most, so that the loop turns and the lease is renewed
@@ -465,6 +465,7 @@ impl Reconciler {
                 if let Some(object) = view.object_of(host_object.uid) {
                     self.queue.insert(object.clone());
                     self.queue.extend(view.group_of(object).cloned());
+                    self.queue.extend(balancers(view, object));
                     // What is made from a disk waits for the report that it is there.
                     self.queue.extend(view.referrers(object).cloned());
                 }
@@ -521,7 +522,12 @@ impl Reconciler {
         }
         if let Some(decided) = view.decided(object) {
             self.queue.extend(decided.choice.holds());
+            if let Choice::LoadBalancer(choice) = &decided.choice {
+                let known = choice.known().filter_map(|uid| view.object_of(uid));
+                self.queue.extend(known.filter(|vm| waits_for_rotation(view, vm)).cloned());
+            }
         }
+        self.queue.extend(balancers(view, object));
         // A worker that is drained tells what is still on it.
         let worker = planner::worker_of(view, object);
         self.queue.extend(worker.and_then(|worker| view.object_of(worker.uid())).cloned());
@@ -537,14 +543,37 @@ impl Reconciler {
     fn wake_worker(&mut self, view: &View, worker: WorkerId) {
         self.queue.extend(view.object_of(worker.uid()).cloned());
         let assigned = view.assigned_to(worker).filter_map(|host_object| view.object_of(host_object.uid));
-        self.queue.extend(
-            assigned.flat_map(|object| std::iter::once(object).chain(view.group_of(object))).cloned(),
-        );
+        for object in assigned {
+            self.queue.insert(object.clone());
+            self.queue.extend(view.group_of(object).cloned());
+            self.queue.extend(balancers(view, object));
+        }
     }
 
     fn wake_bystanders(&mut self) {
         self.queue.append(&mut self.bystanders);
     }
+}
+
+/// The load balancers that a VM may be a member or a proxy of.
+fn balancers(view: &View, object: &ObjectRef) -> Vec<ObjectRef> {
+    let Some(asked) = view.asked(object).filter(|_| object.kind == Kind::Vm) else { return Vec::new() };
+    let is_balancer = |object: &ObjectRef| object.kind == Kind::LoadBalancer;
+    let named = |name: &Name| ObjectRef::new(Kind::LoadBalancer, name.clone());
+    let group = view.group_of(object);
+    let by_group =
+        group.into_iter().flat_map(|group| view.referrers(group)).filter(|by| is_balancer(by)).cloned();
+    let by_name = view.referrers(object).filter(|by| is_balancer(by)).cloned();
+    let by_label = view.named_by_labels(object).filter(is_balancer);
+    let by_choice = view.fronted_by(asked.meta.uid).map(named);
+    let own = planner::loadbalancer::balancer_of(view, object);
+    by_group.chain(by_name).chain(by_label).chain(by_choice).chain(own).collect()
+}
+
+/// Whether a VM is to stop, and waits for load balancers.
+fn waits_for_rotation(view: &View, vm: &ObjectRef) -> bool {
+    let waiting_on = view.decided(vm).map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
+    waiting_on.iter().any(|waiting| matches!(waiting.on, WaitingOn::InRotation { .. }))
 }
 
 fn waits_elsewhere(on: &WaitingOn) -> bool {
@@ -577,12 +606,11 @@ fn fits(batch: &Transaction, more: &Transaction) -> bool {
         .iter()
         .filter(|(key, revision)| **revision != PENDING && !batch.guards.contains_key(*key));
     let writes = more.writes.keys().filter(|key| !batch.writes.contains_key(*key));
-    let bytes = |transaction: &Transaction| -> usize {
-        transaction.writes.values().map(Write::first_boot_bytes).sum()
-    };
+    let bytes =
+        |transaction: &Transaction| -> usize { transaction.writes.values().map(Write::large_bytes).sum() };
     batch.guards.len() + guards.count() <= GUARDS_MAX
         && batch.writes.len() + writes.count() <= WRITES_MAX
-        && bytes(batch) + bytes(more) <= FIRST_BOOT_BYTES_MAX
+        && bytes(batch) + bytes(more) <= LARGE_BYTES_MAX
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

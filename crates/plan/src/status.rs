@@ -1,5 +1,7 @@
 //! Objects as people see them: one pure function of the parts that the view holds. Nothing of this is stored.
 
+mod balancer;
+
 use std::net::Ipv4Addr;
 
 use lightbyte_api::Timestamp;
@@ -97,6 +99,7 @@ fn found<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked) -> Found<'
         Spec::Volume(_) | Spec::Snapshot(_) => of_disk(view, object, asked),
         Spec::Worker(spec) => of_worker(view, object, asked, spec),
         Spec::ScaleGroup(spec) => of_group(view, object, asked, spec),
+        Spec::LoadBalancer(spec) => balancer::of(view, object, asked, spec),
         Spec::Network(spec) => of_network(view, &object.name, spec),
         // A kind that nothing on any host belongs to is what it was asked to be.
         _ => at_rest(asked),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lightbyte_api::assigned::Assigned;
+use lightbyte_api::kinds::loadbalancer::SERVING_BYTES_MAX;
 use lightbyte_api::records::Record;
 use lightbyte_api::{Choice, Key, Spec};
 
@@ -14,9 +15,12 @@ pub const GUARDS_MAX: usize = 128;
 /// their own limit.
 pub const WRITES_MAX: usize = 128;
 
-/// The most text of first boots in one transaction, in bytes: with all else it stays below etcd's default of 1.5 MiB for a
-/// request.
-pub const FIRST_BOOT_BYTES_MAX: usize = 1 << 20;
+/// The most text of first boots and of load balancers in one transaction, in bytes: with all else it stays below etcd's
+/// default of 1.5 MiB for a request.
+pub const LARGE_BYTES_MAX: usize = 1 << 20;
+
+/// What a member of a load balancer takes, with its uid in a pool of two configurations.
+const MEMBER_BYTES: usize = 256;
 
 /// A write of one key.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,13 +37,14 @@ impl Write {
         Write::Put(key, record.into())
     }
 
-    /// How much text of first boots it stores. Nothing else that is stored is large.
+    /// How much text of first boots and of load balancers it stores. Nothing else that is stored is large.
     #[must_use]
-    pub fn first_boot_bytes(&self) -> usize {
+    pub fn large_bytes(&self) -> usize {
         match self {
             Write::Put(_, Record::Asked(asked)) => match &asked.spec {
                 Spec::Vm(spec) => spec.first_boot.bytes(),
                 Spec::ScaleGroup(spec) => spec.template.vm.first_boot.bytes(),
+                Spec::LoadBalancer(_) => SERVING_BYTES_MAX,
                 _ => 0,
             },
             Write::Put(_, Record::Assigned(assigned)) => match assigned.as_ref() {
@@ -49,6 +54,10 @@ impl Write {
             Write::Put(_, Record::Decided(decided)) => match &decided.choice {
                 Choice::ScaleGroup(choice) => {
                     choice.versions.iter().map(|version| version.template.vm.first_boot.bytes()).sum()
+                }
+                Choice::LoadBalancer(choice) => {
+                    let told = choice.configurations.len() + usize::from(choice.rejected.is_some());
+                    told * SERVING_BYTES_MAX + choice.members.len() * MEMBER_BYTES
                 }
                 _ => 0,
             },

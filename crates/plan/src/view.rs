@@ -22,6 +22,7 @@ use lightbyte_api::placing::has_all;
 use lightbyte_api::records::{AddressClaim, Alive, Record, WorkerLedger};
 use lightbyte_api::{Choice, Decided, Key, Kind, Name, Spec, Uid, WorkerId};
 
+use crate::fronts::Fronts;
 use crate::labels::Labels;
 use crate::places::{Place, Places};
 use crate::runs::Runs;
@@ -49,6 +50,8 @@ pub struct View {
     labels: Labels,
     /// (owner, worker, VM): where the members of a group are.
     placed: OrdSet<(Uid, WorkerId, Uid)>,
+    /// Which load balancers may send requests to a VM.
+    fronts: Fronts,
     /// Keys that cannot be read.
     unreadable: OrdSet<Key>,
     /// Keys of a layout that this version does not know. They are counted, and nothing else.
@@ -160,6 +163,11 @@ impl View {
         {
             self.index_placed(object, replaced.as_ref());
         }
+        if let Key::Decided(object) = &key
+            && object.kind == Kind::LoadBalancer
+        {
+            self.index_front(object, replaced.as_ref());
+        }
         let before = replaced.as_ref().and_then(indexed);
         let is_there = self.entries.contains_key(&key);
         match key {
@@ -203,6 +211,16 @@ impl View {
         }
         if let Some(stands) = placed_at(asked.as_deref(), decided.as_deref()) {
             self.placed.insert(stands);
+        }
+    }
+
+    /// Notes whom a load balancer may send requests to, when what is decided for it has changed from `replaced`.
+    fn index_front(&mut self, object: &ObjectRef, replaced: Option<&Entry>) {
+        if let Some(Content::Record(Record::Decided(before), _)) = replaced.map(|entry| &entry.content) {
+            self.fronts.remove(object, before);
+        }
+        if let Some(after) = self.decided(object).cloned() {
+            self.fronts.add(object, &after);
         }
     }
 
@@ -454,12 +472,12 @@ impl View {
         })
     }
 
-    /// The VMs whose firewall or placement may name a VM with `labels`.
+    /// The VMs whose firewall or placement, and the load balancers whose pools, may name a VM with `labels`.
     pub fn naming_labels(&self, labels: &BTreeMap<String, String>) -> impl Iterator<Item = ObjectRef> {
         self.labels.watchers(labels)
     }
 
-    /// The VMs whose firewall or placement may name `object` by its labels.
+    /// The VMs whose firewall or placement, and the load balancers whose pools, may name `object` by its labels.
     pub fn named_by_labels(&self, object: &ObjectRef) -> impl Iterator<Item = ObjectRef> {
         let labels = self.asked(object).filter(|_| object.kind == Kind::Vm).map(|asked| &asked.meta.labels);
         labels.into_iter().flat_map(|labels| self.labels.watchers(labels))
@@ -482,6 +500,19 @@ impl View {
     pub fn placed_of(&self, owner: Uid, worker: WorkerId) -> usize {
         let from = (owner, worker, Uid::from_bits(0));
         self.placed.range(from..).take_while(|(found, on, _)| (*found, *on) == (owner, worker)).count()
+    }
+
+    /// The load balancers that a VM is a member of, or whose proxies may still send to it.
+    pub fn fronted_by(&self, vm: Uid) -> impl Iterator<Item = &Name> {
+        self.fronts.of(vm)
+    }
+
+    /// What is decided for one of `kind` and that this version cannot read.
+    #[must_use]
+    pub fn unreadable_decided(&self, kind: Kind) -> Option<&Key> {
+        let from = Key::Decided(ObjectRef::new(kind, first_name()));
+        let is_meant = |key: &&Key| matches!(key, Key::Decided(object) if object.kind == kind);
+        self.unreadable.range(from..).next().filter(is_meant)
     }
 
     /// The workers that members of `owner` are on, one for each member.
@@ -547,6 +578,7 @@ impl View {
             (self.claimed == fresh.claimed, "claimed addresses"),
             (self.labels == fresh.labels, "labels"),
             (self.placed == fresh.placed, "placed members"),
+            (self.fronts == fresh.fronts, "members of load balancers"),
             (self.unreadable == fresh.unreadable, "unreadable keys"),
         ];
         same.into_iter().find(|(same, _)| !same).map_or(Ok(()), |(_, index)| Err(index))

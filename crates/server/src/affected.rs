@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lightbyte_api::{Key, Kind, ObjectRef, Uid, WorkerId};
 use lightbyte_plan::View;
+use lightbyte_plan::planner::loadbalancer::balancer_of;
 
 /// The objects that a change of `keys` from `before` to `after` concerns. An object that is gone is among them.
 pub(crate) fn objects<'a>(
@@ -31,7 +32,9 @@ pub(crate) fn objects<'a>(
     // What is told of a group is told of its members.
     let groups = objects.iter().flat_map(|object| [before, after].map(|view| view.group_of(object).cloned()));
     let groups: Vec<ObjectRef> = groups.flatten().collect();
-    objects.extend(groups);
+    let of_proxies = objects.iter().filter_map(|object| balancer_of(after, object));
+    let balancers: Vec<ObjectRef> = of_proxies.collect();
+    objects.extend(groups.into_iter().chain(balancers));
     // Parts may be left of what never was an object, or is none any more: its own key tells of its end.
     let is_told = |object: &ObjectRef| {
         let key = Key::Asked(object.clone());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use lightbyte_api::{Key, WorkerId, Writer};
-use lightbyte_plan::View;
+use lightbyte_plan::{View, delivery};
 use tokio::sync::mpsc;
 
 /// How many changes a subscriber may lag behind. One that is slower is dropped and has to begin anew: memory is
@@ -62,7 +62,7 @@ impl Hub {
         Subscription { view, news }
     }
 
-    /// The same of the changes alone that have a key of this worker.
+    /// The same of the changes alone that concern this worker.
     pub(crate) fn subscribe_of(&mut self, worker: WorkerId, view: View) -> Subscription {
         let (sender, news) = mpsc::channel(QUEUE_NEWS_MAX);
         // Streams that have ended are found here: there are never more of them than of those that go on.
@@ -86,7 +86,8 @@ impl Hub {
             return;
         }
         self.history.push(news.view.revision(), &news.changed);
-        let workers: BTreeSet<WorkerId> = news.changed.iter().filter_map(worker_of).collect();
+        let workers: BTreeSet<WorkerId> =
+            news.changed.iter().flat_map(|key| delivery::concerned(&news.view, key)).collect();
         for worker in workers {
             if let Some(senders) = self.of_workers.get_mut(&worker) {
                 senders.retain(|subscriber| told(subscriber, news));
@@ -122,14 +123,6 @@ impl History {
     fn after(&self, revision: u64) -> Option<Vec<Key>> {
         let later = self.changes.iter().skip_while(|(at, _)| *at <= revision);
         (revision >= self.complete_from).then(|| later.flat_map(|(_, keys)| keys.iter().cloned()).collect())
-    }
-}
-
-/// Whose assignment or report a key holds.
-const fn worker_of(key: &Key) -> Option<WorkerId> {
-    match key {
-        Key::Assigned(worker, _) | Key::Observed(worker, _) => Some(*worker),
-        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::records::{Epoch, Record};
-use lightbyte_api::{Key, MacAddress, Timestamp, Uid};
+use lightbyte_api::{Key, Kind, MacAddress, Timestamp, Uid};
 use lightbyte_plan::transaction::Transaction as Decision;
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write};
@@ -31,6 +31,8 @@ pub(crate) const WORKERS: usize = 3;
 pub(crate) const LEASE_MILLIS: u64 = 5_000;
 /// One in so many seeds has groups: they take room and addresses from what the others look at.
 const GROUPS_IN_EVERY: u64 = 3;
+/// One in so many seeds has load balancers, and some of these groups as well.
+const BALANCERS_IN_EVERY: u64 = 4;
 /// How many calm rounds come before the faults.
 const WARM_ROUNDS: usize = 8;
 /// How many calm rounds unreadable values last after all other faults have ended.
@@ -40,6 +42,8 @@ pub(crate) const FAULTY_STEPS: usize = 300;
 /// How many rounds without a write mean that nothing more comes: pauses between retries are at most a minute, and a round
 /// takes a second.
 const QUIET_ROUNDS: usize = 71;
+/// The same where there are proxies: an update of their group has as long to come true as groups have when nothing is said.
+const QUIET_ROUNDS_OF_PROXIES: usize = 311;
 /// How many calm rounds the cluster may take to converge.
 pub(crate) const CALM_ROUNDS_MAX: usize = 400;
 
@@ -91,6 +95,8 @@ pub(crate) struct Cluster {
     pub(crate) faults: bool,
     /// Whether people ask for groups.
     pub(crate) has_groups: bool,
+    /// Whether people ask for load balancers.
+    pub(crate) has_balancers: bool,
 }
 
 impl Cluster {
@@ -112,6 +118,7 @@ impl Cluster {
             trace,
             faults: true,
             has_groups: seed.is_multiple_of(GROUPS_IN_EVERY),
+            has_balancers: seed % BALANCERS_IN_EVERY == 3,
             rng,
         };
         for worker in &cluster.workers {
@@ -380,10 +387,14 @@ impl Cluster {
 
     /// The same; somebody looks at it after each round.
     pub(crate) fn rest_and(&mut self, look: impl FnMut(&Cluster)) -> Checked {
-        if self.settles(QUIET_ROUNDS, CALM_ROUNDS_MAX, look)? {
+        let has_proxies = self.oracle.truth().objects_of(Kind::LoadBalancer).next().is_some();
+        let quiet = if has_proxies { QUIET_ROUNDS_OF_PROXIES } else { QUIET_ROUNDS };
+        // One of them may fail after another, each after its own time.
+        let most = if has_proxies { CALM_ROUNDS_MAX + 4 * quiet } else { CALM_ROUNDS_MAX };
+        if self.settles(quiet, most, look)? {
             return Ok(());
         }
-        violated("rule 10", format!("after {CALM_ROUNDS_MAX} calm rounds something is still written"))
+        violated("rule 10", format!("after {most} calm rounds something is still written"))
     }
 
     /// Calm rounds until nothing was written for so many of them; whether it came to that.

@@ -15,6 +15,7 @@ use lightbyte_plan::request::{self, Outcome};
 use lightbyte_plan::{View, planner, room, status};
 use lightbyte_store::MemoryCore;
 
+use crate::balancers;
 use crate::cluster::{Checked, Cluster, Sent};
 use crate::load;
 use crate::oracle::{Writer, placement, violated};
@@ -66,6 +67,10 @@ impl Cluster {
         };
         // Where somebody waits for what others let go, who gets it is chance.
         if view.objects().any(|object| waits_for_room(&view, &Key::Decided(object.clone()))) {
+            return Ok(());
+        }
+        // What proxies refuse no forecast knows.
+        if view.objects_of(Kind::ScaleGroup).any(|group| balancers::are_refusing(&view, group)) {
             return Ok(());
         }
         if told.steps_anyway > 0 {
@@ -151,7 +156,9 @@ impl Cluster {
                 return Ok(());
             }
             for vm in waiting {
-                let object = view.group_of(&vm).unwrap_or(&vm).clone();
+                let group = view.group_of(&vm).unwrap_or(&vm);
+                let owner = view.asked(group).and_then(|asked| asked.meta.owner.as_ref());
+                let object = owner.map_or(group, |owner| &owner.object).clone();
                 self.make(&self.oracle.truth().clone(), &Change::Delete(object))?;
             }
         }

@@ -8,6 +8,7 @@ use lightbyte_api::kinds::scalegroup::{
     Choice as GroupChoice, Healing, RetiredFor, Rollout, Share, Spec as GroupSpec, Template, Update,
 };
 use lightbyte_api::kinds::{vm, worker};
+use lightbyte_api::object::Asked;
 use lightbyte_api::observed::{Observed, VmPhase};
 use lightbyte_api::records::Record;
 use lightbyte_api::wire::RolloutStep;
@@ -279,7 +280,7 @@ fn living(view: &View, group: &ObjectRef) -> BTreeSet<Uid> {
 }
 
 /// Whether a member serves, by what its worker says.
-fn serves(view: &View, member: Uid) -> bool {
+pub(crate) fn serves(view: &View, member: Uid) -> bool {
     let Some(object) = view.object_of(member) else { return false };
     let Some(worker) = placement(view, object).map(|placement| placement.worker) else { return false };
     let host_object = HostObject { kind: Kind::Vm, uid: member };
@@ -289,11 +290,19 @@ fn serves(view: &View, member: Uid) -> bool {
         return false;
     };
     let health = observed.health.as_ref().map(|health| health.state);
+    let is_told = observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
     view.alive(worker).is_some()
+        && (is_told || !is_proxy(view, object))
         && observed.phase == VmPhase::Running
         && observed.sequence >= assigned.sequence
         && observed.problem.is_none()
         && (assigned.health.is_none() || health == Some(HealthState::Healthy))
+}
+
+/// A proxy serves nobody before it is told what to do.
+fn is_proxy(view: &View, vm: &ObjectRef) -> bool {
+    let group = view.group_of(vm).and_then(|group| view.asked(group));
+    group.and_then(|group| group.meta.owner.as_ref()).is_some()
 }
 
 fn is_on_lost(view: &View, member: Uid) -> bool {
@@ -318,6 +327,10 @@ pub(crate) fn check_batch(
         let (Key::Decided(group), Write::Put(_, Record::Decided(_))) = (key, write) else { continue };
         let Some(asked) = after.asked(group) else { continue };
         let Spec::ScaleGroup(spec) = &asked.spec else { continue };
+        // What its load balancer asks of it later in the batch it did not know yet.
+        if batch.writes.contains_key(&Key::Asked(group.clone())) {
+            continue;
+        }
         load::check_step(group, spec, now, (before, after))?;
         let size = replicas(after, group, spec);
         let known: BTreeSet<Uid> =
@@ -439,6 +452,21 @@ pub(crate) fn let_go(batch: &Transaction, truth: &View) -> Vec<(Uid, RetiredFor)
     found
 }
 
+/// Whether the end of a load balancer's group of proxies is asked for now: only with its own.
+fn is_end_of_proxies(asked: &Asked, write: &Write, before: &View) -> Result<bool, crate::cluster::Violation> {
+    let owner = asked.meta.owner.as_ref().filter(|owner| owner.object.kind == Kind::LoadBalancer);
+    let Some(owner) = owner.filter(|_| asked.meta.deleting_since.is_none()) else { return Ok(false) };
+    let is_end = match write {
+        Write::Put(_, Record::Asked(after)) => after.meta.deleting_since.is_some(),
+        Write::Put(..) => false,
+        Write::Delete(_) => true,
+    };
+    if is_end && before.living(&owner.object).is_some() {
+        return violated("rule 13", format!("the proxies of {} end, and it does not", owner.object));
+    }
+    Ok(is_end)
+}
+
 /// The members whose end a commit of the leader asks for, each for a reason that was true when it was stored.
 pub(crate) fn ends_of(decision: &Transaction, before: &View) -> Result<Vec<Uid>, crate::cluster::Violation> {
     let mut ends = Vec::new();
@@ -453,6 +481,9 @@ pub(crate) fn ends_of(decision: &Transaction, before: &View) -> Result<Vec<Uid>,
             }
             continue;
         };
+        if is_end_of_proxies(asked, write, before)? {
+            ends.push(asked.meta.uid);
+        }
         let Some(owner) = asked.meta.owner.as_ref().filter(|owner| owner.object.kind == Kind::ScaleGroup)
         else {
             continue;
@@ -465,7 +496,13 @@ pub(crate) fn ends_of(decision: &Transaction, before: &View) -> Result<Vec<Uid>,
         if !ends_now || asked.meta.deleting_since.is_some() {
             continue;
         }
-        let group_ends = before.asked(&owner.object).is_none_or(|group| group.meta.deleting_since.is_some());
+        let is_ending = |asked: &Asked| asked.meta.deleting_since.is_some();
+        let is_ended_now = match decision.writes.get(&Key::Asked(owner.object.clone())) {
+            Some(Write::Put(_, Record::Asked(group))) => is_ending(group),
+            Some(Write::Put(..)) | None => false,
+            Some(Write::Delete(_)) => true,
+        };
+        let group_ends = is_ended_now || before.asked(&owner.object).is_none_or(|group| is_ending(group));
         let decided = match decision.writes.get(&Key::Decided(owner.object.clone())) {
             Some(Write::Put(_, Record::Decided(decided))) => match &decided.choice {
                 Choice::ScaleGroup(choice) => choice.clone(),

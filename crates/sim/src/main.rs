@@ -3,6 +3,7 @@
 //! `lightbyte-sim --seeds N [--from S]` runs N seeds on all cores and prints what they met; `--seed S` replays one and
 //! tells every step. A seed and a commit replay everything.
 
+mod balancers;
 mod cluster;
 mod counts;
 mod foresee;

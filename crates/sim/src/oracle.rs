@@ -21,7 +21,7 @@ use lightbyte_store::feed::Feed;
 pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{groups, health, leases, moves, placing, preemption, squatters, volumes, walls};
+use crate::{balancers, groups, health, leases, moves, placing, preemption, squatters, volumes, walls};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -283,7 +283,10 @@ impl Oracle {
         {
             return violated("rule 10", format!("{object} outlived its owner {}", owner.object));
         }
-        groups::check_group(view, object, None)?;
+        if !balancers::are_refusing(view, object) {
+            groups::check_group(view, object, None)?;
+        }
+        balancers::check_goal(view, object, workers)?;
         let Spec::Vm(spec) = &asked.spec else { return volumes::check_goal(view, object, asked, workers) };
         match placement(view, object) {
             None => match possible(view, object, spec, |_| true) {

@@ -202,7 +202,7 @@ impl Cluster {
         }
         for worker in self.workers.iter_mut().filter(|worker| worker.stream_from() == Some(index)) {
             let id = worker.id;
-            for delivery in changed.iter().filter_map(|key| delivery::change(&view, id, key)) {
+            for delivery in delivery::changes(&view, id, changed) {
                 worker.push_delivery(delivery);
             }
         }

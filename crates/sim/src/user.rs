@@ -29,7 +29,14 @@ impl Cluster {
         let context = Context { now: self.now(), uid: Uid::from_bits(self.rng.bits()), if_match: None };
         let vm = ObjectRef::new(Kind::Vm, name(&format!("vm-{}", self.rng.below(VMS))));
         let is_of_group = self.has_groups && self.rng.once_in(3);
-        let (verb, object, outcome) = match if is_of_group { 27 } else { self.rng.below(27) } {
+        let is_of_balancer = self.has_balancers && self.rng.once_in(5);
+        let choice = match (is_of_balancer, is_of_group) {
+            (true, _) => 28,
+            (_, true) => 27,
+            _ => self.rng.below(27),
+        };
+        let (verb, object, outcome) = match choice {
+            28 => self.balancer_user(&view, &context),
             27 => self.group_user(&view, &context),
             0..=7 => {
                 let manifest = self.some_vm(vm.name.clone());
@@ -169,8 +176,15 @@ impl Cluster {
     /// An object of a kind that nothing on any host belongs to. Kinds join by themselves; without any it is an image or
     /// a network.
     fn something_else(&mut self) -> Manifest {
-        let of_hosts =
-            [Kind::Vm, Kind::ScaleGroup, Kind::Network, Kind::Worker, Kind::Volume, Kind::Snapshot];
+        let of_hosts = [
+            Kind::Vm,
+            Kind::ScaleGroup,
+            Kind::LoadBalancer,
+            Kind::Network,
+            Kind::Worker,
+            Kind::Volume,
+            Kind::Snapshot,
+        ];
         let others = Kind::ALL.iter().filter(|kind| !of_hosts.contains(kind));
         let others: Vec<(Kind, serde_json::Value)> =
             others.filter_map(|kind| Some((*kind, kind.shortest()?))).collect();

@@ -14,6 +14,7 @@ use lightbyte_plan::{Transaction, delivery, request};
 use lightbyte_store::LeaseId;
 use lightbyte_vmm::{Drivers, FakeHost, hands};
 
+use crate::balancers::Front;
 use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
 use crate::health;
 use crate::oracle::Writer;
@@ -48,6 +49,8 @@ pub(crate) struct Worker {
     pub(crate) checks: VecDeque<(HostObject, HealthCheck)>,
     /// How many checks of a machine's guest have failed since one passed.
     pub(crate) failed_checks: std::collections::BTreeMap<VmId, u64>,
+    /// Its proxies.
+    pub(crate) front: Front,
     reports: VecDeque<(u64, Report)>,
     late: VecDeque<Report>,
     replies: VecDeque<(u64, HostObject, Reply)>,
@@ -119,6 +122,7 @@ impl Worker {
             steps: VecDeque::new(),
             checks: VecDeque::new(),
             failed_checks: std::collections::BTreeMap::new(),
+            front: Front::default(),
             reports: VecDeque::new(),
             late: VecDeque::new(),
             replies: VecDeque::new(),
@@ -158,6 +162,7 @@ impl Worker {
         self.stream = None;
         self.steps.clear();
         self.checks.clear();
+        self.front.forget_errands();
         // Whoever adopts a machine asks its guest again.
         self.told_ready.clear();
     }
@@ -215,7 +220,9 @@ impl Cluster {
         }
         for _ in 0..=self.rng.below(5) {
             match self.rng.below(20) {
+                18..=19 if self.has_balancers && self.rng.once_in(2) => self.take_errand(index),
                 18..=19 => self.take_check(index),
+                16 if self.has_balancers => self.requests(index)?,
                 0 => self.heartbeat(index)?,
                 1 => self.connect_if_idle(index),
                 2..=4 => self.take_delivery(index),
@@ -254,6 +261,7 @@ impl Cluster {
                     worker.steps.push_back((object, step));
                 }
                 Action::Check(check) => worker.checks.push_back((object, check)),
+                Action::Proxy(told) => worker.front.push(object, told),
             }
         }
         Ok(())
@@ -311,8 +319,10 @@ impl Cluster {
         self.counts.add(step_name(&step));
         self.tell(|| format!("n{} does {} for {} {}", index + 1, step_name(&step), object.kind, object.uid));
         self.oracle.allow(object, &step, index, &self.workers)?;
+        self.check_stop(index, object, &step)?;
         let worker = &mut self.workers[index];
         let outcome = hands::perform(&worker.drivers, object, &step);
+        worker.front.break_off(&worker.host.running());
         let vm = VmId::new(object.uid);
         if outcome.is_ok() {
             worker.check_probes(object, &step, &self.squatters)?;
@@ -323,6 +333,7 @@ impl Cluster {
                 worker.told_ready.remove(&vm);
                 worker.failed_checks.remove(&vm);
             }
+            Step::Forget if outcome.is_ok() => worker.front.remove(vm),
             // It is the other worker's that came, and not the one that vanished here once.
             Step::TakeDisk if outcome.is_ok() => drop(worker.lost.remove(&VolumeId::new(object.uid))),
             // A quick guest is heard before the end of the step that started it.
@@ -510,6 +521,11 @@ impl Cluster {
             }
             while !self.workers[index].checks.is_empty() {
                 self.take_check(index);
+                self.agent_turns(index)?;
+            }
+            self.requests_end(index);
+            while !self.workers[index].front.is_idle() {
+                self.take_errand(index);
                 self.agent_turns(index)?;
             }
             while !self.workers[index].replies.is_empty() {

@@ -1,6 +1,8 @@
 //! What the host asks of a guest's agent, over whatever way a driver has into the guest. Blocking and bounded: a guest may
 //! be silent, endless or hostile.
 
+mod proxy;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,8 @@ use serde_json::json;
 
 use crate::channel;
 use crate::driver::{DriverError, Guest};
+
+pub(crate) use self::proxy::ask_proxy;
 
 /// How long a guest may hold its breath while a disk of it is copied; it goes on by itself then.
 const FREEZE_MAX: Duration = Duration::from_secs(30);
@@ -142,15 +146,26 @@ fn exchange(
     body: &str,
     wait: Duration,
 ) -> Result<Vec<u8>, DriverError> {
+    match answer(guest, vm, (method, path), body, wait)? {
+        (200, answer) => Ok(answer),
+        (status, _) => Err(DriverError::Refused(format!("its agent answers {status}"))),
+    }
+}
+
+/// The status and the body of what the agent answers.
+fn answer(
+    guest: &dyn Guest,
+    vm: VmId,
+    (method, path): (&str, &str),
+    body: &str,
+    wait: Duration,
+) -> Result<(u16, Vec<u8>), DriverError> {
     let until = Instant::now() + wait;
     let stream = guest.connect(vm, AGENT_PORT, wait)?;
     let failed =
         |source| DriverError::System { context: format!("ask the guest's agent for {path}"), source };
     stream.set_write_timeout(Some(wait)).map_err(failed)?;
-    match channel::exchange(&stream, method, path, body.as_bytes(), until).map_err(failed)? {
-        (200, answer) => Ok(answer),
-        (status, _) => Err(DriverError::Refused(format!("its agent answers {status}"))),
-    }
+    channel::exchange(&stream, method, path, body.as_bytes(), until).map_err(failed)
 }
 
 /// How many file systems the guest froze or thawed.

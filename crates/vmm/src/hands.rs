@@ -8,7 +8,8 @@ use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
 use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::parts::parts_of;
 use lightbyte_plan::agent::probe::Squatted;
-use lightbyte_plan::agent::{Facts, Saved, Step, VmmState};
+use lightbyte_plan::agent::proxy::Answer;
+use lightbyte_plan::agent::{Facts, Saved, Step, Told, VmmState};
 
 use crate::ask::{self, Flushed};
 use crate::driver::{DriverError, Drivers, TapState};
@@ -66,6 +67,12 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
 #[must_use]
 pub fn check(drivers: &Drivers, vm: VmId, check: &HealthCheck) -> Outcome {
     ask::check(drivers.guest.as_ref(), vm, check)
+}
+
+/// Tells the proxy in a guest what is `told`, if anything, and asks what it does then.
+#[must_use]
+pub fn ask_proxy(drivers: &Drivers, vm: VmId, told: Option<&Told>) -> Answer {
+    ask::ask_proxy(drivers.guest.as_ref(), vm, told)
 }
 
 fn nothing_saved() -> Result<(), DriverError> {

@@ -15,7 +15,8 @@ use lightbyte_api::observed::{ObservedWorker, Orphan};
 use lightbyte_api::{Kind, Timestamp, VmId, WorkerId};
 use lightbyte_link::{Client, ClientError, Lines};
 use lightbyte_plan::agent::health::Outcome;
-use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Reply, Report, Step};
+use lightbyte_plan::agent::proxy::Answer;
+use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Reply, Report, Step, Told};
 use lightbyte_vmm::{Drivers, VmmEvent, hands};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -31,7 +32,7 @@ const MESSAGES_MAX: usize = 4_096;
 const STEPS_AT_ONCE_MAX: usize = 16;
 /// How many disks are made or grown at once: a copy may take hours, and must not keep machines from being ended.
 const DISKS_AT_ONCE_MAX: usize = 4;
-/// How many guests are checked at once: each holds a thread, and a silent one for as long as its check may take.
+/// How many guests are checked, and proxies asked, at once: each holds a thread, and a silent one for as long as its check may take.
 const CHECKS_AT_ONCE_MAX: usize = 64;
 /// The pause before a stream is opened again, and before a lost report is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -48,6 +49,7 @@ enum Message {
     Replied(HostObject, Reply),
     StepDone { object: HostObject, step: Step, facts: Facts, problem: Option<String> },
     Checked(HostObject, Outcome),
+    Answered(HostObject, Answer),
     Machine(VmmEvent),
 }
 
@@ -144,6 +146,7 @@ impl Shell {
                 Action::Report(report) => self.send(object, report),
                 Action::Step(step) => self.perform(object, step),
                 Action::Check(check) => self.check(object, check),
+                Action::Proxy(told) => self.ask_proxy(object, told),
             }
         }
         let orphans = self.agent.orphans();
@@ -222,6 +225,32 @@ impl Shell {
         });
     }
 
+    fn ask_proxy(&self, object: HostObject, told: Option<Told>) {
+        let (drivers, sender, checks) = (self.drivers.clone(), self.sender.clone(), Arc::clone(&self.checks));
+        let name = self.name_of(object);
+        tokio::spawn(async move {
+            let _turn = checks.acquire_owned().await;
+            let vm = VmId::new(object.uid);
+            let revision = told.as_ref().map(|told| told.revision);
+            let answer =
+                tokio::task::spawn_blocking(move || hands::ask_proxy(&drivers, vm, told.as_ref())).await;
+            let answer = answer.unwrap_or_else(|panic| Answer::Silent(format!("the driver failed: {panic}")));
+            match (&answer, revision) {
+                (Answer::Does { .. }, Some(revision)) => {
+                    tracing::info!("{name}: its proxy has revision {revision}")
+                }
+                (Answer::Refused(because), Some(revision)) => {
+                    tracing::warn!("{name}: its proxy refuses revision {revision}: {because}");
+                }
+                (Answer::Silent(problem), _) => {
+                    tracing::debug!("{name}: its proxy does not answer: {problem}")
+                }
+                _ => {}
+            }
+            let _ = sender.send(Message::Answered(object, answer)).await;
+        });
+    }
+
     fn name_of(&self, object: HostObject) -> String {
         let saved = self.agent.desk(&object).and_then(|desk| desk.name());
         match saved {
@@ -242,6 +271,7 @@ impl Shell {
                 self.agent.observed(object, facts, Some(&step), now());
             }
             Message::Checked(object, outcome) => self.agent.checked(object, outcome, now()),
+            Message::Answered(object, answer) => self.agent.answered(object, answer, now()),
             Message::Machine(VmmEvent::Ready { vm, agent_at }) => {
                 self.agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, agent_at, now());
             }

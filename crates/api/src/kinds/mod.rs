@@ -22,6 +22,7 @@ macro_rules! for_each_kind {
             Snapshot snapshot "snap";
             Vm vm "machine";
             ScaleGroup scalegroup "group";
+            LoadBalancer loadbalancer "lb";
             DnsRecord dnsrecord "dns";
         }
     };

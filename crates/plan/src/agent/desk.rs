@@ -5,12 +5,13 @@ use lightbyte_api::assigned::{
 };
 use lightbyte_api::health::{HealthCheck, HealthProbe};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::{Observed, Orphan, PROBLEM_LENGTH_MAX, VmPhase, VolumePhase};
+use lightbyte_api::observed::{Observed, ObservedProxy, Orphan, PROBLEM_LENGTH_MAX, VmPhase, VolumePhase};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Timestamp};
 
 use super::facts::{Around, Facts, Leaving, Saved, VmmState, Volatile};
 use super::health::Checks;
+use super::proxy::{Answer, Proxy, Told};
 use super::reported::Reported;
 use super::step::{Action, Next, Reply, Report, Step};
 use super::{Stamped, health, vm, volume};
@@ -47,6 +48,7 @@ pub struct Desk {
     /// A machine may use this volume.
     used: bool,
     part_problem: Option<String>,
+    proxy: Proxy,
 }
 
 impl Desk {
@@ -71,6 +73,7 @@ impl Desk {
             lost: None,
             used: false,
             part_problem: None,
+            proxy: Proxy::default(),
         }
     }
 
@@ -238,6 +241,9 @@ impl Desk {
             self.volatile.checks.begin_anew();
         }
         vm::note(&mut self.volatile, before.vmm, self.facts.vmm, step, counted, now);
+        if self.facts.vmm != VmmState::Running {
+            self.proxy.end_life();
+        }
         self.catch_up_with_guest(now);
     }
 
@@ -250,6 +256,9 @@ impl Desk {
         self.step_in_flight = None;
         let before = std::mem::replace(&mut self.facts, facts).vmm;
         vm::note(&mut self.volatile, before, self.facts.vmm, None, false, now);
+        if self.facts.vmm != VmmState::Running {
+            self.proxy.end_life();
+        }
         self.catch_up_with_guest(now);
     }
 
@@ -306,6 +315,21 @@ impl Desk {
         }
     }
 
+    /// What the proxy in the guest has said to this agent.
+    #[must_use]
+    pub const fn proxy(&self) -> Option<&ObservedProxy> {
+        self.proxy.said()
+    }
+
+    /// Takes what the proxy in the guest is to be told.
+    pub(super) fn tell(&mut self, told: Told) {
+        self.proxy.want(told);
+    }
+
+    pub(super) fn answered(&mut self, answer: Answer, now: Timestamp) {
+        self.proxy.take(answer, now);
+    }
+
     pub(super) const fn guest_leaves(&mut self, leaving: Leaving) {
         self.volatile.leaving = Some(leaving);
     }
@@ -320,7 +344,15 @@ impl Desk {
             None => self.retry_at.or(self.wait_until),
         };
         let check = self.next_check().map(|(at, _)| at);
-        step.into_iter().chain(check).min()
+        let proxy = self.proxy.next_wake().filter(|_| self.is_up());
+        step.into_iter().chain(check).chain(proxy).min()
+    }
+
+    /// Whether its guest is ready, as it is reported.
+    fn is_up(&self) -> bool {
+        let stored = self.reported.stored();
+        let phase = |saved| vm::phase(saved, &self.facts, &self.volatile, stored);
+        self.object.kind == Kind::Vm && self.facts.saved.as_ref().map(phase) == Some(VmPhase::Running)
     }
 
     pub(super) fn actions(&mut self, around: Around, now: Timestamp) -> Vec<Action> {
@@ -331,7 +363,9 @@ impl Desk {
         let step = self.step(around, now).map(Action::Step);
         let report = self.report(now).map(Action::Report);
         let check = self.check(now).map(Action::Check);
-        report.into_iter().chain(step).chain(check).collect()
+        let is_up = self.is_up();
+        let proxy = is_up.then(|| self.proxy.errand(now)).flatten().map(Action::Proxy);
+        report.into_iter().chain(step).chain(check).chain(proxy).collect()
     }
 
     fn check(&mut self, now: Timestamp) -> Option<HealthCheck> {
@@ -363,9 +397,13 @@ impl Desk {
                     let runs = self.facts.vmm == VmmState::Running;
                     let of_guest = self.volatile.guest_problem.as_ref().filter(|_| runs);
                     let of_guest = of_guest.map(|problem| format!("its guest says: {problem}"));
-                    let problem = self.part_problem.clone().or(self.problem.clone()).or(lost).or(of_guest);
+                    let of_proxy = self.proxy.problem();
+                    let problem =
+                        self.part_problem.clone().or(self.problem.clone()).or(lost).or(of_guest).or(of_proxy);
                     let (facts, volatile) = (&self.facts, &self.volatile);
-                    Some(Observed::Vm(vm::report(saved, assigned, facts, volatile, problem, stored, now)))
+                    let mut report = vm::report(saved, assigned, facts, volatile, problem, stored, now);
+                    report.proxy = self.proxy_report(report.phase);
+                    Some(Observed::Vm(report))
                 }
                 Assigned::Volume(assigned) => Some(Observed::Volume(volume::report(
                     assigned,
@@ -388,6 +426,16 @@ impl Desk {
             // Something is left on the host that was never saved, or no longer is: the report stays as it is.
             (None, _) => stored.cloned(),
         }
+    }
+
+    /// What is reported of the proxy in a guest; what an earlier agent has heard of the same machine until it says more.
+    fn proxy_report(&self, phase: VmPhase) -> Option<ObservedProxy> {
+        let earlier = match self.reported.stored() {
+            Some(Observed::Vm(stored)) if self.volatile.adopted => stored.proxy.clone(),
+            _ => None,
+        };
+        let said = self.proxy.said().cloned().or(earlier).filter(|_| phase == VmPhase::Running);
+        said.filter(|said| said.revision > 0 || said.refused.is_some())
     }
 
     /// Something happened on the host: it is looked at before anything else is done.

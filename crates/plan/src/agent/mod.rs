@@ -20,6 +20,7 @@ pub mod facts;
 pub mod health;
 pub mod parts;
 pub mod probe;
+pub mod proxy;
 mod reported;
 pub mod step;
 pub mod vm;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use desk::Desk;
 pub use facts::{Facts, Fetched, Leaving, Saved, VmmState};
+pub use proxy::Told;
 pub use step::{Action, Reply, Report, Step};
 
 /// How many disks are looked at that are each made from the next.
@@ -64,6 +66,13 @@ pub enum News {
         /// The assignment with the revision of its last change.
         assigned: Option<Stamped<Assigned>>,
     },
+    /// This is what the proxy in a VM of this worker is to be told.
+    Topology {
+        /// The VM.
+        object: HostObject,
+        /// What it is to be told.
+        told: Told,
+    },
     /// This worker's report on an object is stored at this revision; nought if none is stored. It knows that already of what
     /// it wrote itself, but not of a report that an earlier run sent and that came late.
     Reported {
@@ -85,6 +94,9 @@ pub struct Item {
     pub assigned: Option<Stamped<Assigned>>,
     /// What this worker reported last.
     pub observed: Option<Stamped<Observed>>,
+    /// What the proxy in it is to be told, if it is a VM that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Told>,
 }
 
 /// A value with the revision of its last change.
@@ -187,6 +199,7 @@ impl Agent {
             News::Change { object, assigned } => {
                 self.desk_mut(object).assign(assigned, now);
             }
+            News::Topology { object, told } => self.desk_mut(object).tell(told),
             News::Reported { object, mod_revision } => {
                 self.desk_mut(object).note_stored(mod_revision, delivery.revision);
             }
@@ -225,11 +238,12 @@ impl Agent {
     fn take_inventory(&mut self, items: Vec<Item>, now: Timestamp) {
         let seen = self.delivered;
         let mut listed = BTreeMap::new();
-        for Item { object, assigned, observed } in items {
+        for Item { object, assigned, observed, told } in items {
             listed.insert(object, ());
             let desk = self.desk_mut(object);
             desk.assign(assigned, now);
             desk.adopt_report(observed, seen);
+            told.into_iter().for_each(|told| desk.tell(told));
         }
         for (object, desk) in &mut self.desks {
             if !listed.contains_key(object) {
@@ -294,6 +308,13 @@ impl Agent {
     pub fn checked(&mut self, object: HostObject, outcome: health::Outcome, now: Timestamp) {
         if let Some(desk) = self.desks.get_mut(&object) {
             desk.checked(outcome, now);
+        }
+    }
+
+    /// This came of telling or asking the proxy in a VM.
+    pub fn answered(&mut self, object: HostObject, answer: proxy::Answer, now: Timestamp) {
+        if let Some(desk) = self.desks.get_mut(&object) {
+            desk.answered(answer, now);
         }
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Stamped;
 use super::facts::Saved;
+use super::proxy::Told;
 
 /// What the shell is to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +19,8 @@ pub enum Action {
     Step(Step),
     /// Try this in the guest, and say what came of it.
     Check(HealthCheck),
+    /// Tell the proxy in the guest this, if anything, and ask what it does; then say what came of it.
+    Proxy(Option<Told>),
 }
 
 /// A report to send.

@@ -297,6 +297,7 @@ pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> 
         health: None,
         squatters: Vec::new(),
         leases: Vec::new(),
+        proxy: None,
         problem: None,
     }
 }
@@ -341,6 +342,7 @@ pub(super) fn report(
         },
         squatters: probe::squatters(saved, assigned).to_vec(),
         problem: problem.or_else(|| without_lease(assigned, facts).filter(|_| phase == VmPhase::Running)),
+        proxy: None,
         // Before its guest has said so they are of another start.
         leases: if phase == VmPhase::Running { facts.leases.clone() } else { Vec::new() },
     }

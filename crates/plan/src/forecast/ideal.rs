@@ -12,7 +12,8 @@ use lightbyte_api::{AssignedVm, Key, Kind, Span, Timestamp, Uid, WorkerId};
 
 use super::fork::Fork;
 use crate::agent::probe::Squatted;
-use crate::agent::{Action, Agent, Facts, Fetched, Reply, Saved, Step, VmmState, health};
+use crate::agent::proxy::Answer;
+use crate::agent::{Action, Agent, Facts, Fetched, News, Reply, Saved, Step, Told, VmmState, health};
 use crate::delivery;
 use crate::planner::{later, since, vm};
 use crate::request;
@@ -146,6 +147,28 @@ impl IdealWorkers {
             }
             self.touch(fork.view(), *worker, *object);
         }
+        // A proxy's own assignment may be as new.
+        keys.iter().for_each(|key| self.deliver_topologies(fork, key));
+    }
+
+    /// Delivers what is decided for a load balancer to its proxies.
+    fn deliver_topologies(&mut self, fork: &Fork, key: &Key) {
+        if !matches!(key, Key::Decided(_)) {
+            return;
+        }
+        let workers: BTreeSet<WorkerId> = delivery::concerned(fork.view(), key).into_iter().collect();
+        for worker in workers {
+            if !self.load(fork, worker) {
+                continue;
+            }
+            for delivery in delivery::topologies(fork.view(), worker, key) {
+                let News::Topology { object, .. } = delivery.news else { continue };
+                if let Some(ideal) = self.workers.get_mut(&worker) {
+                    let _ = ideal.agent.deliver(delivery, fork.now());
+                }
+                self.touched.insert((worker, object));
+            }
+        }
     }
 
     /// Does what is to be done now; reports go into `fork`.
@@ -193,6 +216,21 @@ impl IdealWorkers {
             Action::Check(_) => {
                 if let Some(ideal) = self.workers.get_mut(&worker) {
                     ideal.agent.checked(object, health::Outcome::Passed, fork.now());
+                }
+                self.touched.insert((worker, object));
+            }
+            Action::Proxy(told) => {
+                if let Some(ideal) = self.workers.get_mut(&worker) {
+                    let does = |told: Told| told.revision;
+                    let known = ideal
+                        .agent
+                        .desk(&object)
+                        .and_then(|desk| desk.proxy())
+                        .map_or(0, |said| said.revision);
+                    // It takes what it is told, and is busy with nobody.
+                    let revision = told.map_or(known, does);
+                    let answer = Answer::Does { revision, in_flight: Vec::new(), uptime_ms: u64::MAX };
+                    ideal.agent.answered(object, answer, fork.now());
                 }
                 self.touched.insert((worker, object));
             }

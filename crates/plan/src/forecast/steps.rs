@@ -134,7 +134,10 @@ fn becomes(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
     // An object that nothing is made of on any host is there as soon as it is asked for.
     let was_ready = match before.asked(object) {
         Some(_) => settled(before, object).is_some(),
-        None => !matches!(object.kind, Kind::Vm | Kind::Volume | Kind::Snapshot | Kind::ScaleGroup),
+        None => !matches!(
+            object.kind,
+            Kind::Vm | Kind::Volume | Kind::Snapshot | Kind::ScaleGroup | Kind::LoadBalancer
+        ),
     };
     (!was_ready).then(|| What::Becomes { state: state.to_owned() })
 }

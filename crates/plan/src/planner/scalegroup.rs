@@ -23,7 +23,7 @@ use lightbyte_api::kinds::scalegroup::{
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, WaitingOn};
 
-pub(crate) use self::members::is_made_again;
+pub(crate) use self::members::{is_made_again, is_named_like_member};
 use self::members::{Member, Seats, State};
 use self::size::{Known, Size};
 use self::steps::{Count, Counted, Service, Steps};
@@ -184,9 +184,9 @@ pub struct Counts<'a> {
     pub list: Vec<(&'a ObjectRef, u64)>,
 }
 
-fn unreadable_member<'a>(view: &'a View, group: &ObjectRef) -> Option<&'a Key> {
+pub(crate) fn unreadable_member<'a>(view: &'a View, group: &ObjectRef) -> Option<&'a Key> {
     view.unreadable_asked().find(|key| match key {
-        Key::Asked(object) => members::is_named_like_member(group, object),
+        Key::Asked(object) => is_named_like_member(group, object),
         _ => false,
     })
 }

@@ -11,6 +11,9 @@
 //!            tear down: assigned `removed`, disks deleted ──> worker reports it gone ──> disks gone ──> end
 //! ```
 //!
+//! Whom a load balancer may send requests to is stopped only when it sends none any more, or its time is over (`fronts`); and its
+//! addresses are free only when no proxy can send to them.
+//!
 //! Delete wins: tear-down never waits for set-up, and is possible from every state.
 
 mod nics;
@@ -31,6 +34,7 @@ pub use self::place::need;
 use self::place::place;
 pub(crate) use self::place::try_another;
 use super::{Inputs, Plan};
+use crate::fronts::{self, Hold};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -170,15 +174,16 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Input
     let machine = change.machine.unwrap_or_else(|| shape::Machine::of(assigned));
     let network = nics::change(vm, placement, assigned, on_host.observed, inputs);
     let (placed_nics, assigned_nics) = network.nics.unzip();
+    let stop = stop(vm, assigned, inputs);
     let next = AssignedVm {
         // What is asked is reached only with the machine that is asked.
-        generation: if hindrance.is_some() || !network.hindrances.is_empty() {
+        generation: if hindrance.is_some() || !network.hindrances.is_empty() || stop.waiting_on.is_some() {
             assigned.generation
         } else {
             vm.meta.generation
         },
-        wanted: wanted(vm.spec),
-        restarts_asked: vm.meta.restarts_asked,
+        wanted: if stop.waiting_on.is_some() { WantedVm::Running } else { wanted(vm.spec) },
+        restarts_asked: if stop.waiting_on.is_some() { assigned.restarts_asked } else { vm.meta.restarts_asked },
         restart: vm.spec.restart,
         health: vm.spec.health.clone(),
         cpus: machine.cpus,
@@ -190,6 +195,7 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Input
     let mut writes = change.writes;
     writes.extend(network.writes);
     let mut waiting_on = network.hindrances;
+    waiting_on.extend(stop.waiting_on);
     if next == *assigned {
         // What nobody but a person can end is said alone.
         let waits = if waiting_on.is_empty() { on_host.wait(assigned) } else { Vec::new() };
@@ -209,16 +215,33 @@ fn keep(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Input
     let choice = placement.map(|placement| Choice::Vm(VmChoice { placement: Some(placement), promised: None }));
     Plan {
         waiting_on: hindrance.into_iter().chain(waiting_on).collect(),
-        rests_on: change.rests_on.into_iter().chain(network.rests_on).collect(),
+        rests_on: change.rests_on.into_iter().chain(network.rests_on).chain(stop.rests_on).collect(),
         writes,
         choice,
+        again: stop.left,
         ..Plan::rest()
+    }
+}
+
+/// What stands against a stop or a restart that is asked for; nothing where none is.
+fn stop(vm: &Vm<'_>, assigned: &AssignedVm, inputs: &Inputs) -> Hold {
+    let runs = assigned.wanted == WantedVm::Running;
+    let is_asked = !vm.spec.running || vm.meta.restarts_asked > assigned.restarts_asked;
+    match runs && is_asked {
+        true => fronts::hold(vm.view, vm.meta.uid, vm.meta.changed_at, inputs.now),
+        false => Hold::default(),
     }
 }
 
 // ------------------------------------------------------------------------------------------------ tearing down
 
 fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Inputs) -> Plan {
+    let runs = on_host.assigned.is_some_and(|assigned| assigned.wanted == WantedVm::Running);
+    let asked_at = vm.meta.deleting_since.filter(|_| runs);
+    let hold = asked_at.map(|at| fronts::hold(vm.view, vm.meta.uid, at, inputs.now)).unwrap_or_default();
+    if let Some(waits) = hold.waiting_on {
+        return Plan { waiting_on: vec![waits], again: hold.left, ..Plan::rest() };
+    }
     let mut writes = delete_children(vm, inputs);
     let mut waiting_on = Vec::new();
     match (on_host.assigned, on_host.observed) {
@@ -237,8 +260,9 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
     }
     waiting_on
         .extend(vm.view.children(vm.meta.uid).next().map(|child| WaitingOn::Child { child: child.clone() }));
+    waiting_on.extend(waiting_on.is_empty().then(|| fronts::holds_address(vm.view, vm.meta.uid)).flatten());
     if !waiting_on.is_empty() {
-        return Plan { writes, waiting_on, ..Plan::rest() };
+        return Plan { writes, waiting_on, rests_on: hold.rests_on, ..Plan::rest() };
     }
     // What cannot be read is not gone: a disk may be there, an address or room may be held.
     if let Some(key) = held_keys(placement).find(|key| vm.view.unreadable(key).is_some()) {

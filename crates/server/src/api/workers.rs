@@ -281,7 +281,7 @@ impl WorkerStream {
             changed.extend(news.changed.iter().cloned());
             self.view = news.view;
         }
-        let changes = changed.iter().filter_map(|key| delivery::change(&self.view, self.worker, key));
+        let changes = delivery::changes(&self.view, self.worker, &changed);
         changes.for_each(|change| push_line(lines, &change));
     }
 }

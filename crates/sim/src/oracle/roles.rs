@@ -8,7 +8,7 @@ use lightbyte_plan::{Transaction, Write};
 
 use super::{Writer, placement, violated};
 use crate::cluster::Checked;
-use crate::{moves, slots};
+use crate::{balancers, moves, slots};
 
 /// Rules 2, 4 and 8, and that sequences rise: who may write what, judged by the store as it was before.
 pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer) -> Checked {
@@ -28,6 +28,7 @@ pub(crate) fn check_roles(decision: &Transaction, before: &View, writer: &Writer
         check_order(key, write, before)?;
         moves::check_copies(key, write, before)?;
         check_choice(key, write, before)?;
+        balancers::check_choice(key, write, before, decision)?;
     }
     Ok(())
 }

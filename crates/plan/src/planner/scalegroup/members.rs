@@ -128,6 +128,8 @@ pub(super) fn living<'a>(
     spec: &GroupSpec,
     now: Timestamp,
 ) -> Vec<Member<'a>> {
+    // A proxy serves once it has been told what to do.
+    let is_proxy = group.meta.owner.as_ref().is_some_and(|owner| owner.object.kind == Kind::LoadBalancer);
     let children = view.children(group.meta.uid).filter(|child| child.kind == Kind::Vm);
     let mut members: Vec<Member<'a>> = children
         .filter_map(|object| {
@@ -139,7 +141,7 @@ pub(super) fn living<'a>(
                 version: asked.meta.owner.as_ref().and_then(|owner| owner.version).unwrap_or(0),
                 number: number_of(object).unwrap_or(0),
                 worker,
-                state: state(view, object, asked, spec.update.ready_for, now),
+                state: state(view, object, asked, (spec.update.ready_for, is_proxy), now),
                 slot: slot_of(asked),
                 leaves: why_it_leaves(view, asked, worker),
                 preempted: worker.is_some_and(|worker| is_promised(view, worker, asked.meta.uid)),
@@ -212,7 +214,7 @@ fn number_of(member: &ObjectRef) -> Option<u64> {
 }
 
 /// Whether members of `group` could have the name of `object`.
-pub(super) fn is_named_like_member(group: &ObjectRef, object: &ObjectRef) -> bool {
+pub(crate) fn is_named_like_member(group: &ObjectRef, object: &ObjectRef) -> bool {
     let rest = object.name.as_str().strip_prefix(group.name.as_str()).and_then(|rest| rest.strip_prefix('-'));
     object.kind == Kind::Vm
         && rest.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
@@ -231,7 +233,13 @@ fn is_emptied(view: &View, worker: WorkerId) -> bool {
     })
 }
 
-fn state(view: &View, object: &ObjectRef, asked: &Asked, ready_for: Span, now: Timestamp) -> State {
+fn state(
+    view: &View,
+    object: &ObjectRef,
+    asked: &Asked,
+    (ready_for, is_proxy): (Span, bool),
+    now: Timestamp,
+) -> State {
     let decided_key = Key::Decided(object.clone());
     if view.unreadable(&decided_key).is_some() {
         return State::Unknown;
@@ -253,7 +261,9 @@ fn state(view: &View, object: &ObjectRef, asked: &Asked, ready_for: Span, now: T
     match observed {
         // What a report says of an older assignment may have changed.
         Some(observed) if observed.sequence < assigned.sequence => State::Unknown,
-        Some(observed) if serves(assigned, observed) => age(view, object, ready_for, now),
+        Some(observed) if serves(assigned, observed) && (!is_proxy || is_told(observed)) => {
+            age(view, object, ready_for, now)
+        }
         _ => State::Bad(trouble(view, object, asked, observed, now)),
     }
 }
@@ -276,6 +286,11 @@ fn serves(assigned: &AssignedVm, observed: &ObservedVm) -> bool {
         && observed.phase == VmPhase::Running
         && observed.problem.is_none()
         && vm::is_healthy(assigned, observed)
+}
+
+/// Whether the proxy in it does what some topology says.
+fn is_told(observed: &ObservedVm) -> bool {
+    observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0)
 }
 
 /// How long it has served, on the leader's clock: since its own decision waits for nothing.

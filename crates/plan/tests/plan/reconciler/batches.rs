@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 use lightbyte_api::object::{Asked, Meta};
 use lightbyte_api::{Key, Kind, Spec};
 use lightbyte_plan::reconciler::{OVERLAYS_MAX, PLANS_PER_TURN_MAX};
-use lightbyte_plan::transaction::{FIRST_BOOT_BYTES_MAX, Transaction, WRITES_MAX, Write};
+use lightbyte_plan::transaction::{LARGE_BYTES_MAX, Transaction, WRITES_MAX, Write};
 
 use super::{Leading, same};
 use crate::world::{name, object, transaction};
@@ -218,7 +218,7 @@ fn a_batch_is_no_larger_than_the_store_takes() {
     let vms: Vec<String> = vms.collect();
     let world = format!("worker n1 cpus=100 memory=64GiB\nimage demo v1\n{}", vms.join("\n"));
     let leading = Leading::settled(&world);
-    let bytes = |batch: &Transaction| batch.writes.values().map(Write::first_boot_bytes).sum::<usize>();
-    assert!(leading.batches.iter().all(|batch| bytes(batch) <= FIRST_BOOT_BYTES_MAX));
+    let bytes = |batch: &Transaction| batch.writes.values().map(Write::large_bytes).sum::<usize>();
+    assert!(leading.batches.iter().all(|batch| bytes(batch) <= LARGE_BYTES_MAX));
     assert_eq!(leading.batches.iter().map(bytes).sum::<usize>(), 60 * 32_000, "all were placed");
 }

@@ -1,0 +1,177 @@
+//! What the proxy in a guest is told, and what it says: the worker's side of a load balancer.
+//!
+//! ```text
+//!   told a newer one ──> tell it ──> acknowledged ──> look: whom is it still busy with? ──> again, until nobody
+//!                          │ refused: reported, and not told again        │
+//!                          └ no answer: told again after a pause <────────┘
+//! ```
+//!
+//! What is in flight is asked after the acknowledgement, and from then on only falls to nothing: no request begins any more to who is
+//! not in what the proxy holds.
+
+use lightbyte_api::observed::{BUSY_REPORTED_MAX, ObservedProxy, PROBLEM_LENGTH_MAX, RefusedTopology};
+use lightbyte_api::{Span, Timestamp, Uid};
+use serde::{Deserialize, Serialize};
+
+use crate::planner::later;
+
+/// From one look to the next while the proxy is busy with somebody who has left.
+pub const BUSY_PERIOD: Span = Span::from_millis(100);
+/// From one look to the next else: whether it has begun anew.
+pub const IDLE_PERIOD: Span = Span::from_secs(2);
+/// The pause before a proxy that did not answer is asked again; it doubles with each time in a row.
+const RETRY_FIRST: Span = Span::from_millis(250);
+/// The longest pause.
+const RETRY_LIMIT: Span = Span::from_secs(5);
+/// After how many times in a row without an answer that is reported: a proxy that begins takes a moment.
+const SILENT_TIMES: u32 = 4;
+
+/// What a proxy is to be told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// The revision.
+    pub revision: u64,
+    /// Everybody who is in it.
+    pub members: Vec<Uid>,
+    /// The text of a [`Topology`](lightbyte_api::topology::Topology).
+    pub document: String,
+}
+
+/// What came of telling or asking a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It does this.
+    Does {
+        /// The revision that holds; nought if none does.
+        revision: u64,
+        /// Those that requests are in flight to.
+        in_flight: Vec<Uid>,
+        /// For how long it has run, in milliseconds.
+        uptime_ms: u64,
+    },
+    /// It did not take what it was told.
+    Refused(String),
+    /// It did not answer.
+    Silent(String),
+}
+
+/// A proxy as its worker knows it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Proxy {
+    wanted: Option<Told>,
+    said: Option<ObservedProxy>,
+    /// Something is under way; for the machine that is there now.
+    errand: Option<Errand>,
+    /// When it is asked next; at once without.
+    due: Option<Timestamp>,
+    silent: u32,
+    problem: Option<String>,
+    uptime_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Errand {
+    told: Option<u64>,
+    is_of_this_life: bool,
+}
+
+impl Proxy {
+    /// Takes what is to be told, unless something newer is.
+    pub(super) fn want(&mut self, told: Told) {
+        if self.wanted.as_ref().is_none_or(|wanted| wanted.revision <= told.revision) {
+            self.wanted = Some(told);
+        }
+    }
+
+    /// The machine is not there any more.
+    pub(super) fn end_life(&mut self) {
+        let wanted = self.wanted.take();
+        let errand = self.errand.map(|errand| Errand { is_of_this_life: false, ..errand });
+        *self = Proxy { wanted, errand, ..Proxy::default() };
+    }
+
+    /// What is reported; `None` when nothing is known of it.
+    pub(super) const fn said(&self) -> Option<&ObservedProxy> {
+        self.said.as_ref()
+    }
+
+    /// What is to be reported of it as a problem.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.problem.clone().filter(|_| self.silent >= SILENT_TIMES)
+    }
+
+    /// What to do now: `Some(None)` asks it what it does, `Some(Some(_))` tells it before.
+    pub(super) fn errand(&mut self, now: Timestamp) -> Option<Option<Told>> {
+        if self.next_wake().is_none_or(|at| now < at) {
+            return None;
+        }
+        let told = self.wanted.clone().filter(|wanted| self.is_to_be_told(wanted));
+        self.errand = Some(Errand { told: told.as_ref().map(|told| told.revision), is_of_this_life: true });
+        Some(told)
+    }
+
+    /// When there is something to do, if its guest runs.
+    pub(super) fn next_wake(&self) -> Option<Timestamp> {
+        let wanted = self.wanted.as_ref().filter(|_| self.errand.is_none())?;
+        match self.silent {
+            0 if self.is_to_be_told(wanted) => Some(Timestamp::MIN),
+            _ => Some(self.due.unwrap_or(Timestamp::MIN)),
+        }
+    }
+
+    fn is_to_be_told(&self, wanted: &Told) -> bool {
+        self.said.as_ref().is_none_or(|said| {
+            let is_refused = said.refused.as_ref().is_some_and(|refused| refused.revision >= wanted.revision);
+            said.revision < wanted.revision && !is_refused
+        })
+    }
+
+    /// Takes what came of an errand.
+    pub(super) fn take(&mut self, answer: Answer, now: Timestamp) {
+        let Some(errand) = self.errand.take().filter(|errand| errand.is_of_this_life) else { return };
+        match answer {
+            Answer::Does { revision, in_flight, uptime_ms } => self.hear(revision, in_flight, uptime_ms, now),
+            Answer::Refused(because) => {
+                let revision = errand.told.unwrap_or(0);
+                let because = plain(&because);
+                let said = self.said.get_or_insert_default();
+                said.refused = Some(RefusedTopology { revision, because });
+                (self.silent, self.problem, self.due) = (0, None, None);
+            }
+            Answer::Silent(problem) => {
+                let factor = 1_u64.checked_shl(self.silent).unwrap_or(u64::MAX);
+                let pause = RETRY_FIRST.millis().saturating_mul(factor).min(RETRY_LIMIT.millis());
+                self.silent = self.silent.saturating_add(1);
+                self.problem = Some(plain(&problem));
+                self.due = Some(later(now, Span::from_millis(pause)));
+            }
+        }
+    }
+
+    fn hear(&mut self, revision: u64, in_flight: Vec<Uid>, uptime_ms: u64, now: Timestamp) {
+        (self.silent, self.problem) = (0, None);
+        // Only of what it does is it known who is in it.
+        let members = self.wanted.as_ref().filter(|wanted| wanted.revision == revision);
+        let left = |uid: &Uid| members.is_some_and(|told| !told.members.contains(uid));
+        let mut busy: Vec<Uid> = in_flight.into_iter().filter(left).collect();
+        busy.sort_unstable();
+        busy.truncate(BUSY_REPORTED_MAX);
+        let before = self.said.take();
+        let restarted = before.is_some() && uptime_ms < self.uptime_ms;
+        self.uptime_ms = uptime_ms;
+        let period = if busy.is_empty() { IDLE_PERIOD } else { BUSY_PERIOD };
+        self.due = Some(later(now, period));
+        let (refused, restarts) = before.map(|before| (before.refused, before.restarts)).unwrap_or_default();
+        self.said = Some(ObservedProxy {
+            revision,
+            refused: refused.filter(|refused| refused.revision > revision),
+            busy,
+            restarts: restarts + u64::from(restarted),
+        });
+    }
+}
+
+/// A guest's words as they may be stored.
+fn plain(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(PROBLEM_LENGTH_MAX).collect()
+}

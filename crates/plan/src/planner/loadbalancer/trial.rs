@@ -1,0 +1,159 @@
+//! A change of what proxies do goes to one of them first. Only when that one has it, and goes on for a while, do the others get
+//! it: what would bring all proxies down at once brings down one, and is taken back.
+
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Configuration, Proxy, Rejected, Trial};
+use lightbyte_api::{Key, Kind, Span, WaitingOn};
+
+use super::{Balancer, look_again, passed};
+use crate::planner::{Plan, later, since};
+
+/// How long the first proxy must have gone on with it.
+pub(super) const TRIED_FOR: Span = Span::from_secs(2);
+/// How long it may take to have it at all.
+pub(super) const TAKEN_WITHIN: Span = Span::from_secs(30);
+
+/// When what no proxy has judged is tried again.
+const TRIED_AGAIN_AFTER: Span = Span::from_secs(30);
+
+/// What became of a trial.
+enum Outcome {
+    Goes(Span),
+    Passed,
+    /// By what is tried.
+    Failed(String),
+    /// By what, nobody can say.
+    Broken(&'static str),
+}
+
+impl Balancer<'_> {
+    /// Brings what is asked to the proxies: to one, then to all.
+    pub(super) fn configure(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
+        if let Some(trial) = choice.trial.clone() {
+            self.judge(&trial, choice, plan);
+        }
+        let is_asked = |number: u64| choice.configuration(number).is_some_and(|one| one.serving == self.spec.serving);
+        if choice.accepted.is_some_and(is_asked) {
+            choice.rejected = None;
+        } else if let Some(rejected) = choice.rejected.as_ref().filter(|rejected| self.is_shut_out(rejected)) {
+            plan.waiting_on.push(WaitingOn::TrialFailed { because: rejected.because.clone() });
+            let left = rejected.again_at.map(|at| since(self.inputs.now, at));
+            left.into_iter().for_each(|left| look_again(plan, left));
+        } else if choice.trial.is_none() {
+            self.begin(choice, plan);
+        }
+        let tester = choice.trial.as_ref().and_then(|trial| self.view.object_of(trial.proxy));
+        plan.waiting_on.extend(tester.map(|proxy| WaitingOn::Trial { proxy: proxy.clone() }));
+    }
+
+    /// Whether what is asked was refused, and is not tried again yet.
+    fn is_shut_out(&self, rejected: &Rejected) -> bool {
+        rejected.serving == self.spec.serving && rejected.again_at.is_none_or(|at| self.inputs.now < at)
+    }
+
+    /// Begins with what is asked: by a trial, unless no proxy does anything yet that could break.
+    fn begin(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
+        let tester = choice.accepted.and_then(|_| self.tester(choice));
+        if let Some(away) = tester.filter(|proxy| self.view.alive(proxy.worker).is_none()) {
+            let worker = self.view.object_of(away.worker.uid()).map(|object| object.name.clone());
+            plan.waiting_on.extend(worker.map(|worker| WaitingOn::WorkerAway { worker }));
+            return;
+        }
+        let number = 1 + choice.configurations.iter().map(|one| one.number).max().unwrap_or(0);
+        let serving = self.spec.serving.clone();
+        choice.rejected = None;
+        choice.configurations.push(Configuration { number, serving, pools: Default::default() });
+        let Some(proxy) = tester else {
+            self.accept(number, choice);
+            return;
+        };
+        choice.trial = Some(Trial {
+            number,
+            proxy: proxy.uid,
+            restarts: self.report(&proxy).map_or(0, |report| report.restarts),
+            // Known when it is raised.
+            revision: 0,
+            since: self.inputs.now,
+            acknowledged_at: None,
+        });
+        look_again(plan, TAKEN_WITHIN);
+    }
+
+    /// The proxy that tries: one that stays and has done what it was told; better one that can be reached.
+    fn tester(&self, choice: &BalancerChoice) -> Option<Proxy> {
+        let stays = |proxy: &&Proxy| {
+            let object = self.view.object_of(proxy.uid);
+            object.is_some_and(|object| self.view.living(object).is_some())
+        };
+        let is_away = |proxy: &Proxy| self.view.alive(proxy.worker).is_none();
+        let candidates = choice.proxies.iter().filter(stays).filter(|proxy| self.report(proxy).is_some());
+        candidates.min_by_key(|proxy| (is_away(proxy), proxy.uid)).copied()
+    }
+
+    fn accept(&self, number: u64, choice: &mut BalancerChoice) {
+        choice.configurations.retain(|one| one.number == number);
+        choice.accepted = Some(number);
+        choice.trial = None;
+    }
+
+    /// Ends the trial if there is something to say of it.
+    fn judge(&self, trial: &Trial, choice: &mut BalancerChoice, plan: &mut Plan) {
+        let drop_it = |choice: &mut BalancerChoice| {
+            let tried = choice.configurations.iter().position(|one| one.number == trial.number);
+            choice.trial = None;
+            tried.map(|index| choice.configurations.remove(index).serving)
+        };
+        let is_asked = choice.configuration(trial.number).is_some_and(|one| one.serving == self.spec.serving);
+        if !is_asked {
+            drop_it(choice);
+            return;
+        }
+        let proxy = choice.proxies.iter().find(|proxy| proxy.uid == trial.proxy).copied();
+        if let Some(proxy) = &proxy {
+            plan.rests_on.push(Key::Observed(proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid }));
+        }
+        let acknowledged = proxy.as_ref().and_then(|proxy| self.report(proxy));
+        if acknowledged.is_some_and(|report| report.revision >= trial.revision)
+            && let Some(trial) = &mut choice.trial
+        {
+            trial.acknowledged_at.get_or_insert(self.inputs.now);
+        }
+        match self.outcome(choice.trial.as_ref().unwrap_or(trial), proxy.as_ref()) {
+            Outcome::Goes(left) => look_again(plan, left),
+            Outcome::Passed => self.accept(trial.number, choice),
+            Outcome::Failed(because) => {
+                choice.rejected = drop_it(choice).map(|serving| Rejected { serving, because, again_at: None });
+            }
+            Outcome::Broken(because) => {
+                let again_at = Some(later(self.inputs.now, TRIED_AGAIN_AFTER));
+                let because = because.to_owned();
+                choice.rejected = drop_it(choice).map(|serving| Rejected { serving, because, again_at });
+            }
+        }
+    }
+
+    fn outcome(&self, trial: &Trial, proxy: Option<&Proxy>) -> Outcome {
+        let stays = |proxy: &&Proxy| {
+            let object = self.view.object_of(proxy.uid);
+            object.is_some_and(|object| self.view.living(object).is_some()) && self.view.alive(proxy.worker).is_some()
+        };
+        let Some(proxy) = proxy.filter(stays) else { return Outcome::Broken("the proxy that tried it is gone") };
+        let report = self.report(proxy);
+        let refused = report.and_then(|report| report.refused.as_ref());
+        if let Some(refused) = refused.filter(|refused| refused.revision >= trial.revision) {
+            return Outcome::Failed(refused.because.clone());
+        }
+        if report.is_some_and(|report| report.restarts > trial.restarts) {
+            return Outcome::Failed("the proxy ended while it tried it".to_owned());
+        }
+        let left = |limit: Span, passed: Span| limit.millis().saturating_sub(passed.millis());
+        match passed(trial.acknowledged_at, self.inputs.now).map(|passed| left(TRIED_FOR, passed)) {
+            Some(0) => Outcome::Passed,
+            Some(left) => Outcome::Goes(Span::from_millis(left)),
+            None => match left(TAKEN_WITHIN, since(trial.since, self.inputs.now)) {
+                0 => Outcome::Broken("the proxy that was to try it did not take it in time"),
+                left => Outcome::Goes(Span::from_millis(left)),
+            },
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What people see of a load balancer.
+
+use lightbyte_api::kinds::loadbalancer::{Choice, Leaving, Proxy, Spec};
+use lightbyte_api::object::Asked;
+use lightbyte_api::{ObjectRef, Uid, WaitingOn};
+use serde_json::{Map, Value, json};
+
+use super::{Found, fields};
+use crate::fronts;
+use crate::planner::loadbalancer::report;
+use crate::planner::vm::placement;
+use crate::view::View;
+
+/// How many backends are named; the others are counted.
+const BACKENDS_SHOWN_MAX: usize = 100;
+
+pub(super) fn of<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked, spec: &'a Spec) -> Found<'a> {
+    let decided = view.decided(object);
+    let choice = fronts::choice(view, object);
+    let waiting_on = decided.map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
+    let waits = |is: fn(&WaitingOn) -> bool| waiting_on.iter().any(|waiting| is(&waiting.on));
+    let state = match choice {
+        None => "pending",
+        Some(_) if waits(|on| matches!(on, WaitingOn::TrialFailed { .. })) => "refused",
+        Some(choice) if choice.trial.is_some() => "trying",
+        Some(choice) if told_of(view, choice).count() == 0 => "starting",
+        Some(_) if waiting_on.is_empty() => "ready",
+        Some(_) => "degraded",
+    };
+    let since = decided.and_then(|decided| decided.at_rest_since).unwrap_or(asked.meta.changed_at);
+    let more = move || choice.map(|choice| shown(view, choice, spec)).unwrap_or_default();
+    Found { state, ready: state == "ready", since: Some(since), more: Box::new(more) }
+}
+
+/// The proxies that do what some topology says.
+fn told_of<'a>(view: &'a View, choice: &'a Choice) -> impl Iterator<Item = &'a Proxy> {
+    choice.proxies.iter().filter(move |proxy| report(view, proxy).is_some_and(|report| report.revision > 0))
+}
+
+fn shown(view: &View, choice: &Choice, spec: &Spec) -> Map<String, Value> {
+    let proxies = choice.proxies.iter().map(|proxy| shown_proxy(view, choice, proxy));
+    let accepted = choice.accepted.and_then(|number| choice.configuration(number));
+    let pools = accepted.into_iter().flat_map(|accepted| &accepted.pools);
+    let address =
+        |uid: &Uid| choice.members.iter().find(|member| member.uid == *uid).map(|member| member.address);
+    let backends = pools.flat_map(|(pool, uids)| uids.iter().map(move |uid| (pool, uid)));
+    let backends: Vec<Value> = backends
+        .map(|(pool, uid)| json!({ "pool": pool, "vm": name(view, *uid), "address": address(uid) }))
+        .collect();
+    let leaving = choice.leaving.iter().map(|leaving| shown_leaving(view, choice, leaving));
+    fields(json!({
+        "revision": choice.revision,
+        "proxies": proxies.collect::<Vec<_>>(),
+        "proxies_told": told_of(view, choice).filter(|proxy| report(view, proxy).is_some_and(|report| report.revision >= choice.revision)).count(),
+        "proxies_wanted": spec.proxies.replicas,
+        "backends": backends.len(),
+        "members": backends.into_iter().take(BACKENDS_SHOWN_MAX).collect::<Vec<_>>(),
+        "leaving": leaving.collect::<Vec<_>>(),
+        "refused": choice.rejected.as_ref().map(|rejected| &rejected.because),
+    }))
+}
+
+fn shown_proxy(view: &View, choice: &Choice, proxy: &Proxy) -> Value {
+    let object = view.object_of(proxy.uid);
+    let nic = object.and_then(|object| placement(view, object)).and_then(|placement| placement.nics.first());
+    let said = report(view, proxy);
+    json!({
+        "vm": name(view, proxy.uid),
+        "worker": view.object_of(proxy.worker.uid()).map(|worker| &worker.name),
+        "address": nic.and_then(|nic| nic.address),
+        "acknowledged": said.map(|said| said.revision),
+        "tries": choice.trial.as_ref().is_some_and(|trial| trial.proxy == proxy.uid),
+        "refused": said.and_then(|said| said.refused.as_ref()).map(|refused| &refused.because),
+        "busy_with": said.map(|said| said.busy.iter().map(|uid| name(view, *uid)).collect::<Vec<_>>()),
+    })
+}
+
+fn shown_leaving(view: &View, choice: &Choice, leaving: &Leaving) -> Value {
+    let has_it = |proxy: &&Proxy| {
+        report(view, proxy)
+            .is_none_or(|said| said.revision < leaving.revision || said.is_busy_with(leaving.uid))
+    };
+    let waits_for = choice.proxies.iter().find(has_it).map(|proxy| name(view, proxy.uid));
+    json!({ "vm": name(view, leaving.uid), "since": leaving.since, "overdue": leaving.overdue, "waits_for": waits_for })
+}
+
+/// The name of a VM; its uid if it is no more.
+fn name(view: &View, uid: Uid) -> String {
+    view.object_of(uid).map_or_else(|| uid.to_string(), |object| object.name.to_string())
+}

@@ -1,0 +1,63 @@
+//! What the host says to the proxy in a guest, and asks it, by way of the guest's agent.
+
+use std::time::Duration;
+
+use lightbyte_api::topology::Sealed;
+use lightbyte_api::{Uid, VmId};
+use lightbyte_guest::protocol::{Problem, ProxyStatus};
+use lightbyte_plan::agent::Told;
+use lightbyte_plan::agent::proxy::Answer;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use super::{ANSWER_MAX, answer};
+use crate::driver::{DriverError, Guest};
+
+/// How long a proxy may take to apply a topology: it writes it to its disk first.
+const TOLD_MAX: Duration = Duration::from_secs(25);
+
+/// Tells the proxy what is `told`, if anything, and asks what it does. The order counts: what is in flight is asked after the
+/// proxy has acknowledged.
+pub(crate) fn ask_proxy(guest: &dyn Guest, vm: VmId, told: Option<&Told>) -> Answer {
+    if let Some(told) = told {
+        match tell(guest, vm, told) {
+            Ok(None) => {}
+            Ok(Some(because)) => return Answer::Refused(because),
+            Err(error) => return Answer::Silent(error.chain()),
+        }
+    }
+    match status(guest, vm) {
+        Ok(ProxyStatus { revision, in_flight, uptime_ms, .. }) => {
+            let in_flight = in_flight.iter().filter(|(_, count)| **count > 0);
+            let in_flight = in_flight.filter_map(|(uid, _)| uid.parse::<Uid>().ok()).collect();
+            Answer::Does { revision, in_flight, uptime_ms }
+        }
+        Err(error) => Answer::Silent(error.chain()),
+    }
+}
+
+/// Why the proxy refuses it, if it does.
+fn tell(guest: &dyn Guest, vm: VmId, told: &Told) -> Result<Option<String>, DriverError> {
+    let nonsense =
+        |error: serde_json::Error| DriverError::Refused(format!("what it is told is no JSON: {error}"));
+    let topology = RawValue::from_string(told.document.clone()).map_err(nonsense)?;
+    let checksum =
+        Sha256::digest(told.document.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let body = serde_json::to_string(&Sealed { checksum, topology }).map_err(nonsense)?;
+    let (status, answer) = answer(guest, vm, ("PUT", "/v1/topology"), &body, TOLD_MAX)?;
+    let words = || serde_json::from_slice::<Problem>(&answer).unwrap_or_default().error;
+    match status {
+        200 => Ok(None),
+        // It is another topology, or an older one, or bad: to say it again changes nothing.
+        409 | 413 | 422 | 500 => Ok(Some(words())),
+        status => Err(DriverError::Refused(format!("its agent answers {status}: {}", words()))),
+    }
+}
+
+fn status(guest: &dyn Guest, vm: VmId) -> Result<ProxyStatus, DriverError> {
+    match answer(guest, vm, ("GET", "/v1/proxy"), "", ANSWER_MAX)? {
+        (200, answer) => serde_json::from_slice(&answer)
+            .map_err(|_| DriverError::Refused("its proxy answers nonsense".to_owned())),
+        (status, _) => Err(DriverError::Refused(format!("its agent answers {status}"))),
+    }
+}
