@@ -53,6 +53,16 @@ pub(crate) enum Verdict {
     },
     /// Others are to be asked.
     Forward,
+    /// The reply ends with an alias that leaves the zone, and others are to be asked for its target.
+    Follow,
+}
+
+/// Whether an answer has all that was asked for.
+enum Told {
+    /// It has, and ends so.
+    Whole(Rcode),
+    /// It ends with an alias that leaves the zone.
+    Alias,
 }
 
 /// Answers a message. `reply` is overwritten; it holds the answer if the verdict says so.
@@ -67,15 +77,19 @@ pub(crate) fn answer(table: &Table, context: &Context<'_>, message: &[u8], reply
     };
     let refusal = refusal(&query);
     let place = table.look_up(query.name.as_bytes());
-    let is_for_others = matches!(place, Place::Outside) && query.head.flags & flag::RECURSION_DESIRED != 0;
-    if context.does_forward && is_for_others && refusal.is_none() {
+    let may_forward = context.does_forward && query.head.flags & flag::RECURSION_DESIRED != 0;
+    if may_forward && matches!(place, Place::Outside) && refusal.is_none() {
         return Verdict::Forward;
     }
     let mut reply = Reply::new(reply, &query, context.transport);
     if context.does_forward {
         reply.add_flags(flag::RECURSION_AVAILABLE);
     }
-    let rcode = refusal.unwrap_or_else(|| records(table, context, &query, place, &mut reply));
+    let told = refusal.map_or_else(|| records(table, context, &query, place, &mut reply), Told::Whole);
+    let (rcode, leaves) = match told {
+        Told::Whole(rcode) => (rcode, false),
+        Told::Alias => (Rcode::NoError, true),
+    };
     if matches!(rcode, Rcode::NoError | Rcode::NxDomain) {
         reply.add_flags(flag::AUTHORITATIVE);
         if context.freshness == Freshness::Stale {
@@ -83,6 +97,10 @@ pub(crate) fn answer(table: &Table, context: &Context<'_>, message: &[u8], reply
         }
     }
     let is_truncated = reply.finish(rcode);
+    // What was cut is asked for again over TCP, and then gone on with.
+    if leaves && may_forward && !is_truncated {
+        return Verdict::Follow;
+    }
     Verdict::Send { rcode, is_truncated }
 }
 
@@ -125,30 +143,29 @@ fn records<'a>(
     query: &Query<'_>,
     place: Place<'a>,
     reply: &mut Reply<'_>,
-) -> Rcode {
+) -> Told {
     let Place::Zone { mut apex_at, mut sets } = place else {
-        return Rcode::Refused;
+        return Told::Whole(Rcode::Refused);
     };
     let mut name_at = HEADER_BYTES;
     for _ in 0..=ALIASES_MAX {
         let Some(known) = sets.filter(|_| context.freshness != Freshness::Missing) else {
-            return nothing(table, context, name_at + apex_at, reply);
+            return Told::Whole(nothing(table, context, name_at + apex_at, reply));
         };
         let Some(set) = found(known, query.rtype) else {
             reply.add_authority(table.soa(), pointer(name_at + apex_at));
-            return Rcode::NoError;
+            return Told::Whole(Rcode::NoError);
         };
         let data_at = reply.add_answers(set, pointer(name_at), context.turns);
         if set.rtype != rtype::CNAME || matches!(query.rtype, rtype::CNAME | rtype::ANY) {
-            return Rcode::NoError;
+            return Told::Whole(Rcode::NoError);
         }
         let Place::Zone { apex_at: target_apex_at, sets: target } = table.look_up(set.data()) else {
-            // Whoever asks goes on from here.
-            return Rcode::NoError;
+            return Told::Alias;
         };
         (name_at, apex_at, sets) = (data_at, target_apex_at, target);
     }
-    Rcode::NoError
+    Told::Whole(Rcode::NoError)
 }
 
 /// The set that answers a question for this type. A question for anything gets one set, whichever (RFC 8482, 4.1).

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::alias;
 use crate::answer;
 use crate::counters::count;
 use crate::reply::{Transport, udp_bytes_max};
@@ -48,6 +49,7 @@ pub(crate) struct Client {
 /// A query over UDP that waits for its turn.
 struct Job {
     message: Vec<u8>,
+    begun: Option<Vec<u8>>,
     client: Client,
     permit: OwnedSemaphorePermit,
 }
@@ -79,10 +81,13 @@ impl Forwarder {
         forwarder
     }
 
-    /// Answers a query over UDP some time later. It is not for a task: any thread may call it, and it never waits.
-    pub(crate) fn take(&self, message: &[u8], client: Client) {
+    /// Answers a query over UDP some time later. It is not for a task: any thread may call it, and it never waits. An
+    /// answer that was begun ends with an alias, and is gone on with.
+    pub(crate) fn take(&self, message: &[u8], begun: Option<&[u8]>, client: Client) {
         let job = match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => Job { message: message.to_owned(), client, permit },
+            Ok(permit) => {
+                Job { message: message.to_owned(), begun: begun.map(<[u8]>::to_owned), client, permit }
+            }
             Err(_) => {
                 count(&self.shared.counters.forwards_refused);
                 let mut reply = Vec::new();
@@ -95,30 +100,42 @@ impl Forwarder {
         let _ = self.jobs.try_send(job);
     }
 
-    /// Answers a query. `reply` is overwritten.
-    pub(crate) async fn answer(&self, message: &[u8], transport: Transport, reply: &mut Vec<u8>) {
+    /// Answers a query over TCP. `reply` is overwritten.
+    pub(crate) async fn answer(&self, message: &[u8], begun: Option<&[u8]>, reply: &mut Vec<u8>) {
         let Ok(_permit) = self.permits.try_acquire() else {
             count(&self.shared.counters.forwards_refused);
-            return answer::fail(message, transport, reply);
+            return answer::fail(message, Transport::Tcp, reply);
         };
-        self.answer_with_permit(message, transport, reply).await;
+        self.answer_with_permit(message, begun, Transport::Tcp, reply).await;
     }
 
-    async fn answer_with_permit(&self, message: &[u8], transport: Transport, reply: &mut Vec<u8>) {
-        match timeout(ALL_TRIES, self.ask(message)).await.ok().flatten() {
-            None => {
-                count(&self.shared.counters.forwards_failed);
-                answer::fail(message, transport, reply);
-            }
-            Some(found) => {
-                count(&self.shared.counters.forwarded);
-                let edns = wire::read(message).ok().and_then(|query| query.edns);
-                if transport == Transport::Udp && found.len() > udp_bytes_max(edns) {
-                    answer::truncate(message, reply);
-                } else {
-                    *reply = found;
-                }
-            }
+    async fn answer_with_permit(
+        &self,
+        message: &[u8],
+        begun: Option<&[u8]>,
+        transport: Transport,
+        reply: &mut Vec<u8>,
+    ) {
+        let query = match begun {
+            None => Some(message.to_owned()),
+            Some(begun) => alias::query_for_target(message, begun),
+        };
+        let found = match query {
+            None => None,
+            Some(query) => timeout(ALL_TRIES, self.ask(&query)).await.ok().flatten(),
+        };
+        let Some(found) = found else {
+            count(&self.shared.counters.forwards_failed);
+            return answer::fail(message, transport, reply);
+        };
+        count(&self.shared.counters.forwarded);
+        let edns = wire::read(message).ok().and_then(|query| query.edns);
+        if let Some(begun) = begun {
+            alias::join(message, begun, &found, transport, reply);
+        } else if transport == Transport::Udp && found.len() > udp_bytes_max(edns) {
+            answer::truncate(message, reply);
+        } else {
+            *reply = found;
         }
     }
 
@@ -128,11 +145,12 @@ impl Forwarder {
             tokio::select! {
                 Some(_) = running.join_next(), if !running.is_empty() => {}
                 job = jobs.recv() => {
-                    let Some(Job { message, client, permit }) = job else { return };
+                    let Some(Job { message, begun, client, permit }) = job else { return };
                     let forwarder = self.clone();
                     running.spawn(async move {
                         let mut reply = Vec::new();
-                        forwarder.answer_with_permit(&message, Transport::Udp, &mut reply).await;
+                        let begun = begun.as_deref();
+                        forwarder.answer_with_permit(&message, begun, Transport::Udp, &mut reply).await;
                         client.send(&reply);
                         drop(permit);
                     });

@@ -4,6 +4,7 @@
 //! it keeps on disk, so it knows its names with no server there. What is answered is decided in `answer`, without I/O;
 //! `udp`, `tcp`, `forward` and `disk` only carry.
 
+mod alias;
 mod answer;
 mod bind;
 mod counters;

@@ -108,6 +108,14 @@ impl<'a> Reply<'a> {
         data_at
     }
 
+    /// Adds a record as it is, if it fits. Those that come after one that did not are left out.
+    pub(crate) fn add_answer(&mut self, record: &[u8]) {
+        if self.fits(record.len()) {
+            self.bytes.extend_from_slice(record);
+            self.answers += 1;
+        }
+    }
+
     /// Adds SOA, which says whose word it is that there is nothing.
     pub(crate) fn add_authority(&mut self, soa: &[u8], owner: u16) {
         if self.fits(soa.len() + 2) {

@@ -88,7 +88,7 @@ impl Shared {
         let verdict = answer(&published.table, &context, message, reply);
         match verdict {
             Verdict::Silence => count(&self.counters.silent),
-            Verdict::Forward => {}
+            Verdict::Forward | Verdict::Follow => {}
             Verdict::Send { rcode, is_truncated } => {
                 self.counters.answered(rcode);
                 if is_truncated {

@@ -93,7 +93,12 @@ async fn converse(stream: TcpStream, service: &Service) -> io::Result<()> {
             Verdict::Send { .. } => {}
             Verdict::Forward => {
                 let Some(forwarder) = &service.forwarder else { return Ok(()) };
-                forwarder.answer(&message, Transport::Tcp, &mut reply).await;
+                forwarder.answer(&message, None, &mut reply).await;
+            }
+            Verdict::Follow => {
+                let Some(forwarder) = &service.forwarder else { return Ok(()) };
+                let begun = reply.clone();
+                forwarder.answer(&message, Some(&begun), &mut reply).await;
             }
         }
         framed.clear();

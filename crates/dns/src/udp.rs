@@ -125,11 +125,14 @@ impl Worker {
             Verdict::Silence => {}
             // An answer that cannot be sent is lost, as any may be on its way.
             Verdict::Send { .. } => drop(self.socket.send_to(reply, from)),
-            Verdict::Forward => {
-                if let Some(forwarder) = &self.forwarder {
-                    forwarder.take(message, Client { socket: Arc::clone(&self.socket), address: from });
-                }
-            }
+            Verdict::Forward => self.forward(message, None, from),
+            Verdict::Follow => self.forward(message, Some(reply), from),
+        }
+    }
+
+    fn forward(&self, message: &[u8], begun: Option<&[u8]>, from: SocketAddr) {
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.take(message, begun, Client { socket: Arc::clone(&self.socket), address: from });
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Every rule of an answer, read back by a library that is not ours.
 
+mod follow;
 mod hostile;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -109,6 +110,7 @@ impl World {
         match self.ask(message) {
             (Verdict::Silence, _) => "silence".to_owned(),
             (Verdict::Forward, _) => "forward".to_owned(),
+            (Verdict::Follow, reply) => format!("follow {}", describe(&reply)),
             (Verdict::Send { .. }, reply) => describe(&reply),
         }
     }
@@ -361,6 +363,12 @@ fn others_are_asked_for_what_is_theirs() {
     world.check("example.org", 252, "REFUSED ra");
     let not_desired = changed(query("example.org", A), 2, 0);
     assert_eq!(world.told(&not_desired), "REFUSED ra");
+    // An alias is for them from where it leaves the zone.
+    let far = "far.lab 5 CNAME www.example.org";
+    world.check("far.lab", A, &format!("follow NOERROR aa ra > {far}"));
+    world.check("far.lab", rtype::CNAME, &format!("NOERROR aa ra > {far}"));
+    world.check("far.lab", rtype::ANY, &format!("NOERROR aa ra > {far}"));
+    assert_eq!(world.told(&changed(query("far.lab", A), 2, 0)), format!("NOERROR aa ra > {far}"));
     let mut reply = Vec::new();
     fail(&query("example.org", A), Transport::Udp, &mut reply);
     assert_eq!(describe(&reply), "SERVFAIL ra");

@@ -107,6 +107,22 @@ async fn what_others_say_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_alias_that_leaves_the_zone_is_gone_on_with() {
+    let check = async |name: &str, does: Does, udp: &str, tcp_records: usize| {
+        let rig = Rig::start(name, &[upstream(does).await]).await;
+        rig.dns.apply(&zone(1, 1)).expect("applies");
+        let over_udp = told(&ask_udp(rig.address(), &query("far.lab")).await);
+        assert_eq!(over_udp.split(' ').take(3).collect::<Vec<_>>().join(" "), udp, "{does:?}");
+        let over_tcp = told(&ask_tcp(rig.address(), &query("far.lab")).await);
+        assert_eq!(over_tcp.matches(" 192.0.2.").count(), tcp_records, "{over_tcp}");
+    };
+    check("follow", Does::Answers, "NOERROR 192.0.2.1", 1).await;
+    check("follow-cut", Does::Cuts, "NOERROR tc 192.0.2.1", 100).await;
+    check("follow-refused", Does::Refuses, SERVFAIL, 0).await;
+    check("follow-nobody", Does::Gone, SERVFAIL, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_answer_is_left_for_the_next() {
     check("next", &[Does::Nothing, Does::Answers], "NOERROR 192.0.2.1", "NOERROR 192.0.2.1").await;
 }

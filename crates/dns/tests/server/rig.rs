@@ -69,11 +69,13 @@ pub(crate) fn state_dir(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("lightbyte-dns-{name}-{}", std::process::id()))
 }
 
-/// A zone with one name and one address.
+/// A zone with one name and one address, and an alias that leaves it.
 pub(crate) fn zone(revision: u64, octet: u8) -> Zone {
     let mut zone = Zone::new("lab", revision);
     let a = vec![Ipv4Addr::new(10, 77, 0, octet)].into();
     zone.names.insert("db.vm".to_owned(), Records { a, ..Records::default() });
+    let cname = vec!["www.example.org".to_owned()].into();
+    zone.names.insert("far".to_owned(), Records { cname, ..Records::default() });
     zone
 }
 

@@ -1,6 +1,7 @@
 //! What strangers send: whatever it is, it gets a message that can be read, or nothing.
 
 use super::*;
+use crate::alias::{join, query_for_target};
 
 /// The rounds of each loop; a seed that fails is printed and gives the same round again.
 const ROUNDS: u64 = 50_000;
@@ -124,6 +125,35 @@ fn queries_that_were_cut_or_go_on() {
         }
         message
     });
+}
+
+#[test]
+fn answers_of_others_that_were_hit() {
+    let world = World { does_forward: true, transport: Transport::Tcp, ..World::new() };
+    for seed in 5_000_000..5_000_000 + ROUNDS {
+        let mut numbers = Numbers(seed);
+        let message = query("far.lab", A);
+        let (verdict, begun) = world.ask(&message);
+        assert_eq!(verdict, Verdict::Follow);
+        let mut others = query_for_target(&message, &begun).expect("an alias");
+        others[2] |= 0x80;
+        others[7] = 2;
+        others.extend([1, b'x', 0xc0, 16, 0, 5, 0, 1, 0, 0, 0, 60, 0, 4, 1, b'y', 0xc0, 12]);
+        others.extend([0xc0, 12, 0, 6, 0, 1, 0, 0, 0, 60, 0, 24, 0xc0, 16, 0xc0, 20]);
+        others.extend([0; 20]);
+        for _ in 0..=numbers.below(4) {
+            let at = numbers.below(others.len());
+            others[at] = numbers.one_of(&[0, 1, 0x0c, 0x3f, 0xc0, 0xff, seed.to_be_bytes()[7]]);
+        }
+        others.truncate(others.len() - numbers.below(3));
+        let mut reply = Vec::new();
+        join(&message, &begun, &others, Transport::Udp, &mut reply);
+        // Data of types that have no names goes on as it is, right or wrong; all else can be read.
+        let answer = Message::from_octets(&reply[..]).expect("a header");
+        let count = answer.answer().expect("answers").filter(Result::is_ok).count();
+        assert_eq!(count, usize::from(answer.header_counts().ancount()), "seed {seed}");
+        assert_eq!(answer.sections().expect("sections").3.count(), 0, "seed {seed}");
+    }
 }
 
 #[test]
