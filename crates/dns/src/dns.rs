@@ -135,7 +135,8 @@ struct Held {
     not_saved: Option<String>,
 }
 
-/// A resolver. It answers until it is dropped; then its ports are free again.
+/// A resolver. It answers until it is dropped. Its UDP ports are free then, and those of TCP a moment later: [`Dns::stop`]
+/// waits for that.
 #[derive(Debug)]
 pub struct Dns {
     shared: Arc<Shared>,
@@ -146,7 +147,7 @@ pub struct Dns {
     addresses: Vec<SocketAddr>,
     ports: Vec<Port>,
     /// Ends them when it is dropped.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Dns {
@@ -171,15 +172,15 @@ impl Dns {
             held: Mutex::default(),
             addresses: Vec::new(),
             ports: Vec::new(),
-            _tasks: JoinSet::new(),
+            tasks: JoinSet::new(),
         };
         let forwarder = (!options.forward_to.is_empty())
-            .then(|| Forwarder::start(&options.forward_to, &dns.shared, &mut dns._tasks));
+            .then(|| Forwarder::start(&options.forward_to, &dns.shared, &mut dns.tasks));
         for (udp, tcp) in bound {
             dns.addresses.push(udp.local_addr().map_err(StartError::Threads)?);
             let listener = tokio::net::TcpListener::from_std(tcp).map_err(StartError::Threads)?;
             let service = Service { shared: Arc::clone(&dns.shared), forwarder: forwarder.clone() };
-            dns._tasks.spawn(tcp::serve(listener, service));
+            dns.tasks.spawn(tcp::serve(listener, service));
             let port = Port::start(udp, options.udp_threads, &dns.shared, forwarder.as_ref());
             dns.ports.push(port.map_err(StartError::Threads)?);
         }
@@ -240,6 +241,12 @@ impl Dns {
     /// Says whether it is the revision that holds. If not, nothing changes, and the newer zone has to be fetched.
     pub fn confirm(&self, revision: u64, asked: Instant) -> bool {
         self.shared.confirm(revision, asked)
+    }
+
+    /// Ends it. When this returns all its ports are free.
+    pub async fn stop(mut self) {
+        self.ports.clear();
+        self.tasks.shutdown().await;
     }
 
     /// How it does. It waits while a zone is applied.

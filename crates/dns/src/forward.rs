@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::net::{SendFlags, sendto};
@@ -42,7 +42,8 @@ const GUESSES_MAX: usize = 16;
 
 /// Who asked over UDP.
 pub(crate) struct Client {
-    pub(crate) socket: Arc<StdUdpSocket>,
+    /// Gone when the port is closed: a query in flight does not keep it.
+    pub(crate) socket: Weak<StdUdpSocket>,
     pub(crate) address: SocketAddr,
 }
 
@@ -177,8 +178,10 @@ impl Forwarder {
 impl Client {
     /// Sends, or lets it be: what waits here would hold up a thread that serves others.
     fn send(&self, reply: &[u8]) {
-        if !reply.is_empty() {
-            let _ = sendto(&self.socket, reply, SendFlags::DONTWAIT, &self.address);
+        if let Some(socket) = self.socket.upgrade()
+            && !reply.is_empty()
+        {
+            let _ = sendto(&socket, reply, SendFlags::DONTWAIT, &self.address);
         }
     }
 }

@@ -132,7 +132,7 @@ impl Worker {
 
     fn forward(&self, message: &[u8], begun: Option<&[u8]>, from: SocketAddr) {
         if let Some(forwarder) = &self.forwarder {
-            forwarder.take(message, begun, Client { socket: Arc::clone(&self.socket), address: from });
+            forwarder.take(message, begun, Client { socket: Arc::downgrade(&self.socket), address: from });
         }
     }
 }

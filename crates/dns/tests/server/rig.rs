@@ -36,7 +36,7 @@ impl Rig {
         // Its ports have to be free first.
         let directory = state_dir("elsewhere");
         let elsewhere = start(&directory, "127.0.0.1:0".parse().expect("an address"), &[]).await;
-        drop(std::mem::replace(&mut self.dns, elsewhere));
+        std::mem::replace(&mut self.dns, elsewhere).stop().await;
         self.dns = start(&self.directory, address, &self.forward_to).await;
         std::fs::remove_dir_all(directory).expect("is ours");
     }
