@@ -1,6 +1,9 @@
 //! What has happened since the start.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
 
 use crate::wire::Rcode;
 
@@ -17,11 +20,11 @@ pub(crate) struct Counters {
 }
 
 /// What has been counted since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Answers from the zone by how they ended, all of [`Rcode::ALL`] in order.
-    pub answers: Vec<(Rcode, u64)>,
+    /// Answers from the zone by how they ended; all of [`Rcode::ALL`] are there.
+    pub answers: BTreeMap<Rcode, u64>,
     /// Messages that got no answer.
     pub silent: u64,
     /// Answers that did not fit, and were asked for again over TCP.

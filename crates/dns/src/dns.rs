@@ -4,9 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lightbyte_api::zone::{Problem, Zone, canonical};
+use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::bind::{BindError, bind};
@@ -93,7 +94,7 @@ pub enum NotApplied {
         /// The resolver's.
         own: String,
     },
-    /// What holds is newer.
+    /// What holds is newer. Where a cluster was made anew under an old name, its resolvers' directories are to be removed.
     #[error("revision {asked} is older than {holds}, which holds")]
     Older {
         /// Of the zone.
@@ -110,13 +111,14 @@ pub enum NotApplied {
 }
 
 /// How a resolver does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
     /// Of the zone that holds; `None` if there is none.
     pub revision: Option<u64>,
-    /// How long ago a server said that this is the newest; `None` if none has since the start.
-    pub confirmed_age: Option<Duration>,
+    /// How long ago a server was asked that said that this is the newest, in milliseconds; `None` if none has since the
+    /// start.
+    pub confirmed_age_ms: Option<u64>,
     /// Whether names that the zone does not have are denied. If not, they get SERVFAIL: there may be a newer zone.
     pub denies_unknown: bool,
     /// Why the zone that holds is not on disk, if it is not. It is answered from all the same.
@@ -238,6 +240,8 @@ impl Dns {
     /// Notes that a server said that this revision is the newest. `asked` is when it was asked: its answer may have been
     /// long on its way, and is only as good as the moment when it can have been given at the earliest.
     ///
+    /// A server that was asked before this resolver started confirms nothing.
+    ///
     /// Says whether it is the revision that holds. If not, nothing changes, and the newer zone has to be fetched.
     pub fn confirm(&self, revision: u64, asked: Instant) -> bool {
         self.shared.confirm(revision, asked)
@@ -254,7 +258,7 @@ impl Dns {
     pub fn status(&self) -> Status {
         Status {
             revision: self.shared.revision(),
-            confirmed_age: self.shared.age(),
+            confirmed_age_ms: self.shared.age_ms(),
             denies_unknown: self.shared.denies_unknown(),
             not_saved: self.held.lock().unwrap_or_else(PoisonError::into_inner).not_saved.clone(),
             udp_threads: self.ports.iter().map(Port::threads).sum(),

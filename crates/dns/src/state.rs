@@ -1,7 +1,7 @@
 //! What all threads share: the table that holds, how old it may be, and what is counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -11,8 +11,8 @@ use crate::reply::Transport;
 use crate::table::Table;
 use crate::turns::Turns;
 
-/// A zone that nobody has confirmed for longer than this may have changed.
-pub(crate) const STALE_AFTER: Duration = Duration::from_secs(10);
+/// A zone that nobody has confirmed for longer than this may have changed, in milliseconds.
+const STALE_AFTER_MS: u64 = 10_000;
 
 /// A table and when it was last known to be the newest.
 #[derive(Debug)]
@@ -60,8 +60,9 @@ impl Shared {
     pub(crate) fn confirm(&self, revision: u64, at: Instant) -> bool {
         let published = self.published.load();
         let holds = published.revision == Some(revision);
-        if holds {
-            published.confirmed.fetch_max(self.since_start(at) + 1, Ordering::Relaxed);
+        // What was asked before the start has no number here. It would look newer than it is, so it counts for nothing.
+        if let Some(at) = self.since_start(at).filter(|_| holds) {
+            published.confirmed.fetch_max(at + 1, Ordering::Relaxed);
         }
         holds
     }
@@ -70,9 +71,9 @@ impl Shared {
         self.published.load().revision
     }
 
-    /// How long ago the zone was known to be the newest.
-    pub(crate) fn age(&self) -> Option<Duration> {
-        self.age_of(&self.published.load())
+    /// How many milliseconds ago the zone was known to be the newest.
+    pub(crate) fn age_ms(&self) -> Option<u64> {
+        self.age_ms_of(&self.published.load())
     }
 
     /// Whether names that the zone does not have are denied.
@@ -102,36 +103,39 @@ impl Shared {
     fn freshness(&self, published: &Published) -> Freshness {
         match published.revision {
             None => Freshness::Missing,
-            Some(_) => freshness(self.age_of(published)),
+            Some(_) => freshness(self.age_ms_of(published)),
         }
     }
 
-    fn age_of(&self, published: &Published) -> Option<Duration> {
+    fn age_ms_of(&self, published: &Published) -> Option<u64> {
         let confirmed = published.confirmed.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(Duration::from_millis(self.since_start(Instant::now()).saturating_sub(confirmed)))
+        Some(self.since_start(Instant::now())?.saturating_sub(confirmed))
     }
 
-    fn since_start(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX - 1)
+    /// In milliseconds.
+    fn since_start(&self, at: Instant) -> Option<u64> {
+        u64::try_from(at.checked_duration_since(self.began)?.as_millis()).ok()
     }
 }
 
 /// What an age makes of a zone.
-fn freshness(age: Option<Duration>) -> Freshness {
-    match age {
-        Some(age) if age <= STALE_AFTER => Freshness::Fresh,
+fn freshness(age_ms: Option<u64>) -> Freshness {
+    match age_ms {
+        Some(age_ms) if age_ms <= STALE_AFTER_MS => Freshness::Fresh,
         _ => Freshness::Stale,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use lightbyte_api::zone::Zone;
 
     #[test]
     fn a_zone_is_fresh_for_ten_seconds() {
-        let check = |age: Option<u64>, expect| assert_eq!(freshness(age.map(Duration::from_millis)), expect);
+        let check = |age: Option<u64>, expect| assert_eq!(freshness(age), expect);
         check(None, Freshness::Stale);
         check(Some(0), Freshness::Fresh);
         check(Some(10_000), Freshness::Fresh);
@@ -144,13 +148,13 @@ mod tests {
         let table = || Table::new(&Zone::new("lab", 1));
         assert_eq!((shared.revision(), shared.confirm(0, Instant::now())), (None, false));
         shared.publish(table(), 1);
-        assert_eq!((shared.revision(), shared.age()), (Some(1), None));
+        assert_eq!((shared.revision(), shared.age_ms()), (Some(1), None));
         assert!(!shared.confirm(2, Instant::now()));
-        assert_eq!(shared.age(), None);
+        assert_eq!(shared.age_ms(), None);
         assert!(shared.confirm(1, Instant::now()));
-        assert!(shared.age().is_some());
+        assert!(shared.age_ms().is_some());
         shared.publish(table(), 2);
-        assert!(shared.age().is_some(), "what is newer than a confirmed zone is confirmed");
+        assert!(shared.age_ms().is_some(), "what is newer than a confirmed zone is confirmed");
         assert!(!shared.confirm(1, Instant::now()));
     }
 
@@ -161,6 +165,16 @@ mod tests {
         let later = shared.began + Duration::from_secs(60);
         assert!(shared.confirm(1, later));
         assert!(shared.confirm(1, shared.began));
-        assert_eq!(shared.age(), Some(Duration::ZERO));
+        assert_eq!(shared.age_ms(), Some(0));
+    }
+
+    #[test]
+    fn what_was_asked_before_the_start_confirms_nothing() {
+        let shared = Shared::new("lab", false);
+        shared.publish(Table::new(&Zone::new("lab", 1)), 1);
+        let before =
+            shared.began.checked_sub(Duration::from_secs(1)).expect("the machine has been up for longer");
+        assert!(shared.confirm(1, before));
+        assert_eq!((shared.age_ms(), shared.denies_unknown()), (None, false));
     }
 }

@@ -3,6 +3,8 @@
 //! Of a message only what a query has is read: a header, one question, and among the additional records OPT. Every length
 //! is looked at before it is believed, and no compressed name is followed, so there is nothing to loop in.
 
+use serde::Serialize;
+
 /// Bytes of a header.
 pub(crate) const HEADER_BYTES: usize = 12;
 /// The longest name, its lengths and its end included (RFC 1035, 2.3.4).
@@ -40,7 +42,8 @@ pub(crate) mod rtype {
 pub(crate) const CLASS_IN: u16 = 1;
 
 /// How an answer ended (RFC 1035, 4.1.1; RFC 6891, 6.1.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Rcode {
     /// The name is there; it may have no record of that type.
     NoError,

@@ -54,8 +54,7 @@ async fn what_is_not_confirmed_is_not_denied() {
         (status.revision, status.denies_unknown, status.not_saved, status.udp_threads),
         (Some(4), true, None, 2)
     );
-    let count =
-        |rcode| status.counts.answers.iter().find(|(other, _)| *other == rcode).map(|(_, count)| *count);
+    let count = |rcode| status.counts.answers.get(&rcode).copied();
     assert_eq!((count(Rcode::ServFail), count(Rcode::NxDomain)), (Some(3), Some(2)));
 }
 
@@ -69,10 +68,24 @@ async fn a_restart_knows_the_names_and_denies_none() {
     assert_eq!(rig.address(), held, "the ports were free");
     assert_eq!(told(&ask_udp(held, &query("db.vm.lab")).await), "NOERROR 10.77.0.7");
     assert_eq!(told(&ask_udp(held, &query("gone.vm.lab")).await), SERVFAIL);
-    assert_eq!((rig.dns.status().revision, rig.dns.status().confirmed_age), (Some(7), None));
+    assert_eq!((rig.dns.status().revision, rig.dns.status().confirmed_age_ms), (Some(7), None));
     assert!(matches!(rig.dns.apply(&zone(6, 6)), Err(NotApplied::Older { .. })));
     assert!(rig.dns.confirm(7, Instant::now()));
     assert_eq!(told(&ask_udp(held, &query("gone.vm.lab")).await), "NXDOMAIN");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_cannot_be_saved_holds_and_is_saved_later() {
+    let mut rig = Rig::start("full", &[]).await;
+    std::fs::remove_dir_all(state_dir("full")).expect("is ours");
+    rig.dns.apply(&zone(1, 1)).expect("applies");
+    assert!(rig.dns.status().not_saved.is_some());
+    assert_eq!(told(&ask_udp(rig.address(), &query("db.vm.lab")).await), "NOERROR 10.77.0.1");
+    std::fs::create_dir(state_dir("full")).expect("makes it");
+    rig.dns.apply(&zone(1, 1)).expect("holds already");
+    assert_eq!(rig.dns.status().not_saved, None);
+    rig.restart(rig.address()).await;
+    assert_eq!(rig.dns.status().revision, Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

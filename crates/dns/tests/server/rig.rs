@@ -34,7 +34,8 @@ impl Rig {
     /// Ends it, and starts another at the same place.
     pub(crate) async fn restart(&mut self, address: SocketAddr) {
         // Its ports have to be free first.
-        let directory = state_dir("elsewhere");
+        let name = format!("elsewhere-{}", address.port());
+        let directory = state_dir(&name);
         let elsewhere = start(&directory, "127.0.0.1:0".parse().expect("an address"), &[]).await;
         std::mem::replace(&mut self.dns, elsewhere).stop().await;
         self.dns = start(&self.directory, address, &self.forward_to).await;
