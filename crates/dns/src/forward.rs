@@ -13,7 +13,7 @@ use rustix::net::{SendFlags, sendto};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -23,12 +23,15 @@ use crate::counters::count;
 use crate::reply::{Transport, udp_bytes_max};
 use crate::state::Shared;
 use crate::tcp::length;
+use crate::tickets::{Ticket, Tickets};
 use crate::wire::{self, HEADER_BYTES, Rcode, UDP_BYTES_MAX, flag, u16_at};
 
 /// Resolvers that are asked, at most: more tries than clients wait for would help nobody.
 pub(crate) const UPSTREAMS_MAX: usize = 3;
 /// Queries in flight at once. Each has a socket.
 const IN_FLIGHT_MAX: usize = 512;
+/// Queries in flight of one client, so that one whose names nobody answers does not take others' places.
+const IN_FLIGHT_OF_ONE_MAX: usize = 64;
 /// Tries for a query, over all resolvers.
 const TRIES_MAX: usize = 3;
 /// How long one try waits over UDP.
@@ -52,14 +55,14 @@ struct Job {
     message: Vec<u8>,
     begun: Option<Vec<u8>>,
     client: Client,
-    permit: OwnedSemaphorePermit,
+    ticket: Ticket,
 }
 
 /// Asks others.
 #[derive(Clone, Debug)]
 pub(crate) struct Forwarder {
     upstreams: Arc<[SocketAddr]>,
-    permits: Arc<Semaphore>,
+    tickets: Tickets,
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
 }
@@ -74,7 +77,7 @@ impl Forwarder {
         let (jobs, received) = mpsc::channel(IN_FLIGHT_MAX);
         let forwarder = Forwarder {
             upstreams: upstreams.into(),
-            permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            tickets: Tickets::new(IN_FLIGHT_MAX, IN_FLIGHT_OF_ONE_MAX),
             jobs,
             shared: Arc::clone(shared),
         };
@@ -85,32 +88,34 @@ impl Forwarder {
     /// Answers a query over UDP some time later. It is not for a task: any thread may call it, and it never waits. An
     /// answer that was begun ends with an alias, and is gone on with.
     pub(crate) fn take(&self, message: &[u8], begun: Option<&[u8]>, client: Client) {
-        let job = match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => {
-                Job { message: message.to_owned(), begun: begun.map(<[u8]>::to_owned), client, permit }
-            }
-            Err(_) => {
-                count(&self.shared.counters.forwards_refused);
-                let mut reply = Vec::new();
-                answer::fail(message, Transport::Udp, &mut reply);
-                client.send(&reply);
-                return;
-            }
+        let Some(ticket) = self.tickets.take(client.address.ip()) else {
+            count(&self.shared.counters.forwards_refused);
+            let mut reply = Vec::new();
+            answer::fail(message, Transport::Udp, &mut reply);
+            return client.send(&reply);
         };
-        // There is room for as many as there are permits; it fails only when everything ends.
+        let (message, begun) = (message.to_owned(), begun.map(<[u8]>::to_owned));
+        let job = Job { message, begun, client, ticket };
+        // There is room for as many as there are tickets; it fails only when everything ends.
         let _ = self.jobs.try_send(job);
     }
 
     /// Answers a query over TCP. `reply` is overwritten.
-    pub(crate) async fn answer(&self, message: &[u8], begun: Option<&[u8]>, reply: &mut Vec<u8>) {
-        let Ok(_permit) = self.permits.try_acquire() else {
+    pub(crate) async fn answer(
+        &self,
+        client: IpAddr,
+        message: &[u8],
+        begun: Option<&[u8]>,
+        reply: &mut Vec<u8>,
+    ) {
+        let Some(_ticket) = self.tickets.take(client) else {
             count(&self.shared.counters.forwards_refused);
             return answer::fail(message, Transport::Tcp, reply);
         };
-        self.answer_with_permit(message, begun, Transport::Tcp, reply).await;
+        self.answer_with_ticket(message, begun, Transport::Tcp, reply).await;
     }
 
-    async fn answer_with_permit(
+    async fn answer_with_ticket(
         &self,
         message: &[u8],
         begun: Option<&[u8]>,
@@ -146,14 +151,14 @@ impl Forwarder {
             tokio::select! {
                 Some(_) = running.join_next(), if !running.is_empty() => {}
                 job = jobs.recv() => {
-                    let Some(Job { message, begun, client, permit }) = job else { return };
+                    let Some(Job { message, begun, client, ticket }) = job else { return };
                     let forwarder = self.clone();
                     running.spawn(async move {
                         let mut reply = Vec::new();
                         let begun = begun.as_deref();
-                        forwarder.answer_with_permit(&message, begun, Transport::Udp, &mut reply).await;
+                        forwarder.answer_with_ticket(&message, begun, Transport::Udp, &mut reply).await;
                         client.send(&reply);
-                        drop(permit);
+                        drop(ticket);
                     });
                 }
             }

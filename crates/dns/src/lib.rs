@@ -15,6 +15,7 @@ mod reply;
 mod state;
 mod table;
 mod tcp;
+mod tickets;
 mod turns;
 mod udp;
 mod wire;

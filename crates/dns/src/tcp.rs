@@ -1,6 +1,5 @@
 //! The TCP ports (RFC 7766): messages one after the other, each answered before the next is read.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use crate::counters::count;
 use crate::forward::Forwarder;
 use crate::reply::Transport;
 use crate::state::Shared;
+use crate::tickets::Tickets;
 use crate::wire::QUERY_BYTES_MAX;
 
 /// Connections of one port at once; more wait in the kernel's queue.
@@ -38,29 +38,21 @@ pub(crate) struct Service {
 
 /// Takes connections for ever. They end when this is dropped.
 pub(crate) async fn serve(listener: TcpListener, service: Service) {
+    let tickets = Tickets::new(CONNECTIONS_MAX, CONNECTIONS_OF_ONE_MAX);
     let mut connections = JoinSet::new();
-    let mut sources: HashMap<IpAddr, usize> = HashMap::new();
     loop {
         let has_room = connections.len() < CONNECTIONS_MAX;
         tokio::select! {
-            Some(ended) = connections.join_next(), if !connections.is_empty() => {
-                if let Ok(source) = ended {
-                    leave(&mut sources, source);
-                }
-            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept(), if has_room => match accepted {
                 Ok((stream, peer)) => {
-                    let source = peer.ip();
-                    if sources.get(&source).is_some_and(|held| *held >= CONNECTIONS_OF_ONE_MAX) {
-                        continue;
-                    }
-                    *sources.entry(source).or_default() += 1;
+                    let Some(ticket) = tickets.take(peer.ip()) else { continue };
                     count(&service.shared.counters.tcp_connections);
                     let service = service.clone();
                     connections.spawn(async move {
                         // How a client's connection ends is its own affair.
-                        let _ = converse(stream, &service).await;
-                        source
+                        let _ = converse(stream, peer.ip(), &service).await;
+                        drop(ticket);
                     });
                 }
                 Err(error) => {
@@ -72,17 +64,8 @@ pub(crate) async fn serve(listener: TcpListener, service: Service) {
     }
 }
 
-fn leave(sources: &mut HashMap<IpAddr, usize>, source: IpAddr) {
-    if let Some(held) = sources.get_mut(&source) {
-        *held -= 1;
-        if *held == 0 {
-            sources.remove(&source);
-        }
-    }
-}
-
 /// Answers until the client goes, says nothing for too long, or says what is no query.
-async fn converse(stream: TcpStream, service: &Service) -> io::Result<()> {
+async fn converse(stream: TcpStream, client: IpAddr, service: &Service) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::with_capacity(QUERY_BYTES_MAX + 2, stream);
     let (mut message, mut reply, mut framed) = (Vec::new(), Vec::new(), Vec::new());
@@ -93,12 +76,12 @@ async fn converse(stream: TcpStream, service: &Service) -> io::Result<()> {
             Verdict::Send { .. } => {}
             Verdict::Forward => {
                 let Some(forwarder) = &service.forwarder else { return Ok(()) };
-                forwarder.answer(&message, None, &mut reply).await;
+                forwarder.answer(client, &message, None, &mut reply).await;
             }
             Verdict::Follow => {
                 let Some(forwarder) = &service.forwarder else { return Ok(()) };
                 let begun = reply.clone();
-                forwarder.answer(&message, Some(&begun), &mut reply).await;
+                forwarder.answer(client, &message, Some(&begun), &mut reply).await;
             }
         }
         framed.clear();

@@ -141,3 +141,20 @@ async fn what_was_cut_is_asked_for_again() {
 async fn nobody_there_is_a_failure() {
     check("nobody", &[Does::Gone], SERVFAIL, SERVFAIL).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_does_not_take_all_places() {
+    let rig = Rig::start("places", &[upstream(Does::Nothing).await]).await;
+    rig.dns.apply(&zone(1, 1)).expect("applies");
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+    socket.connect(rig.address()).await.expect("connects");
+    for _ in 0..65 {
+        socket.send(&query("www.example.org")).await.expect("sends");
+    }
+    // The first answer is the refusal: the rest waits for who says nothing.
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer).await.expect("receives");
+    assert_eq!(told(&answer[..length]), SERVFAIL);
+    assert_eq!(rig.dns.status().counts.forwards_refused, 1);
+    assert_eq!(told(&ask_udp(rig.address(), &query("db.vm.lab")).await), "NOERROR 10.77.0.1");
+}
