@@ -32,6 +32,7 @@ pub mod uid;
 pub mod units;
 pub mod waiting;
 pub mod wire;
+pub mod zone;
 
 pub use actor::{Actor, Who, Writer};
 pub use address::{MacAddress, Subnet};

@@ -19,7 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("link", &[]),
     ("store", &["api", "plan"]),
     ("server", &["api", "plan", "store", "link", "guest", "vmm"]),
-    ("dns", &["api", "plan", "store"]),
+    ("dns", &["api"]),
     ("vmm", &["api", "plan", "guest"]),
     ("worker", &["api", "plan", "vmm", "link", "guest"]),
     ("vsock", &[]),

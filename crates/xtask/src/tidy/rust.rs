@@ -18,6 +18,10 @@ const TCP_MODULES: &[(&str, &str)] = &[
     ),
     ("crates/proxy/src/connection.rs", "the stream of such a client"),
     ("crates/proxy/src/checks.rs", "tries whether backends answer"),
+    ("crates/dns/src/bind.rs", "takes the ports of DNS, which is a protocol of its own"),
+    ("crates/dns/src/dns.rs", "hands them to the runtime"),
+    ("crates/dns/src/tcp.rs", "the streams of DNS clients"),
+    ("crates/dns/src/forward.rs", "asks other resolvers whose answer was cut"),
     ("crates/guest/src/page.rs", "the page of the demo image: inside a guest, and no part of the cluster"),
 ];
 
