@@ -63,7 +63,7 @@ impl WorkerLedger {
 /// An address that is taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressClaim {
-    /// Who holds it: a VM, or its network when it is squatted.
+    /// Who holds it: a VM; its network when it is squatted; a load balancer when the VM is no more and a proxy may still send there.
     pub owner: Uid,
     /// Who that was, for people.
     pub object: ObjectRef,

@@ -66,7 +66,7 @@ fn ground(rack: &Rack, places: &Places) -> Result<Vec<Value>> {
             // No bytes are ever read of it.
             let part = json!({ "sha256": "0".repeat(64), "size": "64MiB" });
             let version = json!({ "version": "fake", "architecture": std::env::consts::ARCH, "kernel": part, "root": part });
-            vec![("demo".to_owned(), version)]
+            vec![("demo".to_owned(), version.clone()), ("proxy".to_owned(), version)]
         }
     };
     let image = |(name, version): (String, Value)| {

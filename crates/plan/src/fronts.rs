@@ -4,8 +4,11 @@
 //! flight to it any more (`planner/loadbalancer.rs` keeps the list). The time for that is bounded: by the load balancer, and where that
 //! cannot decide, by the VM itself. Its address rests for as long as any proxy may still send there.
 
+use std::net::Ipv4Addr;
+
 use imbl::OrdSet;
-use lightbyte_api::kinds::loadbalancer::Choice as BalancerChoice;
+use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Members};
+use lightbyte_api::object::Asked;
 use lightbyte_api::{Choice, Decided, Key, Kind, Name, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn};
 
 use crate::planner::since;
@@ -15,31 +18,82 @@ use crate::view::{View, first_name};
 /// keeps nobody for ever.
 pub const UNDECIDED_MAX: Span = Span::from_secs(60);
 
-/// (VM, load balancer): who is a member of which, or may still be sent to by its proxies.
+/// Which load balancers a VM may concern.
 #[derive(Clone, Default, PartialEq)]
-pub(crate) struct Fronts(OrdSet<(Uid, Name)>);
+pub(crate) struct Fronts {
+    /// (VM, load balancer): who is a member of which, or may still be sent to by its proxies.
+    known: OrdSet<(Uid, Name)>,
+    /// (words, load balancer): whom what its proxies do names, whether that is asked still or not.
+    named: OrdSet<(Words, Name)>,
+}
+
+/// A word by which a pool names its members; of several labels the first.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Words {
+    Group(Name),
+    Vm(Name),
+    Label(String, String),
+}
 
 impl Fronts {
     /// What was decided for the load balancer `object` is no more.
     pub(crate) fn remove(&mut self, object: &ObjectRef, decided: &Decided) {
         for uid in known(decided) {
-            self.0.remove(&(uid, object.name.clone()));
+            self.known.remove(&(uid, object.name.clone()));
+        }
+        for words in named(decided) {
+            self.named.remove(&(words, object.name.clone()));
         }
     }
 
     /// This was decided for the load balancer `object`.
     pub(crate) fn add(&mut self, object: &ObjectRef, decided: &Decided) {
         for uid in known(decided) {
-            self.0.insert((uid, object.name.clone()));
+            self.known.insert((uid, object.name.clone()));
+        }
+        for words in named(decided) {
+            self.named.insert((words, object.name.clone()));
         }
     }
 
     /// The load balancers that may send to a VM.
     pub(crate) fn of(&self, vm: Uid) -> impl Iterator<Item = &Name> {
-        self.0
-            .range((vm, first_name())..)
-            .take_while(move |(uid, _)| *uid == vm)
-            .map(|(_, balancer)| balancer)
+        let known = self.known.range((vm, first_name())..).take_while(move |(uid, _)| *uid == vm);
+        known.map(|(_, balancer)| balancer)
+    }
+
+    /// The load balancers whose proxies do what may name a VM.
+    pub(crate) fn naming(&self, vm: &ObjectRef, asked: &Asked) -> Vec<Name> {
+        let group = asked.meta.group().map(|group| Words::Group(group.object.name.clone()));
+        let labels = asked.meta.labels.iter().map(|(key, value)| Words::Label(key.clone(), value.clone()));
+        let words = std::iter::once(Words::Vm(vm.name.clone())).chain(group).chain(labels);
+        words.flat_map(|words| self.naming_by(&words)).collect()
+    }
+
+    fn naming_by(&self, words: &Words) -> Vec<Name> {
+        let from = (words.clone(), first_name());
+        self.named
+            .range(from..)
+            .take_while(|(found, _)| found == words)
+            .map(|(_, name)| name.clone())
+            .collect()
+    }
+}
+
+fn named(decided: &Decided) -> Vec<Words> {
+    let configurations = choice_in(decided).into_iter().flat_map(|choice| &choice.configurations);
+    let pools = configurations.flat_map(|configuration| &configuration.serving.pools);
+    pools.flat_map(|pool| words(&pool.members)).collect()
+}
+
+fn words(members: &Members) -> Vec<Words> {
+    match members {
+        Members::Group(group) => vec![Words::Group(group.clone())],
+        Members::Vms(vms) => vms.iter().cloned().map(Words::Vm).collect(),
+        Members::Labels(labels) => {
+            let first = labels.iter().next();
+            first.map(|(key, value)| Words::Label(key.clone(), value.clone())).into_iter().collect()
+        }
     }
 }
 
@@ -80,7 +134,7 @@ pub(crate) fn hold(view: &View, vm: Uid, asked_at: Timestamp, now: Timestamp) ->
         let Some(choice) = choice(view, &balancer) else { continue };
         // Its time is over, or nobody may send to it any more.
         let is_in = choice.members.iter().any(|member| member.uid == vm);
-        if !is_in && choice.leaving.iter().all(|leaving| leaving.uid != vm || leaving.overdue) {
+        if !is_in && choice.leaving.iter().all(|leaving| leaving.member.uid != vm || leaving.overdue) {
             continue;
         }
         let waits = WaitingOn::InRotation { loadbalancer: name.clone() };
@@ -105,14 +159,20 @@ impl Hold {
     }
 }
 
-/// Whom the addresses of a VM wait for that is no more: a proxy may still send to them.
-pub(crate) fn holds_address(view: &View, vm: Uid) -> Option<WaitingOn> {
-    let by = view.fronted_by(vm).next().map(|name| WaitingOn::InRotation { loadbalancer: name.clone() });
-    // One that cannot be read may know it too.
-    by.or_else(|| {
-        let key = view.unreadable_decided(Kind::LoadBalancer)?;
-        Some(WaitingOn::Unreadable { key: key.to_string() })
-    })
+/// The load balancer whose proxies may still send to an address of a VM that is no more; another one than `but`.
+pub(crate) fn holder_of_address<'a>(
+    view: &'a View,
+    vm: Uid,
+    address: Ipv4Addr,
+    but: Option<&ObjectRef>,
+) -> Option<(ObjectRef, &'a Asked)> {
+    let balancers = view.fronted_by(vm).map(|name| ObjectRef::new(Kind::LoadBalancer, name.clone()));
+    let mut holders = balancers.filter(|balancer| {
+        Some(balancer) != but && choice(view, balancer).is_some_and(|choice| choice.knows(vm, address))
+    });
+    let balancer = holders.next()?;
+    let asked = view.asked(&balancer)?;
+    Some((balancer, asked))
 }
 
 /// How long a load balancer gives to requests in flight.

@@ -272,7 +272,9 @@ impl Reconciler {
                 }
                 break;
             }
-            self.counters.resync_finds += u64::from(resynced.contains(&object));
+            // What somebody else of this turn has written may have woken it.
+            let is_alone = batch.objects.iter().all(|(other, _)| resynced.contains(other));
+            self.counters.resync_finds += u64::from(is_alone && resynced.contains(&object));
             self.add(&mut batch, object, transaction);
         }
         if batch.objects.is_empty() {
@@ -566,8 +568,15 @@ fn balancers(view: &View, object: &ObjectRef) -> Vec<ObjectRef> {
     let by_name = view.referrers(object).filter(|by| is_balancer(by)).cloned();
     let by_label = view.named_by_labels(object).filter(is_balancer);
     let by_choice = view.fronted_by(asked.meta.uid).map(named);
+    let by_told = view.fronts_naming(object, asked);
     let own = planner::loadbalancer::balancer_of(view, object);
-    by_group.chain(by_name).chain(by_label).chain(by_choice).chain(own).collect()
+    by_group
+        .chain(by_name)
+        .chain(by_label)
+        .chain(by_choice)
+        .chain(by_told.iter().map(named))
+        .chain(own)
+        .collect()
 }
 
 /// Whether a VM is to stop, and waits for load balancers.

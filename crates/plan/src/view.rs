@@ -507,6 +507,11 @@ impl View {
         self.fronts.of(vm)
     }
 
+    /// The load balancers whose proxies do what may name the VM `object`, whether that is asked still or not.
+    pub(crate) fn fronts_naming(&self, object: &ObjectRef, asked: &Asked) -> Vec<Name> {
+        self.fronts.naming(object, asked)
+    }
+
     /// What is decided for one of `kind` and that this version cannot read.
     #[must_use]
     pub fn unreadable_decided(&self, kind: Kind) -> Option<&Key> {

@@ -245,8 +245,10 @@ impl Cluster {
         let asked_at = meta.deleting_since.unwrap_or(meta.changed_at);
         let waited = self.now().duration_since(asked_at).as_millis();
         truth.objects_of(Kind::LoadBalancer).any(|balancer| {
-            let overdue =
-                choice(truth, balancer).leaving.iter().any(|leaving| leaving.uid == vm && leaving.overdue);
+            let overdue = choice(truth, balancer)
+                .leaving
+                .iter()
+                .any(|leaving| leaving.member.uid == vm && leaving.overdue);
             let drain = match truth.asked(balancer).map(|asked| &asked.spec) {
                 Some(Spec::LoadBalancer(spec)) => spec.drain.millis(),
                 _ => 0,
@@ -382,24 +384,26 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, workers: &[Worker]) ->
         |what: &str| violated("balancer", format!("{object} {what}: {choice:?}, {}", told(view, object)));
     // A proxy that began anew meanwhile speaks against what it tries, for good.
     let is_judged = choice.rejected.as_ref().is_some_and(|rejected| rejected.again_at.is_none());
-    if accepted.serving != spec.serving && !is_poison && !is_judged {
-        return wrong("does not do what is asked");
-    }
     // A proxy that does not run may begin with what is on its disk: until it says more, it is waited for.
     let runs = |proxy: &Proxy| workers.iter().any(|worker| worker.ready().contains(&VmId::new(proxy.uid)));
+    let can_be_tried = choice.proxies.is_empty() || choice.proxies.iter().any(runs);
+    if accepted.serving != spec.serving && !is_poison && !is_judged && can_be_tried {
+        return wrong("does not do what is asked");
+    }
     let all_run = choice.proxies.iter().all(runs);
-    if choice.trial.is_some() || (all_run && !choice.leaving.is_empty()) {
+    let refuses = self::is_poison(&accepted.serving);
+    if choice.trial.is_some() || (all_run && !refuses && !choice.leaving.is_empty()) {
         return wrong("has something on its way");
     }
     for pool in &accepted.serving.pools {
         let asked = asked_for(view, &pool.members);
-        let serving: BTreeSet<Uid> = asked.into_iter().filter(|uid| groups::serves(view, *uid)).collect();
+        let serving: BTreeSet<Uid> =
+            asked.into_iter().filter(|uid| groups::is_up(view, *uid, |_| true)).collect();
         let found: BTreeSet<Uid> = accepted.pools.get(&pool.name).into_iter().flatten().copied().collect();
         if found != serving && !serving.is_empty() {
             return wrong(&format!("has not in its pool who serves, {serving:?}"));
         }
     }
-    let refuses = self::is_poison(&accepted.serving);
     for proxy in choice.proxies.iter().filter(|_| !refuses) {
         let vm = VmId::new(proxy.uid);
         let Some(worker) = workers.iter().find(|worker| worker.id == proxy.worker) else { continue };

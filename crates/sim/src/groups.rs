@@ -9,7 +9,7 @@ use lightbyte_api::kinds::scalegroup::{
 };
 use lightbyte_api::kinds::{vm, worker};
 use lightbyte_api::object::Asked;
-use lightbyte_api::observed::{Observed, VmPhase};
+use lightbyte_api::observed::{Observed, ObservedVm, VmPhase};
 use lightbyte_api::records::Record;
 use lightbyte_api::wire::RolloutStep;
 use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Timestamp, Uid, WorkerId};
@@ -281,6 +281,11 @@ fn living(view: &View, group: &ObjectRef) -> BTreeSet<Uid> {
 
 /// Whether a member serves, by what its worker says.
 pub(crate) fn serves(view: &View, member: Uid) -> bool {
+    is_up(view, member, |observed| observed.problem.is_none())
+}
+
+/// Whether a VM runs and is healthy, by what its worker says, and what more is asked.
+pub(crate) fn is_up(view: &View, member: Uid, more: impl Fn(&ObservedVm) -> bool) -> bool {
     let Some(object) = view.object_of(member) else { return false };
     let Some(worker) = placement(view, object).map(|placement| placement.worker) else { return false };
     let host_object = HostObject { kind: Kind::Vm, uid: member };
@@ -295,7 +300,7 @@ pub(crate) fn serves(view: &View, member: Uid) -> bool {
         && (is_told || !is_proxy(view, object))
         && observed.phase == VmPhase::Running
         && observed.sequence >= assigned.sequence
-        && observed.problem.is_none()
+        && more(observed)
         && (assigned.health.is_none() || health == Some(HealthState::Healthy))
 }
 

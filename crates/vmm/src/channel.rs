@@ -18,8 +18,8 @@ use crate::http;
 /// Longest first line.
 const LINE_BYTES_MAX: usize = 32;
 
-/// Largest answer of the agent, head included.
-const ANSWER_BYTES_MAX: u64 = 256 * 1024;
+/// Largest answer of the agent, head included: what a proxy says of a thousand backends.
+const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
 /// How long a write may take.
 const WRITE_MAX: Duration = Duration::from_secs(2);

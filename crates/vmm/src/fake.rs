@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -66,6 +67,8 @@ struct State {
     ended: BTreeMap<Name, EndedVm>,
     /// VMs whose checks fail.
     sick: BTreeSet<VmId>,
+    /// The revision that the proxy in a VM was told last: its disk outlives its machine.
+    proxies: BTreeMap<VmId, Arc<AtomicU64>>,
     listener: Option<Listener>,
     on_start: Option<OnStart>,
     failures_left: u32,

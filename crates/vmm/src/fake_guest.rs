@@ -4,16 +4,22 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use lightbyte_api::topology::{Sealed, Topology};
 use lightbyte_guest::frame::Frame;
 use lightbyte_guest::protocol::{
-    BODY_BYTES_MAX, Checked, EXEC_PROTOCOL, Exec, Frozen, Grown, Identity, Info, Metrics, Milestones, Problem,
+    BODY_BYTES_MAX, Checked, EXEC_PROTOCOL, Exec, Frozen, Grown, Identity, Info, Metrics, Milestones,
+    Problem, ProxyStatus, TOPOLOGY_BYTES_MAX, Told,
 };
 use serde_json::{Value, json};
 
 use crate::http;
+
+/// What an agent says in an image without a proxy.
+const NO_PROXY: &str = "this image has no proxy";
 
 /// Connections to one guest, as a real agent takes them.
 const CONNECTIONS_MAX: usize = 64;
@@ -35,6 +41,8 @@ pub(crate) struct FakeGuest {
     pub(crate) started: Instant,
     /// Whether nothing works that is tried.
     pub(crate) sick: bool,
+    /// The revision that its proxy was told last, in an image that has one.
+    pub(crate) proxy: Option<Arc<AtomicU64>>,
 }
 
 /// The connections to one guest. They end with it.
@@ -125,8 +133,44 @@ impl Call<'_> {
                 self.answer("200 OK", &json!(checked))
             }
             ("POST", "/v1/exec") => self.exec(&head),
+            ("PUT", "/v1/topology") => self.tell_proxy(guest, &head),
+            ("GET", "/v1/proxy") => match &guest.proxy {
+                Some(told) => {
+                    let revision = told.load(Ordering::SeqCst);
+                    let uptime_ms = u64::try_from(guest.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.answer(
+                        "200 OK",
+                        &json!(ProxyStatus { revision, uptime_ms, ..ProxyStatus::default() }),
+                    )
+                }
+                None => self.fail("404 Not Found", NO_PROXY),
+            },
             _ => self.fail("404 Not Found", "there is nothing here"),
         }
+    }
+
+    /// The proxy takes what is whole and good, and nothing older than what it has.
+    fn tell_proxy(&mut self, guest: &FakeGuest, head: &str) -> io::Result<()> {
+        let length = http::field(head, "content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        if length > TOPOLOGY_BYTES_MAX {
+            return self.fail("413 Payload Too Large", "length limit exceeded");
+        }
+        self.until(TOPOLOGY_BYTES_MAX, |bytes| (bytes.len() >= length).then_some(length))?;
+        let body = self.used(length);
+        let Some(told) = &guest.proxy else { return self.fail("404 Not Found", NO_PROXY) };
+        let read = serde_json::from_slice::<Sealed>(&body)
+            .and_then(|sealed| serde_json::from_str::<Topology>(sealed.topology.get()));
+        let topology = match read.map_err(|error| error.to_string()) {
+            Ok(topology) => topology,
+            Err(why) => return self.fail("422 Unprocessable Entity", &why),
+        };
+        if let Err(problem) = topology.check() {
+            return self.fail("422 Unprocessable Entity", &problem.to_string());
+        }
+        if told.fetch_max(topology.revision, Ordering::SeqCst) > topology.revision {
+            return self.fail("409 Conflict", "it is older than what holds");
+        }
+        self.answer("200 OK", &json!(Told { revision: topology.revision }))
     }
 
     fn exec(&mut self, head: &str) -> io::Result<()> {

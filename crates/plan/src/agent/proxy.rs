@@ -175,3 +175,102 @@ impl Proxy {
 fn plain(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(PROBLEM_LENGTH_MAX).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GONE: Uid = Uid::from_bits(7);
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millisecond(millis).expect("a time in range")
+    }
+
+    fn told(revision: u64) -> Told {
+        Told { revision, members: vec![Uid::from_bits(1)], document: String::new() }
+    }
+
+    fn does(revision: u64, in_flight: &[Uid], uptime_ms: u64) -> Answer {
+        Answer::Does { revision, in_flight: in_flight.to_vec(), uptime_ms }
+    }
+
+    /// What is told, if anything is to be done at that time.
+    fn errand(proxy: &mut Proxy, millis: i64) -> Option<Option<u64>> {
+        proxy.errand(at(millis)).map(|told| told.map(|told| told.revision))
+    }
+
+    #[test]
+    fn it_is_told_the_newest_once_and_asked_until_it_is_busy_with_nobody() {
+        let mut proxy = Proxy::default();
+        assert_eq!(errand(&mut proxy, 0), None, "nothing is to be told");
+        proxy.want(told(3));
+        proxy.want(told(2));
+        assert_eq!(errand(&mut proxy, 0), Some(Some(3)));
+        assert_eq!(errand(&mut proxy, 9_000), None, "one at a time");
+        proxy.take(does(3, &[GONE, Uid::from_bits(1)], 100), at(10));
+        let said = proxy.said().expect("it has answered");
+        assert_eq!((said.revision, said.busy.as_slice()), (3, &[GONE][..]), "who is in it is no news");
+        assert_eq!(errand(&mut proxy, 50), None);
+        assert_eq!(errand(&mut proxy, 110), Some(None), "soon, while it is busy");
+        proxy.take(does(3, &[], 200), at(110));
+        assert_eq!(proxy.said().map(|said| said.busy.len()), Some(0));
+        assert_eq!(errand(&mut proxy, 1_000), None);
+        proxy.want(told(4));
+        assert_eq!(errand(&mut proxy, 1_000), Some(Some(4)), "at once");
+    }
+
+    #[test]
+    fn what_it_refuses_is_reported_and_not_told_again() {
+        let mut proxy = Proxy::default();
+        proxy.want(told(3));
+        assert_eq!(errand(&mut proxy, 0), Some(Some(3)));
+        proxy.take(does(3, &[], 100), at(0));
+        proxy.want(told(4));
+        assert_eq!(errand(&mut proxy, 1), Some(Some(4)));
+        proxy.take(Answer::Refused("bad\u{7}".to_owned()), at(1));
+        let refused = proxy.said().and_then(|said| said.refused.clone()).expect("it was refused");
+        assert_eq!((refused.revision, refused.because.as_str()), (4, "bad"), "without control characters");
+        assert_eq!(errand(&mut proxy, 2), Some(None), "asked what it does instead");
+        proxy.take(does(3, &[], 101), at(2));
+        assert_eq!(proxy.said().map(|said| (said.revision, said.refused.is_some())), Some((3, true)));
+        proxy.want(told(5));
+        assert_eq!(errand(&mut proxy, 3), Some(Some(5)));
+        proxy.take(does(5, &[], 102), at(3));
+        assert_eq!(proxy.said().map(|said| (said.revision, said.refused.is_some())), Some((5, false)));
+    }
+
+    #[test]
+    fn silence_is_waited_out_and_told_when_it_lasts() {
+        let mut proxy = Proxy::default();
+        proxy.want(told(3));
+        let mut now = 0;
+        for pause in [250, 500, 1_000, 2_000] {
+            assert_eq!(proxy.problem(), None, "a proxy that begins takes a moment");
+            assert_eq!(errand(&mut proxy, now), Some(Some(3)));
+            proxy.take(Answer::Silent("refused".to_owned()), at(now));
+            assert_eq!(errand(&mut proxy, now + pause - 1), None);
+            now += pause;
+        }
+        assert_eq!(proxy.problem(), Some("refused".to_owned()));
+        assert_eq!(errand(&mut proxy, now), Some(Some(3)));
+        proxy.take(does(3, &[], 100), at(now));
+        assert_eq!(proxy.problem(), None);
+    }
+
+    #[test]
+    fn a_process_that_begins_anew_is_counted_and_another_machine_knows_nothing() {
+        let mut proxy = Proxy::default();
+        proxy.want(told(3));
+        for (uptime_ms, restarts) in [(100, 0), (200, 0), (50, 1), (60, 1)] {
+            let now = i64::from(restarts) * 10_000 + 5_000 * i64::try_from(uptime_ms).expect("small");
+            assert!(errand(&mut proxy, now).is_some(), "due");
+            proxy.take(does(3, &[], uptime_ms), at(0));
+            assert_eq!(proxy.said().map(|said| said.restarts), Some(u64::try_from(restarts).expect("small")));
+        }
+        assert!(errand(&mut proxy, 900_000).is_some(), "due");
+        proxy.end_life();
+        proxy.take(does(3, &[GONE], 1), at(900_000));
+        assert_eq!(proxy.said(), None, "the answer was of the machine before");
+        assert_eq!(errand(&mut proxy, 900_000), Some(Some(3)));
+    }
+}

@@ -20,11 +20,14 @@ mod pools;
 mod trial;
 
 use lightbyte_api::assigned::HostObject;
-use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Leaving, PROXY_SUFFIX, Proxy, Spec as BalancerSpec};
+use lightbyte_api::kinds::loadbalancer::{
+    Choice as BalancerChoice, Leaving, Member, PROXY_SUFFIX, Proxy, Spec as BalancerSpec,
+};
 use lightbyte_api::kinds::scalegroup::{self as group_kind, Template};
 use lightbyte_api::kinds::{SpecRules as _, vm};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::ObservedProxy;
+use lightbyte_api::records::AddressClaim;
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn, WorkerId};
 
 use super::vm::{observed_vm, placement};
@@ -77,7 +80,9 @@ impl Balancer<'_> {
         }
         self.find_proxies(&mut choice);
         if is_ending && choice.proxies.is_empty() && plan.waiting_on.is_empty() {
-            return Plan { rests_on: plan.rests_on, ..Plan::end() };
+            let known = before.members.iter().chain(before.leaving.iter().map(|leaving| &leaving.member));
+            let writes = known.filter_map(|member| self.free(member)).collect();
+            return Plan { writes, ..Plan::end() };
         }
         if !is_ending {
             self.configure(&mut choice, &mut plan);
@@ -192,18 +197,21 @@ impl Balancer<'_> {
         let is_new = |proxy: &Proxy| before.proxies.iter().all(|old| old.uid != proxy.uid);
         choice.proxies.iter_mut().filter(|proxy| is_new(proxy)).for_each(|proxy| proxy.from = revision);
         let is_in = |uid: Uid| choice.members.iter().any(|member| member.uid == uid);
-        choice.leaving.retain(|leaving| !is_in(leaving.uid));
-        let gone = before.members.iter().filter(|member| !is_in(member.uid));
+        choice.leaving.retain(|leaving| !is_in(leaving.member.uid));
+        let gone = before.members.iter().filter(|member| !is_in(member.uid)).cloned();
         let since = self.inputs.now;
-        choice.leaving.extend(gone.map(|member| Leaving { uid: member.uid, revision, since, overdue: false }));
+        choice.leaving.extend(gone.map(|member| Leaving { member, revision, since, overdue: false }));
     }
 
     /// Forgets those that no proxy can send to any more, and notes whose time is over.
     fn let_go(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
         let BalancerChoice { leaving, proxies, .. } = choice;
-        let known = leaving.len();
-        leaving.retain(|leaving| proxies.iter().any(|proxy| self.may_send(proxy, leaving)));
-        if leaving.len() < known {
+        let (kept, gone) = std::mem::take(leaving)
+            .into_iter()
+            .partition::<Vec<Leaving>, _>(|leaving| proxies.iter().any(|proxy| self.may_send(proxy, leaving)));
+        *leaving = kept;
+        plan.writes.extend(gone.iter().filter_map(|leaving| self.free(&leaving.member)));
+        if !gone.is_empty() {
             plan.rests_on.extend(proxies.iter().map(|proxy| {
                 Key::Observed(proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid })
             }));
@@ -221,19 +229,36 @@ impl Balancer<'_> {
     fn may_send(&self, proxy: &Proxy, leaving: &Leaving) -> bool {
         proxy.from < leaving.revision
             && self.report(proxy).is_none_or(|report| {
-                report.revision < leaving.revision || report.is_busy_with(leaving.uid)
+                report.revision < leaving.revision || report.is_busy_with(leaving.member.uid)
             })
+    }
+
+    /// What becomes of an address that no proxy of this load balancer can send to any more, if it rests here: the VM that had it
+    /// is no more.
+    fn free(&self, member: &Member) -> Option<Write> {
+        let claim = self.view.address_claim(&member.network, member.address)?;
+        if claim.owner != self.asked.meta.uid {
+            return None;
+        }
+        let key = Key::Address(member.network.clone(), member.address);
+        let other = fronts::holder_of_address(self.view, member.uid, member.address, Some(self.object));
+        Some(match other {
+            Some((object, asked)) => Write::put(key, AddressClaim { owner: asked.meta.uid, object, squatted: None }),
+            None => Write::Delete(key),
+        })
     }
 
     fn explain(&self, choice: &BalancerChoice, plan: &mut Plan) {
         let counts = scalegroup::counts(self.view, &self.group);
-        if (counts.ready as u64) < self.spec.proxies.replicas {
-            plan.waiting_on.push(WaitingOn::Proxies { group: self.group.clone() });
+        let waits = WaitingOn::Proxies { group: self.group.clone() };
+        if (counts.ready as u64) < self.spec.proxies.replicas && !plan.waiting_on.contains(&waits) {
+            plan.waiting_on.push(waits);
         }
         let is_behind = |proxy: &&Proxy| self.report(proxy).is_some_and(|report| report.revision < choice.revision);
-        let refusing = choice.proxies.iter().filter(|_| choice.trial.is_none()).filter(is_behind);
-        let refused = refusing.filter_map(|proxy| self.report(proxy)?.refused.clone());
-        plan.waiting_on.extend(refused.map(|refused| WaitingOn::TrialFailed { because: refused.because }).next());
+        let is_told = plan.waiting_on.iter().any(|on| matches!(on, WaitingOn::TrialFailed { .. }));
+        let mut refusing = choice.proxies.iter().filter(|_| choice.trial.is_none() && !is_told).filter(is_behind);
+        let refused = refusing.find_map(|proxy| self.report(proxy)?.refused.clone());
+        plan.waiting_on.extend(refused.map(|refused| WaitingOn::TrialFailed { because: refused.because }));
         let behind = choice.proxies.iter().find(is_behind).and_then(|proxy| self.view.object_of(proxy.uid));
         plan.waiting_on.extend(behind.map(|proxy| WaitingOn::Acknowledgement { proxy: proxy.clone() }));
         let missing = self.spec.references().into_iter().find(|object| self.view.living(object).is_none());

@@ -260,7 +260,8 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
     }
     waiting_on
         .extend(vm.view.children(vm.meta.uid).next().map(|child| WaitingOn::Child { child: child.clone() }));
-    waiting_on.extend(waiting_on.is_empty().then(|| fronts::holds_address(vm.view, vm.meta.uid)).flatten());
+    // A load balancer that cannot be read may know its addresses.
+    waiting_on.extend(vm.view.unreadable_decided(Kind::LoadBalancer).map(unreadable));
     if !waiting_on.is_empty() {
         return Plan { writes, waiting_on, rests_on: hold.rests_on, ..Plan::rest() };
     }
@@ -276,11 +277,8 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
     let ledger_key = Key::WorkerLedger(placement.worker);
     let Some(ledger) = freed(vm.view, placement) else { return Plan::wait(unreadable(&ledger_key)) };
     writes.push(Write::put(ledger_key, ledger));
-    writes.extend(placement.nics.iter().filter_map(|nic| {
-        let held = vm.view.address_claim(&nic.network, nic.address?)?.owner == vm.meta.uid;
-        nics::claim_key(nic).filter(|_| held).map(Write::Delete)
-    }));
-    Plan { writes, ..Plan::end() }
+    writes.extend(placement.nics.iter().filter_map(|nic| nics::release(vm, nic)));
+    Plan { writes, rests_on: hold.rests_on, ..Plan::end() }
 }
 
 /// The worker's ledger without the VM; `None` when there is no readable ledger to take from.

@@ -25,6 +25,7 @@ pub(super) fn of<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked, sp
         Some(choice) if choice.trial.is_some() => "trying",
         Some(choice) if told_of(view, choice).count() == 0 => "starting",
         Some(_) if waiting_on.is_empty() => "ready",
+        Some(_) if !waits(|on| !matches!(on, WaitingOn::Acknowledgement { .. })) => "updating",
         Some(_) => "degraded",
     };
     let since = decided.and_then(|decided| decided.at_rest_since).unwrap_or(asked.meta.changed_at);
@@ -78,10 +79,10 @@ fn shown_proxy(view: &View, choice: &Choice, proxy: &Proxy) -> Value {
 fn shown_leaving(view: &View, choice: &Choice, leaving: &Leaving) -> Value {
     let has_it = |proxy: &&Proxy| {
         report(view, proxy)
-            .is_none_or(|said| said.revision < leaving.revision || said.is_busy_with(leaving.uid))
+            .is_none_or(|said| said.revision < leaving.revision || said.is_busy_with(leaving.member.uid))
     };
     let waits_for = choice.proxies.iter().find(has_it).map(|proxy| name(view, proxy.uid));
-    json!({ "vm": name(view, leaving.uid), "since": leaving.since, "overdue": leaving.overdue, "waits_for": waits_for })
+    json!({ "vm": name(view, leaving.member.uid), "since": leaving.since, "overdue": leaving.overdue, "waits_for": waits_for })
 }
 
 /// The name of a VM; its uid if it is no more.

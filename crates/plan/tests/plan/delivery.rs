@@ -50,6 +50,9 @@ fn show(view: &View, delivery: Option<Delivery>) -> String {
             assert_eq!(mod_revision, view.mod_revision(&key));
             format!("{}: reported at {mod_revision}", names.show(object.uid))
         }
+        News::Topology { object, told } => {
+            format!("{}: told revision {}", names.show(object.uid), told.revision)
+        }
         News::Progress => "progress".to_owned(),
     }
 }

@@ -3,8 +3,10 @@
 use std::io;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
+use lightbyte_api::kinds::loadbalancer::PROXY_IMAGE;
 use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{Name, VmId};
 use lightbyte_guest::protocol::AGENT_PORT;
@@ -19,14 +21,17 @@ impl Guest for FakeHost {
     fn connect(&self, vm: VmId, port: u32, _wait: Duration) -> Result<UnixStream, DriverError> {
         let mut state = self.lock();
         let is_sick = state.sick.contains(&vm);
+        let told = Arc::clone(state.proxies.entry(vm).or_default());
         let Some(found) = state.vms.get_mut(&vm).filter(|found| found.running) else {
             return refuse("the guest does not run");
         };
+        let has_proxy = found.assigned.image.as_str() == PROXY_IMAGE;
         let guest = FakeGuest {
             identity: identity::of(vm, &found.assigned, ""),
             memory_bytes: found.assigned.memory.bytes(),
             started: found.started,
             sick: is_sick,
+            proxy: has_proxy.then_some(told),
         };
         if port != AGENT_PORT {
             return Err(DriverError::nobody_at(port));

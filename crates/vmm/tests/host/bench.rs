@@ -15,6 +15,7 @@ use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, Vol
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Span, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::health::Outcome;
+use lightbyte_plan::agent::proxy::Answer;
 use lightbyte_plan::agent::{
     Action, Agent, Delivery, Facts, Item, Leaving, News, Reply, Report, Saved, Stamped, Step, VmmState,
 };
@@ -238,6 +239,7 @@ impl Bench {
             object: *object,
             assigned: slot.assigned.clone(),
             observed: slot.observed.clone(),
+            told: None,
         };
         let items = self.store.iter().filter(|(_, slot)| **slot != Slot::default()).map(item).collect();
         self.deliver(News::Inventory(items));
@@ -324,6 +326,10 @@ impl Bench {
                 self.trace.push(format!("{}: check", object.kind));
                 Effect::Checked(hands::check(&self.drivers, vm_id(), &check))
             }
+            Action::Proxy(told) => {
+                self.trace.push(format!("{}: {}", object.kind, if told.is_some() { "tell" } else { "ask" }));
+                Effect::Answered(hands::ask_proxy(&self.drivers, vm_id(), told.as_ref()))
+            }
             Action::Step(step) => {
                 self.hold_to_the_rules(object, &step);
                 self.trace.push(format!("{}: {}", object.kind, show_step(&step)));
@@ -341,6 +347,7 @@ impl Bench {
         match effect {
             Effect::Reply(reply) => self.agent.reply(object, reply),
             Effect::Checked(outcome) => self.agent.checked(object, outcome, self.now),
+            Effect::Answered(answer) => self.agent.answered(object, answer, self.now),
             Effect::Step(step, Ok(())) => {
                 self.agent.observed(object, self.facts(object), Some(&step), self.now);
                 self.guest_acts(object, &step);
@@ -467,6 +474,7 @@ enum Effect {
     Reply(Reply),
     Step(Step, Result<(), String>),
     Checked(Outcome),
+    Answered(Answer),
 }
 
 /// Whether what is saved asks for the machine to stop, for good or to be started again.
@@ -525,6 +533,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             health: None,
             squatters: Vec::new(),
             leases: Vec::new(),
+            proxy: None,
             problem: None,
         }),
         _ => Observed::Volume(ObservedVolume {

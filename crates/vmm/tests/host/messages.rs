@@ -129,7 +129,7 @@ fn one_report(bench: &mut Bench) -> Report {
     let actions = bench.agent.actions(bench.now);
     let mut reports = actions.into_iter().filter_map(|(_, action)| match action {
         Action::Report(report) => Some(report),
-        Action::Step(_) | Action::Check(_) => None,
+        Action::Step(_) | Action::Check(_) | Action::Proxy(_) => None,
     });
     let report = reports.next().expect("a report");
     assert_eq!(reports.next(), None, "one report at a time");
@@ -258,6 +258,7 @@ fn a_report_in_flight_outlives_an_inventory() {
         object: VOLUME,
         assigned: bench.slot(VOLUME).assigned.clone(),
         observed: None,
+        told: None,
     };
     let revision = bench.revision - 1;
     let delivery = Delivery { epoch: epoch(1), revision, news: News::Inventory(vec![item]) };

@@ -96,6 +96,7 @@ impl Worker {
             object: *object,
             assigned: slot.assigned.clone(),
             observed: slot.observed.clone(),
+            told: None,
         });
         let items = items.collect();
         self.deliver(News::Inventory(items));
@@ -224,6 +225,7 @@ impl Worker {
                 }
             }
             Action::Check(_) => unreachable!("nothing here has a health check"),
+            Action::Proxy(_) => unreachable!("nothing here is a proxy"),
             Action::Step(step) => {
                 let outcome = hands::perform(&self.drivers, object, &step).map_err(|error| error.chain());
                 self.story.push(format!("{}: {step:?}: {outcome:?}", object.kind));

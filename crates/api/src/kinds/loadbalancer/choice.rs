@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Serving;
+use crate::name::Name;
 use crate::uid::{Uid, WorkerId};
 
 /// All that proxies are told, and what is known of whom they may still send to.
@@ -77,19 +78,22 @@ pub struct Rejected {
 }
 
 /// A VM that requests go to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Which.
     pub uid: Uid,
     /// Where.
     pub address: Ipv4Addr,
+    /// The network that it has the address of.
+    pub network: Name,
 }
 
 /// A VM that requests went to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaving {
-    /// Which.
-    pub uid: Uid,
+    /// Who, and where it was.
+    #[serde(flatten)]
+    pub member: Member,
     /// The first revision without it.
     pub revision: u64,
     /// When that was decided, on the leader's clock.
@@ -127,6 +131,13 @@ impl Choice {
     /// Everybody that a proxy may send to, by this choice or an earlier one.
     pub fn known(&self) -> impl Iterator<Item = Uid> {
         let members = self.members.iter().map(|member| member.uid);
-        members.chain(self.leaving.iter().map(|leaving| leaving.uid))
+        members.chain(self.leaving.iter().map(|leaving| leaving.member.uid))
+    }
+
+    /// Whether a proxy may send to this address for the VM, by this choice or an earlier one.
+    #[must_use]
+    pub fn knows(&self, vm: Uid, address: Ipv4Addr) -> bool {
+        let members = self.members.iter().chain(self.leaving.iter().map(|leaving| &leaving.member));
+        members.into_iter().any(|member| member.uid == vm && member.address == address)
     }
 }

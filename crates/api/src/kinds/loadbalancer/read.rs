@@ -111,6 +111,12 @@ pub(super) fn spec(fields: &mut Reader<'_>) -> Option<Spec> {
 
 /// What a proxy would refuse.
 fn check(serving: &Serving, fields: &mut Reader<'_>) {
+    let ports: Vec<u16> = serving.listeners.iter().map(|listener| listener.port).collect();
+    let twice = (0..ports.len()).find(|index| ports[..*index].contains(&ports[*index]));
+    if let Some(index) = twice {
+        fields.problem(&format!("listeners[{index}].port"), format!("`{}` is there twice", ports[index]), None);
+        return;
+    }
     if let Err(problem) = serving.topology(1, |_| Vec::new()).check() {
         let path = problem.path.replace(".tries_max", ".tries").replace("_ms", "");
         fields.problem(&path, problem.what, None);
@@ -275,4 +281,66 @@ fn ejection(fields: &mut Reader<'_>) -> Option<Ejection> {
         longest: fields.span("longest", SPAN_MIN..=SPAN_MAX, default.longest),
         percent_max: fields.or("percent_max", default.percent_max),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::kinds::{Kind, Spec as KindSpec, SpecRules as _};
+
+    fn read(spec: &Value) -> (Option<KindSpec>, Vec<String>) {
+        let mut problems = Vec::new();
+        let mut reader = Reader::new("spec", spec, &mut problems);
+        let found = KindSpec::read(Kind::LoadBalancer, &mut reader);
+        reader.finish();
+        (found, problems.iter().map(ToString::to_string).collect())
+    }
+
+    /// The shortest with something else in it.
+    fn with(field: &str, value: Value) -> Value {
+        let mut spec = Spec::shortest().expect("people write it");
+        spec[field] = value;
+        spec
+    }
+
+    #[test]
+    fn what_was_read_reads_the_same_again() {
+        let check = |spec: &Value| {
+            let (found, problems) = read(spec);
+            assert_eq!(problems, Vec::<String>::new(), "{spec}");
+            let again = found.as_ref().expect("no problem").to_json().expect("plain data");
+            assert_eq!(read(&again), (found, Vec::new()), "{again}");
+        };
+        check(&Spec::shortest().expect("people write it"));
+        check(&with("routes", json!([{ "name": "a", "path": "/a", "pool": "web" }])));
+        check(&with("routes", json!([{ "name": "a", "path": { "exact": "/a" }, "targets": [{ "pool": "web", "weight": 3 }] }])));
+        check(&with("routes", json!([{ "name": "a", "redirect": { "status": 301, "path": "/b" } }])));
+        check(&with("pools", json!([{ "name": "web", "vms": ["a"], "port": 80, "balance": { "hash": "source" } }])));
+        check(&with("pools", json!([{ "name": "web", "labels": { "app": "web" }, "port": 80, "check": { "http": "/" } }])));
+    }
+
+    #[test]
+    fn what_a_proxy_would_refuse_is_refused_with_its_place() {
+        let check = |spec: &Value, expected: &str| {
+            let (_, problems) = read(spec);
+            assert!(problems.iter().any(|problem| problem.contains(expected)), "{spec}: {problems:?}");
+        };
+        check(&json!({}), "spec.listeners: is missing");
+        check(&json!({}), "spec.pools: is missing");
+        check(&with("routes", json!([{ "name": "a", "pool": "nowhere" }])), "spec.routes[0].targets[0].pool: there is no pool");
+        check(&with("routes", json!([{ "name": "a" }])), "one of pool, targets and redirect must be there");
+        check(&with("routes", json!([{ "name": "a", "pool": "web", "tries": 99 }])), "spec.routes[0].tries: is 99");
+        check(&with("listeners", json!([{ "port": 80 }, { "port": 80 }])), "spec.listeners[1].port: `80` is there twice");
+        check(&with("listeners", json!([{ "port": 80, "proxy_protocol": true }])), "trusted_peers");
+        check(&with("pools", json!([{ "name": "web", "group": "web", "vms": ["a"], "port": 80 }])), "one of group, labels and vms");
+        check(&with("pools", json!([{ "name": "web", "labels": {}, "port": 80 }])), "spec.pools[0].labels: is empty");
+        let routes: Vec<Value> = (0..10_000).map(|number| json!({ "name": format!("r{number}"), "pool": "web" })).collect();
+        check(&with("routes", json!(routes)), "has 10000 items, at most 200 are allowed");
+        let long = "x".repeat(4_000);
+        let routes: Vec<Value> =
+            (0..40).map(|number| json!({ "name": format!("r{number}"), "path": format!("/{long}"), "pool": "web" })).collect();
+        check(&with("routes", json!(routes)), "at most 131072 are allowed");
+    }
 }

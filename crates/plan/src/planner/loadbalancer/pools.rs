@@ -1,7 +1,6 @@
 //! Who is in each pool: who is asked for, and serves as far as workers say.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Member, Members};
@@ -18,11 +17,13 @@ use crate::view::View;
 /// How many members one plan adds: what each of them rests on is guarded.
 const ADDED_PER_PLAN_MAX: usize = 24;
 
+/// Those that were in some pool until now.
+type Known = BTreeMap<Uid, Member>;
+
 /// Somebody who is asked to be in a pool.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Candidate {
-    uid: Uid,
-    address: Ipv4Addr,
+    member: Member,
     standing: Standing,
 }
 
@@ -40,50 +41,39 @@ enum Standing {
 impl Balancer<'_> {
     /// Puts into each pool of each configuration who is to be there.
     pub(super) fn fill(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
-        let mut members: BTreeMap<Uid, Ipv4Addr> = BTreeMap::new();
-        let before: BTreeMap<Uid, Ipv4Addr> =
-            choice.members.iter().map(|member| (member.uid, member.address)).collect();
-        let mut added = BTreeMap::new();
-        let had: Vec<(Members, Vec<Uid>)> = choice
-            .configurations
-            .iter()
-            .flat_map(|one| one.serving.pools.iter().map(|pool| (pool.members.clone(), uids(one.pools.get(&pool.name)))))
-            .collect();
+        let known: Known = choice.members.iter().map(|member| (member.uid, member.clone())).collect();
+        let had = pools_of(choice);
+        let (mut members, mut added) = (Known::new(), BTreeSet::new());
         for configuration in &mut choice.configurations {
             for pool in &configuration.serving.pools {
-                let old = match configuration.pools.get(&pool.name) {
-                    Some(old) => old.clone(),
-                    // A new configuration begins with whom another has for the same words.
-                    None => had.iter().find(|(words, uids)| *words == pool.members && !uids.is_empty()).map(|(_, uids)| uids.clone()).unwrap_or_default(),
-                };
-                let candidates = self.candidates(&pool.members, &before);
-                let mut chosen = choose(&candidates, &old);
-                if self.is_hidden(&pool.members) {
-                    self.keep_old(&mut chosen, &old, &before);
-                }
-                chosen.retain(|candidate| {
-                    let is_known = before.contains_key(&candidate.uid) || added.contains_key(&candidate.uid);
-                    if !is_known && added.len() == ADDED_PER_PLAN_MAX {
-                        return false;
-                    }
-                    if !is_known {
-                        added.insert(candidate.uid, ());
-                    }
-                    true
-                });
-                members.extend(chosen.iter().map(|candidate| (candidate.uid, candidate.address)));
-                configuration.pools.insert(pool.name.clone(), chosen.iter().map(|one| one.uid).collect());
+                // A new configuration begins with whom another has for the same words.
+                let others = had.iter().find(|(words, uids)| *words == pool.members && !uids.is_empty());
+                let own = configuration.pools.get(&pool.name);
+                let old = own.or(others.map(|(_, uids)| uids)).cloned().unwrap_or_default();
+                let mut chosen = self.choose(&pool.members, &old, &known);
+                chosen.retain(|member| may_come(member.uid, &known, &mut added));
+                configuration.pools.insert(pool.name.clone(), chosen.iter().map(|member| member.uid).collect());
+                members.extend(chosen.into_iter().map(|member| (member.uid, member)));
             }
         }
-        for object in added.keys().filter_map(|uid| self.view.object_of(*uid)) {
+        for object in added.iter().filter_map(|uid| self.view.object_of(*uid)) {
             plan.rests_on.extend([Key::Asked(object.clone()), Key::Decided(object.clone())]);
         }
-        choice.members = members.into_iter().map(|(uid, address)| Member { uid, address }).collect();
+        choice.members = members.into_values().collect();
+    }
+
+    /// Who is to be in a pool that had `old` in it.
+    fn choose(&self, members: &Members, old: &[Uid], known: &Known) -> Vec<Member> {
+        let mut chosen = choose(self.candidates(members, known), old);
+        if self.is_hidden(members) {
+            self.keep_old(&mut chosen, old, known);
+        }
+        chosen
     }
 
     /// Everybody who is asked to be in a pool and has an address, in order of name.
-    fn candidates(&self, members: &Members, before: &BTreeMap<Uid, Ipv4Addr>) -> Vec<Candidate> {
-        let candidate = |object: &ObjectRef| self.candidate(object, before);
+    fn candidates(&self, members: &Members, known: &Known) -> Vec<Candidate> {
+        let candidate = |object: &ObjectRef| self.candidate(object, known);
         match members {
             Members::Group(name) => {
                 let group = self.view.asked(&ObjectRef::new(Kind::ScaleGroup, name.clone()));
@@ -114,7 +104,7 @@ impl Balancer<'_> {
     }
 
     /// Keeps all that were there and are not known to go: one of them may be among those that cannot be read.
-    fn keep_old(&self, chosen: &mut Vec<Candidate>, old: &[Uid], before: &BTreeMap<Uid, Ipv4Addr>) {
+    fn keep_old(&self, chosen: &mut Vec<Member>, old: &[Uid], known: &Known) {
         let goes = |uid: &Uid| {
             let object = self.view.object_of(*uid);
             object.is_some_and(|object| {
@@ -123,23 +113,22 @@ impl Balancer<'_> {
             })
         };
         for uid in old.iter().filter(|uid| !goes(uid)) {
-            let is_there = chosen.iter().any(|candidate| candidate.uid == *uid);
-            if let Some(address) = before.get(uid).filter(|_| !is_there) {
-                chosen.push(Candidate { uid: *uid, address: *address, standing: Standing::Unknown });
-            }
+            let is_there = chosen.iter().any(|member| member.uid == *uid);
+            chosen.extend(known.get(uid).filter(|_| !is_there).cloned());
         }
     }
 
-    fn candidate(&self, object: &ObjectRef, before: &BTreeMap<Uid, Ipv4Addr>) -> Option<Candidate> {
+    fn candidate(&self, object: &ObjectRef, known: &Known) -> Option<Candidate> {
         let asked = self.view.living(object)?;
         let Spec::Vm(spec) = &asked.spec else { return None };
         let uid = asked.meta.uid;
         // What cannot be read takes nobody out.
-        let as_before = || Some(Candidate { uid, address: *before.get(&uid)?, standing: Standing::Unknown });
+        let known = known.get(&uid).cloned();
+        let as_before = |known: Option<Member>| Some(Candidate { member: known?, standing: Standing::Unknown });
         let host_object = HostObject { kind: Kind::Vm, uid };
         let is_readable = |key: &Key| self.view.unreadable(key).is_none();
         if !is_readable(&Key::Decided(object.clone())) {
-            return as_before().filter(|_| spec.running);
+            return as_before(known).filter(|_| spec.running);
         }
         let placement = placement(self.view, object)?;
         let observed = observed_vm(self.view, placement.worker, host_object);
@@ -148,40 +137,51 @@ impl Balancer<'_> {
         }
         let keys = [Key::Assigned(placement.worker, host_object), Key::Observed(placement.worker, host_object)];
         let Some(Assigned::Vm(assigned)) = self.view.assigned(placement.worker, host_object).map(AsRef::as_ref) else {
-            return as_before();
+            return as_before(known);
         };
         if !keys.iter().all(is_readable) {
-            return as_before();
+            return as_before(known);
         }
-        let address = self.address(placement, observed)?;
-        Some(Candidate { uid, address, standing: standing(self.view, placement, assigned, observed) })
+        let member = self.reached(uid, placement, observed).or(known)?;
+        Some(Candidate { member, standing: standing(self.view, placement, assigned, observed) })
     }
 
     /// Where proxies reach it: on their own network, or else by its first card that has an address.
-    fn address(&self, placement: &Placement, observed: Option<&ObservedVm>) -> Option<Ipv4Addr> {
+    fn reached(&self, uid: Uid, placement: &Placement, observed: Option<&ObservedVm>) -> Option<Member> {
         let leases = observed.map(|observed| observed.leases.as_slice()).unwrap_or_default();
         let cards = (0..).zip(&placement.nics).filter_map(|(index, nic)| {
             let leased = || leases.iter().find(|lease| lease.nic == index).map(|lease| lease.address);
-            Some((&nic.network, nic.address.or_else(leased)?))
+            Some(Member { uid, address: nic.address.or_else(leased)?, network: nic.network.clone() })
         });
-        let mut cards: Vec<_> = cards.collect();
-        cards.sort_by_key(|(network, _)| **network != self.spec.proxies.network);
-        cards.first().map(|(_, address)| *address)
+        let mut cards: Vec<Member> = cards.collect();
+        cards.sort_by_key(|member| member.network != self.spec.proxies.network);
+        cards.into_iter().next()
     }
+}
+
+/// Whom each configuration has for which words.
+fn pools_of(choice: &BalancerChoice) -> Vec<(Members, Vec<Uid>)> {
+    let pools = choice.configurations.iter().flat_map(|one| one.serving.pools.iter().map(move |pool| (one, pool)));
+    pools.map(|(one, pool)| (pool.members.clone(), one.pools.get(&pool.name).cloned().unwrap_or_default())).collect()
+}
+
+/// Whether somebody may be in a pool: those who are new come so many at a time.
+fn may_come(uid: Uid, known: &Known, added: &mut BTreeSet<Uid>) -> bool {
+    known.contains_key(&uid) || added.contains(&uid) || (added.len() < ADDED_PER_PLAN_MAX && added.insert(uid))
 }
 
 /// Those that serve, and those of `old` of whom nobody can say. If these are none, all of `old` that are still asked for:
 /// health alone empties no pool.
-fn choose(candidates: &[Candidate], old: &[Uid]) -> Vec<Candidate> {
-    let is_old = |candidate: &&Candidate| old.contains(&candidate.uid);
+fn choose(candidates: Vec<Candidate>, old: &[Uid]) -> Vec<Member> {
+    let is_old = |candidate: &&Candidate| old.contains(&candidate.member.uid);
     let stays = |candidate: &&Candidate| match candidate.standing {
         Standing::Serves => true,
         Standing::Unknown => is_old(candidate),
         Standing::Fails => false,
     };
-    let chosen: Vec<Candidate> = candidates.iter().filter(stays).copied().collect();
+    let chosen: Vec<Member> = candidates.iter().filter(stays).map(|one| one.member.clone()).collect();
     match chosen.is_empty() {
-        true => candidates.iter().filter(is_old).copied().collect(),
+        true => candidates.iter().filter(is_old).map(|one| one.member.clone()).collect(),
         false => chosen,
     }
 }
@@ -213,6 +213,45 @@ fn standing(
     }
 }
 
-fn uids(found: Option<&Vec<Uid>>) -> Vec<Uid> {
-    found.cloned().unwrap_or_default()
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use lightbyte_api::Name;
+
+    use super::*;
+
+    /// One letter for each candidate: `s`erves, `u`nknown, `f`ails; capital letters were in the pool. The answer has those that
+    /// are chosen.
+    fn check(candidates: &str, expected: &str) {
+        let network = Name::new("default").expect("a name");
+        let letters: Vec<char> = candidates.chars().collect();
+        let uid = |index: usize| Uid::from_bits(index as u128 + 1);
+        let candidate = |(index, letter): (usize, &char)| Candidate {
+            member: Member { uid: uid(index), address: Ipv4Addr::LOCALHOST, network: network.clone() },
+            standing: match letter.to_ascii_lowercase() {
+                's' => Standing::Serves,
+                'u' => Standing::Unknown,
+                _ => Standing::Fails,
+            },
+        };
+        let old = (0..letters.len()).filter(|index| letters[*index].is_uppercase()).map(uid).collect::<Vec<_>>();
+        let chosen = choose(letters.iter().enumerate().map(candidate).collect(), &old);
+        let is_chosen = |index: &usize| chosen.iter().any(|member| member.uid == uid(*index));
+        let found: String = (0..letters.len()).filter(is_chosen).map(|index| letters[index]).collect();
+        assert_eq!(found, expected, "{candidates}");
+    }
+
+    #[test]
+    fn who_serves_is_in_and_health_alone_empties_nothing() {
+        check("", "");
+        check("sss", "sss");
+        check("Ssf", "Ss");
+        check("SF", "S");
+        check("Us", "Us");
+        check("us", "s");
+        check("uU", "U");
+        check("FFf", "FF");
+        check("f", "");
+    }
 }

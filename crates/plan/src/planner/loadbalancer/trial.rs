@@ -51,12 +51,17 @@ impl Balancer<'_> {
         rejected.serving == self.spec.serving && rejected.again_at.is_none_or(|at| self.inputs.now < at)
     }
 
-    /// Begins with what is asked: by a trial, unless no proxy does anything yet that could break.
+    /// Begins with what is asked: by a trial, unless there is no proxy yet that could break.
     fn begin(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
         let tester = choice.accepted.and_then(|_| self.tester(choice));
         if let Some(away) = tester.filter(|proxy| self.view.alive(proxy.worker).is_none()) {
             let worker = self.view.object_of(away.worker.uid()).map(|object| object.name.clone());
             plan.waiting_on.extend(worker.map(|worker| WaitingOn::WorkerAway { worker }));
+            return;
+        }
+        if tester.is_none() && choice.accepted.is_some() && !choice.proxies.is_empty() {
+            // One may have been told something, and has not said so yet.
+            plan.waiting_on.push(WaitingOn::Proxies { group: self.group.clone() });
             return;
         }
         let number = 1 + choice.configurations.iter().map(|one| one.number).max().unwrap_or(0);

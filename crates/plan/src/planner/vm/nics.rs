@@ -24,6 +24,7 @@ use lightbyte_api::records::{AddressClaim, Squatted};
 use lightbyte_api::{Key, Kind, MacAddress, Name, ObjectRef, Spec, WaitingOn};
 
 use super::{Inputs, Vm, placement, unreadable};
+use crate::fronts;
 use crate::planner::network::free_address;
 use crate::transaction::Write;
 use crate::view::View;
@@ -164,6 +165,20 @@ fn of_nic(nic: &PlacedNic) -> impl Iterator<Item = IpAddr> + use<> {
 }
 
 /// The network with what is asked of it, unless it is going.
+/// What becomes of the claim on an address of a VM that is no more: it is free, or rests with the load balancer whose proxies
+/// may still send there.
+pub(super) fn release(vm: &Vm<'_>, nic: &PlacedNic) -> Option<Write> {
+    let address = nic.address?;
+    if vm.view.address_claim(&nic.network, address)?.owner != vm.meta.uid {
+        return None;
+    }
+    let key = claim_key(nic)?;
+    Some(match fronts::holder_of_address(vm.view, vm.meta.uid, address, None) {
+        Some((object, asked)) => Write::put(key, AddressClaim { owner: asked.meta.uid, object, squatted: None }),
+        None => Write::Delete(key),
+    })
+}
+
 fn living<'a>(view: &'a View, network: &Name) -> Result<(AddressClaim, &'a network::Spec), WaitingOn> {
     let object = ObjectRef::new(Kind::Network, network.clone());
     let asked = view.living(&object);

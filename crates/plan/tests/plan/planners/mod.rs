@@ -1,5 +1,6 @@
 //! The planners: what each writes for one object, plan after plan until nothing is left to write.
 
+mod balancers;
 mod delete;
 mod groups;
 mod keep;

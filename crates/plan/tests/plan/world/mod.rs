@@ -14,7 +14,7 @@
 //!      [generation=2] [restarts=1] [label=k:v]
 //!      [on=n1 [wanted=removed] [sequence=2] [at_generation=1] [address=10.77.0.2]
 //!       [observed=running] [seen=1] [squatted=10.77.0.2]… [problem=no_bridge] [volume=present]]
-//! asked KIND/NAME SPEC [deleting]                       an object of any kind, its specification in JSON
+//! asked KIND/NAME SPEC [owner=k/n] [deleting]                       an object of any kind, its specification in JSON
 //! opaque KEY                                            a value that no version of ours can read
 //! drop KEY                                              the key is gone
 //! ```
@@ -71,13 +71,30 @@ pub(crate) fn worker_id(text: &str) -> lightbyte_api::WorkerId {
 /// Builds the world that `text` describes.
 pub(crate) fn world(text: &str) -> Store {
     let mut store = Store::default();
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        lines::read(&mut store, line);
-    }
+    add(&mut store, text);
     store
 }
 
-/// What `planner` writes for `object`, plan after plan, until it writes nothing: so every plan is applied, and the
+/// Adds what `text` describes, in place of what is there.
+pub(crate) fn add(store: &mut Store, text: &str) {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(|line| lines::read(store, line));
+}
+
+/// Makes the next plan for `object` and applies it; what it writes, and what it rests on besides.
+pub(crate) fn next_plan(store: &mut Store, object_text: &str, seconds: i64) -> String {
+    let view = store.view();
+    view.check().expect("indexes that say what the entries say");
+    let inputs = Inputs {
+        view_read_at: Some(at(seconds)),
+        ..Inputs::at(at(seconds), u128::from(store.revision()) << 64)
+    };
+    let Some(found) = decide(&view, &object(object_text), &inputs) else { return "nothing".to_owned() };
+    let shown = writes(&Names::of(&view), &found);
+    store.commit(&found).expect("a plan fits the view that it was made from");
+    shown
+}
+
+/// What a planner writes for `object`, plan after plan, until it writes nothing: so every plan is applied, and the
 /// one after the last is seen to find nothing, even an hour later if it waits for no time. The plans are made a minute after the world.
 pub(crate) fn plans(text: &str, object_text: &str) -> String {
     let mut store = world(text);

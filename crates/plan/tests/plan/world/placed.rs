@@ -12,7 +12,10 @@ use lightbyte_api::health::{Health, HealthState};
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::observed::{Lease, Observed, ObservedVm, ObservedVolume, Squatter, VmPhase, VolumePhase};
+use lightbyte_api::observed::{
+    Lease, Observed, ObservedProxy, ObservedVm, ObservedVolume, RefusedTopology, Squatter, VmPhase,
+    VolumePhase,
+};
 use lightbyte_api::records::{AddressClaim, WorkerLedger};
 use lightbyte_api::waiting::{Waiting, WorkerTask};
 use lightbyte_api::{
@@ -223,10 +226,24 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         health: line.get("health").map(health),
         squatters: squatters(store, object, line),
         leases: line.get("lease").map(lease).into_iter().collect(),
+        proxy: line.get("told").map(|told| proxy(told, line)),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
     };
     store
         .put(&Key::Observed(worker, HostObject { kind: Kind::Vm, uid: uid(object) }), Observed::Vm(observed));
+}
+
+/// `told=3`: the revision that the proxy in it does, with `busy=vm/a` and `refuses=5`.
+fn proxy(told: &str, line: &Line<'_>) -> ObservedProxy {
+    ObservedProxy {
+        revision: told.parse().expect("a revision"),
+        refused: line.get("refuses").map(|revision| RefusedTopology {
+            revision: revision.parse().expect("a revision"),
+            because: "it is bad".to_owned(),
+        }),
+        busy: line.all("busy").into_iter().map(|vm| uid(&vm.parse().expect("an object"))).collect(),
+        restarts: line.or("proxy_restarts", "0"),
+    }
 }
 
 /// `health=healthy`: what the checks came to. `unhealthy` says why.

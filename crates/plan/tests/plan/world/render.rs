@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, AssignedVolume, Source};
 use lightbyte_api::firewall::Opening;
-use lightbyte_api::kinds::scalegroup;
+use lightbyte_api::kinds::{loadbalancer, scalegroup};
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::{Promise, Record};
@@ -163,6 +163,7 @@ impl Show for Asked {
                 spec.fixed().map_or("some".to_owned(), |count| count.to_string()),
                 spec.template.vm.image
             ),
+            Spec::LoadBalancer(spec) => format!("{} proxies", spec.proxies.replicas),
             Spec::Image(spec) => format!("current {}", spec.current),
             Spec::Network(spec) => spec.pool().map_or_else(
                 || "by DHCP".to_owned(),
@@ -255,6 +256,7 @@ impl Show for Decided {
                 format!("away since {since}{}", if choice.lost { " lost" } else { "" })
             }),
             Choice::ScaleGroup(choice) => Some(group(names, choice)),
+            Choice::LoadBalancer(choice) => Some(balancer(names, choice)),
             _ => None,
         };
         let waits = self.waiting_on.iter().map(|waiting| waiting.show(names));
@@ -284,6 +286,40 @@ fn group(names: &Names, choice: &scalegroup::Choice) -> String {
     }
     if let Some(healing) = choice.healing {
         text.push_str(&format!(", heals {}", healing.left));
+    }
+    text
+}
+
+/// What was chosen for a load balancer, on one line.
+fn balancer(names: &Names, choice: &loadbalancer::Choice) -> String {
+    let uids = |uids: &[Uid]| uids.iter().map(|uid| names.show(*uid)).collect::<Vec<_>>().join(" ");
+    let mut text = format!("revision {}", choice.revision);
+    for configuration in &choice.configurations {
+        let state = if choice.accepted == Some(configuration.number) { "accepted" } else { "tried" };
+        text.push_str(&format!(", {state} {}", configuration.number));
+        for (pool, members) in &configuration.pools {
+            text.push_str(&format!(" {pool}=[{}]", uids(members)));
+        }
+    }
+    for member in &choice.members {
+        text.push_str(&format!(", {} at {}", names.show(member.uid), member.address));
+    }
+    for leaving in &choice.leaving {
+        let overdue = if leaving.overdue { " overdue" } else { "" };
+        text.push_str(&format!(
+            ", {} leaving since {}{overdue}",
+            names.show(leaving.member.uid),
+            leaving.revision
+        ));
+    }
+    for proxy in &choice.proxies {
+        text.push_str(&format!(", proxy {} from {}", names.show(proxy.uid), proxy.from));
+    }
+    if let Some(trial) = &choice.trial {
+        text.push_str(&format!(", {} tries {}", names.show(trial.proxy), trial.revision));
+    }
+    if let Some(rejected) = &choice.rejected {
+        text.push_str(&format!(", rejected: {}", rejected.because));
     }
     text
 }

@@ -1,0 +1,115 @@
+//! Load balancers: who gets requests, how a change comes to proxies, and how somebody leaves.
+
+use insta::assert_snapshot;
+
+use crate::world::{Store, add, next_plan, world};
+
+const ASKED: &str = r#"asked loadbalancer/lb { "listeners": [{ "port": 80 }], "pools": [{ "name": "web", "vms": ["a", "b"], "port": 80 }] }"#;
+const OTHER: &str = r#"asked loadbalancer/lb { "listeners": [{ "port": 81 }], "pools": [{ "name": "web", "vms": ["a", "b"], "port": 80 }] }"#;
+const GROUP: &str = r#"asked scalegroup/lb-proxy { "replicas": 2, "template": { "image": "proxy", "labels": { "loadbalancer": "lb" } } } owner=loadbalancer/lb"#;
+const A: &str = "vm a on=n1 observed=running";
+const B: &str = "vm b on=n2 observed=running address=10.77.0.3";
+
+/// A load balancer with two proxies that have been told of `a` and `b`.
+fn at_work() -> Store {
+    let mut store = world(&format!("rack\n{A}\n{B}\n{ASKED}\n{GROUP}\n{}\n{}", proxy(1, ""), proxy(2, "")));
+    next_plan(&mut store, "loadbalancer/lb", 60);
+    add(&mut store, &format!("{}\n{}", proxy(1, "told=1"), proxy(2, "told=1")));
+    store
+}
+
+/// A proxy with what its worker says of it.
+fn proxy(number: u64, said: &str) -> String {
+    let address = number + 5;
+    format!(
+        "vm lb-proxy-{number} owner=scalegroup/lb-proxy on=n{number} observed=running address=10.77.0.{address} {said}"
+    )
+}
+
+/// The first line that the load balancer's planner decides.
+fn decide(store: &mut Store, seconds: i64) -> String {
+    next_plan(store, "loadbalancer/lb", seconds)
+}
+
+#[test]
+fn its_group_and_all_who_serve_are_decided_at_once() {
+    let mut store = world(&format!("rack\n{A}\nvm b on=n2 observed=starting address=10.77.0.3\n{ASKED}"));
+    assert_snapshot!(decide(&mut store, 60), @"
+    put asked scalegroup/lb-proxy generation 1 2 of proxy of loadbalancer/lb
+    put decided loadbalancer/lb revision 1, accepted 1 web=[vm/a], vm/a at 10.77.0.2, since 60 waits: its proxies, scalegroup/lb-proxy, to be available
+    ");
+    assert_snapshot!(decide(&mut store, 61), @"nothing");
+}
+
+#[test]
+fn who_is_to_stop_is_taken_out_first_and_waits_for_every_proxy() {
+    let mut store = at_work();
+    assert_snapshot!(decide(&mut store, 61), @"put decided loadbalancer/lb revision 1, accepted 1 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1");
+    add(&mut store, &format!("{A} deleting"));
+    assert_snapshot!(next_plan(&mut store, "vm/a", 62), @"put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 62 waits: loadbalancer/lb to send it nothing more");
+    assert_snapshot!(decide(&mut store, 62), @"put decided loadbalancer/lb revision 2, accepted 1 web=[vm/b], vm/b at 10.77.0.3, vm/a leaving since 2, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, since 62 waits: vm/lb-proxy-1 to take what it was told last, since 62 waits: vm/a does not exist, or is being deleted");
+    assert_snapshot!(next_plan(&mut store, "vm/a", 63), @"nothing");
+    // One has it and is still busy, the other has not got it.
+    add(&mut store, &format!("{}\n{}", proxy(1, "told=2 busy=vm/a"), proxy(2, "told=1")));
+    assert_snapshot!(decide(&mut store, 64), @"put decided loadbalancer/lb revision 2, accepted 1 web=[vm/b], vm/b at 10.77.0.3, vm/a leaving since 2, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, since 64 waits: vm/lb-proxy-2 to take what it was told last, since 62 waits: vm/a does not exist, or is being deleted");
+    add(&mut store, &format!("{}\n{}", proxy(1, "told=2"), proxy(2, "told=2")));
+    assert_snapshot!(decide(&mut store, 65), @"put decided loadbalancer/lb revision 2, accepted 1 web=[vm/b], vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, since 62 waits: vm/a does not exist, or is being deleted");
+    assert_snapshot!(next_plan(&mut store, "vm/a", 65), @"
+    put asked volume/a-root generation 1 64MiB of demo v1 of vm/a deleting
+    put assigned n1 vm/a removed sequence 2 generation 1, 1 128MiB, volume/a-root, demo v1, 10.77.0.2/24 on br0
+    put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 65 waits: worker `n1` to remove it, since 65 waits: its child volume/a-root to go
+    ");
+}
+
+#[test]
+fn the_time_for_requests_is_bounded_and_the_address_rests_until_no_proxy_knows_it() {
+    let mut store = at_work();
+    decide(&mut store, 61);
+    add(&mut store, &format!("{A} deleting"));
+    next_plan(&mut store, "vm/a", 62);
+    decide(&mut store, 62);
+    add(&mut store, &format!("{}\n{}", proxy(1, "told=2 busy=vm/a"), proxy(2, "told=1")));
+    assert_snapshot!(decide(&mut store, 92), @"put decided loadbalancer/lb revision 2, accepted 1 web=[vm/b], vm/b at 10.77.0.3, vm/a leaving since 2 overdue, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, since 92 waits: vm/lb-proxy-2 to take what it was told last, since 62 waits: vm/a does not exist, or is being deleted");
+    assert_snapshot!(next_plan(&mut store, "vm/a", 92), @"
+    put asked volume/a-root generation 1 64MiB of demo v1 of vm/a deleting
+    put assigned n1 vm/a removed sequence 2 generation 1, 1 128MiB, volume/a-root, demo v1, 10.77.0.2/24 on br0
+    put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 92 waits: worker `n1` to remove it, since 92 waits: its child volume/a-root to go
+    ");
+}
+
+#[test]
+fn a_change_is_tried_by_one_proxy_before_the_others_get_it() {
+    let mut store = at_work();
+    decide(&mut store, 61);
+    add(&mut store, OTHER);
+    assert_snapshot!(decide(&mut store, 62), @"put decided loadbalancer/lb revision 2, accepted 1 web=[vm/a vm/b], tried 2 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, vm/lb-proxy-1 tries 2, since 62 waits: vm/lb-proxy-1 to try what is asked before the others, since 62 waits: vm/lb-proxy-1 to take what it was told last");
+    add(&mut store, &format!("{}\n{}", proxy(1, "told=2"), proxy(2, "told=2")));
+    assert_snapshot!(decide(&mut store, 63), @"put decided loadbalancer/lb revision 2, accepted 1 web=[vm/a vm/b], tried 2 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, vm/lb-proxy-1 tries 2, since 62 waits: vm/lb-proxy-1 to try what is asked before the others");
+    assert_snapshot!(decide(&mut store, 64), @"nothing");
+    assert_snapshot!(decide(&mut store, 65), @"put decided loadbalancer/lb revision 3, accepted 2 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, since 65 waits: vm/lb-proxy-1 to take what it was told last");
+}
+
+#[test]
+fn what_a_proxy_refuses_is_taken_back_and_not_tried_again() {
+    let check = |said: &str, seconds: i64| {
+        let mut store = at_work();
+        decide(&mut store, 61);
+        add(&mut store, OTHER);
+        decide(&mut store, 62);
+        add(&mut store, &format!("{}\n{}", proxy(1, said), proxy(2, said)));
+        format!("{}\nlater: {}", decide(&mut store, seconds), decide(&mut store, seconds + 3_600))
+    };
+    assert_snapshot!(check("told=1 refuses=2", 63), @"
+    put decided loadbalancer/lb revision 3, accepted 1 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, rejected: it is bad, since 63 waits: one proxy has tried what is asked: it is bad, since 62 waits: vm/lb-proxy-1 to take what it was told last
+    later: nothing
+    ");
+    assert_snapshot!(check("told=2 proxy_restarts=1", 63), @"
+    put decided loadbalancer/lb revision 3, accepted 1 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, rejected: the proxy ended while it tried it, since 63 waits: one proxy has tried what is asked: the proxy ended while it tried it, since 62 waits: vm/lb-proxy-1 to take what it was told last
+    later: nothing
+    ");
+    // Nobody has judged it.
+    assert_snapshot!(check("told=1", 92), @"
+    put decided loadbalancer/lb revision 3, accepted 1 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, rejected: the proxy that was to try it did not take it in time, since 92 waits: one proxy has tried what is asked: the proxy that was to try it did not take it in time, since 62 waits: vm/lb-proxy-1 to take what it was told last
+    later: put decided loadbalancer/lb revision 4, accepted 1 web=[vm/a vm/b], tried 2 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, vm/lb-proxy-1 tries 4, since 3692 waits: vm/lb-proxy-1 to try what is asked before the others, since 62 waits: vm/lb-proxy-1 to take what it was told last
+    ");
+}
