@@ -50,6 +50,7 @@ fn show(view: &View, delivery: Option<Delivery>) -> String {
             assert_eq!(mod_revision, view.mod_revision(&key));
             format!("{}: reported at {mod_revision}", names.show(object.uid))
         }
+        News::Topology { object, .. } => format!("{}: a topology", names.show(object.uid)),
         News::Progress => "progress".to_owned(),
     }
 }

@@ -34,7 +34,12 @@ fn now() -> Timestamp {
 /// An agent that has just sent its claim.
 fn claiming() -> Agent {
     let mut agent = Agent::begin([]);
-    let item = Item { object: OBJECT, assigned: Some(assigned(1, WantedVolume::Present)), observed: None };
+    let item = Item {
+        object: OBJECT,
+        assigned: Some(assigned(1, WantedVolume::Present)),
+        observed: None,
+        told: None,
+    };
     agent.deliver(delivery(10, News::Inventory(vec![item])), now()).expect("fresh news");
     let actions = agent.actions(now());
     assert!(

@@ -12,7 +12,9 @@ use lightbyte_api::health::{Health, HealthState};
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::observed::{Lease, Observed, ObservedVm, ObservedVolume, Squatter, VmPhase, VolumePhase};
+use lightbyte_api::observed::{
+    Lease, Observed, ObservedProxy, ObservedVm, ObservedVolume, Squatter, VmPhase, VolumePhase,
+};
 use lightbyte_api::records::{AddressClaim, WorkerLedger};
 use lightbyte_api::waiting::{Waiting, WorkerTask};
 use lightbyte_api::{
@@ -67,7 +69,7 @@ pub(super) fn vm(
             network: nic.network.clone(),
             mac: MacAddress::of_nic(owner, index),
             address: (!line.has("leased")).then(|| nic.address.unwrap_or(address)),
-            address6: None,
+            address6: line.get("address6").map(|address| address.parse().expect("an address")),
         })
         .collect();
     for nic in &nics {
@@ -223,6 +225,7 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         health: line.get("health").map(health),
         squatters: squatters(store, object, line),
         leases: line.get("lease").map(lease).into_iter().collect(),
+        proxy: line.get("proxy").map(proxy),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
     };
     store
@@ -239,6 +242,11 @@ fn health(text: &str) -> Health {
     };
     let problem = (state == HealthState::Unhealthy).then(|| "status 503".to_owned());
     Health { state, since: at(20), problem }
+}
+
+/// `proxy=3`: the revision of the topology that holds.
+fn proxy(revision: &str) -> ObservedProxy {
+    ObservedProxy { revision: revision.parse().expect("a revision"), ..ObservedProxy::default() }
 }
 
 /// `lease=192.168.1.5`: what a DHCP server has given to its first card.
