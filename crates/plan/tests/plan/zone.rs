@@ -211,7 +211,7 @@ fn what_people_write_stands_beside_and_never_in_place_of_what_is_there() {
         asked dnsrecord/r7 {"type":"CNAME","host":"y","values":["one.example"]}
         asked dnsrecord/r8 {"type":"CNAME","host":"y","values":["two.example"]}"#
     ), @r#"
-    a.vm: 10.77.0.2 "ours"
+    a.vm: 10.77.0.2 "ours" for 60 s
     x: "first" for 60 s
     y: = one.example for 60 s
     10.77.0.2 is a.vm.lab
