@@ -75,6 +75,7 @@ fn claim(uid: Uid, own_revision: u64, assigned_revision: Option<u64>) -> Report 
         health: None,
         squatters: Vec::new(),
         leases: Vec::new(),
+        proxy: None,
         problem: None,
     };
     let object = HostObject { kind: Kind::Vm, uid };
