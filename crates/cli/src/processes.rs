@@ -118,7 +118,7 @@ pub(crate) fn dns(words: &Dns) -> Result<Code> {
         ..lightbyte_dns::Options::new(&words.zone, &words.state)
     };
     runtime.block_on(async {
-        let dns = Arc::new(lightbyte_dns::Dns::start(options).await.map_err(not_started)?);
+        let dns = Arc::new(lightbyte_dns::Dns::start(options).await.map_err(|error| not_started(&error))?);
         tracing::info!(zone = words.zone, addresses = ?dns.addresses(), "names are answered");
         tokio::select! {
             () = resolver::feed(Arc::clone(&dns), &words.server) => {}
@@ -132,12 +132,12 @@ pub(crate) fn dns(words: &Dns) -> Result<Code> {
     })
 }
 
-fn not_started(error: lightbyte_dns::StartError) -> anyhow::Error {
-    let hint = match &error {
+fn not_started(error: &lightbyte_dns::StartError) -> anyhow::Error {
+    let hint = match error {
         lightbyte_dns::StartError::Bind(error) => error.hint(),
         _ => None,
     };
-    let message = match std::error::Error::source(&error) {
+    let message = match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     };
@@ -236,9 +236,11 @@ fn render(status: &LabStatus) -> String {
     let hosts =
         table::lay_out(&std::iter::once(head).chain(status.hosts.iter().map(row)).collect::<Vec<_>>());
     let ready = if status.ready { "ready" } else { "starting" };
+    let names =
+        status.resolver.as_ref().map(|at| format!("names are answered at {at}\n")).unwrap_or_default();
     let forwards = status.forwards.as_ref().map(|forwards| format!("{forwards}\n")).unwrap_or_default();
     format!(
-        "{hosts}\nthe lab in {} is {ready}; its servers are {}\n{forwards}",
+        "{hosts}\nthe lab in {} is {ready}; its servers are {}\n{names}{forwards}",
         status.state.display(),
         status.servers.join(",")
     )

@@ -263,6 +263,12 @@ impl Lab<'_> {
             state: self.state.directory.clone(),
             ready,
             servers: self.servers(),
+            resolver: self
+                .rack
+                .hosts
+                .first()
+                .filter(|_| self.forwards.is_none())
+                .map(|host| self.rack.dns_address(host)),
             hosts: self.supervisor.hosts().map(|(name, on)| (name.to_owned(), on)).collect(),
             forwards: self.forwards.clone(),
         }

@@ -1,7 +1,5 @@
 //! The zone of small worlds, as a person would write it down.
 
-use std::fmt::Write as _;
-
 use insta::assert_snapshot;
 use lightbyte_api::kinds::scalegroup::{Choice as GroupChoice, RetiredFor, Retiring};
 use lightbyte_api::kinds::worker;
@@ -20,19 +18,19 @@ fn zone_of(store: &Store) -> String {
     assert_eq!(composed, compose(&view, "lab"), "the same view, the same zone");
     let mut text = String::new();
     for (owner, records) in &zone.names {
-        let _ = write!(text, "{owner}:");
-        records.a.values.iter().for_each(|value| drop(write!(text, " {value}")));
-        records.aaaa.values.iter().for_each(|value| drop(write!(text, " {value}")));
+        text.push_str(&format!("{owner}:"));
+        records.a.values.iter().for_each(|value| text.push_str(&format!(" {value}")));
+        records.aaaa.values.iter().for_each(|value| text.push_str(&format!(" {value}")));
         for service in &records.srv.values {
-            let _ = write!(text, " {}:{}", service.target, service.port);
+            text.push_str(&format!(" {}:{}", service.target, service.port));
         }
-        records.txt.values.iter().for_each(|value| drop(write!(text, " {value:?}")));
-        records.cname.values.iter().for_each(|value| drop(write!(text, " = {value}")));
+        records.txt.values.iter().for_each(|value| text.push_str(&format!(" {value:?}")));
+        records.cname.values.iter().for_each(|value| text.push_str(&format!(" = {value}")));
         let ttl = [records.a.ttl_s, records.txt.ttl_s, records.cname.ttl_s].into_iter().find(|ttl| *ttl != 5);
-        let _ = writeln!(text, "{}", ttl.map(|ttl| format!(" for {ttl} s")).unwrap_or_default());
+        text.push_str(&ttl.map_or_else(|| "\n".to_owned(), |ttl| format!(" for {ttl} s\n")));
     }
-    zone.pointers.iter().for_each(|(address, name)| drop(writeln!(text, "{address} is {name}")));
-    composed.clashes.iter().for_each(|record| drop(writeln!(text, "left out: {record}")));
+    zone.pointers.iter().for_each(|(address, name)| text.push_str(&format!("{address} is {name}\n")));
+    composed.clashes.iter().for_each(|record| text.push_str(&format!("left out: {record}\n")));
     text
 }
 
