@@ -13,21 +13,24 @@ use tokio::time::{Instant, sleep, timeout};
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How long a server may be silent: they confirm twice a second, and without that names are denied for 10 s only.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// How often in a row something may go wrong before it is told: one server that is restarted is nothing to tell.
-const TOLD_AFTER: u32 = 4;
+/// For how long nothing is confirmed before that is told: from then on unknown names are not denied any more, and before it
+/// another server was found, or a cluster has begun.
+const TOLD_AFTER: Duration = Duration::from_secs(10);
 
 /// Follows one server after the other, until it is dropped.
 pub(crate) async fn feed(dns: Arc<Dns>, servers: &[Endpoint]) {
-    let mut failures = 0;
+    let (mut confirmed_at, mut is_told) = (Instant::now(), false);
     for server in servers.iter().cycle() {
-        let mut follower = Follower { dns: Arc::clone(&dns), server, was_confirmed: false };
+        let mut follower = Follower { dns: Arc::clone(&dns), server, confirmed_at: None };
         let Err(problem) = follower.follow().await;
-        failures = if follower.was_confirmed { 1 } else { failures + 1 };
-        match failures {
-            TOLD_AFTER => {
-                tracing::warn!(%server, "no server confirms the names; those that are known are answered still: {problem:#}");
-            }
-            _ => tracing::debug!(%server, "another server is asked for the names: {problem:#}"),
+        if let Some(at) = follower.confirmed_at {
+            (confirmed_at, is_told) = (at, false);
+        }
+        if !is_told && confirmed_at.elapsed() > TOLD_AFTER {
+            is_told = true;
+            tracing::warn!(%server, "no server confirms the names; those that are known are answered still: {problem:#}");
+        } else {
+            tracing::debug!(%server, "another server is asked for the names: {problem:#}");
         }
         sleep(RETRY_PAUSE).await;
     }
@@ -37,8 +40,8 @@ pub(crate) async fn feed(dns: Arc<Dns>, servers: &[Endpoint]) {
 struct Follower<'a> {
     dns: Arc<Dns>,
     server: &'a Endpoint,
-    /// Whether it has confirmed anything.
-    was_confirmed: bool,
+    /// When it last confirmed anything.
+    confirmed_at: Option<Instant>,
 }
 
 impl Follower<'_> {
@@ -73,8 +76,7 @@ impl Follower<'_> {
         if !self.dns.confirm(revision, at.into_std()) {
             bail!("it confirms revision {revision}, and another one holds");
         }
-        if !self.was_confirmed {
-            self.was_confirmed = true;
+        if self.confirmed_at.replace(now).is_none() {
             tracing::info!(server = %self.server, revision, "the names are confirmed");
         }
         Ok(())
