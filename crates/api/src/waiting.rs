@@ -222,6 +222,8 @@ pub enum WaitingOn {
         /// The load balancer.
         loadbalancer: Name,
     },
+    /// Clients may still know it by the name of its load balancer, and it is not stopped before.
+    Names,
     /// The proxies of a load balancer must become available.
     Proxies {
         /// The group of them.
@@ -350,7 +352,9 @@ impl WaitingOn {
             | WaitingOn::HealingPause => Span::from_secs(360),
             // How long requests may take is for its owner to say.
             WaitingOn::InRotation { .. } => Span::from_secs(3_660),
-            WaitingOn::Acknowledgement { .. } | WaitingOn::Trial { .. } => Span::from_secs(60),
+            WaitingOn::Acknowledgement { .. } | WaitingOn::Trial { .. } | WaitingOn::Names => {
+                Span::from_secs(60)
+            }
             WaitingOn::Capacity { .. }
             | WaitingOn::WorkersFull
             | WaitingOn::Workers { .. }
@@ -473,6 +477,7 @@ impl WaitingOn {
             WaitingOn::InRotation { loadbalancer } => {
                 format!("`lightbyte describe lb/{loadbalancer}` says what is in flight")
             }
+            WaitingOn::Names => "it takes some seconds".to_owned(),
             WaitingOn::Proxies { group } => format!("`lightbyte why {group}` says what these wait for"),
             WaitingOn::Acknowledgement { proxy } | WaitingOn::Trial { proxy } => {
                 format!("`lightbyte logs {proxy}` shows what its proxy says")
@@ -617,6 +622,9 @@ impl fmt::Display for WaitingOn {
             }
             WaitingOn::InRotation { loadbalancer } => {
                 write!(formatter, "loadbalancer/{loadbalancer} to send it nothing more")
+            }
+            WaitingOn::Names => {
+                formatter.write_str("clients to forget that its load balancer's name led to it")
             }
             WaitingOn::Proxies { group } => write!(formatter, "its proxies, {group}, to be available"),
             WaitingOn::Acknowledgement { proxy } => {

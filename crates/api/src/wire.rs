@@ -8,6 +8,7 @@
 //! GET    /v1/stuck          -> List of Stuck                      GET    /v1/status                 -> ClusterStatus
 //! GET    /v1/usage          -> ClusterUsage
 //! GET    /v1/watch?kind=&from=  -> lines of WatchLine             GET    /v1/openapi.json
+//! GET    /v1/zone?after=    -> lines of ZoneLine
 //! POST   /v1/workers/UID/register   ObservedWorker -> ()          POST   /v1/workers/UID/heartbeat  Heartbeat -> HeartbeatAnswer
 //! POST   /v1/workers/UID/report     Report  -> Reply              GET    /v1/workers/UID/stream?cursor= -> lines of Delivery
 //! ```
@@ -19,6 +20,7 @@ use serde_json::Value;
 use crate::name::Name;
 use crate::object::{Object, ObjectRef};
 use crate::uid::{Uid, VmId};
+use crate::zone::Zone;
 
 /// A list of things.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -236,6 +238,24 @@ pub enum WatchLine {
         /// The revision.
         revision: u64,
     },
+}
+
+/// One line of what resolvers follow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ZoneLine {
+    /// Every name, as of the revision in it. It holds until the next such line.
+    Zone(Box<Zone>),
+    /// The last zone was everything that there was to know.
+    Confirmed {
+        /// Its revision.
+        revision: u64,
+        /// When that was so, in milliseconds since the server took up this request. No clock is shared, but the request was
+        /// sent before: whoever adds this to the moment of sending has a moment that is not too late.
+        at_ms: u64,
+    },
+    /// The server can confirm nothing at the moment, and lives.
+    Unconfirmed,
 }
 
 /// A VM of which a worker has nothing but what it said on its console.

@@ -21,6 +21,10 @@ pub const FORMAT: u32 = 1;
 /// none: whoever takes a name away waits this long before what it named ends.
 pub const TTL_DEFAULT_S: u32 = 5;
 
+/// The zone's name where nobody says another one: `internal` is what private networks may use as they like (ICANN board
+/// resolution 2024.07.29.06).
+pub const NAME_DEFAULT: &str = "lightbyte.internal";
+
 /// The owner name of the zone itself in [`Zone::names`].
 pub const APEX: &str = "@";
 

@@ -150,6 +150,7 @@ impl Plane {
             lightbyte: bed::lightbyte()?,
             etcd: etcd.to_owned(),
             images: directory.clone(),
+            resolvers: Vec::new(),
         };
         let mut plane = Self { processes: Vec::new(), rack, places };
         plane.begin(roles)?;

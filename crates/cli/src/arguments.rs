@@ -20,7 +20,7 @@ use clap_complete::Shell;
 use lightbyte_api::placing::WORKER_LABEL;
 use lightbyte_api::{ByteSize, Name, Span};
 
-pub(crate) use self::daemons::{Server, Worker, WorkerVmm};
+pub(crate) use self::daemons::{Dns, Server, Worker, WorkerVmm};
 use self::disks::{Attach, Create, Detach, Grow, Move, RunVolume};
 pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
 pub(crate) use self::groups::{
@@ -192,6 +192,9 @@ pub(crate) enum Verb {
     /// Runs the agent of a VM host
     #[command(hide = true)]
     Worker(Worker),
+    /// Answers names of the cluster on a host (DNS)
+    #[command(hide = true)]
+    Dns(Dns),
     /// Prints the completions for a shell
     #[command(
         after_help = "Example: lightbyte completions bash > ~/.local/share/bash-completion/completions/lightbyte"

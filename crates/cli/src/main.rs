@@ -13,6 +13,7 @@ mod harmless;
 mod manifests;
 mod processes;
 mod remote;
+mod resolver;
 mod session;
 mod table;
 mod target;
@@ -108,6 +109,7 @@ fn run_here(verb: &Verb) -> Option<Result<Code>> {
         Verb::Dev(words) => processes::dev(words),
         Verb::Server(words) => processes::server(words),
         Verb::Worker(words) => processes::worker(words),
+        Verb::Dns(words) => processes::dns(words),
         _ => return None,
     })
 }
@@ -157,6 +159,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         | Verb::Doctor(_)
         | Verb::Completions { .. }
         | Verb::Dev(_)
+        | Verb::Dns(_)
         | Verb::Server(_)
         | Verb::Worker(_) => Ok(Code::Done),
     }

@@ -19,10 +19,11 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::arguments::{Dev, DevCommand, DevStart, Server, VmmWord, Worker};
+use crate::arguments::{Dev, DevCommand, DevStart, Dns, Server, VmmWord, Worker};
 use crate::context;
 use crate::drivers::{self, Hands};
 use crate::failure::{Code, Failure};
+use crate::resolver;
 use crate::table;
 use crate::terminal::{print, say};
 
@@ -30,6 +31,8 @@ use crate::terminal::{print, say};
 const LOG_VARIABLE: &str = "LIGHTBYTE_LOG";
 /// Threads of a server: it waits for etcd and its callers, and two let one slow answer not hold up the others.
 const SERVER_THREADS: usize = 2;
+/// Threads of a resolver besides those that answer over UDP: one takes names in while the other carries what is forwarded.
+const RESOLVER_THREADS: usize = 2;
 /// The pause after etcd did not answer while the cluster is set up.
 const SET_UP_PAUSE: Duration = Duration::from_millis(250);
 /// How long a lab may take to stop: all its processes, one after the other, on a machine that does other things.
@@ -55,6 +58,7 @@ pub(crate) fn server(words: &Server) -> Result<Code> {
         etcd: words.etcd.clone(),
         root: words.root.clone(),
         parts: parts.map(Arc::new),
+        zone: lightbyte_api::zone::canonical(&words.zone),
         keeps_room_for_a_loss: words.keep_room_for_a_loss,
     };
     runtime.block_on(async {
@@ -97,6 +101,51 @@ pub(crate) fn worker(words: &Worker) -> Result<Code> {
     };
     runtime.block_on(lightbyte_worker::run(config, drivers, ended()))?;
     Ok(Code::Done)
+}
+
+/// `lightbyte dns`: until a signal ends it. What it was told last stays on disk.
+pub(crate) fn dns(words: &Dns) -> Result<Code> {
+    begin_log()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RESOLVER_THREADS)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let options = lightbyte_dns::Options {
+        listen: words.listen.clone(),
+        forward_to: words.forward_to.clone(),
+        udp_threads: usize::try_from(words.threads).unwrap_or(1),
+        ..lightbyte_dns::Options::new(&words.zone, &words.state)
+    };
+    runtime.block_on(async {
+        let dns = Arc::new(lightbyte_dns::Dns::start(options).await.map_err(|error| not_started(&error))?);
+        tracing::info!(zone = words.zone, addresses = ?dns.addresses(), "names are answered");
+        tokio::select! {
+            () = resolver::feed(Arc::clone(&dns), &words.server) => {}
+            () = ended() => {}
+        }
+        // Names that are just being taken in are not waited for: what is on disk is whole at any moment.
+        if let Some(dns) = Arc::into_inner(dns) {
+            dns.stop().await;
+        }
+        Ok(Code::Done)
+    })
+}
+
+fn not_started(error: &lightbyte_dns::StartError) -> anyhow::Error {
+    let hint = match error {
+        lightbyte_dns::StartError::Bind(error) => error.hint(),
+        _ => None,
+    };
+    let message = match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    let failure = Failure::new(Code::Error, message);
+    match hint {
+        Some(hint) => failure.hint(hint).into(),
+        None => failure.into(),
+    }
 }
 
 const fn choice(vmm: VmmWord) -> VmmChoice {
@@ -187,9 +236,11 @@ fn render(status: &LabStatus) -> String {
     let hosts =
         table::lay_out(&std::iter::once(head).chain(status.hosts.iter().map(row)).collect::<Vec<_>>());
     let ready = if status.ready { "ready" } else { "starting" };
+    let names =
+        status.resolver.as_ref().map(|at| format!("names are answered at {at}\n")).unwrap_or_default();
     let forwards = status.forwards.as_ref().map(|forwards| format!("{forwards}\n")).unwrap_or_default();
     format!(
-        "{hosts}\nthe lab in {} is {ready}; its servers are {}\n{forwards}",
+        "{hosts}\nthe lab in {} is {ready}; its servers are {}\n{names}{forwards}",
         status.state.display(),
         status.servers.join(",")
     )

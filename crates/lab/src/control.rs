@@ -38,6 +38,9 @@ pub struct LabStatus {
     pub ready: bool,
     /// Its servers.
     pub servers: Vec<String>,
+    /// Where it answers by DNS, if the machine reaches it there.
+    #[serde(default)]
+    pub resolver: Option<String>,
     /// Its hosts, and whether each has power.
     pub hosts: Vec<(String, bool)>,
     /// The ports that lead into it, when the machine does not reach it.

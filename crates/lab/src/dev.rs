@@ -13,6 +13,7 @@ use crate::control::{self, Answer, LabStatus, Request};
 use crate::forward::{self, Forwards};
 use crate::ground::{find_etcd, find_images, prepare, seed};
 use crate::namespaces;
+use crate::outside;
 use crate::rack::{Host, PORTS_PER_HOST, Places, Rack, VmmChoice, Wish, hash_of, port_places, run_directory};
 use crate::rootless::{self, Handed};
 use crate::state::{State, is_root, sweep_unnamed, unnamed_root};
@@ -71,6 +72,7 @@ pub async fn run(options: Options, on_ready: impl FnOnce(&[String]) -> Result<()
         lightbyte: std::env::current_exe().context("find this program")?,
         etcd: find_etcd(options.etcd.clone())?,
         images: find_images(options.images.clone(), wish.vmm)?,
+        resolvers: if wish.nat { outside::resolvers() } else { Vec::new() },
     };
     let is_unnamed = options.state.is_none();
     let handed = rootless::arrive()?;
@@ -261,6 +263,12 @@ impl Lab<'_> {
             state: self.state.directory.clone(),
             ready,
             servers: self.servers(),
+            resolver: self
+                .rack
+                .hosts
+                .first()
+                .filter(|_| self.forwards.is_none())
+                .map(|host| self.rack.dns_address(host)),
             hosts: self.supervisor.hosts().map(|(name, on)| (name.to_owned(), on)).collect(),
             forwards: self.forwards.clone(),
         }
@@ -352,7 +360,8 @@ async fn rack_of(state: &State, wish: &Wish) -> Result<Rack> {
 
 async fn all_free(rack: &Rack) -> bool {
     for host in &rack.hosts {
-        for port in host.port..host.port + PORTS_PER_HOST {
+        let endpoints = (host.port..host.port + PORTS_PER_HOST).chain([rack.dns_port(host)]);
+        for port in endpoints {
             if Listener::bind(&Endpoint::Tcp(host.address.clone(), port)).await.is_err() {
                 return false;
             }

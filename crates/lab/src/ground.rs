@@ -10,7 +10,6 @@ use lightbyte_link::{Client, Endpoint};
 use serde_json::{Value, json};
 
 use crate::dev::{LOOK_EVERY, READY_WITHIN};
-use crate::outside;
 use crate::rack::{Lan, Places, Rack, VmmChoice};
 
 /// Waits until every worker is ready, and gives the cluster what VMs stand on.
@@ -54,8 +53,8 @@ pub(crate) async fn prepare(rack: &Rack, places: &Places) -> Result<()> {
 /// The manifests of what every lab has.
 fn ground(rack: &Rack, places: &Places) -> Result<Vec<Value>> {
     let lan = rack.lan.unwrap_or(Lan { octet: 77 });
-    // Name servers that nobody can reach would make every look-up in a guest wait for its time-out.
-    let dns = if rack.wish.nat { outside::resolvers() } else { Vec::new() };
+    // Each host's own resolver. Where there are only fake hosts nobody asks it.
+    let dns = [lan.resolver()];
     let spec = json!({
         "subnet": lan.subnet(), "gateway": lan.gateway(), "pool_first": lan.first_vm(), "dns": dns,
     });

@@ -9,7 +9,7 @@
 //!
 //! The LAN bridge is not in the machine's own namespace, so that its firewall (such as Docker's) does not cut the hosts
 //! off from each other. What comes from a VM's tap to the hosts' own addresses is dropped: until peers prove who they
-//! are, their ports are for hosts alone.
+//! are, their ports are for hosts alone. One more address, `10.x.0.2`, is every host's: there it answers its own VMs by DNS.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -22,7 +22,7 @@ use lightbyte_api::Subnet;
 
 use crate::outside;
 use crate::process::{ProcessId, kill_until_none};
-use crate::rack::{Host, LAN_PREFIX_LENGTH, Lan, Rack};
+use crate::rack::{DNS_PORT, Host, LAN_PREFIX_LENGTH, Lan, Rack};
 
 /// Held while a lab chooses its network and joins it to the machine, so that no two choose the same.
 const LANS_LOCK: &str = "/run/lightbyte/lans.lock";
@@ -72,20 +72,36 @@ fn host_up(rack: &Rack, lan: &Lan, host: &Host) -> Result<()> {
         "link set uplink master br0 up".to_owned(),
         "link set br0 up".to_owned(),
         format!("addr add {}/{LAN_PREFIX_LENGTH} dev br0", host.address),
+        // After the host's own, which remains what it sends from.
+        format!("addr add {}/32 dev br0", lan.resolver()),
         format!("route add default via {}", lan.gateway()),
     ];
     ip(Some(&namespace), &commands).with_context(|| format!("set up host {}", host.name))?;
     // What ports of VMs need of their worker.
     let forward = "echo 1 > /proc/sys/net/ipv4/conf/br0/forwarding";
     run(&["ip", "netns", "exec", &namespace, "sh", "-c", forward], "").context("let the hosts forward")?;
-    let rule = format!("iifname \"{TAP_PREFIX}*\" ip daddr {}-{} drop", lan.first_host(), lan.last_host());
-    let rules = format!(
-        "table bridge lightbyte {{\n\
-         chain input {{ type filter hook input priority 0; policy accept; {rule}; }}\n\
-         chain forward {{ type filter hook forward priority 0; policy accept; {rule}; }}\n}}\n"
-    );
-    run(&["ip", "netns", "exec", &namespace, "nft", "-f", "-"], &rules)
+    run(&["ip", "netns", "exec", &namespace, "nft", "-f", "-"], &rules(lan))
         .context("keep VMs away from the hosts' ports")
+}
+
+/// What a host's bridge lets pass. VMs reach no port of hosts but the one where their own host answers by DNS. The address
+/// for that is on every host, so nobody asks for it, or tells of it, beyond his own.
+fn rules(lan: &Lan) -> String {
+    let resolver = lan.resolver();
+    let rule = format!("iifname \"{TAP_PREFIX}*\" ip daddr {}-{} drop", lan.first_host(), lan.last_host());
+    let names = format!(
+        "iifname \"{TAP_PREFIX}*\" ip daddr {resolver} udp dport {DNS_PORT} accept; \
+         iifname \"{TAP_PREFIX}*\" ip daddr {resolver} tcp dport {DNS_PORT} accept"
+    );
+    format!(
+        "table bridge lightbyte {{\n\
+         chain input {{ type filter hook input priority 0; policy accept; \
+         iifname \"uplink\" arp daddr ip {resolver} drop; {names}; {rule}; }}\n\
+         chain forward {{ type filter hook forward priority 0; policy accept; \
+         oifname \"uplink\" arp daddr ip {resolver} drop; {rule}; }}\n\
+         chain output {{ type filter hook output priority 0; policy accept; \
+         oifname \"uplink\" arp saddr ip {resolver} drop; }}\n}}\n"
+    )
 }
 
 /// Ends everything in the namespaces of the lab with this hash, and removes them.

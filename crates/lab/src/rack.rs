@@ -9,7 +9,7 @@ use lightbyte_api::{ByteSize, Subnet};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// The most hosts of a lab: each costs three processes, and the machine has only so much.
+/// The most hosts of a lab: each costs four processes, and the machine has only so much.
 pub const HOSTS_MAX: usize = 9;
 /// The first port of a host that has an address of its own.
 const HOST_PORT: u16 = 7_701;
@@ -23,6 +23,11 @@ const PORT_PLACES: u16 = 200;
 const PORTS_PER_PLACE: u16 = 50;
 /// Ports that one host needs: etcd's clients, etcd's peers, the API, the agent.
 pub const PORTS_PER_HOST: u16 = 4;
+
+/// The port of a host's resolver behind the first of its lab, where all share one address: after the ports of the most hosts.
+const DNS_PORTS_OFFSET: u16 = 36;
+/// The port of a host's resolver where it has an address of its own (RFC 1035, 4.2).
+pub const DNS_PORT: u16 = 53;
 
 /// How the machines of VMs are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +138,13 @@ impl Lan {
         Ipv4Addr::new(10, self.octet, 0, 2)
     }
 
+    /// Where each host answers its own VMs by DNS: the same address on all of them, so that they are told one, and it is near.
+    /// It is the first of the hosts' addresses, which none of them has for itself.
+    #[must_use]
+    pub const fn resolver(self) -> Ipv4Addr {
+        self.first_host()
+    }
+
     /// The last address that a host may have.
     #[must_use]
     pub const fn last_host(self) -> Ipv4Addr {
@@ -190,7 +202,7 @@ impl Host {
 pub struct Process {
     /// The host it belongs to.
     pub host: String,
-    /// `etcd`, `server` or `worker`.
+    /// `etcd`, `server`, `worker` or `dns`.
     pub role: &'static str,
     /// The network namespace that it runs in, if not the machine's own.
     pub namespace: Option<String>,
@@ -211,6 +223,8 @@ pub struct Places {
     pub etcd: PathBuf,
     /// The images of real VMs: a directory for each, and `blobs` with their parts by content.
     pub images: PathBuf,
+    /// Name servers that hosts reach and ask for names that are not the lab's.
+    pub resolvers: Vec<Ipv4Addr>,
 }
 
 impl Places {
@@ -300,13 +314,31 @@ impl Rack {
         self.control_plane().map(Host::api_url).collect()
     }
 
+    /// The port at which a host answers by DNS.
+    #[must_use]
+    pub fn dns_port(&self, host: &Host) -> u16 {
+        let index = self.hosts.iter().position(|other| other.name == host.name).unwrap_or(0);
+        let first = self.hosts.first().map_or(host.port, |first| first.port);
+        match self.lan {
+            Some(_) => DNS_PORT,
+            None => first + DNS_PORTS_OFFSET + u16::try_from(index).unwrap_or(0),
+        }
+    }
+
+    /// Where a host answers by DNS whoever asks it by its own address.
+    #[must_use]
+    pub fn dns_address(&self, host: &Host) -> String {
+        format!("{}:{}", host.address, self.dns_port(host))
+    }
+
     /// Everything that runs, in the order in which it is started.
     #[must_use]
     pub fn processes(&self, places: &Places) -> Vec<Process> {
         let etcd = self.control_plane().map(|host| self.etcd(host, places));
         let servers = self.control_plane().map(|host| self.server(host, places));
         let workers = self.hosts.iter().map(|host| self.worker(host, places));
-        etcd.chain(servers).chain(workers).collect()
+        let resolvers = self.hosts.iter().map(|host| self.resolver(host, places));
+        etcd.chain(servers).chain(workers).chain(resolvers).collect()
     }
 
     fn etcd(&self, host: &Host, places: &Places) -> Process {
@@ -351,18 +383,36 @@ impl Rack {
         self.process(host, "server", &places.lightbyte, arguments)
     }
 
-    fn worker(&self, host: &Host, places: &Places) -> Process {
-        let state = places.state.join(&host.name).join("worker");
-        // Each worker asks its own host's server first, so that they are spread.
+    /// The servers, for a process on this host: its own first, so that they are spread.
+    fn servers_from(&self, host: &Host) -> String {
         let own = self.hosts.iter().position(|other| other.name == host.name).unwrap_or(0);
         let mut servers = self.servers();
         let own = own % servers.len();
         servers.rotate_left(own);
+        servers.join(",")
+    }
+
+    fn resolver(&self, host: &Host, places: &Places) -> Process {
+        let for_vms = self.lan.map(|lan| lan.resolver().to_string());
+        let listen: Vec<String> = [self.dns_address(host)].into_iter().chain(for_vms).collect();
+        let arguments = [
+            "dns".to_owned(),
+            format!("--listen={}", listen.join(",")),
+            format!("--server={}", self.servers_from(host)),
+            format!("--state={}", places.state.join(&host.name).join("dns").display()),
+        ];
+        let others = places.resolvers.iter().map(|other| format!("--forward-to={other}"));
+        let arguments = arguments.into_iter().chain(others).collect();
+        self.process(host, "dns", &places.lightbyte, arguments)
+    }
+
+    fn worker(&self, host: &Host, places: &Places) -> Process {
+        let state = places.state.join(&host.name).join("worker");
         let arguments = [
             "worker".to_owned(),
             format!("--name={}", host.name),
             format!("--state={}", state.display()),
-            format!("--server={}", servers.join(",")),
+            format!("--server={}", self.servers_from(host)),
             format!("--vmm={}", self.wish.vmm.word()),
             format!("--cpus={}", self.wish.host_cpus),
             format!("--memory={}", self.wish.host_memory),
@@ -404,14 +454,15 @@ mod tests {
                 lightbyte: "lightbyte".into(),
                 etcd: "etcd".into(),
                 images: "images".into(),
+                resolvers: Vec::new(),
             };
             assert_eq!(rack.control_plane().count(), control_plane, "{hosts} hosts");
             assert_eq!(rack.processes(&places).len(), processes, "{hosts} hosts");
         };
-        check(1, 1, 3);
-        check(2, 1, 4);
-        check(3, 3, 9);
-        check(5, 3, 11);
+        check(1, 1, 4);
+        check(2, 1, 6);
+        check(3, 3, 12);
+        check(5, 3, 16);
         assert!(rack(0).is_err());
         assert!(rack(10).is_err());
     }
@@ -423,7 +474,8 @@ mod tests {
             .hosts
             .iter()
             .flat_map(|host| [host.etcd_url(), host.etcd_peer_url(), host.api_url(), host.agent_url()]);
-        let mut urls: Vec<String> = urls.collect();
+        let resolvers = rack.hosts.iter().map(|host| format!("http://{}", rack.dns_address(host)));
+        let mut urls: Vec<String> = urls.chain(resolvers).collect();
         let count = urls.len();
         urls.sort();
         urls.dedup();

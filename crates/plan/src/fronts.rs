@@ -11,12 +11,16 @@ use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Members};
 use lightbyte_api::object::Asked;
 use lightbyte_api::{Choice, Decided, Key, Kind, Name, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn};
 
-use crate::planner::since;
+use crate::planner::{loadbalancer, since};
 use crate::view::{View, first_name};
 
 /// How long a VM that is to stop waits for a load balancer beyond the time that this gives to requests: one that does not decide
 /// keeps nobody for ever.
 pub const UNDECIDED_MAX: Span = Span::from_secs(60);
+
+/// How long a proxy goes on after its name led to it for the last time: clients keep an answer for five seconds, resolvers hear
+/// of a change much sooner, and a request takes its time.
+pub const NAMES_KEPT: Span = Span::from_secs(8);
 
 /// Which load balancers a VM may concern.
 #[derive(Clone, Default, PartialEq)]
@@ -126,8 +130,11 @@ pub(crate) struct Hold {
 }
 
 /// What stands against the end of a VM's machine that was asked for at `asked_at`.
-pub(crate) fn hold(view: &View, vm: Uid, asked_at: Timestamp, now: Timestamp) -> Hold {
+pub(crate) fn hold(view: &View, object: &ObjectRef, vm: Uid, asked_at: Timestamp, now: Timestamp) -> Hold {
     let mut hold = Hold::default();
+    if loadbalancer::balancer_of(view, object).is_some() {
+        hold.wait(WaitingOn::Names, NAMES_KEPT, since(asked_at, now));
+    }
     for name in view.fronted_by(vm) {
         let balancer = ObjectRef::new(Kind::LoadBalancer, name.clone());
         hold.rests_on.push(Key::Decided(balancer.clone()));
@@ -138,20 +145,20 @@ pub(crate) fn hold(view: &View, vm: Uid, asked_at: Timestamp, now: Timestamp) ->
             continue;
         }
         let waits = WaitingOn::InRotation { loadbalancer: name.clone() };
-        hold.wait(waits, drain(view, &balancer), since(asked_at, now));
+        hold.wait(waits, with_time_to_decide(drain(view, &balancer)), since(asked_at, now));
     }
     // One that cannot be read may know it too.
     if let Some(Key::Decided(balancer)) = view.unreadable_decided(Kind::LoadBalancer) {
         let waits = WaitingOn::Unreadable { key: Key::Decided(balancer.clone()).to_string() };
-        hold.wait(waits, drain(view, balancer), since(asked_at, now));
+        hold.wait(waits, with_time_to_decide(drain(view, balancer)), since(asked_at, now));
     }
     hold
 }
 
 impl Hold {
-    /// Waits for what takes `drain` and some time to decide, of which some has passed.
-    fn wait(&mut self, on: WaitingOn, drain: Span, passed: Span) {
-        let left = drain.millis().saturating_add(UNDECIDED_MAX.millis()).saturating_sub(passed.millis());
+    /// Waits for what takes so long, of which some has passed.
+    fn wait(&mut self, on: WaitingOn, whole: Span, passed: Span) {
+        let left = whole.millis().saturating_sub(passed.millis());
         if left > 0 {
             self.left = self.left.max(Some(Span::from_millis(left)));
             self.waiting_on.get_or_insert(on);
@@ -173,6 +180,10 @@ pub(crate) fn holder_of_address<'a>(
     let balancer = holders.next()?;
     let asked = view.asked(&balancer)?;
     Some((balancer, asked))
+}
+
+const fn with_time_to_decide(drain: Span) -> Span {
+    Span::from_millis(drain.millis().saturating_add(UNDECIDED_MAX.millis()))
 }
 
 /// How long a load balancer gives to requests in flight.

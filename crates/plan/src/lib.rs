@@ -30,6 +30,7 @@ pub mod status;
 pub mod transaction;
 pub mod view;
 pub mod why;
+pub mod zone;
 
 pub use planner::{Inputs, Plan};
 pub use reconciler::Reconciler;

@@ -39,7 +39,7 @@ const CONFIRM_KEY: &str = "meta/epoch";
 
 /// What is known of the store.
 #[derive(Clone, Default)]
-struct Known {
+pub(crate) struct Known {
     /// `None` until the first list.
     view: Option<View>,
     /// The newest linearizable read whose revision the view has reached since.
@@ -53,6 +53,16 @@ pub(crate) struct Confirmed {
     pub(crate) asked_at: Instant,
     /// The revision that it returned.
     pub(crate) revision: u64,
+}
+
+/// What is known at one moment.
+pub(crate) struct Moment {
+    /// The newest view.
+    pub(crate) view: View,
+    /// The newest linearizable read that it has reached.
+    pub(crate) confirmed: Option<Confirmed>,
+    /// The keys that changed since the revision that was asked about; `None` if that was too long ago.
+    pub(crate) changed: Option<Vec<Key>>,
 }
 
 /// The store could not be followed far enough in time.
@@ -164,6 +174,19 @@ impl Follower {
         let view = self.view()?;
         let missed = hub.changed_after(revision);
         Some((hub.subscribe(view), missed))
+    }
+
+    /// Wakes whoever waits for anything to become known.
+    pub(crate) fn knowledge(&self) -> watch::Receiver<Known> {
+        self.known.subscribe()
+    }
+
+    /// What is known now, with the keys that changed after `revision`; `None` before the first list.
+    pub(crate) fn moment(&self, revision: u64) -> Option<Moment> {
+        // News and view are published under this lock.
+        let hub = self.hub();
+        let Known { view, confirmed } = self.known.borrow().clone();
+        Some(Moment { view: view?, confirmed, changed: hub.changed_after(revision) })
     }
 
     fn hub(&self) -> MutexGuard<'_, Hub> {

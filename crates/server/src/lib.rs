@@ -17,6 +17,7 @@
 //! | `writer` | a request, committed; decided again after a conflict |
 //! | `api` | HTTP: routes, bodies, problem documents, streams |
 //! | `last_words` | what the member said for which an update failed |
+//! | `names` | the zone of all names, for resolvers that follow it |
 //! | `usage` | what guests use, asked of their workers |
 //! | `events` | what happened, kept for a week |
 //! | `clock` | the wall clock and fresh identities |
@@ -29,6 +30,7 @@ mod follower;
 mod history;
 mod last_words;
 mod leader;
+mod names;
 mod news;
 mod openapi;
 mod problem;
@@ -42,6 +44,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::records::{Epoch, Record};
+use lightbyte_api::zone::Zone;
 use lightbyte_api::{Key, Name, Uid};
 use lightbyte_link::{Endpoint, Listener};
 use lightbyte_store::{EtcdOptions, EtcdStore, Guard, Operation, Store, StoreError, Transaction};
@@ -54,6 +57,7 @@ use crate::api::parts::UPLOADS_AT_ONCE_MAX;
 use crate::api::plan::FORECASTS_MAX;
 use crate::events::Events;
 use crate::follower::Follower;
+use crate::names::Names;
 
 /// How long running requests may take to end when the server stops.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -73,6 +77,8 @@ pub struct Config {
     pub root: String,
     /// The parts of images on this host, if it keeps any.
     pub parts: Option<Arc<Parts>>,
+    /// The name of the zone in which everything has its name, such as [`lightbyte_api::zone::NAME_DEFAULT`].
+    pub zone: String,
     /// Whether it refuses what would leave members of groups without a place if any one worker were lost.
     pub keeps_room_for_a_loss: bool,
 }
@@ -84,6 +90,7 @@ pub(crate) struct Server {
     store: Arc<dyn Store>,
     etcd: Option<Arc<EtcdStore>>,
     follower: Follower,
+    names: Names,
     events: Events,
     streams: Arc<Semaphore>,
     parts: Option<Arc<Parts>>,
@@ -112,6 +119,7 @@ impl Server {
             url: String::new(),
             follower: Follower::new(Arc::clone(&store)),
             store,
+            names: Names::new(lightbyte_api::zone::NAME_DEFAULT),
             etcd: None,
             events: Events::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
@@ -144,13 +152,16 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 /// requests under way may go on for a moment.
 ///
 /// # Errors
-/// When an address cannot be listened on, or a part of the server fails.
+/// When an address cannot be listened on, the zone has no good name, or a part of the server fails.
 pub async fn serve(
     store: Arc<dyn Store>,
     etcd: Option<Arc<EtcdStore>>,
     config: Config,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    if let Some(problem) = Zone::new(&config.zone, 0).check().first() {
+        anyhow::bail!("the zone's {problem}");
+    }
     let mut listeners = Vec::new();
     for endpoint in &config.listen {
         listeners.push(Listener::bind(endpoint).await.with_context(|| format!("listen on {endpoint}"))?);
@@ -161,6 +172,7 @@ pub async fn serve(
         url: config.url,
         follower: Follower::new(Arc::clone(&store)),
         store,
+        names: Names::new(&config.zone),
         etcd,
         events: Events::default(),
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
@@ -183,6 +195,7 @@ pub async fn serve(
     let follower = Arc::clone(&server);
     background.spawn(async move { follower.follower.confirm().await });
     background.spawn(events::record(Arc::clone(&server)));
+    background.spawn(names::keep(Arc::clone(&server)));
 
     let mut ending = JoinSet::new();
     ending.spawn(leader::lead(Arc::clone(&server), stop));

@@ -40,7 +40,7 @@ fn document() -> Value {
         let optional =
             route.parameters.iter().map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
         let content_type = match route.answer {
-            "WatchLine" | "Delivery" => "application/x-ndjson",
+            "WatchLine" | "ZoneLine" | "Delivery" => "application/x-ndjson",
             "Bytes" => "application/octet-stream",
             _ => "application/json",
         };

@@ -237,13 +237,13 @@ impl Shell {
             let answer = answer.unwrap_or_else(|panic| Answer::Silent(format!("the driver failed: {panic}")));
             match (&answer, revision) {
                 (Answer::Does { .. }, Some(revision)) => {
-                    tracing::info!("{name}: its proxy has revision {revision}")
+                    tracing::info!("{name}: its proxy has revision {revision}");
                 }
                 (Answer::Refused(because), Some(revision)) => {
                     tracing::warn!("{name}: its proxy refuses revision {revision}: {because}");
                 }
                 (Answer::Silent(problem), _) => {
-                    tracing::debug!("{name}: its proxy does not answer: {problem}")
+                    tracing::debug!("{name}: its proxy does not answer: {problem}");
                 }
                 _ => {}
             }

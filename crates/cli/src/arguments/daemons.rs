@@ -1,8 +1,10 @@
-//! Words of the processes that run for long: a server, and the agent of a VM host.
+//! Words of the processes that run for long: a server, the agent of a VM host, and its resolver.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, value_parser};
+use lightbyte_api::zone::NAME_DEFAULT as ZONE;
 use lightbyte_api::{ByteSize, Name};
 use lightbyte_link::Endpoint;
 use lightbyte_worker::offer::{CPU_OVERCOMMIT, DISK_RESERVE, VMS_MAX};
@@ -39,6 +41,9 @@ pub(crate) struct Server {
     /// A worker on the same host may use the same directory
     #[arg(long, value_name = "DIR")]
     pub(crate) parts: Option<PathBuf>,
+    /// The DNS zone in which VMs, groups and load balancers have their names; the same for all servers and resolvers
+    #[arg(long, value_name = "NAME", default_value = ZONE)]
+    pub(crate) zone: String,
     /// Refuse VMs and groups that would leave members of groups without a place if any one worker were lost (N-1)
     #[arg(long)]
     pub(crate) keep_room_for_a_loss: bool,
@@ -94,4 +99,59 @@ pub(crate) struct Worker {
     /// Where the sockets of VMs are; on a tmpfs, and short
     #[arg(long, value_name = "DIR", default_value = "/run/lightbyte/vm")]
     pub(crate) run: PathBuf,
+}
+
+/// Where names are asked for when no port is said (RFC 1035, 4.2).
+const DNS_PORT: u16 = 53;
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Dns {
+    /// Where it answers, over UDP and TCP: ADDRESS or ADDRESS:PORT, the port being 53 when left out
+    #[arg(long, value_name = "ADDRESS", required = true, value_delimiter = ',', value_parser = dns_address)]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Where the servers are; it follows any one of them
+    #[arg(long, value_name = "URL", required = true, value_delimiter = ',')]
+    pub(crate) server: Vec<Endpoint>,
+    /// Where it keeps the names that it was told last
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    /// Who is asked for names that are not the zone's, ADDRESS or ADDRESS:PORT, 3 at most; they are refused when left out
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', value_parser = dns_address)]
+    pub(crate) forward_to: Vec<SocketAddr>,
+    /// The zone, as the servers have it
+    #[arg(long, value_name = "NAME", default_value = ZONE)]
+    pub(crate) zone: String,
+    /// How many threads answer over UDP, for each address
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=16))]
+    pub(crate) threads: u64,
+}
+
+fn dns_address(text: &str) -> Result<SocketAddr, String> {
+    let with_port = text.parse::<SocketAddr>();
+    let without = || text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
+    with_port
+        .or_else(|_| without())
+        .map_err(|_| "an address, such as 10.0.0.5, 10.0.0.5:5353 or [::1]:5353".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_names_are_asked_for_needs_no_port() {
+        let check = |text: &str, expect: Option<&str>| {
+            assert_eq!(
+                dns_address(text).ok().map(|address| address.to_string()).as_deref(),
+                expect,
+                "{text}"
+            );
+        };
+        check("10.0.0.5", Some("10.0.0.5:53"));
+        check("10.0.0.5:5353", Some("10.0.0.5:5353"));
+        check("::1", Some("[::1]:53"));
+        check("[::1]:5353", Some("[::1]:5353"));
+        check("localhost", None);
+        check("", None);
+    }
 }

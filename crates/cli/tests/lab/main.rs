@@ -9,6 +9,7 @@ mod foreign;
 mod groups;
 mod guest;
 mod images;
+mod names;
 mod networks;
 mod outside;
 mod real;

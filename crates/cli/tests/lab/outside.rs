@@ -129,13 +129,11 @@ fn guests_stay_inside_unless_they_are_let_out() {
         bed.ok(&line);
     };
     let stop = || bed.ok(&["dev", "stop", "--state", path(&state)]);
-    let resolvers = || bed.json(&["get", "network/default"])["spec"]["dns"].clone();
 
     // A machine that forwards for somebody else, as for Docker.
     world.set_forwarding("1");
     start(&[]);
     assert!(!is_answered(&bed) && world.seen() == (0, 0), "{:?}", world.seen());
-    assert_eq!(resolvers(), serde_json::json!([]), "nobody who could be asked");
     stop();
     assert!(world.forwards(), "what others have switched on stays on");
 

@@ -79,6 +79,7 @@ impl Cluster {
             etcd: Vec::new(),
             root: String::new(),
             parts: None,
+            zone: lightbyte_api::zone::NAME_DEFAULT.to_owned(),
             keeps_room_for_a_loss: false,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -228,7 +228,7 @@ fn stop(vm: &Vm<'_>, assigned: &AssignedVm, inputs: &Inputs) -> Hold {
     let runs = assigned.wanted == WantedVm::Running;
     let is_asked = !vm.spec.running || vm.meta.restarts_asked > assigned.restarts_asked;
     match runs && is_asked {
-        true => fronts::hold(vm.view, vm.meta.uid, vm.meta.changed_at, inputs.now),
+        true => fronts::hold(vm.view, vm.object, vm.meta.uid, vm.meta.changed_at, inputs.now),
         false => Hold::default(),
     }
 }
@@ -238,7 +238,7 @@ fn stop(vm: &Vm<'_>, assigned: &AssignedVm, inputs: &Inputs) -> Hold {
 fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &Inputs) -> Plan {
     let runs = on_host.assigned.is_some_and(|assigned| assigned.wanted == WantedVm::Running);
     let asked_at = vm.meta.deleting_since.filter(|_| runs);
-    let hold = asked_at.map(|at| fronts::hold(vm.view, vm.meta.uid, at, inputs.now)).unwrap_or_default();
+    let hold = asked_at.map(|at| fronts::hold(vm.view, vm.object, vm.meta.uid, at, inputs.now)).unwrap_or_default();
     if let Some(waits) = hold.waiting_on {
         return Plan { waiting_on: vec![waits], again: hold.left, ..Plan::rest() };
     }

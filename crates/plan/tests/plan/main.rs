@@ -11,3 +11,4 @@ mod requests;
 mod scheduler;
 mod why;
 mod world;
+mod zone;

@@ -64,7 +64,7 @@ impl<T: Serialize> IntoResponse for Answer<T> {
 
 /// Whatever yields lines until it ends.
 pub(crate) trait Lines: Send + 'static {
-    /// The next lines, whole; `None` ends the stream. It is not called while the caller has not taken the last ones:
+    /// The next bytes of lines; `None` ends the stream. It is not called while the caller has not taken the last ones:
     /// a slow caller is felt by the source of the lines.
     fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
 }

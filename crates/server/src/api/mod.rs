@@ -15,6 +15,7 @@ pub(crate) mod plan;
 pub(crate) mod versions;
 pub(crate) mod watch;
 pub(crate) mod workers;
+pub(crate) mod zone;
 
 use std::sync::Arc;
 
@@ -29,8 +30,8 @@ use crate::openapi;
 use crate::problem::Failure;
 use crate::usage;
 
-/// How many streams one server keeps open: those of a thousand workers, and as many watches.
-pub(crate) const STREAMS_MAX: usize = 2_048;
+/// How many streams one server keeps open: those of a thousand workers, those of their resolvers, and as many watches.
+pub(crate) const STREAMS_MAX: usize = 3_072;
 
 /// A route: what the router does with it, and what the OpenAPI document says of it.
 pub(crate) struct Route {
@@ -117,6 +118,8 @@ pub(crate) fn routes() -> Vec<Route> {
             &["past_from", "past_to", "of", "min_revision"], None, "PastChanges", get(past::changes)),
         route("get", "/v1/watch", "Streams objects as they change, as lines of JSON",
             &["kind", "name", "from"], None, "WatchLine", get(watch::watch)),
+        route("get", "/v1/zone", "Streams all names of the cluster, and that there is nothing newer, as lines of JSON",
+            &["zone_after"], None, "ZoneLine", get(zone::stream)),
         route("get", "/v1/openapi.json", "Describes this API",
             &[], None, "OpenApi", get(openapi::serve)),
         route("get", "/v1/parts", "Lists the parts of all registered versions of images, by checksum",

@@ -98,6 +98,7 @@ impl TestServer {
             etcd: Vec::new(),
             root: String::new(),
             parts: Some(Arc::new(Parts::new(&directory.0.join("parts")).expect("make the parts"))),
+            zone: "lab".to_owned(),
             keeps_room_for_a_loss: false,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()

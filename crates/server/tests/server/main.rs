@@ -4,6 +4,7 @@ mod cluster;
 mod etcd;
 mod events;
 mod leaders;
+mod names;
 mod objects;
 mod openapi;
 mod parts;

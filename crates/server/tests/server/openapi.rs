@@ -161,8 +161,11 @@ async fn every_answer_fits_its_description() {
     let problem = client.get::<Value>("/v1/objects/vm/none").await.unwrap_err();
     let lightbyte_link::ClientError::Refused(problem) = problem else { panic!("a refusal") };
     check(&document, "Problem", &serde_json::to_value(problem).unwrap());
-    let streams =
-        [("/v1/watch", "/v1/watch".to_owned()), ("/v1/workers/{uid}/stream", format!("{worker_path}stream"))];
+    let streams = [
+        ("/v1/watch", "/v1/watch".to_owned()),
+        ("/v1/zone", "/v1/zone".to_owned()),
+        ("/v1/workers/{uid}/stream", format!("{worker_path}stream")),
+    ];
     for (path, url) in streams {
         let mut lines = client.lines(&url).await.unwrap();
         let line: Value = soon("a line", lines.next()).await.unwrap().unwrap();

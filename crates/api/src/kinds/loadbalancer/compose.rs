@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::{Choice, Configuration, Listener, Pool, Route, Serving};
 use crate::topology::{self, Backend, Protocol, ProxyProtocol, Target, Topology};
 use crate::uid::Uid;
+use crate::units::ByteSize;
 
 /// The name of the route that is there when none is asked for.
 const DEFAULT_ROUTE: &str = "default";
@@ -85,7 +86,7 @@ fn route(route: &Route) -> topology::Route {
             write_ms: route.timeouts.write.millis(),
         },
         tries_max: route.tries,
-        body_bytes_max: route.body_max.map(|size| size.bytes()),
+        body_bytes_max: route.body_max.map(ByteSize::bytes),
         sticky: route.sticky.as_ref().map(|sticky| topology::Sticky {
             cookie: sticky.cookie.clone(),
             max_age_s: sticky.max_age.map(|age| age.millis() / 1_000),

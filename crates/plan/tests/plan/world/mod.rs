@@ -14,7 +14,7 @@
 //!      [generation=2] [restarts=1] [label=k:v]
 //!      [on=n1 [wanted=removed] [sequence=2] [at_generation=1] [address=10.77.0.2]
 //!       [observed=running] [seen=1] [squatted=10.77.0.2]… [problem=no_bridge] [volume=present]]
-//! asked KIND/NAME SPEC [owner=k/n] [deleting]                       an object of any kind, its specification in JSON
+//! asked KIND/NAME SPEC [deleting] [owner=KIND/NAME]     an object of any kind, its specification in JSON
 //! opaque KEY                                            a value that no version of ours can read
 //! drop KEY                                              the key is gone
 //! ```

@@ -70,7 +70,7 @@ pub(super) fn vm(
             network: nic.network.clone(),
             mac: MacAddress::of_nic(owner, index),
             address: (!line.has("leased")).then(|| nic.address.unwrap_or(address)),
-            address6: None,
+            address6: line.get("address6").map(|address| address.parse().expect("an address")),
         })
         .collect();
     for nic in &nics {
