@@ -150,6 +150,13 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Leaving { .. } => "wait: leaving",
                 WaitingOn::Staying { .. } => "wait: staying",
                 WaitingOn::Quarantined { .. } => "wait: quarantined",
+                WaitingOn::InRotation { .. } => "wait: in rotation",
+                WaitingOn::Names => "wait: names",
+                WaitingOn::Proxies { .. } => "wait: proxies",
+                WaitingOn::Acknowledgement { .. } => "wait: acknowledgement",
+                WaitingOn::Trial { .. } => "wait: trial",
+                WaitingOn::TrialFailed { .. } => "wait: trial failed",
+                WaitingOn::NoBackends { .. } => "wait: no backends",
                 _ => "wait: other",
             });
         }

@@ -64,7 +64,7 @@ impl Balancer<'_> {
 
     /// Who is to be in a pool that had `old` in it.
     fn choose(&self, members: &Members, old: &[Uid], known: &Known) -> Vec<Member> {
-        let mut chosen = choose(self.candidates(members, known), old);
+        let mut chosen = choose(&self.candidates(members, known), old);
         if self.is_hidden(members) {
             self.keep_old(&mut chosen, old, known);
         }
@@ -172,7 +172,7 @@ fn may_come(uid: Uid, known: &Known, added: &mut BTreeSet<Uid>) -> bool {
 
 /// Those that serve, and those of `old` of whom nobody can say. If these are none, all of `old` that are still asked for:
 /// health alone empties no pool.
-fn choose(candidates: Vec<Candidate>, old: &[Uid]) -> Vec<Member> {
+fn choose(candidates: &[Candidate], old: &[Uid]) -> Vec<Member> {
     let is_old = |candidate: &&Candidate| old.contains(&candidate.member.uid);
     let stays = |candidate: &&Candidate| match candidate.standing {
         Standing::Serves => true,
@@ -236,7 +236,8 @@ mod tests {
             },
         };
         let old = (0..letters.len()).filter(|index| letters[*index].is_uppercase()).map(uid).collect::<Vec<_>>();
-        let chosen = choose(letters.iter().enumerate().map(candidate).collect(), &old);
+        let all: Vec<Candidate> = letters.iter().enumerate().map(candidate).collect();
+        let chosen = choose(&all, &old);
         let is_chosen = |index: &usize| chosen.iter().any(|member| member.uid == uid(*index));
         let found: String = (0..letters.len()).filter(is_chosen).map(|index| letters[index]).collect();
         assert_eq!(found, expected, "{candidates}");

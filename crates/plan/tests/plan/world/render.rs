@@ -178,7 +178,6 @@ impl Show for Asked {
                 parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
             }
             Spec::Snapshot(spec) => format!("of volume/{}", spec.volume),
-            Spec::LoadBalancer(spec) => format!("{} proxies", spec.proxies.replicas),
             Spec::DnsRecord(spec) => format!("{:?} {}", spec.record_type, spec.values.join(",")),
             Spec::Vm(spec) => {
                 let attached =
