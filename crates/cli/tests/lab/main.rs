@@ -2,6 +2,7 @@
 //! ones. What cannot run here says why, and what would run it.
 
 mod agent;
+mod balancers;
 mod bed;
 mod dhcp;
 mod fake;

@@ -1,0 +1,132 @@
+//! Load balancers: real proxies in VMs, real backends, and somebody who counts every request that fails.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::bed::{Bed, path, signal, skip, until};
+use crate::real::{machines, missing};
+
+/// From one request to the next of each client.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// A client that asks all proxies in turn until it is stopped.
+struct Client {
+    stop: Arc<AtomicBool>,
+    /// How many requests were answered as they should be, and what became of the others.
+    counts: JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Client {
+    fn begin(proxies: &[String]) -> Client {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, proxies) = (Arc::clone(&stop), proxies.to_vec());
+        let counts = std::thread::spawn(move || {
+            let (mut good, mut bad) = (0, Vec::new());
+            for proxy in proxies.iter().cycle() {
+                if stopped.load(Ordering::SeqCst) {
+                    break;
+                }
+                match ask(proxy) {
+                    Ok(()) => good += 1,
+                    Err(why) => bad.push(format!("{proxy}: {why}")),
+                }
+                std::thread::sleep(PERIOD);
+            }
+            (good, bad)
+        });
+        Client { stop, counts }
+    }
+
+    fn end(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.counts.join().expect("the client does not panic")
+    }
+}
+
+/// One request on a connection of its own.
+fn ask(proxy: &str) -> Result<(), String> {
+    let address: SocketAddr = format!("{proxy}:80").parse().expect("an address");
+    let failed = |error: std::io::Error| error.to_string();
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).map_err(failed)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(failed)?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").map_err(failed)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(failed)?;
+    let status = answer.lines().next().unwrap_or("no answer");
+    if status == "HTTP/1.1 200 OK" { Ok(()) } else { Err(status.to_owned()) }
+}
+
+fn manifests(version: &str) -> String {
+    format!(
+        "{{kind: scalegroup, name: web, spec: {{replicas: 3, template: {{image: demo, labels: {{version: \"{version}\"}}, \
+         health: {{http: {{port: 80}}, every: 1s}}}}}}}}\n---\n\
+         {{kind: loadbalancer, name: web, spec: {{listeners: [{{port: 80}}], pools: [{{name: web, group: web, port: 80}}]}}}}\n"
+    )
+}
+
+#[test]
+fn no_request_fails_while_backends_come_and_go() {
+    let test = "no_request_fails_while_backends_come_and_go";
+    if let Some(why) = missing() {
+        return skip(test, &why);
+    }
+    let images = std::env::var_os("LIGHTBYTE_IMAGES").expect("there are images");
+    if !std::path::Path::new(&images).join("proxy/manifest.json").is_file() {
+        return skip(test, "there is no image of proxies; `cargo xtask test` makes it");
+    }
+    let Some(bed) = Bed::new("balancers", &["--vmm", "qemu", "--nodes", "2"]) else { return };
+    bed.start();
+    let file = bed.manifests(&manifests("1"));
+    bed.ok(&["apply", "-f", path(&file)]);
+    bed.ok(&["wait", "group/web"]);
+    bed.ok(&["wait", "lb/web"]);
+    let shown = bed.json(&["get", "lb/web"])["status"].clone();
+    let proxies: Vec<String> = shown["proxies"]
+        .as_array()
+        .expect("proxies")
+        .iter()
+        .map(|proxy| {
+            assert_eq!(proxy["acknowledged"], shown["revision"], "{proxy}");
+            proxy["address"].as_str().expect("an address").to_owned()
+        })
+        .collect();
+    assert_eq!(proxies.len(), 2);
+    let client = Client::begin(&proxies);
+
+    let file = bed.manifests(&manifests("2"));
+    bed.ok(&["apply", "-f", path(&file)]);
+    until("all are of the new version", || {
+        let group = bed.json(&["get", "group/web"])["status"].clone();
+        group["state"] == "ready" && group["stable"] == 2
+    });
+    bed.ok(&["scale", "web", "1"]);
+    bed.ok(&["wait", "group/web"]);
+    bed.ok(&["scale", "web", "3"]);
+    bed.ok(&["wait", "group/web"]);
+    let member = bed.json(&["get", "group/web"])["status"]["members"][0]["name"].clone();
+    let member = member.as_str().expect("a member");
+    bed.ok(&["delete", &format!("vm/{member}"), "--yes"]);
+    bed.ok(&["wait", "group/web"]);
+
+    let member = bed.json(&["get", "group/web"])["status"]["members"][0]["name"].clone();
+    let uid = bed.json(&["get", &format!("vm/{}", member.as_str().expect("a member"))])["uid"].clone();
+    let is_its = |machine: &String| {
+        let words = std::fs::read(format!("{machine}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).contains(uid.as_str().expect("a uid"))
+    };
+    let machine = machines(&bed).into_iter().find(is_its).expect("its machine");
+    signal("KILL", machine.trim_start_matches("/proc/").parse().expect("a process number"));
+    until("it is up again", || bed.json(&["get", "group/web"])["status"]["state"] == "ready");
+
+    let (good, bad) = client.end();
+    assert_eq!(bad, Vec::<String>::new(), "beside {good} that were answered");
+    assert!(good > 50, "only {good} were asked");
+
+    // Its end is the end of its proxies.
+    bed.ok(&["delete", "lb/web", "--yes"]);
+    until("nothing is left of it", || !bed.ok(&["get", "vm"]).contains("web-proxy"));
+}
