@@ -18,6 +18,7 @@ mod gateway;
 mod health;
 mod listeners;
 mod lock;
+mod patience;
 mod pick;
 mod proxy;
 mod proxy_header;
@@ -27,5 +28,6 @@ mod retry;
 mod say;
 mod state;
 mod table;
+mod waits;
 
 pub use proxy::{Options, Proxy};
