@@ -108,10 +108,8 @@ async fn ports_appear_and_go() {
     assert_eq!(get(first, "a/").await.status, 200);
     rig.apply(&simple(2, second, &[&one])).await;
     assert_eq!(get(second, "a/").await.status, 200);
-    until("the first port is closed", || async {
-        TcpStream::connect(("127.0.0.1", first)).await.is_err()
-    })
-    .await;
+    until("the first port is closed", || async { TcpStream::connect(("127.0.0.1", first)).await.is_err() })
+        .await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = taken.local_addr().expect("has one").port();
     let ghost = Backend::start("ghost").await;
@@ -130,10 +128,7 @@ async fn a_proxy_that_is_told_to_end_finishes_what_is_in_flight() {
     let slow = tokio::spawn(get(port, "a/slow"));
     until("the request is with its backend", || async { one.requests() == 1 }).await;
     let leaving = tokio::spawn(rig.leave());
-    until("the port is closed", || async {
-        TcpStream::connect(("127.0.0.1", port)).await.is_err()
-    })
-    .await;
+    until("the port is closed", || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() }).await;
     assert!(!leaving.is_finished());
     one.gate.add_permits(1);
     assert_eq!(slow.await.expect("ends").body, "slow");
