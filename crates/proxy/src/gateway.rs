@@ -216,7 +216,7 @@ fn hash_of(key: &Key, request: &RequestHeader, source: IpAddr) -> Option<u64> {
 }
 
 /// The value of a cookie. Clients send several cookies in one header, and by HTTP/2 in several.
-fn cookie_of<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
+pub(crate) fn cookie_of<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
     let headers = request.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let pairs = headers.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"')).next()
@@ -496,6 +496,20 @@ impl ProxyHttp for Gateway {
 
 /// The address of a client that nobody knows.
 pub(crate) const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// What the fuzzing loops reach of the inside.
+#[cfg(test)]
+pub(crate) mod probe {
+    use pingora_core::Result;
+    use pingora_proxy::Session;
+
+    pub(crate) use super::strict::is_host;
+    pub(crate) use super::{cookie_of, host_of};
+
+    pub(crate) fn check(session: &Session) -> Result<()> {
+        super::strict::check(session, 64 * 1024)
+    }
+}
 
 #[cfg(test)]
 mod tests {

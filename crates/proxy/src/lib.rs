@@ -14,6 +14,8 @@ mod control;
 mod counts;
 mod disk;
 mod forwarded;
+#[cfg(test)]
+mod fuzz;
 mod gateway;
 mod health;
 mod listeners;
