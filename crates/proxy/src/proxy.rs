@@ -108,6 +108,9 @@ impl Proxy {
             tokio::time::sleep(LEAVE_LOOK).await;
         }
         self.tasks.abort_all();
+        let access = self.state.access.clone();
+        // It blocks, and whoever cannot have a thread any more ends without it.
+        let _ = tokio::task::spawn_blocking(move || access.finish()).await;
     }
 }
 
