@@ -174,7 +174,7 @@ fn nginx_text(bed: &Bed, listen: SocketAddr) -> String {
 }
 
 /// What the server gives a load balancer that names backends and nothing else, with checks as they are by default.
-fn lay_out_ours(bed: &Bed, listen: SocketAddr) -> Result<[std::ffi::OsString; 5]> {
+fn topology_of_ours(listen: SocketAddr) -> Result<Topology> {
     let backend = |number: u8| Backend {
         uid: format!("b{number}"),
         address: backend_address(number).into(),
@@ -201,7 +201,12 @@ fn lay_out_ours(bed: &Bed, listen: SocketAddr) -> Result<[std::ffi::OsString; 5]
     });
     pool.ejection =
         Some(Ejection { failures: 3, first_ms: 1_000, longest_ms: 30_000, ejected_percent_max: 50 });
-    let text = serde_json::to_string(&topology).context("write the topology")?;
+    Ok(topology)
+}
+
+/// Lays the topology where a proxy finds its last one, and says how to start it.
+fn lay_out_ours(bed: &Bed, listen: SocketAddr) -> Result<[std::ffi::OsString; 5]> {
+    let text = serde_json::to_string(&topology_of_ours(listen)?).context("write the topology")?;
     let checksum: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let sealed = topology::Sealed {
         checksum,
@@ -218,4 +223,25 @@ fn lay_out_ours(bed: &Bed, listen: SocketAddr) -> Result<[std::ffi::OsString; 5]
         state.into_os_string(),
         "--no-access-log".into(),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_topology_is_one_that_a_proxy_takes() {
+        let topology = topology_of_ours(([127, 0, 0, 1], 80).into()).expect("is made");
+        assert_eq!(topology.check().map_err(|problem| problem.to_string()), Ok(()));
+        let backends = topology.pools.iter().flat_map(|pool| &pool.backends).count();
+        assert_eq!(backends, usize::from(BACKENDS));
+    }
+
+    #[test]
+    fn what_others_are_told_names_every_backend() {
+        let listen = ([127, 0, 0, 1], 80).into();
+        for text in [haproxy_text(HAPROXY_DEFAULT, listen), haproxy_text(HAPROXY_TUNED, listen)] {
+            assert_eq!(text.matches("    server b").count(), usize::from(BACKENDS), "{text}");
+        }
+    }
 }
