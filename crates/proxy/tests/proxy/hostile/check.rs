@@ -203,6 +203,6 @@ async fn ours_takes_nothing_that_both_peers_refuse() {
             differing.push(line);
         }
     }
-    eprintln!("who differs:\n{}", differing.join("\n"));
+    eprintln!("of {} cases these differ:\n{}", own.len(), differing.join("\n"));
     assert!(wrong.is_empty(), "taken by ours alone:\n{}", wrong.join("\n"));
 }
