@@ -9,6 +9,7 @@
 //! | `fleet` | 1,000 workers with 10,000 VMs in memory: placed, at rest, and after a restart of the server | |
 //! | `committed` | the same at 1,000 workers, in a real etcd | |
 //! | `packing` | VMs that the scheduler places in small worlds | the most that fit |
+//! | `deaths` | a backend killed, vanished and hung behind our proxy | haproxy and nginx beside it |
 //! | `foresee` | plans, N-1 and `why` with 1,000 VMs | the leader's loop looks at them once |
 //!
 //! Ours and the baseline take turns within one run, because a machine that does other things changes from minute to
@@ -20,6 +21,7 @@
 mod bed;
 mod boot;
 mod committed;
+mod deaths;
 mod dispatch;
 mod figures;
 mod fleet;
@@ -46,7 +48,10 @@ const EXIT_INTERRUPTED: u8 = 130;
 
 /// Every bench, in the order in which they run.
 const BENCHES: &[&str] =
-    &["placement", "committed", "packing", "foresee", "dispatch", "fleet", "host", "boot"];
+    &["placement", "committed", "packing", "foresee", "deaths", "dispatch", "fleet", "host", "boot"];
+
+/// The word under which this program is a backend of `deaths`, with an address.
+const BACKEND_WORD: &str = "backend-of-deaths";
 
 /// What the command line says.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,7 +73,14 @@ enum Outcome {
 }
 
 fn main() -> ExitCode {
-    let words = match read(std::env::args().skip(1)) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [BACKEND_WORD, address] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return be_backend(address).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        });
+    }
+    let words = match read(words.into_iter()) {
         Ok(words) => words,
         Err(error) => {
             eprintln!(
@@ -82,6 +94,13 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn be_backend(address: &str) -> Result<ExitCode> {
+    let address = address.parse().with_context(|| format!("`{address}` is no address"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(deaths::serve(address)).map(|()| ExitCode::SUCCESS)
 }
 
 fn read(words: impl Iterator<Item = String>) -> Result<Words> {
@@ -151,6 +170,7 @@ async fn measure(words: &Words) -> Result<ExitCode> {
             "committed" => committed::measure(&bed, words.runs.unwrap_or(placement::RUNS)).await,
             "packing" => packing::measure(),
             "foresee" => foresee::measure(words.runs.unwrap_or(foresee::RUNS)).await,
+            "deaths" => deaths::measure(&bed).await,
             "host" => host::measure(words.runs.unwrap_or(host::RUNS)).await,
             "fleet" => fleet::measure(&bed).await,
             "dispatch" => dispatch::measure(&bed, words.nodes).await,

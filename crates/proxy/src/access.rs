@@ -2,7 +2,7 @@
 //!
 //! Requests never wait for it. What the reader of stdout does not take in time is dropped and counted.
 
-use std::io::Write as _;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,6 +15,9 @@ const LINES_MAX: usize = 8_192;
 
 /// How long lines are gathered while requests come.
 const GATHERED: Duration = Duration::from_millis(10);
+
+/// How long the end waits for lines on their way: a reader of stdout that does not read holds nobody for ever.
+const FINISH_MAX: Duration = Duration::from_secs(1);
 
 /// Longest path in a line; what is longer is cut.
 pub(crate) const PATH_BYTES_MAX: usize = 1_024;
@@ -50,10 +53,17 @@ pub(crate) struct Line {
     pub(crate) error: Option<String>,
 }
 
+/// What the writer is sent.
+enum Entry {
+    Line(Box<Line>),
+    /// All that came before is to be written, and then this said.
+    Finish(SyncSender<()>),
+}
+
 /// Where lines go.
 #[derive(Clone, Debug)]
 pub(crate) struct AccessLog {
-    lines: Option<SyncSender<Box<Line>>>,
+    lines: Option<SyncSender<Entry>>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -65,7 +75,9 @@ impl AccessLog {
             return Ok(AccessLog { lines: None, dropped });
         }
         let (lines, receiver) = sync_channel(LINES_MAX);
-        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_all(&receiver))?;
+        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            write_all(&receiver, std::io::BufWriter::new(std::io::stdout()));
+        })?;
         Ok(AccessLog { lines: Some(lines), dropped })
     }
 
@@ -75,9 +87,20 @@ impl AccessLog {
     }
 
     pub(crate) fn write(&self, line: Line) {
-        let is_taken = self.lines.as_ref().is_some_and(|lines| lines.try_send(Box::new(line)).is_ok());
+        let is_taken =
+            self.lines.as_ref().is_some_and(|lines| lines.try_send(Entry::Line(Box::new(line))).is_ok());
         if !is_taken {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until all lines so far are written, [`FINISH_MAX`] at most. Blocks its thread.
+    pub(crate) fn finish(&self) {
+        let Some(lines) = &self.lines else { return };
+        let (done, written) = sync_channel(1);
+        // A full queue means that nobody reads: then nobody is waited for.
+        if lines.try_send(Entry::Finish(done)).is_ok() {
+            let _ = written.recv_timeout(FINISH_MAX);
         }
     }
 
@@ -87,20 +110,27 @@ impl AccessLog {
     }
 }
 
-fn write_all(lines: &Receiver<Box<Line>>) {
-    let mut output = std::io::BufWriter::new(std::io::stdout());
-    while let Ok(first) = lines.recv() {
-        let mut line = Some(first);
-        while let Some(next) = line {
-            // A stdout that is gone takes nothing; the requests go on all the same.
-            if serde_json::to_writer(&mut output, &next).is_ok() {
-                let _ = output.write_all(b"\n");
+fn write_all(entries: &Receiver<Entry>, mut output: impl Write) {
+    while let Ok(first) = entries.recv() {
+        let mut entry = Some(first);
+        while let Some(next) = entry {
+            match next {
+                // A stdout that is gone takes nothing; the requests go on all the same.
+                Entry::Line(line) => {
+                    if serde_json::to_writer(&mut output, &line).is_ok() {
+                        let _ = output.write_all(b"\n");
+                    }
+                }
+                Entry::Finish(done) => {
+                    let _ = output.flush();
+                    let _ = done.try_send(());
+                }
             }
-            line = lines.try_recv().ok().or_else(|| {
+            entry = entries.try_recv().ok().or_else(|| {
                 let _ = output.flush();
                 // To wake this thread for each line would cost requests more than the line itself.
                 std::thread::park_timeout(GATHERED);
-                lines.try_recv().ok()
+                entries.try_recv().ok()
             });
         }
     }
@@ -109,6 +139,54 @@ fn write_all(lines: &Receiver<Box<Line>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A stdout that shows what was flushed.
+    #[derive(Clone, Default)]
+    struct Flushed(Arc<std::sync::Mutex<(Vec<u8>, usize)>>);
+
+    impl Write for Flushed {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            crate::lock::lock(&self.0).0.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            let mut inner = crate::lock::lock(&self.0);
+            inner.1 = inner.0.len();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_said_before_the_end_is_written() {
+        let (lines, receiver) = sync_channel(LINES_MAX);
+        let output = Flushed::default();
+        let written = output.clone();
+        let writer = std::thread::spawn(move || write_all(&receiver, output));
+        let log = AccessLog { lines: Some(lines), dropped: Arc::default() };
+        for number in 0..100 {
+            log.write(Line {
+                time: jiff::Timestamp::UNIX_EPOCH,
+                client: [127, 0, 0, 1].into(),
+                method: "GET".to_owned(),
+                scheme: "http",
+                host: String::new(),
+                path: format!("/{number}"),
+                status: None,
+                bytes: 0,
+                took_us: 0,
+                route: None,
+                backend: None,
+                tries: 0,
+                error: None,
+            });
+        }
+        log.finish();
+        let (bytes, flushed) = crate::lock::lock(&written.0).clone();
+        let lines = bytes[..flushed].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+        assert_eq!((lines, log.dropped()), (100, 0));
+        drop(log);
+        writer.join().expect("ends with its senders");
+    }
 
     #[test]
     fn texts_are_cut_between_characters() {

@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lightbyte_api::topology::{Limits, Protocol};
+use lightbyte_api::topology::{Limits, Listener, Protocol};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
@@ -47,6 +47,8 @@ pub(crate) struct Connection {
     /// The port that it came in by.
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
+    /// What the port said when it was accepted, for when the port is gone.
+    pub(crate) redirect_to_https: Option<u16>,
     /// The client, or what a PROXY header said of it.
     pub(crate) peer: SocketAddr,
     /// 0 while no head is being read.
@@ -58,10 +60,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(port: u16, protocol: Protocol, peer: SocketAddr) -> Arc<Connection> {
+    pub(crate) fn new(listener: &Listener, peer: SocketAddr) -> Arc<Connection> {
         Arc::new(Connection {
-            port,
-            protocol,
+            port: listener.port,
+            protocol: listener.protocol,
+            redirect_to_https: listener.redirect_to_https,
             peer,
             head_since_ms: AtomicU64::new(0),
             idle_since_ms: AtomicU64::new(clock::now_ms()),
@@ -297,6 +300,8 @@ mod tests {
     #[test]
     fn a_head_and_a_pause_are_bounded_and_a_request_is_not() {
         let limits = Limits { header_timeout_ms: 100, idle_timeout_ms: 1_000, ..Limits::default() };
+        let listener = r#"{"name":"web","port":80,"protocol":"http"}"#;
+        let listener: Listener = serde_json::from_str(listener).expect("is one");
         let now_ms = clock::now_ms() + 10_000;
         // (head since, idle since, requests, HTTP/2) as times ago.
         let table = [
@@ -309,7 +314,7 @@ mod tests {
             (None, 5_000, 1, false, false),
         ];
         for (head_ago, idle_ago, requests, is_h2, expected) in table {
-            let connection = Connection::new(80, Protocol::Http, ([127, 0, 0, 1], 1).into());
+            let connection = Connection::new(&listener, ([127, 0, 0, 1], 1).into());
             connection.head_since_ms.store(head_ago.map_or(0, |ago| now_ms - ago), Ordering::Relaxed);
             connection.idle_since_ms.store(now_ms - idle_ago, Ordering::Relaxed);
             connection.requests.store(requests, Ordering::Relaxed);

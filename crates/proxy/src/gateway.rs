@@ -3,6 +3,7 @@
 
 mod answers;
 mod context;
+mod dial;
 mod held;
 mod strict;
 
@@ -16,7 +17,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
 use lightbyte_api::topology::BackendProtocol;
-use pingora_core::protocols::ALPN;
+use pingora_core::connectors::L4Connect;
+use pingora_core::protocols::{ALPN, Digest};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -29,10 +31,12 @@ use crate::clock;
 use crate::connection::Connection;
 use crate::forwarded::{self, Origin};
 use crate::health;
+use crate::patience;
 use crate::rate::Limiter;
 use crate::registry::{Flight, Member};
 use crate::retry::Failure;
 use crate::table::{Key, Pool, Table};
+use crate::waits::{Leash, Wait};
 pub(crate) use context::Context;
 
 /// How long a client may take to read a piece of an answer.
@@ -51,8 +55,10 @@ const CHOICES_MAX: u32 = 16;
 /// The proxy's logic.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    pub(crate) table: Arc<ArcSwap<Table>>,
-    pub(crate) access: AccessLog,
+    table: Arc<ArcSwap<Table>>,
+    access: AccessLog,
+    /// One for all: it holds nothing.
+    dial: Arc<dyn L4Connect + Send + Sync>,
 }
 
 fn status(code: u16, why: &'static str) -> Box<Error> {
@@ -60,6 +66,10 @@ fn status(code: u16, why: &'static str) -> Box<Error> {
 }
 
 impl Gateway {
+    pub(crate) fn new(table: Arc<ArcSwap<Table>>, access: AccessLog) -> Gateway {
+        Gateway { table, access, dial: Arc::new(dial::Dial) }
+    }
+
     /// Chooses a backend and counts the request as in flight to it.
     ///
     /// Once a topology without a backend holds, no request may begin there: whoever stops the backend relies on its
@@ -112,8 +122,10 @@ impl Gateway {
             error.set_retry(false);
             return error;
         };
+        // We shut the connection down ourselves, and that was paid for.
+        let is_cut = context.wait.take().is_some_and(|wait| wait.is_cut());
         // That a backend closes a connection that it had waited on is its right.
-        let is_stale = is_reused && error.retry == RetryType::ReusedOnly;
+        let is_stale = is_reused && error.retry == RetryType::ReusedOnly && !is_cut;
         if !is_stale && !is_own(&error) {
             note_failure(&pool, &member);
         }
@@ -127,7 +139,8 @@ impl Gateway {
             tries_max: context.route.as_ref().map_or(1, |route| route.tries_max),
         };
         // Where nothing was sent, another try is no load that anybody has borne yet, so it costs nothing.
-        let is_again = failure.is_repeatable() && (is_before || pool.budget.spend(clock::now()));
+        let is_free = is_before || is_cut;
+        let is_again = failure.is_repeatable() && (is_free || pool.budget.spend(clock::now()));
         if is_again {
             member.counts.retries.fetch_add(1, Ordering::Relaxed);
             if let Some(route) = &context.route {
@@ -164,6 +177,16 @@ fn choose_member(session: &Session, context: &mut Context) -> Result<(Arc<Pool>,
     Ok((pool, member))
 }
 
+/// Whether the try may be taken away from a backend that falls silent: safe methods only (RFC 9110, 9.2.1), since it is
+/// we who break it off and the backend may be at work on it.
+fn is_movable(session: &mut Session, context: &Context, pool: &Arc<Pool>, member: &Member) -> bool {
+    pool.protocol == BackendProtocol::H1
+        && session.req_header().method.is_safe()
+        && session.is_body_empty()
+        && !session.is_upgrade_req()
+        && context.has_refuge(pool, member)
+}
+
 /// Whether we could not even try: no descriptors or ports are left here, which says nothing about the backend.
 fn is_own(error: &Error) -> bool {
     let errno = error.root_cause().downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
@@ -193,7 +216,7 @@ fn hash_of(key: &Key, request: &RequestHeader, source: IpAddr) -> Option<u64> {
 }
 
 /// The value of a cookie. Clients send several cookies in one header, and by HTTP/2 in several.
-fn cookie_of<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
+pub(crate) fn cookie_of<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
     let headers = request.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let pairs = headers.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"')).next()
@@ -258,9 +281,16 @@ impl ProxyHttp for Gateway {
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
         let table = context.table.clone().unwrap_or_default();
         session.set_write_timeout(Some(CLIENT_WRITE_MAX));
-        let port = context.connection.as_ref().map_or(0, |connection| connection.port);
-        let listener = table.listeners.get(&port).ok_or_else(|| status(421, "this port is no more"))?;
-        if let Some(https_port) = listener.redirect_to_https {
+        let connection = context.connection.as_ref().ok_or_else(|| status(500, "no connection"))?;
+        let redirect = match table.listeners.get(&connection.port) {
+            Some(listener) => listener.redirect_to_https,
+            None => {
+                // The port is gone: what is under way is served, and the connection ends.
+                session.set_keepalive(None);
+                connection.redirect_to_https
+            }
+        };
+        if let Some(https_port) = redirect {
             return answers::to_https(session, https_port).await;
         }
         self.find_route(session, context, &table)?;
@@ -307,12 +337,18 @@ impl ProxyHttp for Gateway {
             pool.budget.earn();
         }
         context.tries += 1;
+        context.tried_at_ms = clock::now_ms();
         context.body_bytes = 0;
+        context.is_movable = is_movable(session, context, &pool, &member);
         let mut peer = HttpPeer::new(member.address, false, String::new());
         peer.group_key = member.connections_key;
         let timeouts = context.route.as_ref().map(|route| route.timeouts).unwrap_or_default();
         let options = &mut peer.options;
-        options.connection_timeout = Some(Duration::from_millis(timeouts.connect_ms));
+        // Where nothing was sent another try costs nothing, whatever the method.
+        let connect = Duration::from_millis(timeouts.connect_ms);
+        let has_refuge = context.has_refuge(&pool, &member);
+        let connect = if has_refuge { connect.min(patience::CONNECT_PATIENCE) } else { connect };
+        options.connection_timeout = Some(connect);
         options.total_connection_timeout = options.connection_timeout;
         options.read_timeout = Some(Duration::from_millis(timeouts.read_ms));
         options.write_timeout = Some(Duration::from_millis(timeouts.write_ms));
@@ -321,6 +357,9 @@ impl ProxyHttp for Gateway {
         if pool.protocol == BackendProtocol::H2 {
             options.alpn = ALPN::H2;
         }
+        if pool.protocol == BackendProtocol::H1 {
+            options.custom_l4 = Some(self.dial.clone());
+        }
         if pool.protocol == BackendProtocol::H1 && session.is_upgrade_req() && session.is_body_empty() {
             peer.options.custom_l4 = Some(Arc::new(held::Dial));
             // A group of its own, so that it is given no kept connection that does not hold back; and none is left.
@@ -328,6 +367,21 @@ impl ProxyHttp for Gateway {
             peer.options.idle_timeout = Some(Duration::ZERO);
         }
         Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        _: bool,
+        _: &HttpPeer,
+        _: std::os::fd::RawFd,
+        digest: Option<&Digest>,
+        context: &mut Context,
+    ) -> Result<()> {
+        let leash = digest.and_then(dial::leash_of).filter(|_| context.is_movable);
+        let wait = |(leash, flight): (&Arc<Leash>, &Flight)| Wait::new(flight.member.clone(), leash.clone());
+        context.wait = leash.zip(context.flight.as_ref()).map(wait);
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -359,7 +413,11 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
+        // From here on it is not the backend's silence that is waited for.
+        context.wait = None;
         if let Some((pool, flight)) = context.pool.as_ref().zip(context.flight.as_ref()) {
+            let now_ms = clock::now_ms();
+            flight.member.waits.heard(now_ms.saturating_sub(context.tried_at_ms), now_ms);
             match response.status {
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                     note_failure(pool, &flight.member);
@@ -438,6 +496,20 @@ impl ProxyHttp for Gateway {
 
 /// The address of a client that nobody knows.
 pub(crate) const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// What the fuzzing loops reach of the inside.
+#[cfg(test)]
+pub(crate) mod probe {
+    use pingora_core::Result;
+    use pingora_proxy::Session;
+
+    pub(crate) use super::strict::is_host;
+    pub(crate) use super::{cookie_of, host_of};
+
+    pub(crate) fn check(session: &Session) -> Result<()> {
+        super::strict::check(session, 64 * 1024)
+    }
+}
 
 #[cfg(test)]
 mod tests {

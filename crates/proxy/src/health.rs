@@ -52,6 +52,11 @@ impl Standing {
 }
 
 impl Health {
+    /// Of one that is new.
+    pub(crate) fn new(now: Duration) -> Health {
+        Health { since: now, ..Health::default() }
+    }
+
     /// How it stands now.
     pub(crate) fn standing(&self, now: Duration) -> Standing {
         if self.is_failing {
@@ -139,6 +144,11 @@ impl Health {
     /// Whether a good answer would change anything.
     pub(crate) const fn has_failures(&self) -> bool {
         self.requests_failed > 0 || self.ejections > 0
+    }
+
+    /// Whether it was ejected and has given no good answer since.
+    pub(crate) const fn is_on_probation(&self) -> bool {
+        self.ejections > 0
     }
 
     fn tell(&mut self, reason: String, now: Duration) {

@@ -14,10 +14,13 @@ mod control;
 mod counts;
 mod disk;
 mod forwarded;
+#[cfg(test)]
+mod fuzz;
 mod gateway;
 mod health;
 mod listeners;
 mod lock;
+mod patience;
 mod pick;
 mod proxy;
 mod proxy_header;
@@ -27,5 +30,6 @@ mod retry;
 mod say;
 mod state;
 mod table;
+mod waits;
 
 pub use proxy::{Options, Proxy};

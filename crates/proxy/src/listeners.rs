@@ -140,7 +140,7 @@ impl Listeners {
             let (stop, stopped) = oneshot::channel();
             running.insert(listener.address(), Running { port: listener.port, _stop: stop });
             let open = OpenPort::new(self.shared.clone(), socket);
-            tokio::spawn(accept(open, listener.port, stopped));
+            tokio::spawn(accept(open, listener, stopped));
         }
     }
 
@@ -186,36 +186,48 @@ impl Drop for OpenPort {
     }
 }
 
-async fn accept(open: OpenPort, port: u16, mut stopped: oneshot::Receiver<()>) {
-    let (shared, Some(socket)) = (&open.shared, &open.socket) else { return };
+async fn accept(mut open: OpenPort, mut listener: Listener, mut stopped: oneshot::Receiver<()>) {
+    let shared = open.shared.clone();
+    let Some(socket) = &open.socket else { return };
     loop {
         tokio::select! {
             biased;
             _ = &mut stopped => break,
-            () = room(shared) => {}
+            () = room(&shared) => {}
         }
         let accepted = tokio::select! {
             biased;
             _ = &mut stopped => break,
             accepted = socket.accept() => accepted,
         };
+        // What a port speaks may change while it is open; once it is gone, it speaks what it last did.
+        if let Some(now) = shared.table.load().listeners.get(&listener.port) {
+            listener = now.clone();
+        }
         match accepted {
-            Ok((stream, peer)) => begin(shared, port, stream, peer),
+            Ok((stream, peer)) => begin(&shared, listener.clone(), stream, peer),
             Err(error) => {
                 // One client that has gone already, or no descriptors left: neither ends the port.
-                say(format_args!("accept on port {port}: {error}"));
+                say(format_args!("accept on port {}: {error}", listener.port));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-    drain(shared, port, socket);
+    if let Some(socket) = open.socket.take() {
+        drain(&shared, &listener, socket);
+    }
 }
 
-/// What the kernel has taken for a port that is to go is served: its clients have done nothing wrong.
-fn drain(shared: &Arc<Shared>, port: u16, socket: &TcpListener) {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    while let std::task::Poll::Ready(Ok((stream, peer))) = socket.poll_accept(&mut context) {
-        begin(shared, port, stream, peer);
+/// What the kernel has taken for a port that is to go is served: its clients have done nothing wrong. Asked of the kernel
+/// itself, since the runtime may not have heard of it yet.
+fn drain(shared: &Arc<Shared>, listener: &Listener, socket: TcpListener) {
+    let Ok(socket) = socket.into_std() else { return };
+    for _ in 0..BACKLOG {
+        let Ok((stream, peer)) = socket.accept() else { return };
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            begin(shared, listener.clone(), stream, peer);
+        }
     }
 }
 
@@ -241,15 +253,12 @@ impl Drop for Open {
     }
 }
 
-fn begin(shared: &Arc<Shared>, port: u16, stream: TcpStream, peer: SocketAddr) {
+fn begin(shared: &Arc<Shared>, listener: Listener, stream: TcpStream, peer: SocketAddr) {
     shared.connections.fetch_add(1, Ordering::Relaxed);
     let open = Open(shared.clone());
     // A panic in a request ends this task and the connection with it, nothing else.
     tokio::spawn(async move {
-        let listener = open.0.table.load().listeners.get(&port).cloned();
-        if let Some(listener) = listener {
-            serve(&open.0, &listener, stream, peer).await;
-        }
+        serve(&open.0, &listener, stream, peer).await;
         drop(open);
     });
 }
@@ -289,7 +298,7 @@ async fn hello(
         }
         peer = proxy_header::read(&mut stream).await.ok()?.unwrap_or(peer);
     }
-    let connection = Connection::new(listener.port, listener.protocol, peer);
+    let connection = Connection::new(listener, peer);
     let watched = Watched::new(stream, connection.clone()).ok()?;
     let stream: Stream = match listener.protocol {
         Protocol::Http => Box::new(watched),

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use lightbyte_proxy::{Options, Proxy};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -12,7 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const USAGE: &str = "usage: lightbyte-proxy --control SOCKET --state DIRECTORY [--no-access-log]";
+const USAGE: &str =
+    "usage: lightbyte-proxy --control SOCKET --state DIRECTORY [--no-access-log] [--wait-for-fresh SECONDS]";
 
 fn main() -> ExitCode {
     match options(std::env::args().skip(1)) {
@@ -59,17 +61,21 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// Three words need no library.
+/// Longest that a fresh topology may be waited for: more is a slip of whoever wrote it, and nothing would be served.
+const WAIT_FOR_FRESH_MAX_S: u64 = 60;
+
+/// Four words need no library.
 fn options(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
     let (mut control, mut state, mut access_log) = (None, None, true);
+    let mut wait_for_fresh = Duration::ZERO;
     let mut arguments = arguments;
     while let Some(word) = arguments.next() {
-        let mut value =
-            || arguments.next().map(PathBuf::from).ok_or_else(|| format!("`{word}` needs a value"));
+        let mut value = || arguments.next().ok_or_else(|| format!("`{word}` needs a value"));
         match word.as_str() {
-            "--control" => control = Some(value()?),
-            "--state" => state = Some(value()?),
+            "--control" => control = Some(PathBuf::from(value()?)),
+            "--state" => state = Some(PathBuf::from(value()?)),
             "--no-access-log" => access_log = false,
+            "--wait-for-fresh" => wait_for_fresh = seconds(&value()?)?,
             _ => return Err(format!("`{word}` is not known")),
         }
     }
@@ -77,5 +83,11 @@ fn options(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         control: control.ok_or("`--control` is missing")?,
         state: state.ok_or("`--state` is missing")?,
         access_log,
+        wait_for_fresh,
     })
+}
+
+fn seconds(word: &str) -> Result<Duration, String> {
+    let seconds = word.parse().ok().filter(|seconds| *seconds <= WAIT_FOR_FRESH_MAX_S);
+    seconds.map(Duration::from_secs).ok_or_else(|| format!("`{word}` is not 0 to {WAIT_FOR_FRESH_MAX_S}"))
 }

@@ -10,6 +10,10 @@ use crate::chance::{mix, stable_hash};
 /// Turns until a round repeats. Weights that need more are rounded: one in 4,096 is as fine as anybody can measure.
 const ROUND_MAX: u64 = 4_096;
 
+/// Draws in the place of a member that is not fit, before the next one in the round is looked for. The next one alone would
+/// bear the whole load of one that is down; drawn, it falls upon all.
+const DRAWS: u64 = 6;
+
 /// Pools up to this size are looked through for the member with the fewest requests; of larger ones two are compared.
 /// The best of two is nearly as good as the best of all and costs the same in a pool of a thousand.
 const LOOKED_THROUGH_MAX: usize = 16;
@@ -79,6 +83,12 @@ impl Slots {
     fn by_turn(&self, turn: u64, is_fit: &dyn Fn(usize) -> bool) -> Option<usize> {
         let length = self.round.len() as u64;
         let from = turn.checked_rem(length)? as usize;
+        let drawn = (1..=DRAWS).filter_map(|draw| mix(turn ^ (draw << 56)).checked_rem(length));
+        let at = |place: u64| self.round.get(place as usize).map(|member| usize::from(*member));
+        let mut soon = [from as u64].into_iter().chain(drawn).filter_map(at);
+        if let Some(member) = soon.find(|member| is_fit(*member)) {
+            return Some(member);
+        }
         let (before, after) = self.round.split_at(from);
         after.iter().chain(before).map(|member| usize::from(*member)).find(|member| is_fit(*member))
     }
@@ -201,6 +211,18 @@ mod tests {
                 assert_eq!(chosen, expected, "{balance:?} {standings:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_turns_of_one_that_is_not_fit_fall_upon_all_others() {
+        let slots = slots(&Balance::RoundRobin, &[1; 5]);
+        let mut counts = [0_i32; 5];
+        for turn in 0..4_000 {
+            let standing = |member| if member == 1 { Standing::Unhealthy } else { Standing::Fine };
+            counts[slots.choose(turn, None, standing, |_| 0).expect("a member")] += 1;
+        }
+        let is_even = |count: &i32| (count - 1_000).abs() < 100;
+        assert!(counts[1] == 0 && counts.iter().filter(|count| is_even(count)).count() == 4, "{counts:?}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::access::AccessLog;
 use crate::clock;
@@ -23,6 +23,7 @@ use crate::listeners::{Listeners, Shared};
 use crate::lock::lock;
 use crate::state::State;
 use crate::table::Table;
+use crate::waits;
 
 /// Idle connections to backends that are kept, in each thread's pool.
 const BACKEND_POOL_SIZE: usize = 512;
@@ -45,6 +46,10 @@ pub struct Options {
     pub state: PathBuf,
     /// Whether a line is written to stdout for each request.
     pub access_log: bool,
+    /// How long a fresh topology is waited for before the one on disk is served; zero serves that at once. For the first
+    /// start after a boot, when what lies on disk may be of long ago. Who starts it again in a machine that runs does
+    /// not wait: its topology is of a moment ago, and each second is an outage.
+    pub wait_for_fresh: Duration,
 }
 
 /// A proxy that runs, on the runtime that it was started in.
@@ -52,11 +57,12 @@ pub struct Proxy {
     state: Arc<State>,
     gateway: Arc<HttpProxy<Gateway>>,
     stopping: watch::Sender<bool>,
-    control: JoinHandle<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Proxy {
-    /// Starts with the topology that lies on disk, or with none. When this returns, the control socket listens.
+    /// Starts with the topology that lies on disk, or with none; see [`Options::wait_for_fresh`]. When this returns, the
+    /// control socket listens.
     ///
     /// # Errors
     /// If the socket cannot be made or the disk cannot be read.
@@ -66,17 +72,26 @@ impl Proxy {
         let table = Arc::new(ArcSwap::from_pointee(Table::default()));
         let access = AccessLog::new(options.access_log).context("start the access log")?;
         let (stopping, stopped) = watch::channel(false);
-        let gateway = gateway(Gateway { table: table.clone(), access: access.clone() })?;
+        let gateway = gateway(Gateway::new(table.clone(), access.clone()))?;
         let shared = Shared::new(table.clone(), gateway.clone(), stopped).context("set up TLS")?;
         let state = Arc::new(State::new(table, Listeners::new(shared), disk, access));
-        state.restore().await?;
+        state.hold_back().await?;
+        if options.wait_for_fresh.is_zero() {
+            state.serve_held_back().await;
+        }
         let listener = control::bind(&options.control)?;
-        let control = tokio::spawn(control::serve(state.clone(), listener));
-        Ok(Proxy { state, gateway, stopping, control })
+        let mut tasks = JoinSet::new();
+        tasks.spawn(control::serve(state.clone(), listener));
+        tasks.spawn(waits::watch(state.table.clone()));
+        if !options.wait_for_fresh.is_zero() {
+            let state = state.clone();
+            tasks.spawn(async move { state.serve_held_back_after(options.wait_for_fresh).await });
+        }
+        Ok(Proxy { state, gateway, stopping, tasks })
     }
 
     /// Takes no more connections and returns when none is open and no request in flight any more, at most [`LEAVE_MAX`] later.
-    pub async fn leave(self) {
+    pub async fn leave(mut self) {
         self.state.listeners.close();
         let _ = self.stopping.send(true);
         // Wakes connections that wait for a request, which then close.
@@ -92,7 +107,10 @@ impl Proxy {
         while !is_idle() && clock::now() < end {
             tokio::time::sleep(LEAVE_LOOK).await;
         }
-        self.control.abort();
+        self.tasks.abort_all();
+        let access = self.state.access.clone();
+        // It blocks, and whoever cannot have a thread any more ends without it.
+        let _ = tokio::task::spawn_blocking(move || access.finish()).await;
     }
 }
 

@@ -19,6 +19,7 @@ use crate::lock::lock;
 use crate::rate::Limiter;
 use crate::retry::Budget;
 use crate::table::Table;
+use crate::waits::Waits;
 
 /// A backend in a pool. Its health is the pool's own, for pools may check and count differently.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub(crate) struct Member {
     pub(crate) uid: String,
     pub(crate) address: SocketAddr,
     pub(crate) counts: Counts,
+    pub(crate) waits: Waits,
     /// Kept connections are its own: who comes to stand at the same address gets none of them.
     pub(crate) connections_key: u64,
     in_flight: Arc<AtomicUsize>,
@@ -35,6 +37,7 @@ pub(crate) struct Member {
     is_failing: AtomicBool,
     ejected_until_ms: AtomicU64,
     has_failures: AtomicBool,
+    is_on_probation: AtomicBool,
 }
 
 impl Member {
@@ -45,7 +48,12 @@ impl Member {
 
     /// Whether it is to get requests.
     pub(crate) fn is_healthy(&self, now_ms: u64) -> bool {
-        !self.is_failing.load(Ordering::Relaxed) && !self.is_ejected(now_ms)
+        !self.is_failing.load(Ordering::Relaxed) && !self.is_ejected(now_ms) && !self.is_being_tried_out()
+    }
+
+    /// Whether one request is finding out whether it is well again after an ejection. The others need not wait for that.
+    fn is_being_tried_out(&self) -> bool {
+        self.is_on_probation.load(Ordering::Relaxed) && self.in_flight() > 0
     }
 
     /// Whether it has failed too many requests lately.
@@ -89,6 +97,7 @@ impl Member {
         let until_ms = u64::try_from(health.ejected_until().as_millis()).unwrap_or(u64::MAX);
         self.ejected_until_ms.store(until_ms, Ordering::Relaxed);
         self.has_failures.store(health.has_failures(), Ordering::Relaxed);
+        self.is_on_probation.store(health.is_on_probation(), Ordering::Relaxed);
         result
     }
 }
@@ -135,12 +144,14 @@ impl Registry {
                 uid: backend.uid.clone(),
                 address,
                 counts: Counts::default(),
+                waits: Waits::default(),
                 connections_key: chance::stable_hash(format!("{pool}\0{}", backend.uid).as_bytes()),
                 in_flight,
-                health: Mutex::default(),
+                health: Mutex::new(Health::new(clock::now())),
                 is_failing: AtomicBool::new(false),
                 ejected_until_ms: AtomicU64::new(0),
                 has_failures: AtomicBool::new(false),
+                is_on_probation: AtomicBool::new(false),
             })
         };
         self.members.entry(key).or_insert_with(new).clone()

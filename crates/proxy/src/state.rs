@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use http::Method;
 use lightbyte_api::topology::{PathMatch, Topology};
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use crate::access::AccessLog;
 use crate::checks::Checks;
@@ -27,6 +29,8 @@ pub(crate) struct State {
     pub(crate) registry: Arc<Mutex<Registry>>,
     pub(crate) access: AccessLog,
     disk: Disk,
+    /// A topology holds that somebody has sent.
+    fresh: Notify,
     /// Held while a topology is applied: one after the other.
     applied: tokio::sync::Mutex<Applied>,
     /// Listeners that could not be opened, by name.
@@ -36,6 +40,8 @@ pub(crate) struct State {
 #[derive(Default)]
 struct Applied {
     checksum: Option<String>,
+    /// Of the disk, and not served yet.
+    held_back: Option<Unsealed>,
     checks: Checks,
     /// Addresses that the topology has and that could not be listened on.
     unopened: HashSet<SocketAddr>,
@@ -85,41 +91,56 @@ impl State {
             registry: Arc::default(),
             access,
             disk,
+            fresh: Notify::new(),
             applied: tokio::sync::Mutex::default(),
             not_listening: Mutex::default(),
         }
     }
 
-    /// Takes up what lies on disk. With a damaged or unusable file the proxy starts with nothing.
+    /// Reads what lies on disk, and does not serve it yet; but what is older is refused from now on. With a damaged or
+    /// unusable file the proxy starts with nothing.
     ///
     /// # Errors
     /// If the disk cannot be read.
-    pub(crate) async fn restore(&self) -> anyhow::Result<()> {
+    pub(crate) async fn hold_back(&self) -> anyhow::Result<()> {
         let (unsealed, refusal) = self.disk.load().context("read the last topology")?;
         if let Some(refusal) = refusal {
             let fate =
                 if refusal.is_damage() { "damaged and was put aside" } else { "of no use to this version" };
             say(format_args!("the topology on disk is {fate}: {refusal}"));
         }
-        let Some(unsealed) = unsealed else {
-            return Ok(());
-        };
-        let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
-        match compiled {
-            Ok(table) => {
-                let mut applied = self.applied.lock().await;
-                let (bound, failed) = self.listeners.bind(&table);
-                // Better the other ports than none: whoever asks for the status hears of it.
-                self.tell_of(&mut applied, failed);
-                self.switch(&mut applied, table, bound, unsealed.checksum);
-            }
-            Err(problem) => {
-                lock(&self.registry).forget_the_gone();
-                // It was good for whoever wrote it, so it stays: that version may come back.
-                say(format_args!("the topology on disk is of no use to this version: {problem}"));
-            }
-        }
+        // What cannot be carried out must not refuse others for being older.
+        let compiles =
+            |unsealed: &Unsealed| match Table::compile(&unsealed.topology, &mut Registry::default()) {
+                Ok(_) => true,
+                Err(problem) => {
+                    // It was good for whoever wrote it, so it stays: that version may come back.
+                    say(format_args!("the topology on disk is of no use to this version: {problem}"));
+                    false
+                }
+            };
+        self.applied.lock().await.held_back = unsealed.filter(compiles);
         Ok(())
+    }
+
+    /// Serves what was held back, unless another topology has come meanwhile.
+    pub(crate) async fn serve_held_back(&self) {
+        let mut applied = self.applied.lock().await;
+        let Some(unsealed) = applied.held_back.take() else { return };
+        let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
+        // That it compiles is known.
+        let Ok(table) = compiled else { return };
+        let (bound, failed) = self.listeners.bind(&table);
+        // Better the other ports than none: whoever asks for the status hears of it.
+        self.tell_of(&mut applied, failed);
+        self.switch(&mut applied, table, bound, unsealed.checksum);
+    }
+
+    /// The same, after a time in which a fresh topology may come.
+    pub(crate) async fn serve_held_back_after(&self, wait: Duration) {
+        // Who came in time has taken the place, and then nothing is held back any more.
+        let _ = tokio::time::timeout(wait, self.fresh.notified()).await;
+        self.serve_held_back().await;
     }
 
     /// Makes a topology hold: first durably on disk, then in one step for requests. Returns its revision.
@@ -131,13 +152,16 @@ impl State {
     pub(crate) async fn apply(&self, sealed: bytes::Bytes) -> Result<u64, NotApplied> {
         let unsealed = disk::unseal(&sealed).map_err(|refusal| NotApplied::Bad(refusal.to_string()))?;
         let mut applied = self.applied.lock().await;
-        let before = self.table.load().revision;
+        let held_back = applied.held_back.as_ref();
+        let held_back = held_back.map(|held| (held.topology.revision, Some(held.checksum.clone())));
+        let (before, checksum) =
+            held_back.unwrap_or_else(|| (self.table.load().revision, applied.checksum.clone()));
         let revision = unsealed.topology.revision;
         if revision < before {
             return Err(NotApplied::Older { asked: revision, applied: before });
         }
-        let is_same = applied.checksum.as_ref() == Some(&unsealed.checksum);
-        if revision == before && applied.checksum.is_some() && !is_same {
+        let is_same = checksum.as_ref() == Some(&unsealed.checksum);
+        if revision == before && checksum.is_some() && !is_same {
             return Err(NotApplied::Another(revision));
         }
         let result = self.carry_out(&mut applied, sealed, unsealed, is_same).await;
@@ -185,6 +209,7 @@ impl State {
 
     fn switch(&self, applied: &mut Applied, table: Table, bound: crate::listeners::Bound, checksum: String) {
         let table = Arc::new(table);
+        applied.held_back = None;
         applied.checksum = Some(checksum);
         applied.checks.follow(&table);
         self.table.store(table.clone());
@@ -192,6 +217,7 @@ impl State {
         let mut registry = lock(&self.registry);
         registry.keep_limiters(&table);
         registry.forget_the_gone();
+        self.fresh.notify_one();
     }
 
     /// What a topology would do, without applying it: one made-up request for each route.

@@ -12,7 +12,7 @@ use crate::workspace::{PROFILE, Workspace};
 use crate::{images, process};
 
 /// Built together, so that features are united as they are for `dev`: the dependencies are those that it has built.
-const PACKAGES: &[&str] = &["lightbyte-cli", "lightbyte-bench"];
+const PACKAGES: &[&str] = &["lightbyte-cli", "lightbyte-proxy", "lightbyte-bench"];
 
 const BINARY: &str = "lightbyte-bench";
 

@@ -53,6 +53,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// One that has run for so long was well, and is started at once again.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
+/// How long the first proxy after a boot waits for a fresh topology before it serves the one on its disk, which may be of
+/// long ago: its backends may have become somebody else's. One that is started again waits for nobody.
+const WAIT_FOR_FRESH: Duration = Duration::from_secs(5);
+
 /// Files that the proxy may have open at least, each a connection or a port. The kernel gives process 1 only 4,096.
 const DESCRIPTORS_MAX: u64 = 65_536;
 
@@ -137,15 +141,18 @@ pub(crate) async fn supervise(agent: Rc<Agent>) {
     let _ = agent.set_up.subscribe().wait_for(|set_up| *set_up).await;
     raise_descriptors();
     let mut starts = 0;
+    let mut wait_for_fresh = WAIT_FOR_FRESH;
     loop {
         let started = Instant::now();
-        let why = match start(&agent.proxy.places, &agent) {
+        let why = match start(&agent.proxy.places, &agent, wait_for_fresh) {
             Ok(running) => running.until_end(&agent).await,
             Err(error) => format!("does not start: {error:#}"),
         };
         if started.elapsed() >= WELL_AFTER {
             starts = 0;
         }
+        // From now on what is on the disk is of a moment ago.
+        wait_for_fresh = Duration::ZERO;
         let pause = pause(starts);
         starts = starts.saturating_add(1);
         if agent.shutting_down.get() {
@@ -197,12 +204,13 @@ impl Drop for Running<'_> {
     }
 }
 
-fn start<'a>(places: &Places, agent: &'a Agent) -> Result<Running<'a>> {
+fn start<'a>(places: &Places, agent: &'a Agent, wait_for_fresh: Duration) -> Result<Running<'a>> {
     let mut child = Command::new(&places.program)
         .arg("--control")
         .arg(&places.control)
         .arg("--state")
         .arg(&places.state)
+        .args(["--wait-for-fresh", &wait_for_fresh.as_secs().to_string()])
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())

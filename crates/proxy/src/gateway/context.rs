@@ -10,9 +10,11 @@ use pingora_proxy::Session;
 
 use super::{NOBODY, host_of};
 use crate::access::{AccessLog, Line, METHOD_BYTES_MAX, PATH_BYTES_MAX, cut};
+use crate::clock;
 use crate::connection::{Connection, Request};
-use crate::registry::Flight;
+use crate::registry::{Flight, Member};
 use crate::table::{Pool, Route, Table};
+use crate::waits::Wait;
 
 /// Dropped with the request, however that ends; so what it counts ends too.
 pub(crate) struct Context {
@@ -27,6 +29,12 @@ pub(crate) struct Context {
     /// Uids of backends where this request has failed.
     pub(crate) tried: Vec<String>,
     pub(crate) tries: u32,
+    /// When the last try began.
+    pub(crate) tried_at_ms: u64,
+    /// Whether the try may be taken away from a backend that is silent.
+    pub(crate) is_movable: bool,
+    /// While such a try waits.
+    pub(crate) wait: Option<Wait>,
     pub(crate) body_bytes: u64,
     /// The value of the cookie to set.
     pub(crate) stick: Option<u64>,
@@ -45,6 +53,9 @@ impl Context {
             flight: None,
             tried: Vec::new(),
             tries: 0,
+            tried_at_ms: 0,
+            is_movable: false,
+            wait: None,
             body_bytes: 0,
             stick: None,
         }
@@ -53,6 +64,14 @@ impl Context {
     /// Whether the route is of this table.
     pub(crate) fn is_of(&self, table: &Arc<Table>) -> bool {
         self.route.is_some() && self.table.as_ref().is_some_and(|own| Arc::ptr_eq(own, table))
+    }
+
+    /// Whether there is another backend that would get the request if this one failed it.
+    pub(crate) fn has_refuge(&self, pool: &Pool, member: &Member) -> bool {
+        let tries_max = self.route.as_ref().map_or(1, |route| route.tries_max);
+        let now_ms = clock::now_ms();
+        let is_refuge = |other: &Member| other.is_healthy(now_ms) && !self.tried.contains(&other.uid);
+        self.tries < tries_max && pool.members.iter().any(|other| other.uid != member.uid && is_refuge(other))
     }
 
     pub(crate) fn limits(&self) -> Limits {

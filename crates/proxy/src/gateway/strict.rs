@@ -2,7 +2,7 @@
 //!
 //! The library refuses differing lengths, folded headers, NUL bytes and codings that do not end in `chunked` by itself.
 
-use http::header;
+use http::{Method, header};
 use pingora_core::Result;
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
@@ -14,6 +14,7 @@ use super::status;
 pub(super) fn check(session: &Session, header_bytes_max: u64) -> Result<()> {
     let Some(h1) = session.as_http1() else {
         let request = session.req_header();
+        check_host(super::host_of(request).as_bytes())?;
         check_path(request)?;
         let headers: usize =
             request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
@@ -30,10 +31,15 @@ pub(super) fn check(session: &Session, header_bytes_max: u64) -> Result<()> {
     if must_name && !has_header(&head, b"host") {
         return Err(status(400, "no host"));
     }
+    if let Some(host) = request.headers.get(header::HOST) {
+        check_host(host.as_bytes())?;
+    }
     if is_absolute(request) && std::str::from_utf8(request.raw_path()).is_err() {
         return Err(status(400, "an absolute form that is not UTF-8"));
     }
+    check_target(request)?;
     check_path(request)?;
+    check_coding(request)?;
     // The library has taken one of the two away by now; the bytes still have both.
     if request.headers.contains_key(header::TRANSFER_ENCODING) && has_header(&head, b"content-length") {
         return Err(status(400, "both a length and a coding"));
@@ -68,8 +74,67 @@ pub(super) fn is_absolute(request: &RequestHeader) -> bool {
     !target.starts_with(b"/") && target != b"*"
 }
 
+/// A target is a path, a whole URL of a web server, or a star for `OPTIONS` (RFC 9112, 3.2). The library takes a word
+/// for a path of its own making.
+fn check_target(request: &RequestHeader) -> Result<()> {
+    let target = request.raw_path();
+    let begins = |with: &[u8]| target.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+    let is_star = target == b"*" && request.method == Method::OPTIONS;
+    // A tunnel names a host, and is refused as what it is.
+    let is_tunnel = request.method == Method::CONNECT;
+    if begins(b"/") || begins(b"http://") || begins(b"https://") || is_star || is_tunnel {
+        Ok(())
+    } else {
+        Err(status(400, "a target that is neither a path nor a URL"))
+    }
+}
+
+/// The library takes any list that ends in `chunked`, and passes the whole on. We understand that one alone.
+fn check_coding(request: &RequestHeader) -> Result<()> {
+    let mut codings = request.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_fine =
+        codings.next().is_none_or(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    if is_fine && codings.next().is_none() {
+        Ok(())
+    } else {
+        Err(status(400, "a coding that is not `chunked` alone"))
+    }
+}
+
+fn check_host(host: &[u8]) -> Result<()> {
+    if is_host(host) { Ok(()) } else { Err(status(400, "a host that is none")) }
+}
+
+/// Whether a host may be one, with or without a port (RFC 3986, 3.2.2; without a user). An empty one is a host too.
+pub(crate) fn is_host(host: &[u8]) -> bool {
+    let is_name = |name: &[u8]| {
+        name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte))
+    };
+    let is_port = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
+    let split = |at: usize| host.split_at_checked(at).unwrap_or((host, &[]));
+    let (is_good, rest) = if host.first() == Some(&b'[') {
+        let end = host.iter().position(|byte| *byte == b']').unwrap_or_default();
+        let (address, rest) = split(end);
+        let is_address = |byte: &u8| byte.is_ascii_hexdigit() || b":.".contains(byte);
+        (end > 1 && address[1..].iter().all(is_address), rest.get(1..).unwrap_or_default())
+    } else {
+        let (name, rest) = split(host.iter().position(|byte| *byte == b':').unwrap_or(host.len()));
+        (is_name(name), rest)
+    };
+    is_good
+        && match rest {
+            [] => true,
+            [b':', port @ ..] => is_port(port),
+            _ => false,
+        }
+}
+
 fn check_path(request: &RequestHeader) -> Result<()> {
     let raw = request.raw_path();
+    // The library takes them, and a backend may see another line end or the end of the path there.
+    if raw.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
+        return Err(status(400, "a space or a control character in a path"));
+    }
     let path = if std::str::from_utf8(raw).is_ok() {
         request.uri.path().as_bytes()
     } else {
@@ -119,6 +184,20 @@ mod tests {
             let text = String::from_utf8_lossy(head);
             assert_eq!(has_bare_line_feed(head), is_bare, "{text}");
             assert_eq!(has_header(head, b"content-length"), is_long, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_and_perhaps_a_port() {
+        let good =
+            ["", "a", "a.example.", "a_b", "a:80", "a:", "10.0.0.1:8080", "[::1]", "[fd00::1]:443", "xn--a"];
+        let bad = [
+            "a b", "a/b", "u@a", "a?b", "a#b", "a\\b", "a\"b", "a:b", "a:80:80", "[::1", "[]", "[::1]x",
+            "[g]", "::1", "a\0", "\u{e9}", "a:8 0", "[::1]:x",
+        ];
+        assert!(good.iter().all(|host| is_host(host.as_bytes())));
+        for host in bad {
+            assert!(!is_host(host.as_bytes()), "{host}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -142,4 +143,50 @@ async fn a_backend_that_closes_what_it_waited_on_has_not_failed() {
         until("nothing is in flight", || async { rig.in_flight("odd").await == 0 }).await;
     }
     assert_eq!(rig.status().await["backends"][0]["health"], "healthy");
+}
+
+/// Takes everything and never answers, as a program does that was stopped: its kernel goes on taking connections.
+async fn hang(mut stream: TcpStream) -> std::io::Result<()> {
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_falls_silent_loses_safe_requests_to_another_and_no_others() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let (hung, good) = (Odd::start("hung", hang).await, Backend::start("good").await);
+    let mut topology = simple(1, port, &[]);
+    topology["pools"][0]["backends"] = json!([hung.entry, good.entry()]);
+    rig.apply(&topology).await;
+    for _ in 0..6 {
+        // Its own time-out is a minute.
+        assert_eq!(get(port, "a/").await.backend(), "good");
+    }
+    assert!(hung.connections.load(Ordering::Relaxed) > 0);
+    topology["revision"] = json!(2);
+    topology["routes"][0]["timeouts"] = json!({"connect_ms": 1_000, "read_ms": 900, "write_ms": 1_000});
+    rig.apply(&topology).await;
+    let post = b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx";
+    let (one, other) = tokio::join!(send(port, post), send(port, post));
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 504], "who cannot be repeated waits to the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_answer_of_a_backend_that_answers_others_is_waited_for() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    rig.apply(&simple(1, port, &[&one, &two])).await;
+    let slow = tokio::spawn(async move { get(port, "a/slow").await });
+    until("it waits", || async { one.requests() + two.requests() == 1 }).await;
+    let end = tokio::time::Instant::now() + Duration::from_millis(900);
+    while tokio::time::Instant::now() < end {
+        assert_eq!(get(port, "a/").await.status, 200);
+    }
+    one.gate.add_permits(1);
+    two.gate.add_permits(1);
+    assert_eq!(slow.await.expect("ends").status, 200);
+    let retries = rig.control("GET", "/metrics", "").await.1;
+    let none = "lightbyte_proxy_route_retries_total{route=\"web\"} 0";
+    assert!(retries.contains(none), "{retries}");
 }

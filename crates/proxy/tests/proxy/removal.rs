@@ -8,8 +8,9 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::rig::{Backend, DEADLINE, Rig, free_port, get, sealed, simple, until};
+use crate::rig::{Answer, Backend, DEADLINE, Rig, free_port, get, sealed, simple, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_backend_ends_its_requests_and_is_counted_until_then() {
@@ -51,7 +52,7 @@ async fn a_retiring_backend_gets_nothing_new() {
 
 /// Requests on kept connections, one after the other, until told to stop. Counts those that failed.
 async fn load(port: u16, stop: Arc<AtomicBool>, done: Arc<AtomicUsize>, failed: Arc<AtomicUsize>) {
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
     let (mut client, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("shakes hands");
     tokio::spawn(connection);
@@ -107,10 +108,8 @@ async fn ports_appear_and_go() {
     assert_eq!(get(first, "a/").await.status, 200);
     rig.apply(&simple(2, second, &[&one])).await;
     assert_eq!(get(second, "a/").await.status, 200);
-    until("the first port is closed", || async {
-        tokio::net::TcpStream::connect(("127.0.0.1", first)).await.is_err()
-    })
-    .await;
+    until("the first port is closed", || async { TcpStream::connect(("127.0.0.1", first)).await.is_err() })
+        .await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = taken.local_addr().expect("has one").port();
     let ghost = Backend::start("ghost").await;
@@ -129,10 +128,7 @@ async fn a_proxy_that_is_told_to_end_finishes_what_is_in_flight() {
     let slow = tokio::spawn(get(port, "a/slow"));
     until("the request is with its backend", || async { one.requests() == 1 }).await;
     let leaving = tokio::spawn(rig.leave());
-    until("the port is closed", || async {
-        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err()
-    })
-    .await;
+    until("the port is closed", || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() }).await;
     assert!(!leaving.is_finished());
     one.gate.add_permits(1);
     assert_eq!(slow.await.expect("ends").body, "slow");
@@ -157,11 +153,11 @@ async fn a_proxy_that_has_left_has_no_connection_open() {
     let (rig, port) = (Rig::start().await, free_port());
     let one = Backend::start("one").await;
     rig.apply(&simple(1, port, &[&one])).await;
-    let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
-    let mut idle = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let mut silent = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let mut idle = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
     idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sends");
     assert!(idle.read(&mut [0; 4096]).await.expect("is answered") > 0);
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -178,4 +174,33 @@ async fn a_proxy_that_has_left_has_no_connection_open() {
         assert!(closed.is_ok(), "it is closed");
     }
     std::fs::remove_dir_all(directory).expect("is ours");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_has_accepted_for_a_port_that_goes_is_served() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    let mut topology = simple(1, port, &[&one]);
+    topology["limits"] = json!({"connections_max": 1});
+    rig.apply(&topology).await;
+    let slow = tokio::spawn(async move { get(port, "a/slow").await });
+    until("it is in flight", || async { rig.in_flight("one").await == 1 }).await;
+    // There is no room for these, so they stay where the kernel has them.
+    let mut waiting: Vec<TcpStream> = Vec::new();
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sends");
+        waiting.push(stream);
+    }
+    topology["revision"] = json!(2);
+    topology["listeners"] = json!([]);
+    rig.apply(&topology).await;
+    for mut stream in waiting {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("is answered, and closed");
+        let answer = Answer::parse(&answer);
+        assert_eq!((answer.status, answer.backend()), (200, "one"), "{answer:?}");
+    }
+    one.gate.add_permits(1);
+    assert_eq!(slow.await.expect("ends").status, 200);
 }

@@ -1,8 +1,10 @@
 //! What a proxy was last given it has after a restart, and what is bad it does not take.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::rig::{Backend, Rig, free_port, get, sealed, simple};
+use crate::rig::{Backend, Rig, free_port, get, sealed, simple, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_topology_holds_after_a_restart_and_a_damaged_one_does_not() {
@@ -101,5 +103,27 @@ async fn a_port_that_was_not_to_be_had_blocks_no_later_topology() {
     topology["revision"] = json!(3);
     rig.apply(&topology).await;
     assert_eq!(rig.status().await["not_listening"], json!({}));
+    assert_eq!(get(port, "a/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_boot_a_fresh_topology_is_waited_for_and_an_old_one_is_not_taken() {
+    let port = free_port();
+    let one = Backend::start("one").await;
+    let rig = Rig::start().await;
+    rig.apply(&simple(4, port, &[&one])).await;
+    let directory = rig.leave().await;
+    let rig = Rig::start_after_boot(directory, Duration::from_secs(3_600)).await;
+    assert_eq!(rig.status().await["revision"], 0);
+    let (status, said) = rig.control("PUT", "/topology", &sealed(&simple(3, port, &[&one]))).await;
+    assert_eq!(status, 409, "{said}");
+    let (status, said) = rig.control("PUT", "/topology", &sealed(&simple(4, port, &[]))).await;
+    assert_eq!(status, 409, "{said}");
+    // The same as on disk is as fresh as can be.
+    rig.apply(&simple(4, port, &[&one])).await;
+    assert_eq!(get(port, "a/").await.status, 200);
+    let directory = rig.leave().await;
+    let rig = Rig::start_after_boot(directory, Duration::from_millis(1)).await;
+    until("it serves what it has", || async { rig.status().await["revision"] == 4 }).await;
     assert_eq!(get(port, "a/").await.status, 200);
 }

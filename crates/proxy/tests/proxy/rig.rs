@@ -62,10 +62,16 @@ impl Rig {
     }
 
     pub(crate) async fn start_in(directory: PathBuf) -> Rig {
+        Rig::start_after_boot(directory, Duration::ZERO).await
+    }
+
+    /// As the first start after a boot: a fresh topology is waited for.
+    pub(crate) async fn start_after_boot(directory: PathBuf, wait_for_fresh: Duration) -> Rig {
         let control = directory.join("control.sock");
         let state = directory.join("state");
         std::fs::create_dir_all(&directory).expect("a directory");
-        let proxy = Proxy::start(Options { control, state, access_log: false }).await.expect("starts");
+        let options = Options { control, state, access_log: false, wait_for_fresh };
+        let proxy = Proxy::start(options).await.expect("starts");
         Rig { directory, _proxy: Some(proxy) }
     }
 

@@ -18,6 +18,8 @@ const TCP_MODULES: &[(&str, &str)] = &[
     ),
     ("crates/proxy/src/connection.rs", "the stream of such a client"),
     ("crates/proxy/src/checks.rs", "tries whether backends answer"),
+    ("crates/bench/src/deaths/backend.rs", "a backend of proxies that are measured"),
+    ("crates/bench/src/deaths/client.rs", "a client of theirs"),
     ("crates/dns/src/bind.rs", "takes the ports of DNS, which is a protocol of its own"),
     ("crates/dns/src/dns.rs", "hands them to the runtime"),
     ("crates/dns/src/tcp.rs", "the streams of DNS clients"),
