@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::bed::{Bed, path, signal, skip, until};
+use crate::bed::{Bed, pass, path, signal, skip, until};
 use crate::real::{machines, missing};
 
 /// From one request to the next of each client.
@@ -34,7 +34,7 @@ impl Client {
                     Ok(()) => good += 1,
                     Err(why) => bad.push(format!("{proxy}: {why}")),
                 }
-                std::thread::sleep(PERIOD);
+                pass(PERIOD);
             }
             (good, bad)
         });

@@ -77,6 +77,23 @@ fn the_time_for_requests_is_bounded_and_the_address_rests_until_no_proxy_knows_i
     put assigned n1 vm/a removed sequence 2 generation 1, 1 128MiB, volume/a-root, demo v1, 10.77.0.2/24 on br0
     put decided vm/a on n1 v1 root=a-root default=10.77.0.2, since 92 waits: worker `n1` to remove it, since 92 waits: its child volume/a-root to go
     ");
+    // Its worker has nothing of it any more.
+    add(
+        &mut store,
+        "drop observed/{worker/n1}/vm/{vm/a}\ndrop asked/volume/a-root\ndrop decided/volume/a-root",
+    );
+    assert_snapshot!(next_plan(&mut store, "vm/a", 93), @"
+    claim default 10.77.0.2 for loadbalancer/lb
+    delete asked vm/a
+    delete assigned n1 vm/a
+    delete decided vm/a
+    ledger n1 4 CPUs 512MiB 4 VMs
+    ");
+    add(&mut store, &format!("{}\n{}", proxy(1, "told=2"), proxy(2, "told=2")));
+    assert_snapshot!(decide(&mut store, 94), @"
+    put decided loadbalancer/lb revision 2, accepted 1 web=[vm/b], vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, since 62 waits: vm/a does not exist, or is being deleted
+    release default 10.77.0.2
+    ");
 }
 
 #[test]
