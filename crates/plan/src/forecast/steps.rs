@@ -130,14 +130,15 @@ fn of_decided(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
 }
 
 fn becomes(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
+    if object.kind == Kind::LoadBalancer {
+        // With each of its members that comes or goes it waits for its proxies, and is ready again a moment later.
+        return None;
+    }
     let state = settled(after, object)?;
     // An object that nothing is made of on any host is there as soon as it is asked for.
     let was_ready = match before.asked(object) {
         Some(_) => settled(before, object).is_some(),
-        None => !matches!(
-            object.kind,
-            Kind::Vm | Kind::Volume | Kind::Snapshot | Kind::ScaleGroup | Kind::LoadBalancer
-        ),
+        None => !matches!(object.kind, Kind::Vm | Kind::Volume | Kind::Snapshot | Kind::ScaleGroup),
     };
     (!was_ready).then(|| What::Becomes { state: state.to_owned() })
 }
