@@ -24,7 +24,7 @@ use lightbyte_api::observed::{ObservedVm, VmPhase};
 use lightbyte_api::zone::{APEX, Records, Service, Set, Zone, canonical, maximum};
 use lightbyte_api::{Key, Kind, Name, ObjectRef, Spec, Uid};
 
-use crate::planner::{scalegroup, vm, worker};
+use crate::planner::{scalegroup, vm};
 use crate::view::View;
 
 /// How many addresses of one family one name has at most. So many fit into one answer, and nobody who looks a name up
@@ -52,8 +52,9 @@ pub const fn concerns(key: &Key) -> bool {
             object.kind,
             Kind::Vm | Kind::ScaleGroup | Kind::LoadBalancer | Kind::Network | Kind::DnsRecord
         ),
-        Key::Decided(object) => matches!(object.kind, Kind::Vm | Kind::ScaleGroup | Kind::Worker),
+        Key::Decided(object) => matches!(object.kind, Kind::Vm | Kind::ScaleGroup),
         Key::Assigned(_, object) | Key::Observed(_, object) => matches!(object.kind, Kind::Vm),
+        Key::Alive(_) => true,
         _ => false,
     }
 }
@@ -131,10 +132,10 @@ fn named<'a>(view: &'a View, object: &ObjectRef) -> Option<Named<'a>> {
         // What cannot be read is not held against it.
         _ => true,
     };
-    let host = view.object_of(placement.worker.uid());
-    let is_lost = host.is_some_and(|host| worker::choice(view, host).lost);
+    // Who asks next is sent to others long before it is decided that the worker is lost: nothing is taken away by that.
+    let is_there = view.alive(placement.worker).is_some();
     let runs = observed.phase == VmPhase::Running;
-    runs.then(|| Named { uid: asked.meta.uid, placement, observed, is_well: is_healthy && !is_lost })
+    runs.then(|| Named { uid: asked.meta.uid, placement, observed, is_well: is_healthy && is_there })
 }
 
 /// Those members of a group that run and are not let go; those that are well, unless that is nobody.

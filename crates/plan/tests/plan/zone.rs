@@ -2,7 +2,6 @@
 
 use insta::assert_snapshot;
 use lightbyte_api::kinds::scalegroup::{Choice as GroupChoice, RetiredFor, Retiring};
-use lightbyte_api::kinds::worker;
 use lightbyte_api::{Choice, Decided, Key};
 use lightbyte_plan::zone::{ADDRESSES_MAX, compose};
 
@@ -143,13 +142,12 @@ fn a_group_has_the_addresses_of_those_who_serve() {
 }
 
 #[test]
-fn a_member_on_a_lost_worker_is_named_only_if_there_is_nobody_else() {
+fn a_member_on_a_worker_that_is_away_is_named_only_if_there_is_nobody_else() {
     let check = |third: &str, expect: &str| {
-        let mut store = world(&format!(
+        let store = world(&format!(
             "{GROUP}\nworker n3 away\n{}\nvm web-3 owner=scalegroup/web on=n3 address=10.77.0.4 observed=running",
             member(1, third)
         ));
-        put(&mut store, "worker/n3", Choice::Worker(worker::Choice { lost: true, ..Default::default() }));
         let zone = zone_of(&store);
         assert!(zone.contains(&format!("web.group: {expect}\n")), "{third}: {zone}");
         assert!(zone.contains("web-3.vm: 10.77.0.4\n"), "{zone}");
