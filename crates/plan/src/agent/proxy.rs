@@ -150,9 +150,8 @@ impl Proxy {
 
     fn hear(&mut self, revision: u64, in_flight: Vec<Uid>, uptime_ms: u64, now: Timestamp) {
         (self.silent, self.problem) = (0, None);
-        // Only of what it does is it known who is in it.
-        let members = self.wanted.as_ref().filter(|wanted| wanted.revision == revision);
-        let left = |uid: &Uid| members.is_some_and(|told| !told.members.contains(uid));
+        // Who is in the newest is not leaving, whichever holds: one that it refused changes nothing of who is.
+        let left = |uid: &Uid| self.wanted.as_ref().is_some_and(|told| !told.members.contains(uid));
         let mut busy: Vec<Uid> = in_flight.into_iter().filter(left).collect();
         busy.sort_unstable();
         busy.truncate(BUSY_REPORTED_MAX);
@@ -231,8 +230,13 @@ mod tests {
         let refused = proxy.said().and_then(|said| said.refused.clone()).expect("it was refused");
         assert_eq!((refused.revision, refused.because.as_str()), (4, "bad"), "without control characters");
         assert_eq!(errand(&mut proxy, 2), Some(None), "asked what it does instead");
-        proxy.take(does(3, &[], 101), at(2));
+        proxy.take(does(3, &[GONE], 101), at(2));
         assert_eq!(proxy.said().map(|said| (said.revision, said.refused.is_some())), Some((3, true)));
+        assert_eq!(
+            proxy.said().map(|said| said.busy.as_slice()),
+            Some(&[GONE][..]),
+            "and with whom it still is busy"
+        );
         proxy.want(told(5));
         assert_eq!(errand(&mut proxy, 3), Some(Some(5)));
         proxy.take(does(5, &[], 102), at(3));
