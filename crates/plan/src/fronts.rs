@@ -4,14 +4,14 @@
 //! flight to it any more (`planner/loadbalancer.rs` keeps the list). The time for that is bounded: by the load balancer, and where that
 //! cannot decide, by the VM itself. Its address rests for as long as any proxy may still send there.
 
-use std::net::Ipv4Addr;
-
 use imbl::OrdSet;
-use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Members};
+use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Member, Members};
 use lightbyte_api::object::Asked;
+use lightbyte_api::records::AddressClaim;
 use lightbyte_api::{Choice, Decided, Key, Kind, Name, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn};
 
 use crate::planner::{loadbalancer, since};
+use crate::transaction::Write;
 use crate::view::{View, first_name};
 
 /// How long a VM that is to stop waits for a load balancer beyond the time that this gives to requests: one that does not decide
@@ -166,20 +166,19 @@ impl Hold {
     }
 }
 
-/// The load balancer whose proxies may still send to an address of a VM that is no more; another one than `but`.
-pub(crate) fn holder_of_address<'a>(
-    view: &'a View,
-    vm: Uid,
-    address: Ipv4Addr,
-    but: Option<&ObjectRef>,
-) -> Option<(ObjectRef, &'a Asked)> {
-    let balancers = view.fronted_by(vm).map(|name| ObjectRef::new(Kind::LoadBalancer, name.clone()));
-    let mut holders = balancers.filter(|balancer| {
-        Some(balancer) != but && choice(view, balancer).is_some_and(|choice| choice.knows(vm, address))
+/// What becomes of the claim on the address of a VM that is no more: it is free, or rests with a load balancer, another one than
+/// `but`, whose proxies may still send there.
+pub(crate) fn release(view: &View, member: &Member, but: Option<&ObjectRef>) -> Write {
+    let balancers = view.fronted_by(member.uid).map(|name| ObjectRef::new(Kind::LoadBalancer, name.clone()));
+    let mut holders = balancers.filter(|balancer| Some(balancer) != but).filter_map(|balancer| {
+        let decided = view.decided(&balancer)?;
+        choice_in(decided)?.knows(member.uid, member.address).then_some((balancer, decided.uid))
     });
-    let balancer = holders.next()?;
-    let asked = view.asked(&balancer)?;
-    Some((balancer, asked))
+    let key = Key::Address(member.network.clone(), member.address);
+    match holders.next() {
+        Some((object, owner)) => Write::put(key, AddressClaim { owner, object, squatted: None }),
+        None => Write::Delete(key),
+    }
 }
 
 const fn with_time_to_decide(drain: Span) -> Span {

@@ -507,6 +507,7 @@ impl Records for FakeHost {
         }
         let forgotten = state.records.remove(&object);
         let vm = VmId::new(object.uid);
+        state.proxies.remove(&vm);
         if let (Some(Saved { assigned: Assigned::Vm(assigned), .. }), true) =
             (forgotten, state.consoles.contains_key(&vm))
         {

@@ -241,10 +241,7 @@ impl Desk {
             self.volatile.checks.begin_anew();
         }
         vm::note(&mut self.volatile, before.vmm, self.facts.vmm, step, counted, now);
-        if self.facts.vmm != VmmState::Running {
-            self.proxy.end_life();
-        }
-        self.catch_up_with_guest(now);
+        self.follow_machine(now);
     }
 
     pub(super) fn failed(&mut self, facts: Facts, problem: &str, now: Timestamp) {
@@ -256,6 +253,11 @@ impl Desk {
         self.step_in_flight = None;
         let before = std::mem::replace(&mut self.facts, facts).vmm;
         vm::note(&mut self.volatile, before, self.facts.vmm, None, false, now);
+        self.follow_machine(now);
+    }
+
+    /// What was known of a proxy is of the machine that was there.
+    fn follow_machine(&mut self, now: Timestamp) {
         if self.facts.vmm != VmmState::Running {
             self.proxy.end_life();
         }

@@ -27,8 +27,7 @@ use lightbyte_api::kinds::scalegroup::{self as group_kind, Template};
 use lightbyte_api::kinds::{SpecRules as _, vm};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::ObservedProxy;
-use lightbyte_api::records::AddressClaim;
-use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn, WorkerId};
+use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Uid, WaitingOn, WorkerId};
 
 use super::vm::{observed_vm, placement};
 use super::{Inputs, Plan, scalegroup, since};
@@ -178,10 +177,6 @@ impl Balancer<'_> {
 
     /// Raises the revision if anything has changed that a proxy is told, and notes who is not in it any more.
     fn tell(&self, before: &BalancerChoice, choice: &mut BalancerChoice) {
-        let told = |choice: &BalancerChoice| {
-            let trial = choice.trial.as_ref().map(|trial| (trial.number, trial.proxy));
-            (choice.configurations.clone(), choice.accepted, trial, choice.members.clone())
-        };
         // After a restore proxies may know revisions that nobody here does.
         let seen = choice.proxies.iter().filter_map(|proxy| self.report(proxy)).map(|report| report.revision).max();
         let is_ahead = seen.is_some_and(|seen| seen > choice.revision);
@@ -208,7 +203,7 @@ impl Balancer<'_> {
         let BalancerChoice { leaving, proxies, .. } = choice;
         let (kept, gone) = std::mem::take(leaving)
             .into_iter()
-            .partition::<Vec<Leaving>, _>(|leaving| proxies.iter().any(|proxy| self.may_send(proxy, leaving)));
+            .partition::<Vec<Leaving>, _>(|leaving| proxies.iter().any(|proxy| may_send(self.view, proxy, leaving)));
         *leaving = kept;
         plan.writes.extend(gone.iter().filter_map(|leaving| self.free(&leaving.member)));
         if !gone.is_empty() {
@@ -225,14 +220,6 @@ impl Balancer<'_> {
         }
     }
 
-    /// Whether the proxy may still send to who left: it knew it, and has not said that this is over.
-    fn may_send(&self, proxy: &Proxy, leaving: &Leaving) -> bool {
-        proxy.from < leaving.revision
-            && self.report(proxy).is_none_or(|report| {
-                report.revision < leaving.revision || report.is_busy_with(leaving.member.uid)
-            })
-    }
-
     /// What becomes of an address that no proxy of this load balancer can send to any more, if it rests here: the VM that had it
     /// is no more.
     fn free(&self, member: &Member) -> Option<Write> {
@@ -240,12 +227,7 @@ impl Balancer<'_> {
         if claim.owner != self.asked.meta.uid {
             return None;
         }
-        let key = Key::Address(member.network.clone(), member.address);
-        let other = fronts::holder_of_address(self.view, member.uid, member.address, Some(self.object));
-        Some(match other {
-            Some((object, asked)) => Write::put(key, AddressClaim { owner: asked.meta.uid, object, squatted: None }),
-            None => Write::Delete(key),
-        })
+        Some(fronts::release(self.view, member, Some(self.object)))
     }
 
     fn explain(&self, choice: &BalancerChoice, plan: &mut Plan) {
@@ -279,6 +261,15 @@ pub fn report<'a>(view: &'a View, proxy: &Proxy) -> Option<&'a ObservedProxy> {
     observed_vm(view, proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid })?.proxy.as_ref()
 }
 
+/// Whether the proxy may still send to who left: it knew it, and has not said that this is over.
+#[must_use]
+pub fn may_send(view: &View, proxy: &Proxy, leaving: &Leaving) -> bool {
+    proxy.from < leaving.revision
+        && report(view, proxy).is_none_or(|report| {
+            report.revision < leaving.revision || report.is_busy_with(leaving.member.uid)
+        })
+}
+
 /// The load balancer whose proxy a VM is.
 #[must_use]
 pub fn balancer_of(view: &View, vm: &ObjectRef) -> Option<ObjectRef> {
@@ -296,7 +287,8 @@ fn look_again(plan: &mut Plan, pause: Span) {
     plan.again = Some(plan.again.map_or(pause, |again| again.min(pause)));
 }
 
-/// How long ago something began, if it did.
-fn passed(at: Option<Timestamp>, now: Timestamp) -> Option<Span> {
-    at.map(|at| since(at, now))
+/// All that what proxies are told is made from, but for the revision.
+fn told(choice: &BalancerChoice) -> impl PartialEq {
+    let trial = choice.trial.as_ref().map(|trial| (trial.number, trial.proxy));
+    (&choice.configurations, choice.accepted, trial, &choice.members)
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Found, fields};
 use crate::fronts;
-use crate::planner::loadbalancer::report;
+use crate::planner::loadbalancer::{may_send, report};
 use crate::planner::vm::placement;
 use crate::view::View;
 
@@ -77,11 +77,8 @@ fn shown_proxy(view: &View, choice: &Choice, proxy: &Proxy) -> Value {
 }
 
 fn shown_leaving(view: &View, choice: &Choice, leaving: &Leaving) -> Value {
-    let has_it = |proxy: &&Proxy| {
-        report(view, proxy)
-            .is_none_or(|said| said.revision < leaving.revision || said.is_busy_with(leaving.member.uid))
-    };
-    let waits_for = choice.proxies.iter().find(has_it).map(|proxy| name(view, proxy.uid));
+    let sends = choice.proxies.iter().find(|proxy| may_send(view, proxy, leaving));
+    let waits_for = sends.map(|proxy| name(view, proxy.uid));
     json!({ "vm": name(view, leaving.member.uid), "since": leaving.since, "overdue": leaving.overdue, "waits_for": waits_for })
 }
 

@@ -12,6 +12,7 @@ use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{Digest, GetProxyDigest as _};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
+use tokio::net::TcpStream;
 
 use crate::waits::Leash;
 
@@ -22,9 +23,7 @@ pub(super) struct Dial;
 #[async_trait]
 impl L4Connect for Dial {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let address = address.as_inet().copied();
-        let address = address.ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
-        let stream = ext::connect(&address, None).await?;
+        let stream = connect(address).await?;
         // Without a second handle (no descriptors left) the try just waits as long as it may.
         let leash = stream.as_fd().try_clone_to_owned().ok().map(|socket| Arc::new(Leash::new(socket)));
         let mut stream = Stream::from(stream);
@@ -36,6 +35,13 @@ impl L4Connect for Dial {
         }
         Ok(stream)
     }
+}
+
+/// Connects as the library does.
+pub(super) async fn connect(address: &SocketAddr) -> Result<TcpStream> {
+    let address = address.as_inet().copied();
+    let address = address.ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
+    ext::connect(&address, None).await
 }
 
 /// The leash of the connection that the library has chosen.

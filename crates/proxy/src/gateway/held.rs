@@ -9,12 +9,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
+use pingora_core::Result;
 use pingora_core::connectors::L4Connect;
-use pingora_core::protocols::l4::ext;
 use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
-use pingora_core::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// After the head, and after the end of the request.
@@ -27,10 +26,8 @@ pub(super) struct Dial;
 #[async_trait]
 impl L4Connect for Dial {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let address = address.as_inet().copied();
-        let address = address.ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
-        // As the library connects else, and it bounds the time of this too.
-        let mut stream = Stream::from(ext::connect(&address, None).await?);
+        // The library bounds the time of this.
+        let mut stream = Stream::from(super::dial::connect(address).await?);
         stream.set_nodelay()?;
         let held = Held { stream, flushes: 0, waker: None };
         Ok(Stream::from(VirtualSocketStream::new(Box::new(held))))

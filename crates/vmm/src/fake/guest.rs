@@ -11,7 +11,7 @@ use lightbyte_api::wire::EndedVm;
 use lightbyte_api::{Name, VmId};
 use lightbyte_guest::protocol::AGENT_PORT;
 
-use super::{FakeHost, refuse};
+use super::{FakeHost, State, refuse};
 use crate::driver::{ConsoleChunk, ConsoleFrom, DriverError, Guest};
 use crate::fake_guest::FakeGuest;
 use crate::identity;
@@ -21,8 +21,8 @@ impl Guest for FakeHost {
     fn connect(&self, vm: VmId, port: u32, _wait: Duration) -> Result<UnixStream, DriverError> {
         let mut state = self.lock();
         let is_sick = state.sick.contains(&vm);
-        let told = Arc::clone(state.proxies.entry(vm).or_default());
-        let Some(found) = state.vms.get_mut(&vm).filter(|found| found.running) else {
+        let State { vms, proxies, .. } = &mut *state;
+        let Some(found) = vms.get_mut(&vm).filter(|found| found.running) else {
             return refuse("the guest does not run");
         };
         let has_proxy = found.assigned.image.as_str() == PROXY_IMAGE;
@@ -31,7 +31,7 @@ impl Guest for FakeHost {
             memory_bytes: found.assigned.memory.bytes(),
             started: found.started,
             sick: is_sick,
-            proxy: has_proxy.then_some(told),
+            proxy: has_proxy.then(|| Arc::clone(proxies.entry(vm).or_default())),
         };
         if port != AGENT_PORT {
             return Err(DriverError::nobody_at(port));

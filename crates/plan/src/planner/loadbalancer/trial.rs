@@ -5,7 +5,7 @@ use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Configuration, Proxy, Rejected, Trial};
 use lightbyte_api::{Key, Kind, Span, WaitingOn};
 
-use super::{Balancer, look_again, passed};
+use super::{Balancer, look_again};
 use crate::planner::{Plan, later, since};
 
 /// How long the first proxy must have gone on with it.
@@ -54,7 +54,7 @@ impl Balancer<'_> {
     /// Begins with what is asked: by a trial, unless there is no proxy yet that could break.
     fn begin(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
         let tester = choice.accepted.and_then(|_| self.tester(choice));
-        if let Some(away) = tester.filter(|proxy| self.view.alive(proxy.worker).is_none()) {
+        if let Some(away) = tester.filter(|proxy| self.is_away(proxy)) {
             let worker = self.view.object_of(away.worker.uid()).map(|object| object.name.clone());
             plan.waiting_on.extend(worker.map(|worker| WaitingOn::WorkerAway { worker }));
             return;
@@ -86,13 +86,17 @@ impl Balancer<'_> {
 
     /// The proxy that tries: one that stays and has done what it was told; better one that can be reached.
     fn tester(&self, choice: &BalancerChoice) -> Option<Proxy> {
-        let stays = |proxy: &&Proxy| {
-            let object = self.view.object_of(proxy.uid);
-            object.is_some_and(|object| self.view.living(object).is_some())
-        };
-        let is_away = |proxy: &Proxy| self.view.alive(proxy.worker).is_none();
-        let candidates = choice.proxies.iter().filter(stays).filter(|proxy| self.report(proxy).is_some());
-        candidates.min_by_key(|proxy| (is_away(proxy), proxy.uid)).copied()
+        let candidates = choice.proxies.iter().filter(|proxy| self.stays(proxy) && self.report(proxy).is_some());
+        candidates.min_by_key(|proxy| (self.is_away(proxy), proxy.uid)).copied()
+    }
+
+    /// Whether the end of the proxy's VM is not asked for.
+    fn stays(&self, proxy: &Proxy) -> bool {
+        self.view.object_of(proxy.uid).is_some_and(|object| self.view.living(object).is_some())
+    }
+
+    fn is_away(&self, proxy: &Proxy) -> bool {
+        self.view.alive(proxy.worker).is_none()
     }
 
     fn accept(&self, number: u64, choice: &mut BalancerChoice) {
@@ -138,11 +142,7 @@ impl Balancer<'_> {
     }
 
     fn outcome(&self, trial: &Trial, proxy: Option<&Proxy>) -> Outcome {
-        let stays = |proxy: &&Proxy| {
-            let object = self.view.object_of(proxy.uid);
-            object.is_some_and(|object| self.view.living(object).is_some()) && self.view.alive(proxy.worker).is_some()
-        };
-        let Some(proxy) = proxy.filter(stays) else { return Outcome::Broken("the proxy that tried it is gone") };
+        let Some(proxy) = proxy.filter(|proxy| self.stays(proxy) && !self.is_away(proxy)) else { return Outcome::Broken("the proxy that tried it is gone") };
         let report = self.report(proxy);
         let refused = report.and_then(|report| report.refused.as_ref());
         if let Some(refused) = refused.filter(|refused| refused.revision >= trial.revision) {
@@ -152,7 +152,7 @@ impl Balancer<'_> {
             return Outcome::Failed("the proxy ended while it tried it".to_owned());
         }
         let left = |limit: Span, passed: Span| limit.millis().saturating_sub(passed.millis());
-        match passed(trial.acknowledged_at, self.inputs.now).map(|passed| left(TRIED_FOR, passed)) {
+        match trial.acknowledged_at.map(|at| left(TRIED_FOR, since(at, self.inputs.now))) {
             Some(0) => Outcome::Passed,
             Some(left) => Outcome::Goes(Span::from_millis(left)),
             None => match left(TAKEN_WITHIN, since(trial.since, self.inputs.now)) {

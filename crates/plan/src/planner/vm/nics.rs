@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lightbyte_api::address::Cidr;
 use lightbyte_api::assigned::{AssignedIpv6, AssignedNic, AssignedVm};
 use lightbyte_api::firewall::{From, Opening, SOURCES_MAX, Wall};
+use lightbyte_api::kinds::loadbalancer::Member;
 use lightbyte_api::kinds::network::{self, Ipv4, Prefix6};
 use lightbyte_api::kinds::vm::{Nic, PlacedNic, Placement};
 use lightbyte_api::observed::{ObservedVm, Squatter};
@@ -164,21 +165,14 @@ fn of_nic(nic: &PlacedNic) -> impl Iterator<Item = IpAddr> + use<> {
     [nic.address.map(Into::into), nic.address6.map(Into::into)].into_iter().flatten()
 }
 
-/// The network with what is asked of it, unless it is going.
-/// What becomes of the claim on an address of a VM that is no more: it is free, or rests with the load balancer whose proxies
-/// may still send there.
+/// What becomes of the claim on an address of a VM that is no more, if it has one.
 pub(super) fn release(vm: &Vm<'_>, nic: &PlacedNic) -> Option<Write> {
-    let address = nic.address?;
-    if vm.view.address_claim(&nic.network, address)?.owner != vm.meta.uid {
-        return None;
-    }
-    let key = claim_key(nic)?;
-    Some(match fronts::holder_of_address(vm.view, vm.meta.uid, address, None) {
-        Some((object, asked)) => Write::put(key, AddressClaim { owner: asked.meta.uid, object, squatted: None }),
-        None => Write::Delete(key),
-    })
+    let member = Member { uid: vm.meta.uid, address: nic.address?, network: nic.network.clone() };
+    let claim = vm.view.address_claim(&member.network, member.address)?;
+    (claim.owner == member.uid).then(|| fronts::release(vm.view, &member, None))
 }
 
+/// The network with what is asked of it, unless it is going.
 fn living<'a>(view: &'a View, network: &Name) -> Result<(AddressClaim, &'a network::Spec), WaitingOn> {
     let object = ObjectRef::new(Kind::Network, network.clone());
     let asked = view.living(&object);

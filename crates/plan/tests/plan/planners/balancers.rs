@@ -1,8 +1,10 @@
 //! Load balancers: who gets requests, how a change comes to proxies, and how somebody leaves.
 
+use std::net::Ipv4Addr;
+
 use insta::assert_snapshot;
 
-use crate::world::{Store, add, next_plan, world};
+use crate::world::{Store, add, apply_next, name, next_plan, object, world};
 
 const ASKED: &str = r#"asked loadbalancer/lb { "listeners": [{ "port": 80 }], "pools": [{ "name": "web", "vms": ["a", "b"], "port": 80 }] }"#;
 const OTHER: &str = r#"asked loadbalancer/lb { "listeners": [{ "port": 81 }], "pools": [{ "name": "web", "vms": ["a", "b"], "port": 80 }] }"#;
@@ -94,6 +96,22 @@ fn the_time_for_requests_is_bounded_and_the_address_rests_until_no_proxy_knows_i
     put decided loadbalancer/lb revision 2, accepted 1 web=[vm/b], vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, since 62 waits: vm/a does not exist, or is being deleted
     release default 10.77.0.2
     ");
+}
+
+#[test]
+fn an_address_rests_with_a_load_balancer_that_is_asked_what_nobody_can_read() {
+    let mut store = at_work();
+    decide(&mut store, 61);
+    add(&mut store, &format!("{A} deleting"));
+    next_plan(&mut store, "vm/a", 62);
+    decide(&mut store, 62);
+    next_plan(&mut store, "vm/a", 200);
+    let gone = "drop observed/{worker/n1}/vm/{vm/a}\ndrop asked/volume/a-root\ndrop decided/volume/a-root";
+    add(&mut store, &format!("{gone}\nopaque asked/loadbalancer/lb"));
+    apply_next(&mut store, "vm/a", 201).expect("the end of the VM");
+    let (view, network) = (store.view(), name("default"));
+    let claim = view.address_claim(&network, Ipv4Addr::new(10, 77, 0, 2)).expect("it is held");
+    assert_eq!(claim.object, object("loadbalancer/lb"));
 }
 
 #[test]

@@ -80,18 +80,25 @@ pub(crate) fn add(store: &mut Store, text: &str) {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(|line| lines::read(store, line));
 }
 
-/// Makes the next plan for `object` and applies it; what it writes, and what it rests on besides.
-pub(crate) fn next_plan(store: &mut Store, object_text: &str, seconds: i64) -> String {
+/// Makes the next plan for `object` and applies it; what it writes, with the view that it was made from.
+pub(crate) fn apply_next(
+    store: &mut Store,
+    object_text: &str,
+    seconds: i64,
+) -> Option<(lightbyte_plan::View, lightbyte_plan::Transaction)> {
     let view = store.view();
     view.check().expect("indexes that say what the entries say");
-    let inputs = Inputs {
-        view_read_at: Some(at(seconds)),
-        ..Inputs::at(at(seconds), u128::from(store.revision()) << 64)
-    };
-    let Some(found) = decide(&view, &object(object_text), &inputs) else { return "nothing".to_owned() };
-    let shown = writes(&Names::of(&view), &found);
+    let fresh = u128::from(store.revision()) << 64;
+    let inputs = Inputs { view_read_at: Some(at(seconds)), ..Inputs::at(at(seconds), fresh) };
+    let found = decide(&view, &object(object_text), &inputs)?;
     store.commit(&found).expect("a plan fits the view that it was made from");
-    shown
+    Some((view, found))
+}
+
+/// The same in words.
+pub(crate) fn next_plan(store: &mut Store, object_text: &str, seconds: i64) -> String {
+    let applied = apply_next(store, object_text, seconds);
+    applied.map_or_else(|| "nothing".to_owned(), |(view, found)| writes(&Names::of(&view), &found))
 }
 
 /// What a planner writes for `object`, plan after plan, until it writes nothing: so every plan is applied, and the
