@@ -1,6 +1,6 @@
 //! Connections to backends of HTTP/1, with a second handle by which a try can be taken away.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,7 +12,6 @@ use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{Digest, GetProxyDigest as _};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
-use tokio::net::TcpStream;
 
 use crate::waits::Leash;
 
@@ -26,7 +25,7 @@ impl L4Connect for Dial {
         let stream = connect(address).await?;
         // Without a second handle (no descriptors left) the try just waits as long as it may.
         let leash = stream.as_fd().try_clone_to_owned().ok().map(|socket| Arc::new(Leash::new(socket)));
-        let mut stream = Stream::from(stream);
+        let mut stream: Stream = stream.into();
         stream.set_nodelay()?;
         if let Some(leash) = leash {
             // The one place where the library carries something of ours from the stream to the request.
@@ -38,7 +37,7 @@ impl L4Connect for Dial {
 }
 
 /// Connects as the library does.
-pub(super) async fn connect(address: &SocketAddr) -> Result<TcpStream> {
+pub(super) async fn connect(address: &SocketAddr) -> Result<impl AsFd + Into<Stream>> {
     let address = address.as_inet().copied();
     let address = address.ok_or_else(|| Error::explain(ErrorType::ConnectError, "no address"))?;
     ext::connect(&address, None).await

@@ -27,7 +27,7 @@ pub(super) struct Dial;
 impl L4Connect for Dial {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
         // The library bounds the time of this.
-        let mut stream = Stream::from(super::dial::connect(address).await?);
+        let mut stream: Stream = super::dial::connect(address).await?.into();
         stream.set_nodelay()?;
         let held = Held { stream, flushes: 0, waker: None };
         Ok(Stream::from(VirtualSocketStream::new(Box::new(held))))
