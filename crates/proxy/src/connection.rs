@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::leaving::Leaving;
 
 /// What is gathered before it is written: a head and a small body go out as one packet.
 const WRITE_BUFFER_BYTES: usize = 8 * 1024;
@@ -51,6 +52,9 @@ pub(crate) struct Connection {
     pub(crate) redirect_to_https: Option<u16>,
     /// The client, or what a PROXY header said of it.
     pub(crate) peer: SocketAddr,
+    /// Where it came in; no address if that is one of IPv6.
+    pub(crate) local: Ipv4Addr,
+    pub(crate) leaving: Arc<Leaving>,
     /// 0 while no head is being read.
     head_since_ms: AtomicU64,
     idle_since_ms: AtomicU64,
@@ -60,12 +64,19 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(listener: &Listener, peer: SocketAddr) -> Arc<Connection> {
+    pub(crate) fn new(
+        listener: &Listener,
+        peer: SocketAddr,
+        local: Ipv4Addr,
+        leaving: Arc<Leaving>,
+    ) -> Arc<Connection> {
         Arc::new(Connection {
             port: listener.port,
             protocol: listener.protocol,
             redirect_to_https: listener.redirect_to_https,
             peer,
+            local,
+            leaving,
             head_since_ms: AtomicU64::new(0),
             idle_since_ms: AtomicU64::new(clock::now_ms()),
             requests: AtomicUsize::new(0),
@@ -135,17 +146,38 @@ impl Connection {
             // Whoever could tell is gone, and so nobody waits.
             return std::future::pending().await;
         }
-        let last_words_ms = u64::try_from(LAST_WORDS.as_millis()).unwrap_or(u64::MAX);
-        loop {
-            let idle_ms = clock::now_ms().saturating_sub(self.idle_since_ms.load(Ordering::Relaxed));
-            let is_busy = self.requests.load(Ordering::Relaxed) > 0
-                || self.head_since_ms.load(Ordering::Relaxed) > 0
-                || self.is_h2.load(Ordering::Relaxed);
-            if !is_busy && idle_ms > last_words_ms {
-                return;
-            }
+        while self.is_h2.load(Ordering::Relaxed) || !self.has_nothing_to_do() {
             tokio::time::sleep(LOOK_MIN).await;
         }
+    }
+
+    /// Returns when the address that it came in at is left and it has nothing to do.
+    pub(crate) async fn departed(&self) {
+        loop {
+            self.leaving.begins(self.local).await;
+            while self.is_to_end() {
+                if self.has_nothing_to_do() {
+                    return;
+                }
+                tokio::time::sleep(LOOK_MIN).await;
+            }
+        }
+    }
+
+    /// Whether the answer that is given now is its last.
+    pub(crate) fn is_to_end(&self) -> bool {
+        self.leaving.is_left(self.local)
+    }
+
+    /// Whether no request is there, and none has come for as long as one may be on its way.
+    fn has_nothing_to_do(&self) -> bool {
+        let last_words_ms = u64::try_from(LAST_WORDS.as_millis()).unwrap_or(u64::MAX);
+        let idle_ms = clock::now_ms().saturating_sub(self.idle_since_ms.load(Ordering::Relaxed));
+        // What comes on HTTP/2 between requests is no head.
+        let reads_head =
+            self.head_since_ms.load(Ordering::Relaxed) > 0 && !self.is_h2.load(Ordering::Relaxed);
+        let is_busy = self.requests.load(Ordering::Relaxed) > 0 || reads_head;
+        !is_busy && idle_ms > last_words_ms
     }
 }
 
@@ -314,7 +346,8 @@ mod tests {
             (None, 5_000, 1, false, false),
         ];
         for (head_ago, idle_ago, requests, is_h2, expected) in table {
-            let connection = Connection::new(&listener, ([127, 0, 0, 1], 1).into());
+            let local = Ipv4Addr::LOCALHOST;
+            let connection = Connection::new(&listener, (local, 1).into(), local, Arc::default());
             connection.head_since_ms.store(head_ago.map_or(0, |ago| now_ms - ago), Ordering::Relaxed);
             connection.idle_since_ms.store(now_ms - idle_ago, Ordering::Relaxed);
             connection.requests.store(requests, Ordering::Relaxed);

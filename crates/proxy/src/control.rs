@@ -4,11 +4,14 @@
 //! |---|---|
 //! | `PUT /topology` | a sealed topology; 200 with its revision once it is on disk and holds |
 //! | `POST /try` | a sealed topology; what it would do |
+//! | `PUT /leaving/10.77.0.40` | leave this address; whether it is left |
+//! | `DELETE /leaving` | leave none |
 //! | `GET /status` | what holds, requests in flight, health |
 //! | `GET /metrics` | counters, as text |
 
 mod report;
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +32,9 @@ use tokio::sync::Semaphore;
 use crate::disk::SEALED_BYTES_MAX;
 use crate::say::say;
 use crate::state::{NotApplied, State};
+
+/// Before the address that is to be left.
+const LEAVING: &str = "/leaving/";
 
 /// Connections at once. The agent needs one.
 const CONNECTIONS_MAX: usize = 16;
@@ -105,10 +111,19 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Full
             Ok(sealed) => try_out(sealed).await,
             Err(refused) => refused,
         },
+        (&Method::DELETE, "/leaving") => leave(state, None),
+        (&Method::PUT, path) if path.starts_with(LEAVING) => match path[LEAVING.len()..].parse() {
+            Ok(address) => leave(state, Some(address)),
+            Err(_) => refuse(StatusCode::BAD_REQUEST, "no IPv4 address"),
+        },
         (&Method::GET, "/status") => with_json(StatusCode::OK, &report::status(state)),
         (&Method::GET, "/metrics") => with_text(report::metrics(state)),
         _ => refuse(StatusCode::NOT_FOUND, "no such thing here"),
     }
+}
+
+fn leave(state: &State, address: Option<Ipv4Addr>) -> Response<Full<Bytes>> {
+    with_json(StatusCode::OK, &json!({"left": state.listeners.shared().leaving.leave(address)}))
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Response<Full<Bytes>>> {

@@ -282,6 +282,9 @@ impl ProxyHttp for Gateway {
         let table = context.table.clone().unwrap_or_default();
         session.set_write_timeout(Some(CLIENT_WRITE_MAX));
         let connection = context.connection.as_ref().ok_or_else(|| status(500, "no connection"))?;
+        if connection.is_to_end() {
+            session.set_keepalive(None);
+        }
         let redirect = match table.listeners.get(&connection.port) {
             Some(listener) => listener.redirect_to_https,
             None => {
@@ -431,10 +434,14 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
+        // It may have begun while the request was on its way.
+        if context.connection.as_ref().is_some_and(|connection| connection.is_to_end()) {
+            session.set_keepalive(None);
+        }
         let Some(route) = context.route.as_ref() else {
             return Ok(());
         };

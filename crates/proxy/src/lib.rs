@@ -18,6 +18,7 @@ mod forwarded;
 mod fuzz;
 mod gateway;
 mod health;
+mod leaving;
 mod listeners;
 mod lock;
 mod patience;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::certificates::Resolver;
 use crate::connection::{Connection, Watched};
 use crate::gateway::Gateway;
+use crate::leaving::{self, Leaving};
 use crate::lock::lock;
 use crate::proxy_header;
 use crate::say::say;
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) proxy: Arc<HttpProxy<Gateway>>,
     pub(crate) stopping: watch::Receiver<bool>,
     acceptor: Acceptor,
+    /// The virtual address that is left.
+    pub(crate) leaving: Arc<Leaving>,
     connections: AtomicUsize,
     /// Ports whose sockets are open, those that are about to go included.
     open_ports: AtomicUsize,
@@ -93,6 +96,7 @@ impl Shared {
             proxy,
             stopping,
             acceptor,
+            leaving: Arc::default(),
             connections,
             open_ports,
             closed: Notify::new(),
@@ -189,6 +193,8 @@ impl Drop for OpenPort {
 async fn accept(mut open: OpenPort, mut listener: Listener, mut stopped: oneshot::Receiver<()>) {
     let shared = open.shared.clone();
     let Some(socket) = &open.socket else { return };
+    let mut held = shared.leaving.held();
+    held.mark_changed();
     loop {
         tokio::select! {
             biased;
@@ -198,6 +204,14 @@ async fn accept(mut open: OpenPort, mut listener: Listener, mut stopped: oneshot
         let accepted = tokio::select! {
             biased;
             _ = &mut stopped => break,
+            // Whoever could tell is there for as long as this port is.
+            Ok(()) = held.changed() => {
+                let address = *held.borrow_and_update();
+                if let Err(error) = leaving::hold(socket, address) {
+                    say(format_args!("filter who begins on port {}: {error}", listener.port));
+                }
+                continue;
+            }
             accepted = socket.accept() => accepted,
         };
         // What a port speaks may change while it is open; once it is gone, it speaks what it last did.
@@ -272,6 +286,7 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
     connection.begin_anew();
     let limits = || shared.table.load().limits;
     let stopping = shared.stopping.clone();
+    let counted = Counted::new(connection.clone());
     let process = async {
         while let Some(again) = shared.proxy.process_new(stream, &stopping).await {
             stream = again;
@@ -281,6 +296,24 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
         () = process => {}
         () = connection.outlived(limits) => {}
         () = connection.left(shared.stopping.clone()) => {}
+        () = connection.departed() => {}
+    }
+    drop(counted);
+}
+
+/// Counts a connection at the address that it came in at while it lives, whatever ends it.
+struct Counted(Arc<Connection>);
+
+impl Counted {
+    fn new(connection: Arc<Connection>) -> Counted {
+        connection.leaving.opened(connection.local);
+        Counted(connection)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.leaving.closed(self.0.local);
     }
 }
 
@@ -298,7 +331,12 @@ async fn hello(
         }
         peer = proxy_header::read(&mut stream).await.ok()?.unwrap_or(peer);
     }
-    let connection = Connection::new(listener, peer);
+    let local = match stream.local_addr().ok()?.ip() {
+        IpAddr::V4(local) => local,
+        // No virtual address is one of IPv6.
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    };
+    let connection = Connection::new(listener, peer, local, shared.leaving.clone());
     let watched = Watched::new(stream, connection.clone()).ok()?;
     let stream: Stream = match listener.protocol {
         Protocol::Http => Box::new(watched),

@@ -2,6 +2,7 @@
 
 mod backends;
 mod hostile;
+mod leaving;
 mod limits;
 mod protocols;
 mod removal;
