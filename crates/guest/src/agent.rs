@@ -1,6 +1,7 @@
 //! What the agent knows: milestones of the boot and who it is. One thread uses it, so plain cells are enough.
 
 use std::cell::{Cell, RefCell};
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 
 use lightbyte_guest::protocol::{FirstBootState, Identity, Info, Milestones};
@@ -36,6 +37,8 @@ pub(crate) struct Agent {
     /// Whether this guest is what the host says, once: addresses are set, disks are mounted.
     pub(crate) set_up: watch::Sender<bool>,
     pub(crate) proxy: Proxy,
+    /// The address that the first card has besides its own.
+    pub(crate) virtual_address: Cell<Option<Ipv4Addr>>,
 }
 
 impl Agent {
@@ -56,6 +59,7 @@ impl Agent {
             dhcp: RefCell::default(),
             set_up: watch::Sender::default(),
             proxy,
+            virtual_address: Cell::default(),
         })
     }
 

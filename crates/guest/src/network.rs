@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -71,6 +71,30 @@ pub(crate) fn take_lease(
     netlink.add_address(index, lease.address.into(), lease.prefix_length).context("set the address")?;
     match lease.gateway.filter(|_| takes_route) {
         Some(gateway) => netlink.default_route(index, gateway.into()).context("set the default route"),
+        None => Ok(()),
+    }
+}
+
+/// Gives the first card an address besides its own, or none, in place of the one that it had.
+///
+/// # Errors
+/// If there is no card, or the kernel refuses a step.
+pub(crate) fn set_virtual_address(
+    identity: Option<&Identity>,
+    before: Option<Ipv4Addr>,
+    address: Option<Ipv4Addr>,
+) -> anyhow::Result<()> {
+    /// Nobody else is reached by it.
+    const ALONE: u8 = 32;
+    let nic = identity.and_then(|identity| identity.nics.first()).context("this guest has no card yet")?;
+    let index = interface(&nic.mac).context("there is no such interface")?;
+    let mut netlink = Netlink::open().context("open netlink")?;
+    if let Some(before) = before.filter(|before| address != Some(*before)) {
+        // One that is not there any more is as it should be.
+        let _ = netlink.remove_address(index, before.into(), ALONE);
+    }
+    match address {
+        Some(address) => netlink.add_address(index, address.into(), ALONE).context("set the virtual address"),
         None => Ok(()),
     }
 }

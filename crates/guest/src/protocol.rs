@@ -6,8 +6,8 @@ mod proxy;
 use serde::{Deserialize, Serialize};
 
 pub use proxy::{
-    BackendStatus, PROXY_ANSWER_BYTES_MAX, PROXY_ANSWER_MS_MAX, ProxyStatus, TOPOLOGY_BYTES_MAX, Told, Tried,
-    TriedRoute,
+    Addressed, BackendStatus, PROXY_ANSWER_BYTES_MAX, PROXY_ANSWER_MS_MAX, ProxyStatus, TOPOLOGY_BYTES_MAX,
+    Told, Tried, TriedRoute, VirtualAddress,
 };
 
 /// vsock port of the agent's HTTP server.

@@ -9,7 +9,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use lightbyte_guest::protocol::{
     BODY_BYTES_MAX, Check, EXEC_PROTOCOL, Exec, FREEZE_MS_MAX, Freeze, Frozen, Identity, PROXY_ANSWER_MS_MAX,
-    Problem, Shutdown, TOPOLOGY_BYTES_MAX, Thaw,
+    Problem, Shutdown, TOPOLOGY_BYTES_MAX, Thaw, VirtualAddress,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::agent::Agent;
 use crate::proxy::Question;
 use crate::relay::Place;
-use crate::{becoming, check, exec, freeze, grow, metrics, proxy, relay, shutdown};
+use crate::{becoming, check, exec, freeze, grow, metrics, network, proxy, relay, shutdown};
 
 type Answer = Response<Full<Bytes>>;
 
@@ -39,6 +39,7 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
         (&Method::POST, "/v1/thaw") => thaw(agent, request).await,
         (&Method::PUT, "/v1/topology") => hand_on(agent, "/topology", request).await,
         (&Method::POST, "/v1/topology/try") => hand_on(agent, "/try", request).await,
+        (&Method::PUT, "/v1/virtual-address") => virtual_address(agent, request).await,
         (&Method::GET, "/v1/proxy") => get_of_proxy(agent, "/status").await,
         (&Method::GET, "/v1/proxy/metrics") => get_of_proxy(agent, "/metrics").await,
         _ => Err(problem(StatusCode::NOT_FOUND, "there is nothing here")),
@@ -154,6 +155,24 @@ async fn hand_on(agent: &Agent, path: &str, request: Request<Incoming>) -> Resul
         return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, &error));
     }
     ask_proxy(agent, method, path, Either::Left(Limited::new(body, TOPOLOGY_BYTES_MAX))).await
+}
+
+/// The proxy first: one that still leaves the address answers nobody there.
+async fn virtual_address(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Answer> {
+    let VirtualAddress { address, leaving } = body(request).await?;
+    let (method, path) = match address.filter(|_| leaving) {
+        Some(address) => (Method::PUT, format!("/leaving/{address}")),
+        None => (Method::DELETE, "/leaving".to_owned()),
+    };
+    let said = ask_proxy(agent, method, &path, Either::Right(Empty::new())).await?;
+    if !said.status().is_success() {
+        return Ok(said);
+    }
+    let before = agent.virtual_address.get();
+    let set = network::set_virtual_address(agent.identity.borrow().as_ref(), before, address);
+    set.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")))?;
+    agent.virtual_address.set(address);
+    Ok(said)
 }
 
 async fn get_of_proxy(agent: &Agent, path: &str) -> Result<Answer, Answer> {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `PUT /v1/topology` | a sealed topology; [`Told`] once it is on disk and holds |
 //! | `POST /v1/topology/try` | a sealed topology; [`Tried`]: what it would do |
+//! | `PUT /v1/virtual-address` | a [`VirtualAddress`]; [`Addressed`] once this guest has it |
 //! | `GET /v1/proxy` | [`ProxyStatus`] |
 //! | `GET /v1/proxy/metrics` | counters, in the text format of Prometheus |
 //!
@@ -12,7 +13,7 @@
 //! not up or does not answer, and 404 in an image that has none.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,24 @@ pub const PROXY_ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub struct Told {
     /// That of the topology.
     pub revision: u64,
+}
+
+/// Body of `PUT /v1/virtual-address`: an address that the first card has besides its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VirtualAddress {
+    /// The address; none if it is to have none.
+    pub address: Option<Ipv4Addr>,
+    /// The proxy is to let what is open to it end, and to answer nobody new. Say it again until it has left.
+    pub leaving: bool,
+}
+
+/// Answer to `PUT /v1/virtual-address`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Addressed {
+    /// The proxy was to leave it, and nothing is open to it any more.
+    pub left: bool,
 }
 
 /// Answer to `POST /v1/topology/try`.
