@@ -134,6 +134,21 @@ pub struct AssignedNic {
     /// Which ports of the worker lead here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortForward>,
+    /// An address that it has besides its own, for now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_address: Option<VirtualAddress>,
+}
+
+/// The virtual address of a load balancer, on the card of the proxy that has it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Raised whenever the network is to be told anew who has it.
+    pub turn: u64,
+    /// It is about to be somebody else's: what is open to it comes to its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 impl AssignedNic {

@@ -127,6 +127,10 @@ pub struct ObservedVm {
     /// What the proxy in it does, if a load balancer has told it anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ObservedProxy>,
+    /// The virtual address that its worker lets it send from, whether it is still assigned or not. Without this it sends nothing
+    /// from any but its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_address: Option<ObservedVirtualAddress>,
     /// What hinders it, in words for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -149,6 +153,20 @@ pub struct ObservedProxy {
     /// How often the proxy's process was seen to begin anew in the life of this machine.
     #[serde(skip_serializing_if = "is_nought")]
     pub restarts: u64,
+}
+
+/// A virtual address that a VM may send from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedVirtualAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The turn for which its guest has it and the network was told so; nought while it has not. See
+    /// [`VirtualAddress::turn`](crate::assigned::VirtualAddress::turn).
+    #[serde(default)]
+    pub turn: u64,
+    /// It was to leave it, and has: nothing is open to it, and nobody is answered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
 }
 
 /// How many backends with requests in flight a worker names for a proxy.

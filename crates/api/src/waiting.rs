@@ -223,6 +223,16 @@ pub enum WaitingOn {
         /// The load balancer.
         loadbalancer: Name,
     },
+    /// It has the virtual address of its load balancer, which moves to another proxy first.
+    VirtualAddress {
+        /// The load balancer.
+        loadbalancer: Name,
+    },
+    /// A proxy is to give the virtual address up, and nobody else gets it before.
+    AddressLeft {
+        /// Its VM.
+        proxy: ObjectRef,
+    },
     /// Clients may still know it by the name of its load balancer, and it is not stopped before.
     Names,
     /// The proxies of a load balancer must become available.
@@ -352,10 +362,11 @@ impl WaitingOn {
             | WaitingOn::Leaving { .. }
             | WaitingOn::HealingPause => Span::from_secs(360),
             // How long requests may take is for its owner to say.
-            WaitingOn::InRotation { .. } => Span::from_secs(3_660),
-            WaitingOn::Acknowledgement { .. } | WaitingOn::Trial { .. } | WaitingOn::Names => {
-                Span::from_secs(60)
-            }
+            WaitingOn::InRotation { .. } | WaitingOn::VirtualAddress { .. } => Span::from_secs(3_660),
+            WaitingOn::Acknowledgement { .. }
+            | WaitingOn::Trial { .. }
+            | WaitingOn::AddressLeft { .. }
+            | WaitingOn::Names => Span::from_secs(60),
             WaitingOn::Capacity { .. }
             | WaitingOn::WorkersFull
             | WaitingOn::Workers { .. }

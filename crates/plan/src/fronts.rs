@@ -5,6 +5,7 @@
 //! cannot decide, by the VM itself. Its address rests for as long as any proxy may still send there.
 
 use imbl::OrdSet;
+use lightbyte_api::assigned::VirtualAddress;
 use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Member, Members};
 use lightbyte_api::object::Asked;
 use lightbyte_api::records::AddressClaim;
@@ -118,6 +119,19 @@ pub fn choice<'a>(view: &'a View, balancer: &ObjectRef) -> Option<&'a BalancerCh
     choice_in(view.decided(balancer)?)
 }
 
+/// The virtual address that the card of a proxy is to have now, with the key that says so; nothing where it is no proxy, or that
+/// cannot be read.
+pub(crate) fn virtual_address(
+    view: &View,
+    object: &ObjectRef,
+    vm: Uid,
+) -> Option<(Option<VirtualAddress>, Key)> {
+    let balancer = loadbalancer::balancer_of(view, object)?;
+    let wanted = choice(view, &balancer).and_then(|choice| choice.virtual_address_of(vm));
+    let key = Key::Decided(balancer);
+    view.unreadable(&key).is_none().then_some((wanted, key))
+}
+
 /// What stands against the end of a VM's machine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Hold {
@@ -132,7 +146,13 @@ pub(crate) struct Hold {
 /// What stands against the end of a VM's machine that was asked for at `asked_at`.
 pub(crate) fn hold(view: &View, object: &ObjectRef, vm: Uid, asked_at: Timestamp, now: Timestamp) -> Hold {
     let mut hold = Hold::default();
-    if loadbalancer::balancer_of(view, object).is_some() {
+    if let Some(balancer) = loadbalancer::balancer_of(view, object) {
+        let held = choice(view, &balancer).and_then(|choice| choice.virtual_address.as_ref());
+        if held.is_some_and(|held| held.holder == Some(vm)) {
+            let waits = WaitingOn::VirtualAddress { loadbalancer: balancer.name.clone() };
+            hold.wait(waits, with_time_to_decide(drain(view, &balancer)), since(asked_at, now));
+        }
+        hold.rests_on.push(Key::Decided(balancer));
         hold.wait(WaitingOn::Names, NAMES_KEPT, since(asked_at, now));
     }
     for name in view.fronted_by(vm) {

@@ -3,7 +3,7 @@
 //! ```text
 //!   VM.vm           its addresses, while it is to run and its worker says that it does
 //!   GROUP.group     those of its members that serve
-//!   LB.lb           those of its proxies that know what to do;  _http._tcp.LB.lb  and at which port
+//!   LB.lb           its virtual address, or those of its proxies that know what to do;  _http._tcp.LB.lb  and at which port
 //!   …               what people write (`dnsrecord`), beside these and never in their place
 //!   reverse         VM.vm for every address of a network with a pool
 //! ```
@@ -24,6 +24,7 @@ use lightbyte_api::observed::{ObservedVm, VmPhase};
 use lightbyte_api::zone::{APEX, Records, Service, Set, Zone, canonical, maximum};
 use lightbyte_api::{Key, Kind, Name, ObjectRef, Spec, Uid};
 
+use crate::fronts;
 use crate::planner::{scalegroup, vm};
 use crate::view::View;
 
@@ -52,7 +53,7 @@ pub const fn concerns(key: &Key) -> bool {
             object.kind,
             Kind::Vm | Kind::ScaleGroup | Kind::LoadBalancer | Kind::Network | Kind::DnsRecord
         ),
-        Key::Decided(object) => matches!(object.kind, Kind::Vm | Kind::ScaleGroup),
+        Key::Decided(object) => matches!(object.kind, Kind::Vm | Kind::ScaleGroup | Kind::LoadBalancer),
         Key::Assigned(_, object) | Key::Observed(_, object) => matches!(object.kind, Kind::Vm),
         Key::Alive(_) => true,
         _ => false,
@@ -150,6 +151,12 @@ fn serving<'a>(view: &'a View, group: &ObjectRef, is_wanted: impl Fn(&Named<'_>)
         members.retain(|member| member.is_well);
     }
     members
+}
+
+/// The virtual address of a load balancer, once some proxy has had it.
+fn virtual_address(view: &View, balancer: &ObjectRef) -> Option<Ipv4Addr> {
+    let held = fronts::choice(view, balancer)?.virtual_address.as_ref()?;
+    (held.turn > 0).then_some(held.address)
 }
 
 fn addresses_of(members: &[Named<'_>]) -> Addresses {
@@ -259,7 +266,14 @@ impl<'a> Composer<'a> {
         }
         let is_told =
             |proxy: &Named<'_>| proxy.observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
-        let records = addresses_of(&serving(self.view, &group, is_told)).records();
+        let records = match virtual_address(self.view, object) {
+            Some(address) => {
+                let target = format!("{owner}.{}", self.composed.zone.name);
+                self.pointer(&spec.proxies.network, address.into(), &target);
+                Records { a: vec![address].into(), ..Records::default() }
+            }
+            None => addresses_of(&serving(self.view, &group, is_told)).records(),
+        };
         if let Some(listener) = spec.serving.listeners.first().filter(|_| records.count() > 0) {
             let target = format!("{owner}.{}", self.composed.zone.name);
             let service_is = Service { priority: 0, weight: 0, port: listener.port, target };

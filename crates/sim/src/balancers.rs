@@ -6,12 +6,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use lightbyte_api::assigned::{HostObject, WantedVm};
 use lightbyte_api::kinds::loadbalancer::{
     Check, Choice as BalancerChoice, Ejection, Listener, Members, Pool, Proxies, Proxy, Route, Serving,
-    Spec as BalancerSpec,
+    Spec as BalancerSpec, Wished,
 };
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Record;
 use lightbyte_api::topology::{BackendProtocol, Balance, Target, Topology};
 use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, VmId};
+use lightbyte_plan::agent::address;
 use lightbyte_plan::agent::proxy::Answer;
 use lightbyte_plan::agent::{Step, Told};
 use lightbyte_plan::fronts::UNDECIDED_MAX;
@@ -20,10 +21,10 @@ use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write};
 
 use crate::cluster::{Checked, Cluster};
-use crate::groups;
 use crate::oracle::{placement, told, violated};
 use crate::user::name;
 use crate::worker::Worker;
+use crate::{addresses, groups};
 
 /// A proxy refuses whatever has a route of this name.
 const POISON: &str = "poison";
@@ -34,7 +35,13 @@ const IN_FLIGHT_MAX: usize = 3;
 #[derive(Default)]
 pub(crate) struct Front {
     proxies: BTreeMap<VmId, Sim>,
-    errands: VecDeque<(HostObject, Option<Told>)>,
+    errands: VecDeque<(HostObject, Errand)>,
+}
+
+/// Something that a guest is told.
+pub(crate) enum Errand {
+    Proxy(Option<Told>),
+    Address(address::Errand),
 }
 
 /// A proxy: what is on its disk outlives its machine, requests do not.
@@ -47,8 +54,8 @@ struct Sim {
 }
 
 impl Front {
-    pub(crate) fn push(&mut self, object: HostObject, told: Option<Told>) {
-        self.errands.push_back((object, told));
+    pub(crate) fn push(&mut self, object: HostObject, errand: Errand) {
+        self.errands.push_back((object, errand));
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -126,6 +133,11 @@ impl Cluster {
                 trusted_peers: Vec::new(),
             },
             drain: Span::from_secs(self.rng.below(3) as u64 * 5),
+            virtual_address: match self.rng.below(4) {
+                0 => None,
+                1 => Some(Wished::Only(Ipv4Addr::new(10, 77, 0, 3 + self.rng.below(3) as u8))),
+                _ => Some(Wished::Auto),
+            },
         }
     }
 
@@ -137,10 +149,17 @@ impl Cluster {
 
     /// A proxy is told something, or asked.
     pub(crate) fn take_errand(&mut self, index: usize) {
+        match self.workers[index].front.errands.pop_front() {
+            Some((object, Errand::Proxy(wanted))) => self.tell_proxy(index, object, wanted.as_ref()),
+            Some((object, Errand::Address(errand))) => self.tell_address(index, object, errand.wanted),
+            None => {}
+        }
+    }
+
+    fn tell_proxy(&mut self, index: usize, object: HostObject, wanted: Option<&Told>) {
         let (now, now_millis, has_faults) = (self.now(), self.now_millis, self.faults);
         let running = self.workers[index].host.running();
         let front = &mut self.workers[index].front;
-        let Some((object, wanted)) = front.errands.pop_front() else { return };
         let (vm, is_told) = (VmId::new(object.uid), wanted.is_some());
         let answer = if !running.contains(&vm) || (has_faults && self.rng.once_in(6)) {
             self.counts.add("fault: proxy silent");
@@ -152,7 +171,7 @@ impl Cluster {
                 self.counts.add("fault: proxy begun anew");
                 (proxy.begun_millis, proxy.in_flight) = (now_millis, Vec::new());
             }
-            let refused = wanted.as_ref().and_then(|told| proxy.take(told).err());
+            let refused = wanted.and_then(|told| proxy.take(told).err());
             if refused.is_some() {
                 self.counts.add("topology refused");
             } else if wanted.is_some() {
@@ -221,6 +240,9 @@ impl Cluster {
         let vm = VmId::new(object.uid);
         if !matches!(step, Step::Shutdown | Step::Kill) || !is_stopped_by_us(&self.workers[index], object) {
             return Ok(());
+        }
+        if !self.is_time_over(object.uid) {
+            self.check_address_left(index, object, step)?;
         }
         let sends = self.workers.iter().find_map(|worker| {
             let running = worker.host.running();
@@ -299,7 +321,7 @@ fn is_stopped_by_us(worker: &Worker, object: HostObject) -> bool {
     runs && !desk.volatile().crash_counted && (assigned.wanted != WantedVm::Running || is_restart)
 }
 
-fn choice(view: &View, balancer: &ObjectRef) -> BalancerChoice {
+pub(crate) fn choice(view: &View, balancer: &ObjectRef) -> BalancerChoice {
     match view.decided(balancer).map(|decided| &decided.choice) {
         Some(Choice::LoadBalancer(choice)) => choice.clone(),
         _ => BalancerChoice::default(),
@@ -374,6 +396,7 @@ fn is_poison(serving: &Serving) -> bool {
 /// When all is at rest each proxy has what is asked, with everybody who serves, and nobody is on the way out.
 pub(crate) fn check_goal(view: &View, object: &ObjectRef, workers: &[Worker]) -> Checked {
     let Some(Spec::LoadBalancer(spec)) = view.living(object).map(|asked| &asked.spec) else { return Ok(()) };
+    addresses::check_goal(view, object, spec, workers)?;
     let choice = choice(view, object);
     let accepted = choice.accepted.and_then(|number| choice.configuration(number));
     let Some(accepted) = accepted else {

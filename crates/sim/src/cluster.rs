@@ -15,6 +15,7 @@ use lightbyte_plan::{Transaction, Write};
 use lightbyte_store::feed::{encode, met};
 use lightbyte_store::{CommitFault, LeaseId, MemoryCore, Outcome, StoreError};
 
+use crate::addresses::Absences;
 use crate::counts::Counts;
 use crate::load::Demands;
 use crate::moves::Roads;
@@ -97,6 +98,7 @@ pub(crate) struct Cluster {
     pub(crate) has_groups: bool,
     /// Whether people ask for load balancers.
     pub(crate) has_balancers: bool,
+    pub(crate) absences: Absences,
 }
 
 impl Cluster {
@@ -119,6 +121,7 @@ impl Cluster {
             faults: true,
             has_groups: seed.is_multiple_of(GROUPS_IN_EVERY),
             has_balancers: seed % BALANCERS_IN_EVERY == 3,
+            absences: Absences::default(),
             rng,
         };
         for worker in &cluster.workers {
@@ -240,7 +243,8 @@ impl Cluster {
     pub(crate) fn check(&mut self) -> Checked {
         self.oracle.follow(&self.core);
         self.oracle.check_store(&self.core)?;
-        self.oracle.check_hosts(&self.workers)
+        self.oracle.check_hosts(&self.workers)?;
+        self.check_virtual_addresses()
     }
 
     /// Ends the leases whose time has come.

@@ -3,6 +3,7 @@
 //! `lightbyte-sim --seeds N [--from S]` runs N seeds on all cores and prints what they met; `--seed S` replays one and
 //! tells every step. A seed and a commit replay everything.
 
+mod addresses;
 mod balancers;
 mod cluster;
 mod counts;
@@ -151,6 +152,8 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Staying { .. } => "wait: staying",
                 WaitingOn::Quarantined { .. } => "wait: quarantined",
                 WaitingOn::InRotation { .. } => "wait: in rotation",
+                WaitingOn::VirtualAddress { .. } => "wait: virtual address",
+                WaitingOn::AddressLeft { .. } => "wait: address left",
                 WaitingOn::Names => "wait: names",
                 WaitingOn::Proxies { .. } => "wait: proxies",
                 WaitingOn::Acknowledgement { .. } => "wait: acknowledgement",

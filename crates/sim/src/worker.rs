@@ -14,7 +14,7 @@ use lightbyte_plan::{Transaction, delivery, request};
 use lightbyte_store::LeaseId;
 use lightbyte_vmm::{Drivers, FakeHost, hands};
 
-use crate::balancers::Front;
+use crate::balancers::{Errand, Front};
 use crate::cluster::{Checked, Cluster, LEASE_MILLIS, Sent, Violation};
 use crate::health;
 use crate::oracle::Writer;
@@ -261,7 +261,8 @@ impl Cluster {
                     worker.steps.push_back((object, step));
                 }
                 Action::Check(check) => worker.checks.push_back((object, check)),
-                Action::Proxy(told) => worker.front.push(object, told),
+                Action::Proxy(told) => worker.front.push(object, Errand::Proxy(told)),
+                Action::Address(errand) => worker.front.push(object, Errand::Address(errand)),
             }
         }
         Ok(())

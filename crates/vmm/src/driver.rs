@@ -1,5 +1,6 @@
 //! What a driver must be able to do. The fake and the real ones pass the same suite.
 
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -248,6 +249,8 @@ pub struct TapState {
     pub probed: bool,
     /// What DHCP servers have given to those that have no address assigned.
     pub leases: Vec<Lease>,
+    /// The virtual address that the first lets through.
+    pub virtual_address: Option<Ipv4Addr>,
 }
 
 /// Taps of VMs, on the bridges of their networks.
@@ -271,7 +274,13 @@ pub trait Network: Send + Sync {
     /// When it cannot be asked, or a tap is missing.
     fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError>;
 
-    /// What there is of the VM's taps, compared with `nics`.
+    /// Tells the networks of `nics` that their virtual addresses are at these cards: whoever remembers somebody else forgets them.
+    ///
+    /// # Errors
+    /// When a bridge is missing, or nothing can be sent there.
+    fn announce(&self, nics: &[AssignedNic]) -> Result<(), DriverError>;
+
+    /// What there is of the VM's taps, compared with `nics`. Of a virtual address only the address is compared.
     ///
     /// # Errors
     /// When it cannot be found out; that is never taken for absence.

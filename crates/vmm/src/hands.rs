@@ -5,6 +5,7 @@ use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source};
 use lightbyte_api::health::HealthCheck;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
+use lightbyte_plan::agent::address;
 use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::parts::parts_of;
 use lightbyte_plan::agent::probe::Squatted;
@@ -75,6 +76,24 @@ pub fn ask_proxy(drivers: &Drivers, vm: VmId, told: Option<&Told>) -> Answer {
     ask::ask_proxy(drivers.guest.as_ref(), vm, told)
 }
 
+/// Tells a guest that it has a virtual address, or none; and then the network of its card.
+#[must_use]
+pub fn tell_address(drivers: &Drivers, object: HostObject, errand: address::Errand) -> address::Told {
+    let vm = VmId::new(object.uid);
+    let told = ask::tell_address(drivers.guest.as_ref(), vm, errand.wanted).and_then(|left| {
+        if errand.announce
+            && let Some(Saved { assigned: Assigned::Vm(assigned), .. }) = drivers.records.load(object)?
+        {
+            drivers.network.announce(&assigned.nics)?;
+        }
+        Ok(left)
+    });
+    match told {
+        Ok(left) => address::Told::Done { left },
+        Err(error) => address::Told::Failed(error.chain()),
+    }
+}
+
 fn nothing_saved() -> Result<(), DriverError> {
     Err(DriverError::Refused("nothing is saved that this step could follow".to_owned()))
 }
@@ -136,11 +155,12 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
                 Some(Assigned::Vm(assigned)) => assigned.nics.as_slice(),
                 _ => &[],
             };
-            let TapState { count, as_assigned, probed, leases } = drivers.network.state(vm, nics)?;
+            let TapState { count, as_assigned, probed, leases, virtual_address } =
+                drivers.network.state(vm, nics)?;
             let vmm = drivers.vmm.state(vm)?;
             let taps = count > 0;
             let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;
-            let more = Facts { parts_missing, leases, ..Facts::default() };
+            let more = Facts { parts_missing, leases, virtual_address, ..Facts::default() };
             Ok(Facts { vmm, taps, taps_complete: as_assigned, probed, saved, ..more })
         }
         _ => {

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use lightbyte_api::address::{InterfaceId, tap_name};
-use lightbyte_api::assigned::AssignedNic;
+use lightbyte_api::assigned::{AssignedNic, VirtualAddress};
 use lightbyte_api::kinds::vm::NICS_MAX;
 use lightbyte_api::observed::{Lease, Squatter};
 use lightbyte_api::{MacAddress, Uid, VmId};
@@ -38,6 +38,8 @@ const IPV6: &str = "ipv6:";
 const AUTO: &str = "auto";
 /// In place of the IPv4 address, where a DHCP server says it.
 const DHCP: &str = "dhcp";
+/// Before the virtual address that it has besides.
+const VIRTUAL: &str = "virtual:";
 /// Before the hash of its rules, for one with a wall and for one without.
 const WALL: &str = "wall:";
 const PORTS: &str = "ports:";
@@ -208,6 +210,20 @@ impl Network for Taps {
         Ok(squatters)
     }
 
+    fn announce(&self, nics: &[AssignedNic]) -> Result<(), DriverError> {
+        let links = links()?;
+        for nic in nics {
+            let Some(VirtualAddress { address, .. }) = nic.virtual_address else { continue };
+            let bridge = links
+                .iter()
+                .find(|link| link.name == nic.bridge)
+                .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))?;
+            probe::announce(bridge.index, nic.mac, address)
+                .map_err(system(format!("tell {} that {address} is at {}", nic.bridge, nic.mac)))?;
+        }
+        Ok(())
+    }
+
     fn state(&self, vm: VmId, nics: &[AssignedNic]) -> Result<TapState, DriverError> {
         let links = links()?;
         let own: Vec<&Link> = links.iter().filter(|link| vm_of(link) == Some(vm)).collect();
@@ -223,6 +239,10 @@ impl Network for Taps {
             as_assigned: all_are(&|found, alias| found.strip_suffix(PROBED).unwrap_or(found) == alias),
             probed: all_are(&|found, alias| found.strip_suffix(PROBED) == Some(alias)),
             leases: leases_of(&wanted)?,
+            virtual_address: sources_of(&links)
+                .iter()
+                .find(|source| source.tap == tap_name(vm.uid(), 0))
+                .and_then(|source| source.virtual_address),
         })
     }
 
@@ -273,6 +293,7 @@ fn sources(vm: VmId, nics: &[AssignedNic]) -> Vec<Source> {
         tap: tap_name(vm.uid(), index),
         mac: nic.mac,
         address: nic.address,
+        virtual_address: nic.virtual_address.map(|has| has.address),
         ipv6: nic.ipv6.as_ref().map(|ipv6| ipv6.address.map_or(Source6::Auto, Source6::Address)),
         wall: if nic.firewall.is_some() { Walled::Open } else { Walled::No },
         rules: walls::has_rules(nic).then(|| walls::hash(nic)),
@@ -289,7 +310,8 @@ fn alias(vm: VmId, source: &Source) -> String {
         Some(Source6::Address(address)) => format!(" {IPV6}{address}"),
     };
     let address = source.address.map_or_else(|| DHCP.to_owned(), |address| address.to_string());
-    format!("{ALIAS_PREFIX}{vm} {} {address}{ipv6}{rules}", source.mac)
+    let also = source.virtual_address.map_or_else(String::new, |address| format!(" {VIRTUAL}{address}"));
+    format!("{ALIAS_PREFIX}{vm} {} {address}{also}{ipv6}{rules}", source.mac)
 }
 
 /// What a card with the IPv4 address `known` is probed for: every address that its guest gives it by itself.
@@ -341,6 +363,13 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
             address => Some(address.parse().ok()?),
         };
         let mut rules = next().unwrap_or_default();
+        let virtual_address = match rules.strip_prefix(VIRTUAL) {
+            None => None,
+            Some(address) => {
+                rules = next().unwrap_or_default();
+                Some(address.parse().ok()?)
+            }
+        };
         let ipv6 = match rules.strip_prefix(IPV6) {
             None => None,
             Some(AUTO) => Some(Source6::Auto),
@@ -352,7 +381,15 @@ fn sources_of(links: &[Link]) -> Vec<Source> {
         let hash = |mark| rules.strip_prefix(mark).and_then(|hash| u64::from_str_radix(hash, 16).ok());
         let (walled, ports) = (hash(WALL), hash(PORTS));
         let wall = if walled.is_some() { Walled::Open } else { Walled::No };
-        Some(Source { tap: link.name.clone(), mac, address, ipv6, wall, rules: walled.or(ports) })
+        Some(Source {
+            tap: link.name.clone(),
+            mac,
+            address,
+            virtual_address,
+            ipv6,
+            wall,
+            rules: walled.or(ports),
+        })
     };
     links.iter().filter_map(source).collect()
 }

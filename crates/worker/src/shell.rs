@@ -14,6 +14,7 @@ use lightbyte_api::health::HealthCheck;
 use lightbyte_api::observed::{ObservedWorker, Orphan};
 use lightbyte_api::{Kind, Timestamp, VmId, WorkerId};
 use lightbyte_link::{Client, ClientError, Lines};
+use lightbyte_plan::agent::address;
 use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::proxy::Answer;
 use lightbyte_plan::agent::{Action, Agent, Delivery, Facts, Reply, Report, Step, Told};
@@ -50,6 +51,7 @@ enum Message {
     StepDone { object: HostObject, step: Step, facts: Facts, problem: Option<String> },
     Checked(HostObject, Outcome),
     Answered(HostObject, Answer),
+    Addressed(HostObject, address::Told),
     Machine(VmmEvent),
 }
 
@@ -147,6 +149,7 @@ impl Shell {
                 Action::Step(step) => self.perform(object, step),
                 Action::Check(check) => self.check(object, check),
                 Action::Proxy(told) => self.ask_proxy(object, told),
+                Action::Address(errand) => self.tell_address(object, errand),
             }
         }
         let orphans = self.agent.orphans();
@@ -251,6 +254,23 @@ impl Shell {
         });
     }
 
+    fn tell_address(&self, object: HostObject, errand: address::Errand) {
+        let (drivers, sender, checks) = (self.drivers.clone(), self.sender.clone(), Arc::clone(&self.checks));
+        let name = self.name_of(object);
+        tokio::spawn(async move {
+            let _turn = checks.acquire_owned().await;
+            let told =
+                tokio::task::spawn_blocking(move || hands::tell_address(&drivers, object, errand)).await;
+            let told =
+                told.unwrap_or_else(|panic| address::Told::Failed(format!("the driver failed: {panic}")));
+            match &told {
+                address::Told::Failed(problem) => tracing::debug!("{name}: its virtual address: {problem}"),
+                address::Told::Done { left } => tracing::debug!("{name}: told {errand:?}, left: {left}"),
+            }
+            let _ = sender.send(Message::Addressed(object, told)).await;
+        });
+    }
+
     fn name_of(&self, object: HostObject) -> String {
         let saved = self.agent.desk(&object).and_then(|desk| desk.name());
         match saved {
@@ -271,6 +291,7 @@ impl Shell {
                 self.agent.observed(object, facts, Some(&step), now());
             }
             Message::Checked(object, outcome) => self.agent.checked(object, outcome, now()),
+            Message::Addressed(object, told) => self.agent.addressed(object, told, now()),
             Message::Answered(object, answer) => self.agent.answered(object, answer, now()),
             Message::Machine(VmmEvent::Ready { vm, agent_at }) => {
                 self.agent.guest_ready(HostObject { kind: Kind::Vm, uid: vm.uid() }, agent_at, now());

@@ -5,11 +5,13 @@ mod compose;
 mod read;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
-pub use self::choice::{Choice, Configuration, Leaving, Member, Proxy, Rejected, Trial};
+pub use self::choice::{Choice, Configuration, HeldAddress, Leaving, Member, Proxy, Rejected, Trial};
 use super::{Field, SpecRules, vm};
 use crate::address::Subnet;
 use crate::kinds::Kind;
@@ -52,6 +54,41 @@ pub struct Spec {
     /// How long a backend that goes may take to finish its requests.
     #[serde(default = "drain_default")]
     pub drain: Span,
+    /// An address that always leads to one of the proxies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_address: Option<Wished>,
+}
+
+/// Which virtual address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wished {
+    /// Any that is free.
+    Auto,
+    /// This one.
+    Only(Ipv4Addr),
+}
+
+/// The word for any that is free.
+const AUTO: &str = "auto";
+
+impl Serialize for Wished {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Wished::Auto => serializer.serialize_str(AUTO),
+            Wished::Only(address) => address.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Wished {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wished, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == AUTO {
+            return Ok(Wished::Auto);
+        }
+        let wrong = |_| D::Error::custom(format!("`{text}` is neither `{AUTO}` nor an IPv4 address such as 10.77.0.40"));
+        text.parse().map(Wished::Only).map_err(wrong)
+    }
 }
 
 /// The VMs that carry the requests.
@@ -303,7 +340,9 @@ impl SpecRules for Spec {
             Members::Vms(vms) => vms.iter().map(|vm| ObjectRef::new(Kind::Vm, vm.clone())).collect(),
             Members::Labels(_) => Vec::new(),
         });
-        groups.collect()
+        // Others only run there.
+        let network = self.virtual_address.map(|_| ObjectRef::new(Kind::Network, self.proxies.network.clone()));
+        groups.chain(network).collect()
     }
 
     fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {

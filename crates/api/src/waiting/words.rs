@@ -115,6 +115,10 @@ impl WaitingOn {
             WaitingOn::InRotation { loadbalancer } => {
                 format!("`lightbyte describe lb/{loadbalancer}` says what is in flight")
             }
+            WaitingOn::VirtualAddress { loadbalancer } => {
+                format!("`lightbyte describe lb/{loadbalancer}` says who has it")
+            }
+            WaitingOn::AddressLeft { proxy } => format!("`lightbyte describe {proxy}` says how its worker is"),
             WaitingOn::Names => "it takes some seconds".to_owned(),
             WaitingOn::Proxies { group } => format!("`lightbyte why {group}` says what these wait for"),
             WaitingOn::Acknowledgement { proxy } | WaitingOn::Trial { proxy } => {
@@ -261,6 +265,13 @@ impl fmt::Display for WaitingOn {
             WaitingOn::InRotation { loadbalancer } => {
                 write!(formatter, "loadbalancer/{loadbalancer} to send it nothing more")
             }
+            WaitingOn::VirtualAddress { loadbalancer } => {
+                write!(
+                    formatter,
+                    "the virtual address of loadbalancer/{loadbalancer} to move to another proxy"
+                )
+            }
+            WaitingOn::AddressLeft { proxy } => write!(formatter, "{proxy} to give the virtual address up"),
             WaitingOn::Names => {
                 formatter.write_str("clients to forget that its load balancer's name led to it")
             }

@@ -13,7 +13,7 @@ use crate::real::{machines, missing};
 /// From one request to the next of each client.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// A client that asks all proxies in turn until it is stopped.
+/// A client that asks some addresses in turn until it is stopped.
 struct Client {
     stop: Arc<AtomicBool>,
     /// How many requests were answered as they should be, and what became of the others.
@@ -41,10 +41,48 @@ impl Client {
         Client { stop, counts }
     }
 
-    fn end(self) -> (usize, Vec<String>) {
+    fn end_without_failure(self) {
         self.stop.store(true, Ordering::SeqCst);
-        self.counts.join().expect("the client does not panic")
+        let (good, bad) = self.counts.join().expect("the client does not panic");
+        assert_eq!(bad, Vec::<String>::new(), "beside {good} that were answered");
+        assert!(good > 50, "only {good} were asked");
     }
+}
+
+/// Its virtual address goes from one proxy to the next.
+fn its_address_moves(bed: &Bed) {
+    let held = || bed.json(&["get", "lb/web"])["status"]["virtual_address"].clone();
+    until("a proxy has the address", || held()["announced"] == true);
+    let address = held()["address"].as_str().expect("an address").to_owned();
+    let client = Client::begin(std::slice::from_ref(&address));
+    let file = bed.manifests(&manifests("2", 144));
+    bed.ok(&["apply", "-f", path(&file)]);
+    until("all proxies are new ones", || {
+        let vms = bed.ok(&["get", "vm"]);
+        let is_old = |name: &str| vms.lines().any(|line| line.starts_with(name));
+        !is_old("web-proxy-1 ") && !is_old("web-proxy-2 ")
+    });
+    bed.ok(&["wait", "lb/web"]);
+    client.end_without_failure();
+
+    let holder = held()["held_by"].as_str().expect("a proxy").to_owned();
+    let uid = bed.json(&["get", &format!("vm/{holder}")])["uid"].clone();
+    kill_machine(bed, uid.as_str().expect("a uid"));
+    until("another proxy has the address", || {
+        let held = held();
+        held["announced"] == true && held["held_by"] != holder.as_str()
+    });
+    assert_eq!(ask(&address), Ok(()));
+}
+
+/// Ends the machine of a VM at once.
+fn kill_machine(bed: &Bed, uid: &str) {
+    let is_its = |machine: &String| {
+        let words = std::fs::read(format!("{machine}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).contains(uid)
+    };
+    let machine = machines(bed).into_iter().find(is_its).expect("its machine");
+    signal("KILL", machine.trim_start_matches("/proc/").parse().expect("a process number"));
 }
 
 /// One request on a connection of its own.
@@ -60,11 +98,11 @@ fn ask(proxy: &str) -> Result<(), String> {
     if status == "HTTP/1.1 200 OK" { Ok(()) } else { Err(status.to_owned()) }
 }
 
-fn manifests(version: &str) -> String {
+fn manifests(version: &str, memory: u64) -> String {
     format!(
         "{{kind: scalegroup, name: web, spec: {{replicas: 3, template: {{image: demo, labels: {{version: \"{version}\"}}, \
          health: {{http: {{port: 80}}, every: 1s}}}}}}}}\n---\n\
-         {{kind: loadbalancer, name: web, spec: {{listeners: [{{port: 80}}], pools: [{{name: web, group: web, port: 80}}]}}}}\n"
+         {{kind: loadbalancer, name: web, spec: {{virtual_address: auto, proxies: {{memory: {memory}MiB}}, listeners: [{{port: 80}}], pools: [{{name: web, group: web, port: 80}}]}}}}\n"
     )
 }
 
@@ -80,7 +118,7 @@ fn no_request_fails_while_backends_come_and_go() {
     }
     let Some(bed) = Bed::new("balancers", &["--vmm", "qemu", "--nodes", "2"]) else { return };
     bed.start();
-    let file = bed.manifests(&manifests("1"));
+    let file = bed.manifests(&manifests("1", 128));
     bed.ok(&["apply", "-f", path(&file)]);
     bed.ok(&["wait", "group/web"]);
     bed.ok(&["wait", "lb/web"]);
@@ -97,7 +135,7 @@ fn no_request_fails_while_backends_come_and_go() {
     assert_eq!(proxies.len(), 2);
     let client = Client::begin(&proxies);
 
-    let file = bed.manifests(&manifests("2"));
+    let file = bed.manifests(&manifests("2", 128));
     bed.ok(&["apply", "-f", path(&file)]);
     until("all are of the new version", || {
         let group = bed.json(&["get", "group/web"])["status"].clone();
@@ -114,17 +152,11 @@ fn no_request_fails_while_backends_come_and_go() {
 
     let member = bed.json(&["get", "group/web"])["status"]["members"][0]["name"].clone();
     let uid = bed.json(&["get", &format!("vm/{}", member.as_str().expect("a member"))])["uid"].clone();
-    let is_its = |machine: &String| {
-        let words = std::fs::read(format!("{machine}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&words).contains(uid.as_str().expect("a uid"))
-    };
-    let machine = machines(&bed).into_iter().find(is_its).expect("its machine");
-    signal("KILL", machine.trim_start_matches("/proc/").parse().expect("a process number"));
+    kill_machine(&bed, uid.as_str().expect("a uid"));
     until("it is up again", || bed.json(&["get", "group/web"])["status"]["state"] == "ready");
 
-    let (good, bad) = client.end();
-    assert_eq!(bad, Vec::<String>::new(), "beside {good} that were answered");
-    assert!(good > 50, "only {good} were asked");
+    client.end_without_failure();
+    its_address_moves(&bed);
 
     // Its end is the end of its proxies.
     bed.ok(&["delete", "lb/web", "--yes"]);

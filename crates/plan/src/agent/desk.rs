@@ -1,14 +1,17 @@
 //! One object on one worker: from what is assigned, saved, shown by the host and reported to the next step and report.
 
 use lightbyte_api::assigned::{
-    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, WantedVm, WantedVolume,
+    Assigned, AssignedNic, AssignedVm, AssignedVolume, HostObject, VirtualAddress, WantedVm, WantedVolume,
 };
 use lightbyte_api::health::{HealthCheck, HealthProbe};
 use lightbyte_api::kinds::image::Part;
-use lightbyte_api::observed::{Observed, ObservedProxy, Orphan, PROBLEM_LENGTH_MAX, VmPhase, VolumePhase};
+use lightbyte_api::observed::{
+    Observed, ObservedProxy, ObservedVirtualAddress, Orphan, PROBLEM_LENGTH_MAX, VmPhase, VolumePhase,
+};
 use lightbyte_api::units::Span;
 use lightbyte_api::{Kind, Timestamp};
 
+use super::address::{self, Address};
 use super::facts::{Around, Facts, Leaving, Saved, VmmState, Volatile};
 use super::health::Checks;
 use super::proxy::{Answer, Proxy, Told};
@@ -49,6 +52,7 @@ pub struct Desk {
     used: bool,
     part_problem: Option<String>,
     proxy: Proxy,
+    address: Address,
 }
 
 impl Desk {
@@ -74,6 +78,7 @@ impl Desk {
             used: false,
             part_problem: None,
             proxy: Proxy::default(),
+            address: Address::default(),
         }
     }
 
@@ -260,6 +265,7 @@ impl Desk {
     fn follow_machine(&mut self, now: Timestamp) {
         if self.facts.vmm != VmmState::Running {
             self.proxy.end_life();
+            self.address.end_life();
         }
         self.catch_up_with_guest(now);
     }
@@ -332,6 +338,10 @@ impl Desk {
         self.proxy.take(answer, now);
     }
 
+    pub(super) fn addressed(&mut self, told: address::Told, now: Timestamp) {
+        self.address.take(told, now);
+    }
+
     pub(super) const fn guest_leaves(&mut self, leaving: Leaving) {
         self.volatile.leaving = Some(leaving);
     }
@@ -347,7 +357,8 @@ impl Desk {
         };
         let check = self.next_check().map(|(at, _)| at);
         let proxy = self.proxy.next_wake().filter(|_| self.is_up());
-        step.into_iter().chain(check).chain(proxy).min()
+        let address = self.address.next_wake(self.virtual_address()).filter(|_| self.is_up());
+        step.into_iter().chain(check).chain(proxy).chain(address).min()
     }
 
     /// Whether its guest is ready, as it is reported.
@@ -367,7 +378,15 @@ impl Desk {
         let check = self.check(now).map(Action::Check);
         let is_up = self.is_up();
         let proxy = is_up.then(|| self.proxy.errand(now)).flatten().map(Action::Proxy);
-        report.into_iter().chain(step).chain(check).chain(proxy).collect()
+        let address = self.virtual_address();
+        let address = is_up.then(|| self.address.errand(address, now)).flatten().map(Action::Address);
+        report.into_iter().chain(step).chain(check).chain(proxy).chain(address).collect()
+    }
+
+    /// The virtual address that its guest is to have: assigned, and let through.
+    fn virtual_address(&self) -> Option<VirtualAddress> {
+        let assigned = vm::virtual_address(self.saved_vm()?)?;
+        Some(assigned).filter(|assigned| self.facts.virtual_address == Some(assigned.address))
     }
 
     fn check(&mut self, now: Timestamp) -> Option<HealthCheck> {
@@ -399,12 +418,13 @@ impl Desk {
                     let runs = self.facts.vmm == VmmState::Running;
                     let of_guest = self.volatile.guest_problem.as_ref().filter(|_| runs);
                     let of_guest = of_guest.map(|problem| format!("its guest says: {problem}"));
-                    let of_proxy = self.proxy.problem();
+                    let of_proxy = self.proxy.problem().or(self.address.problem());
                     let problem =
                         self.part_problem.clone().or(self.problem.clone()).or(lost).or(of_guest).or(of_proxy);
                     let (facts, volatile) = (&self.facts, &self.volatile);
                     let mut report = vm::report(saved, assigned, facts, volatile, problem, stored, now);
                     report.proxy = self.proxy_report(report.phase);
+                    report.virtual_address = self.address_report();
                     Some(Observed::Vm(report))
                 }
                 Assigned::Volume(assigned) => Some(Observed::Volume(volume::report(
@@ -438,6 +458,15 @@ impl Desk {
         };
         let said = self.proxy.said().cloned().or(earlier).filter(|_| phase == VmPhase::Running);
         said.filter(|said| said.revision > 0 || said.refused.is_some())
+    }
+
+    /// What is reported of a virtual address; what an earlier agent has heard of the same machine until more is known.
+    fn address_report(&self) -> Option<ObservedVirtualAddress> {
+        let earlier = match self.reported.stored() {
+            Some(Observed::Vm(stored)) if self.volatile.adopted => stored.virtual_address,
+            _ => None,
+        };
+        self.facts.virtual_address.map(|address| self.address.report(address, earlier))
     }
 
     /// Something happened on the host: it is looked at before anything else is done.

@@ -1,6 +1,8 @@
 //! What an agent knows of one object: what its host shows, what was saved, what is around it, and what is forgotten when
 //! the agent ends.
 
+use std::net::Ipv4Addr;
+
 use lightbyte_api::assigned::Assigned;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::{BootTimes, Lease};
@@ -21,6 +23,8 @@ pub struct Facts {
     pub taps: bool,
     /// Whether all taps of a VM are there, as they are assigned.
     pub taps_complete: bool,
+    /// The virtual address that a VM's taps let through.
+    pub virtual_address: Option<Ipv4Addr>,
     /// Whether nobody else had the VM's addresses when its taps were made; see [`super::probe`].
     pub probed: bool,
     /// What DHCP servers have given to a VM's cards.

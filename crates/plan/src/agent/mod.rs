@@ -15,6 +15,7 @@
 //!
 //! What counts is what is saved. Absence never acts: an assignment that is missing changes nothing.
 
+pub mod address;
 pub mod desk;
 pub mod facts;
 pub mod health;
@@ -315,6 +316,13 @@ impl Agent {
     pub fn answered(&mut self, object: HostObject, answer: proxy::Answer, now: Timestamp) {
         if let Some(desk) = self.desks.get_mut(&object) {
             desk.answered(answer, now);
+        }
+    }
+
+    /// This came of telling the guest of a VM of its virtual address.
+    pub fn addressed(&mut self, object: HostObject, told: address::Told, now: Timestamp) {
+        if let Some(desk) = self.desks.get_mut(&object) {
+            desk.addressed(told, now);
         }
     }
 

@@ -7,6 +7,7 @@ use lightbyte_api::{Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 
 use super::Stamped;
+use super::address;
 use super::facts::Saved;
 use super::proxy::Told;
 
@@ -21,6 +22,8 @@ pub enum Action {
     Check(HealthCheck),
     /// Tell the proxy in the guest this, if anything, and ask what it does; then say what came of it.
     Proxy(Option<Told>),
+    /// Tell the guest of its virtual address, and then the network, and say what came of it.
+    Address(address::Errand),
 }
 
 /// A report to send.

@@ -12,7 +12,7 @@
 //! ```
 
 use lightbyte_api::Timestamp;
-use lightbyte_api::assigned::{AssignedVm, WantedVm};
+use lightbyte_api::assigned::{AssignedVm, VirtualAddress, WantedVm};
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{BootTimes, Observed, ObservedVm, VmPhase};
 use lightbyte_api::units::Span;
@@ -55,7 +55,11 @@ pub struct Situation<'a> {
 /// The next step of a VM that is saved. Pure; each step is idempotent, and every host state leads on.
 #[must_use]
 pub fn next_step(situation: &Situation<'_>) -> Next {
+    let has = situation.facts.virtual_address;
+    let wanted = virtual_address(situation.assigned).map(|wanted| wanted.address);
     match situation.assigned.wanted {
+        // Somebody waits for it, so it goes before anything else is done.
+        WantedVm::Running | WantedVm::Stopped if has.is_some() && has != wanted => Next::Do(Step::EnsureTaps),
         WantedVm::Removed => remove(situation.facts),
         WantedVm::Stopped => stop(situation),
         WantedVm::Running if situation.saved.restarts_done < situation.assigned.restarts_asked => {
@@ -63,6 +67,11 @@ pub fn next_step(situation: &Situation<'_>) -> Next {
         }
         WantedVm::Running => run(situation),
     }
+}
+
+/// The virtual address that is assigned to a VM.
+pub(super) fn virtual_address(assigned: &AssignedVm) -> Option<VirtualAddress> {
+    assigned.nics.first()?.virtual_address
 }
 
 fn run(situation: &Situation<'_>) -> Next {
@@ -298,6 +307,7 @@ pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> 
         squatters: Vec::new(),
         leases: Vec::new(),
         proxy: None,
+        virtual_address: None,
         problem: None,
     }
 }
@@ -343,6 +353,7 @@ pub(super) fn report(
         squatters: probe::squatters(saved, assigned).to_vec(),
         problem: problem.or_else(|| without_lease(assigned, facts).filter(|_| phase == VmPhase::Running)),
         proxy: None,
+        virtual_address: None,
         // Before its guest has said so they are of another start.
         leases: if phase == VmPhase::Running { facts.leases.clone() } else { Vec::new() },
     }

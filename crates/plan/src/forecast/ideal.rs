@@ -11,6 +11,7 @@ use lightbyte_api::observed::{Lease, Observed, VmPhase, VolumePhase};
 use lightbyte_api::{AssignedVm, Key, Kind, Span, Timestamp, Uid, WorkerId};
 
 use super::fork::Fork;
+use crate::agent::address;
 use crate::agent::probe::Squatted;
 use crate::agent::proxy::Answer;
 use crate::agent::{Action, Agent, Facts, Fetched, News, Reply, Saved, Step, Told, VmmState, health};
@@ -219,6 +220,12 @@ impl IdealWorkers {
                 }
                 self.touched.insert((worker, object));
             }
+            Action::Address(_) => {
+                if let Some(ideal) = self.workers.get_mut(&worker) {
+                    ideal.agent.addressed(object, address::Told::Done { left: true }, fork.now());
+                }
+                self.touched.insert((worker, object));
+            }
             Action::Proxy(told) => {
                 if let Some(ideal) = self.workers.get_mut(&worker) {
                     let does = |told: Told| told.revision;
@@ -305,10 +312,19 @@ const fn is_on_hosts(kind: Kind) -> bool {
 /// The host after a step that succeeded. `size` is that of a volume as it is assigned.
 fn after(mut facts: Facts, step: &Step, size: Option<lightbyte_api::ByteSize>) -> Facts {
     match step {
-        Step::Save(saved) => facts.saved = Some(saved.clone()),
-        Step::EnsureTaps => (facts.taps, facts.taps_complete) = (true, true),
+        Step::Save(saved) => {
+            facts.saved = Some(saved.clone());
+            facts.taps_complete &= virtual_address(&facts) == facts.virtual_address;
+        }
+        Step::EnsureTaps => {
+            (facts.taps, facts.taps_complete) = (true, true);
+            facts.virtual_address = virtual_address(&facts);
+        }
         Step::Probe => facts.probed = true,
-        Step::RemoveTaps => (facts.taps, facts.taps_complete, facts.probed) = (false, false, false),
+        Step::RemoveTaps => {
+            (facts.taps, facts.taps_complete, facts.probed) = (false, false, false);
+            facts.virtual_address = None;
+        }
         Step::Start => {
             facts.vmm = VmmState::Running;
             facts.leases = leases(&facts);
@@ -335,6 +351,14 @@ fn after(mut facts: Facts, step: &Step, size: Option<lightbyte_api::ByteSize>) -
     facts
 }
 
+/// The virtual address that is assigned to a VM.
+fn virtual_address(facts: &Facts) -> Option<Ipv4Addr> {
+    match &facts.saved.as_ref()?.assigned {
+        Assigned::Vm(vm) => Some(vm.nics.first()?.virtual_address?.address),
+        Assigned::Volume(_) => None,
+    }
+}
+
 /// Whatever a DHCP server would give: that it gives something is all that counts.
 fn leases(facts: &Facts) -> Vec<Lease> {
     let Some(Saved { assigned: Assigned::Vm(vm), .. }) = &facts.saved else { return Vec::new() };
@@ -355,6 +379,7 @@ fn is_unsettled(view: &View, worker: WorkerId, object: HostObject, now: Timestam
             // A guest that runs may still have its first check before it.
             let is_unsure = vm.health.as_ref().is_some_and(|health| health.state == HealthState::Starting);
             let is_moving = (is_moving || is_unsure) && !is_troubled(view, worker, object, now);
+            let is_moving = is_moving || vm.virtual_address.is_some_and(|has| has.left);
             is_behind(vm.sequence) || assigned.is_removal() || is_moving
         }
         Some(Observed::Volume(volume)) => {
@@ -438,6 +463,7 @@ fn found(view: &View, worker: WorkerId, object: HostObject) -> Option<Facts> {
                 taps_complete: has_taps,
                 probed: has_taps,
                 leases: vm.leases.clone(),
+                virtual_address: vm.virtual_address.map(|has| has.address),
                 ..Facts::default()
             })
         }

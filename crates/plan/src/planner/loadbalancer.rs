@@ -13,9 +13,12 @@
 //!             the end of the group is asked for ──> its VMs are gone ──> end
 //! ```
 //!
+//! The virtual address, where one is asked for, is at one proxy at a time (`address`).
+//!
 //! Nobody is told to stop sending by being stopped: a VM whose end is asked for is taken out of every pool first, and its own
 //! planner waits.
 
+mod address;
 mod pools;
 mod trial;
 
@@ -34,6 +37,8 @@ use super::{Inputs, Plan, scalegroup, since};
 use crate::fronts;
 use crate::transaction::Write;
 use crate::view::View;
+
+pub use self::address::TAKEN_OVER_AFTER;
 
 /// The label of every proxy, whose value is the name of its load balancer.
 pub const PROXY_LABEL: &str = "loadbalancer";
@@ -79,9 +84,7 @@ impl Balancer<'_> {
         }
         self.find_proxies(&mut choice);
         if is_ending && choice.proxies.is_empty() && plan.waiting_on.is_empty() {
-            let known = before.members.iter().chain(before.leaving.iter().map(|leaving| &leaving.member));
-            let writes = known.filter_map(|member| self.free(member)).collect();
-            return Plan { writes, ..Plan::end() };
+            return self.end(&before);
         }
         if !is_ending {
             self.configure(&mut choice, &mut plan);
@@ -89,11 +92,26 @@ impl Balancer<'_> {
         self.fill(&mut choice, &mut plan);
         self.tell(&before, &mut choice);
         self.let_go(&mut choice, &mut plan);
+        self.keep_address(&mut choice, &mut plan);
         if !is_ending {
             self.explain(&choice, &mut plan);
         }
         plan.choice = Some(Choice::LoadBalancer(choice));
         plan
+    }
+
+    /// Its end, once it has no proxies: what it has claimed goes with it.
+    fn end(&self, before: &BalancerChoice) -> Plan {
+        let known = || before.members.iter().chain(before.leaving.iter().map(|leaving| &leaving.member));
+        let held = before.virtual_address.iter().map(|held| self.claim_key(held));
+        let mut claims = known().map(|member| Key::Address(member.network.clone(), member.address)).chain(held);
+        // What cannot be read may be its own.
+        if let Some(key) = claims.find(|key| self.view.unreadable(key).is_some()) {
+            return Plan::wait(WaitingOn::Unreadable { key: key.to_string() });
+        }
+        let held = before.virtual_address.iter().filter_map(|held| self.free_claim(held));
+        let writes = known().filter_map(|member| self.free(member)).chain(held).collect();
+        Plan { writes, ..Plan::end() }
     }
 
     // ------------------------------------------------------------------------------------------------- proxies

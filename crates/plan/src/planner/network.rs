@@ -5,6 +5,7 @@ use std::iter::successors;
 use std::net::Ipv4Addr;
 
 use lightbyte_api::kinds::network::Spec;
+use lightbyte_api::records::Squatted;
 use lightbyte_api::{Key, Name, ObjectRef, WaitingOn};
 
 use super::{Inputs, Plan, end_when_unused};
@@ -39,6 +40,17 @@ fn end(view: &View, object: &ObjectRef) -> Plan {
     }
     // Each claim that goes wakes its network.
     if writes.is_empty() { Plan::end() } else { Plan { writes, ..Plan::rest() } }
+}
+
+/// Why nobody can be given an address, or `wished`, which is not free.
+#[must_use]
+pub fn unavailable(view: &View, network: &Name, wished: Option<Ipv4Addr>) -> WaitingOn {
+    let claim = wished.and_then(|address| Some((address, view.address_claim(network, address)?)));
+    let network = network.clone();
+    match claim.and_then(|(address, claim)| Some((address, claim.squatted.clone()?))) {
+        Some((address, Squatted { mac, worker, .. })) => WaitingOn::Squatted { network, address, mac, worker },
+        None => WaitingOn::Address { network },
+    }
 }
 
 /// The address to give: `wished` if it is free, or the first free one of the pool. `taken` are addresses that the

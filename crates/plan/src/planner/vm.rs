@@ -70,6 +70,18 @@ pub fn placement<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a Placement
     }
 }
 
+/// Whether the virtual address that a VM is to have now is not the one that is assigned to it.
+pub(crate) fn has_other_address(view: &View, object: &ObjectRef) -> bool {
+    let Some((placement, asked)) = placement(view, object).zip(view.asked(object)) else { return false };
+    let assigned = view.assigned(placement.worker, HostObject { kind: Kind::Vm, uid: asked.meta.uid });
+    match (assigned.map(AsRef::as_ref), &asked.spec) {
+        (Some(Assigned::Vm(assigned)), Spec::Vm(spec)) => {
+            nics::with_virtual_address(&Vm { view, object, meta: &asked.meta, spec }, assigned).is_some()
+        }
+        _ => false,
+    }
+}
+
 struct Vm<'a> {
     view: &'a View,
     object: &'a ObjectRef,
@@ -239,8 +251,13 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
     let runs = on_host.assigned.is_some_and(|assigned| assigned.wanted == WantedVm::Running);
     let asked_at = vm.meta.deleting_since.filter(|_| runs);
     let hold = asked_at.map(|at| fronts::hold(vm.view, vm.object, vm.meta.uid, at, inputs.now)).unwrap_or_default();
+    let leaving = on_host.assigned.and_then(|assigned| nics::with_virtual_address(vm, assigned));
     if let Some(waits) = hold.waiting_on {
-        return Plan { waiting_on: vec![waits], again: hold.left, ..Plan::rest() };
+        let waits = Plan { waiting_on: vec![waits], again: hold.left, ..Plan::rest() };
+        let Some((assigned, (nics, rests_on))) = on_host.assigned.zip(leaving) else { return waits };
+        let next = AssignedVm { sequence: assigned.sequence + 1, nics, ..assigned.clone() };
+        let writes = vec![Write::put(on_host.key.clone(), Assigned::Vm(next))];
+        return Plan { writes, rests_on: vec![rests_on], ..waits };
     }
     let mut writes = delete_children(vm, inputs);
     let mut waiting_on = Vec::new();
@@ -250,6 +267,7 @@ fn tear_down(vm: &Vm<'_>, placement: &Placement, on_host: &OnHost<'_>, inputs: &
                 sequence: assigned.sequence + 1,
                 generation: vm.meta.generation,
                 wanted: WantedVm::Removed,
+                nics: leaving.map_or_else(|| assigned.nics.clone(), |(nics, _)| nics),
                 ..assigned.clone()
             };
             writes.push(Write::put(on_host.key.clone(), Assigned::Vm(removal)));

@@ -84,6 +84,12 @@ impl Reconciler {
             if let Choice::LoadBalancer(choice) = &decided.choice {
                 let known = choice.known().filter_map(|uid| view.object_of(uid));
                 self.queue.extend(known.filter(|vm| waits_for_rotation(view, vm)).cloned());
+                // Who is to have its virtual address, or not any more.
+                let proxies = choice.proxies.iter().filter_map(|proxy| view.object_of(proxy.uid));
+                let concerns = |vm: &&ObjectRef| {
+                    planner::vm::has_other_address(view, vm) || waits_for_rotation(view, vm)
+                };
+                self.queue.extend(proxies.filter(concerns).cloned());
             }
         }
         self.queue.extend(balancers(view, object));
@@ -139,7 +145,9 @@ fn balancers(view: &View, object: &ObjectRef) -> Vec<ObjectRef> {
 /// Whether a VM is to stop, and waits for load balancers.
 fn waits_for_rotation(view: &View, vm: &ObjectRef) -> bool {
     let waiting_on = view.decided(vm).map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
-    waiting_on.iter().any(|waiting| matches!(waiting.on, WaitingOn::InRotation { .. }))
+    waiting_on
+        .iter()
+        .any(|waiting| matches!(waiting.on, WaitingOn::InRotation { .. } | WaitingOn::VirtualAddress { .. }))
 }
 
 /// Whether no index leads from what it waits for to who waits.

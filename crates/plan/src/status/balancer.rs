@@ -1,14 +1,15 @@
 //! What people see of a load balancer.
 
-use lightbyte_api::kinds::loadbalancer::{Choice, Leaving, Proxy, Spec};
+use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::loadbalancer::{Choice, HeldAddress, Leaving, Proxy, Spec};
 use lightbyte_api::object::Asked;
-use lightbyte_api::{ObjectRef, Uid, WaitingOn};
+use lightbyte_api::{Kind, ObjectRef, Uid, WaitingOn};
 use serde_json::{Map, Value, json};
 
 use super::{Found, fields};
 use crate::fronts;
 use crate::planner::loadbalancer::{may_send, report};
-use crate::planner::vm::placement;
+use crate::planner::vm::{observed_vm, placement};
 use crate::view::View;
 
 /// How many backends are named; the others are counted.
@@ -57,6 +58,7 @@ fn shown(view: &View, choice: &Choice, spec: &Spec) -> Map<String, Value> {
         "backends": backends.len(),
         "members": backends.into_iter().take(BACKENDS_SHOWN_MAX).collect::<Vec<_>>(),
         "leaving": leaving.collect::<Vec<_>>(),
+        "virtual_address": choice.virtual_address.as_ref().map(|held| shown_address(view, held)),
         "refused": choice.rejected.as_ref().map(|rejected| &rejected.because),
     }))
 }
@@ -73,6 +75,23 @@ fn shown_proxy(view: &View, choice: &Choice, proxy: &Proxy) -> Value {
         "tries": choice.trial.as_ref().is_some_and(|trial| trial.proxy == proxy.uid),
         "refused": said.and_then(|said| said.refused.as_ref()).map(|refused| &refused.because),
         "busy_with": said.map(|said| said.busy.iter().map(|uid| name(view, *uid)).collect::<Vec<_>>()),
+    })
+}
+
+fn shown_address(view: &View, held: &HeldAddress) -> Value {
+    let has = |uid: Uid| {
+        let object = view.object_of(uid)?;
+        let worker = placement(view, object)?.worker;
+        observed_vm(view, worker, HostObject { kind: Kind::Vm, uid })?.virtual_address
+    };
+    let told =
+        held.holder.and_then(has).is_some_and(|has| has.address == held.address && has.turn == held.turn);
+    json!({
+        "address": held.address,
+        "held_by": held.holder.map(|holder| name(view, holder)),
+        "announced": told,
+        "leaving": held.leaving_since.is_some(),
+        "may_still_have_it": held.former.iter().map(|uid| name(view, *uid)).collect::<Vec<_>>(),
     })
 }
 

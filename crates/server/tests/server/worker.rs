@@ -129,7 +129,7 @@ impl TestWorker {
                         agent.reply(object, reply);
                     }
                     Action::Check(_) => unreachable!("nothing here has a health check"),
-                    Action::Proxy(_) => unreachable!("nothing here is a proxy"),
+                    Action::Proxy(_) | Action::Address(_) => unreachable!("nothing here is a proxy"),
                     Action::Step(step) => {
                         let done = hands::perform(&self.drivers, object, &step);
                         let facts = hands::facts(&self.drivers, object).expect("facts of a fake host");

@@ -76,6 +76,7 @@ fn claim(uid: Uid, own_revision: u64, assigned_revision: Option<u64>) -> Report 
         squatters: Vec::new(),
         leases: Vec::new(),
         proxy: None,
+        virtual_address: None,
         problem: None,
     };
     let object = HostObject { kind: Kind::Vm, uid };

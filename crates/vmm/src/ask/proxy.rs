@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use lightbyte_api::assigned::VirtualAddress;
 use lightbyte_api::topology::Sealed;
 use lightbyte_api::{Uid, VmId};
-use lightbyte_guest::protocol::{Problem, ProxyStatus};
+use lightbyte_guest::protocol::{self, Problem, ProxyStatus};
 use lightbyte_plan::agent::Told;
 use lightbyte_plan::agent::proxy::Answer;
 use serde_json::value::RawValue;
@@ -15,6 +16,9 @@ use crate::driver::{DriverError, Guest};
 
 /// How long a proxy may take to apply a topology: it writes it to its disk first.
 const TOLD_MAX: Duration = Duration::from_secs(25);
+
+/// How long a guest may take to set an address and to ask its proxy: clients wait for one that hangs.
+const ADDRESSED_MAX: Duration = Duration::from_secs(2);
 
 /// Tells the proxy what is `told`, if anything, and asks what it does. The order counts: what is in flight is asked after the
 /// proxy has acknowledged.
@@ -33,6 +37,30 @@ pub(crate) fn ask_proxy(guest: &dyn Guest, vm: VmId, told: Option<&Told>) -> Ans
             Answer::Does { revision, in_flight, uptime_ms }
         }
         Err(error) => Answer::Silent(error.chain()),
+    }
+}
+
+/// Tells a guest that it has a virtual address, or none. Whether it was to leave it, and has.
+pub(crate) fn tell_address(
+    guest: &dyn Guest,
+    vm: VmId,
+    wanted: Option<VirtualAddress>,
+) -> Result<bool, DriverError> {
+    let said = protocol::VirtualAddress {
+        address: wanted.map(|wanted| wanted.address),
+        leaving: wanted.is_some_and(|wanted| wanted.leaving),
+    };
+    let body = serde_json::json!(said).to_string();
+    match answer(guest, vm, ("PUT", "/v1/virtual-address"), &body, ADDRESSED_MAX)? {
+        (200, answer) => serde_json::from_slice::<protocol::Addressed>(&answer)
+            .map(|addressed| addressed.left)
+            .map_err(|_| DriverError::Refused("its agent answers nonsense".to_owned())),
+        (status, answer) => {
+            let words = serde_json::from_slice::<Problem>(&answer).unwrap_or_default().error;
+            Err(DriverError::Refused(format!(
+                "its agent does not take the virtual address ({status}): {words}"
+            )))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use lightbyte_api::assigned::AssignedNic;
+use lightbyte_api::assigned::{AssignedNic, VirtualAddress};
 use lightbyte_api::observed::{Lease, Squatter};
 use lightbyte_api::{MacAddress, VmId};
 
@@ -53,6 +53,15 @@ impl FakeHost {
     }
 }
 
+/// What taps know of cards: of a virtual address nothing but the address.
+fn as_taps(nics: &[AssignedNic]) -> Vec<AssignedNic> {
+    let as_tap = |nic: &AssignedNic| {
+        let address = nic.virtual_address.map(|has| VirtualAddress { turn: 0, leaving: false, ..has });
+        AssignedNic { virtual_address: address, ..nic.clone() }
+    };
+    nics.iter().map(as_tap).collect()
+}
+
 impl Network for FakeHost {
     fn ensure(&self, vm: VmId, nics: &[AssignedNic]) -> Result<(), DriverError> {
         let mut state = self.change()?;
@@ -60,9 +69,10 @@ impl Network for FakeHost {
             return refuse(format!("this host has no bridge `{}`", nic.bridge));
         }
         let before = state.taps.remove(&vm);
+        let nics = as_taps(nics);
         let probed = before.as_ref().is_some_and(|taps| taps.probed && taps.nics == nics);
         let (leases, leased) = before.map(|taps| (taps.leases, taps.leased)).unwrap_or_default();
-        state.taps.insert(vm, FakeTaps { nics: nics.to_vec(), probed, leases, leased });
+        state.taps.insert(vm, FakeTaps { nics, probed, leases, leased });
         Ok(())
     }
 
@@ -77,6 +87,7 @@ impl Network for FakeHost {
 
     fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError> {
         let mut state = self.change()?;
+        let nics = &as_taps(nics);
         let squatters: Vec<Squatter> = (0..)
             .zip(nics)
             .filter_map(|(nic, card)| {
@@ -84,7 +95,7 @@ impl Network for FakeHost {
                 Some(Squatter { nic, address, mac: *state.squatters.get(&address)? })
             })
             .collect();
-        match state.taps.get_mut(&vm).filter(|taps| taps.nics == nics) {
+        match state.taps.get_mut(&vm).filter(|taps| taps.nics == *nics) {
             Some(taps) => taps.probed = squatters.is_empty(),
             None => return refuse("the taps are not as they are assigned"),
         }
@@ -97,9 +108,19 @@ impl Network for FakeHost {
             let none = nics.is_empty();
             return Ok(TapState { as_assigned: none, probed: none, ..TapState::default() });
         };
-        let as_assigned = taps.nics.starts_with(nics);
+        let as_assigned = taps.nics.starts_with(&as_taps(nics));
         let (probed, leases) = (as_assigned && taps.probed, taps.leases.clone());
-        Ok(TapState { count: taps.nics.len(), as_assigned, probed, leases })
+        let virtual_address = taps.nics.first().and_then(|nic| nic.virtual_address);
+        let virtual_address = virtual_address.map(|has| has.address);
+        Ok(TapState { count: taps.nics.len(), as_assigned, probed, leases, virtual_address })
+    }
+
+    fn announce(&self, nics: &[AssignedNic]) -> Result<(), DriverError> {
+        let state = self.change()?;
+        match nics.iter().find(|nic| !state.bridges.contains(&nic.bridge)) {
+            Some(nic) => refuse(format!("this host has no bridge `{}`", nic.bridge)),
+            None => Ok(()),
+        }
     }
 
     fn list(&self) -> Result<Vec<VmId>, DriverError> {

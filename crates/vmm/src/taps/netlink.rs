@@ -2,6 +2,7 @@
 //! bridge and brings it up.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use lightbyte_api::MacAddress;
@@ -25,6 +26,13 @@ const GET_LINK: u16 = 18;
 const REQUEST: u16 = 1;
 const ACKNOWLEDGE: u16 = 4;
 const DUMP: u16 = 0x300;
+const DELETE_NEIGHBOUR: u16 = 29;
+/// `AF_INET`.
+const INET: u8 = 2;
+/// `struct ndmsg`: family, index, state, flags and kind.
+const NEIGHBOUR_BYTES: usize = 12;
+/// `NDA_DST`.
+const DESTINATION: u16 = 1;
 const ADDRESS: u16 = 1;
 const NAME: u16 = 3;
 const MTU: u16 = 4;
@@ -95,9 +103,20 @@ impl Netlink {
         self.change(index, 0, &attributes)
     }
 
+    /// Forgets where on a bridge an address is, if anything is remembered of it.
+    pub(super) fn forget_neighbour(&mut self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+        match self.request(&neighbour(index, address)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     fn change(&mut self, index: u32, up: u32, attributes: &[u8]) -> io::Result<()> {
-        let message = message(NEW_LINK, REQUEST | ACKNOWLEDGE, index, up, attributes);
-        send(&self.socket, &message, SendFlags::empty())?;
+        self.request(&message(NEW_LINK, REQUEST | ACKNOWLEDGE, index, up, attributes))
+    }
+
+    fn request(&mut self, message: &[u8]) -> io::Result<()> {
+        send(&self.socket, message, SendFlags::empty())?;
         let (length, _) = recv(&self.socket, &mut self.answer, RecvFlags::empty())?;
         read_links(&self.answer[..length], &mut Vec::new()).map(|_| ())
     }
@@ -115,6 +134,19 @@ fn message(kind: u16, flags: u16, index: u32, up: u32, attributes: &[u8]) -> Vec
     message.extend_from_slice(&up.to_ne_bytes());
     message.extend_from_slice(&up.to_ne_bytes());
     message.extend_from_slice(attributes);
+    message
+}
+
+/// A message that has an entry of the neighbour table deleted: `struct ndmsg` of 12 bytes (rtnetlink(7)), and the address.
+fn neighbour(index: u32, address: Ipv4Addr) -> Vec<u8> {
+    let mut attributes = Vec::new();
+    attribute(&mut attributes, DESTINATION, &address.octets());
+    let mut message = message(DELETE_NEIGHBOUR, REQUEST | ACKNOWLEDGE, index, 0, &attributes);
+    message[HEADER_BYTES] = INET;
+    // Index, then state, flags and kind, which stay nought; it is shorter than that of a link.
+    message.drain(HEADER_BYTES + NEIGHBOUR_BYTES..HEADER_BYTES + LINK_BYTES);
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    message[..4].copy_from_slice(&length.to_ne_bytes());
     message
 }
 

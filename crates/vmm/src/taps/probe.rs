@@ -10,7 +10,7 @@ mod arp;
 mod ndp;
 
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{bind, recv, send, socket_with};
+
+use super::netlink::Netlink;
 
 /// How often each address is asked for (`PROBE_NUM` of RFC 5227).
 const PROBES: u32 = 3;
@@ -70,6 +72,18 @@ impl Question {
     }
 }
 
+/// Tells everybody on a bridge that `address` is at `mac`.
+///
+/// # Errors
+/// If it cannot be sent.
+pub(super) fn announce(bridge: u32, mac: MacAddress, address: Ipv4Addr) -> io::Result<()> {
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &LinkAddress::on(bridge, arp::PROTOCOL)?)?;
+    send(&socket, &arp::announcement(mac, address), SendFlags::empty()).map(|_| ())?;
+    // A host does not hear what it sends itself, and may remember another one.
+    Netlink::open()?.forget_neighbour(bridge, address)
+}
+
 /// The hardware addresses that answer, for each question. Blocks for as long as the probes take, less if all are answered.
 pub(super) fn ask(questions: &[Question]) -> io::Result<Vec<Option<MacAddress>>> {
     let mut asked: Vec<Asked<'_>> = questions.iter().map(Asked::begin).collect::<Result<_, _>>()?;
@@ -95,7 +109,7 @@ impl Asked<'_> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let protocol = std::num::NonZero::new(u32::from(question.protocol().to_be())).map(Protocol::from_raw);
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, protocol)?;
-        bind(&socket, &LinkAddress::of(question)?)?;
+        bind(&socket, &LinkAddress::on(question.bridge, question.protocol())?)?;
         let answer = is_hosts_own(question.address).then_some(question.from);
         Ok(Asked { question, socket, answer, frames: 0 })
     }
@@ -157,12 +171,12 @@ struct LinkAddress {
 }
 
 impl LinkAddress {
-    fn of(question: &Question) -> io::Result<LinkAddress> {
-        let index = i32::try_from(question.bridge).map_err(io::Error::other)?;
+    fn on(bridge: u32, protocol: u16) -> io::Result<LinkAddress> {
+        let index = i32::try_from(bridge).map_err(io::Error::other)?;
         let family = AddressFamily::PACKET.as_raw();
         Ok(LinkAddress {
             family,
-            protocol: question.protocol().to_be(),
+            protocol: protocol.to_be(),
             index,
             hardware: 0,
             kind: 0,

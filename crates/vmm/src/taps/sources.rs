@@ -3,6 +3,7 @@
 //! frames, ARP and neighbour discovery of others, tags of VLANs, what is neither IPv4 nor ARP nor IPv6, and what only a router
 //! or a DHCP server says.
 //!
+//! A proxy that has the virtual address of its load balancer has a second key for that.
 //! One set holds a key for each tap, so that making or removing one changes an element and no rule. A tap without a key
 //! may send nothing. Rules are made by the program `nft`, which alone knows how the kernel wants them.
 
@@ -101,6 +102,8 @@ pub(super) struct Source {
     pub(super) mac: MacAddress,
     /// Its IPv4 address; without, a DHCP server says which.
     pub(super) address: Option<Ipv4Addr>,
+    /// A virtual address that it has besides.
+    pub(super) virtual_address: Option<Ipv4Addr>,
     /// What it sends of IPv6; without, none of it.
     pub(super) ipv6: Option<Source6>,
     pub(super) wall: Walled,
@@ -196,12 +199,16 @@ fn elements(verb: &str, sources: &[Source]) -> String {
     let walled = |is_it: fn(Walled) -> bool| sources.iter().filter(move |source| is_it(source.wall));
     let names = walled(|wall| wall != Walled::No).map(|source| format!("\"{}\"", source.tap));
     let open = || walled(|wall| wall == Walled::Open);
-    let known = sources
-        .iter()
-        .filter_map(|source| Some(format!("\"{}\" . {} . {}", source.tap, source.mac, source.address?)));
+    let known = sources.iter().flat_map(|source| {
+        let addresses = source.address.into_iter().chain(source.virtual_address);
+        addresses.map(|address| format!("\"{}\" . {} . {address}", source.tap, source.mac))
+    });
     let clients = sources.iter().filter(|source| source.address.is_none());
     let clients = clients.map(|source| format!("\"{}\" . {}", source.tap, leases::number(source.mac)));
-    let walls = open().filter_map(|source| Some(format!("\"{}\" . {}", source.tap, source.address?)));
+    let walls = open().flat_map(|source| {
+        let addresses = source.address.into_iter().chain(source.virtual_address);
+        addresses.map(|address| format!("\"{}\" . {address}", source.tap))
+    });
     let of_tap = |source: &Source, key: u128| format!("\"{}\" . {} . {key:#x}", source.tap, source.mac);
     let addresses6 = sources
         .iter()
@@ -231,6 +238,7 @@ mod tests {
             tap: tap.to_owned(),
             mac: "02:00:00:00:00:01".parse().expect("a hardware address"),
             address: Some(Ipv4Addr::new(10, 0, 0, last)),
+            virtual_address: None,
             ipv6: None,
             wall: Walled::No,
             rules: None,
@@ -253,6 +261,9 @@ mod tests {
         let walls = "add element bridge lightbyte-taps walled { \"lbb\" }\n\
                      add element bridge lightbyte-taps walls { \"lbb\" . 10.0.0.2 }\n";
         check(&[], &[&walled], &format!("add {{ \"lbb\" 2 }}\n{walls}"));
+        let proxy = Source { virtual_address: Some(Ipv4Addr::new(10, 0, 0, 9)), ..a.clone() };
+        let other = "add { \"lba\" 1 }\ndelete { \"lba\" 1 }\nadd { \"lba\" 1, \"lba\" 9 }\n";
+        check(&[&a], &[&proxy], other);
         let both = Source { ipv6: Some(Source6::Auto), ..a.clone() };
         let interfaces6 =
             "add element bridge lightbyte-taps interfaces6 { \"lba\" . 02:00:00:00:00:01 . 0xa000001 }\n";

@@ -6,8 +6,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use lightbyte_api::assigned::{
-    Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, WantedVm,
-    WantedVolume,
+    Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, VirtualAddress,
+    WantedVm, WantedVolume,
 };
 use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::image::Part;
@@ -69,6 +69,7 @@ impl<'a> Bed<'a> {
             ipv6: None,
             firewall: None,
             ports: Vec::new(),
+            virtual_address: None,
         };
         AssignedVm {
             sequence: 1,
@@ -228,11 +229,43 @@ fn taps_are_made_and_removed(bed: &Bed<'_>) {
         assert_eq!(bed.drivers.network.count(vm(1)).expect("an answer"), 2);
         assert_eq!(bed.drivers.network.list().expect("a list"), [vm(1)]);
     }
+    taps_let_a_virtual_address_through(bed, &assigned.nics);
     for _ in 0..2 {
         bed.drivers.network.remove(vm(1)).expect("remove the taps");
         assert_eq!(bed.drivers.network.count(vm(1)).expect("an answer"), 0);
         assert!(bed.drivers.network.list().expect("a list").is_empty());
     }
+}
+
+fn taps_let_a_virtual_address_through(bed: &Bed<'_>, nics: &[AssignedNic]) {
+    let network = &bed.drivers.network;
+    let with = |last: u8, turn: u64, leaving: bool| {
+        let mut nics = nics.to_vec();
+        let address = Ipv4Addr::new(10, 77, 0, last);
+        nics[0].virtual_address = Some(VirtualAddress { address, turn, leaving });
+        nics
+    };
+    let check = |nics: &[AssignedNic], as_assigned: bool, last: Option<u8>| {
+        let state = network.state(vm(1), nics).expect("an answer");
+        let address = last.map(|last| Ipv4Addr::new(10, 77, 0, last));
+        assert_eq!((state.as_assigned, state.virtual_address), (as_assigned, address));
+    };
+    check(nics, true, None);
+    check(&with(9, 1, false), false, None);
+    network.ensure(vm(1), &with(9, 1, false)).expect("let it through");
+    check(&with(9, 1, false), true, Some(9));
+    // How it is to be told is nothing to taps.
+    check(&with(9, 2, true), true, Some(9));
+    check(&with(8, 1, false), false, Some(9));
+    check(nics, false, Some(9));
+    for _ in 0..2 {
+        network.announce(&with(9, 1, false)).expect("tell the network");
+    }
+    network.ensure(vm(1), nics).expect("let it through no more");
+    check(nics, true, None);
+    let mut elsewhere = with(9, 1, false);
+    elsewhere[0].bridge = "no-such-bridge".to_owned();
+    refused(network.announce(&elsewhere));
 }
 
 fn records_are_whole(bed: &Bed<'_>) {

@@ -14,6 +14,7 @@ use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{Observed, ObservedVm, ObservedVolume, VmPhase, VolumePhase};
 use lightbyte_api::records::Epoch;
 use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Span, Timestamp, Uid, VmId, VolumeId};
+use lightbyte_plan::agent::address;
 use lightbyte_plan::agent::health::Outcome;
 use lightbyte_plan::agent::proxy::Answer;
 use lightbyte_plan::agent::{
@@ -63,6 +64,7 @@ pub(crate) fn assigned_vm(sequence: u64, wanted: WantedVm, restarts_asked: u64) 
         ipv6: None,
         firewall: None,
         ports: Vec::new(),
+        virtual_address: None,
     };
     AssignedVm {
         sequence,
@@ -330,6 +332,10 @@ impl Bench {
                 self.trace.push(format!("{}: {}", object.kind, if told.is_some() { "tell" } else { "ask" }));
                 Effect::Answered(hands::ask_proxy(&self.drivers, vm_id(), told.as_ref()))
             }
+            Action::Address(errand) => {
+                self.trace.push(format!("{}: tell {errand:?}", object.kind));
+                Effect::Addressed(hands::tell_address(&self.drivers, object, errand))
+            }
             Action::Step(step) => {
                 self.hold_to_the_rules(object, &step);
                 self.trace.push(format!("{}: {}", object.kind, show_step(&step)));
@@ -347,6 +353,7 @@ impl Bench {
         match effect {
             Effect::Reply(reply) => self.agent.reply(object, reply),
             Effect::Checked(outcome) => self.agent.checked(object, outcome, self.now),
+            Effect::Addressed(told) => self.agent.addressed(object, told, self.now),
             Effect::Answered(answer) => self.agent.answered(object, answer, self.now),
             Effect::Step(step, Ok(())) => {
                 self.agent.observed(object, self.facts(object), Some(&step), self.now);
@@ -475,6 +482,7 @@ enum Effect {
     Step(Step, Result<(), String>),
     Checked(Outcome),
     Answered(Answer),
+    Addressed(address::Told),
 }
 
 /// Whether what is saved asks for the machine to stop, for good or to be started again.
@@ -534,6 +542,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             squatters: Vec::new(),
             leases: Vec::new(),
             proxy: None,
+            virtual_address: None,
             problem: None,
         }),
         _ => Observed::Volume(ObservedVolume {

@@ -129,7 +129,7 @@ fn one_report(bench: &mut Bench) -> Report {
     let actions = bench.agent.actions(bench.now);
     let mut reports = actions.into_iter().filter_map(|(_, action)| match action {
         Action::Report(report) => Some(report),
-        Action::Step(_) | Action::Check(_) | Action::Proxy(_) => None,
+        Action::Step(_) | Action::Check(_) | Action::Proxy(_) | Action::Address(_) => None,
     });
     let report = reports.next().expect("a report");
     assert_eq!(reports.next(), None, "one report at a time");

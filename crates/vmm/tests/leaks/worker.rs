@@ -225,7 +225,7 @@ impl Worker {
                 }
             }
             Action::Check(_) => unreachable!("nothing here has a health check"),
-            Action::Proxy(_) => unreachable!("nothing here is a proxy"),
+            Action::Proxy(_) | Action::Address(_) => unreachable!("nothing here is a proxy"),
             Action::Step(step) => {
                 let outcome = hands::perform(&self.drivers, object, &step).map_err(|error| error.chain());
                 self.story.push(format!("{}: {step:?}: {outcome:?}", object.kind));
@@ -300,6 +300,7 @@ fn assigned_vm() -> AssignedVm {
         ipv6: None,
         firewall: None,
         ports: Vec::new(),
+        virtual_address: None,
     };
     AssignedVm {
         sequence: 0,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Serving;
+use crate::assigned::VirtualAddress;
 use crate::name::Name;
 use crate::uid::{Uid, WorkerId};
 
@@ -34,6 +35,28 @@ pub struct Choice {
     pub leaving: Vec<Leaving>,
     /// Every proxy that may have been told something, until its VM is gone.
     pub proxies: Vec<Proxy>,
+    /// Its virtual address, and who has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_address: Option<HeldAddress>,
+}
+
+/// A virtual address, and who has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldAddress {
+    /// The address, which the load balancer has claimed on the network of its proxies.
+    pub address: Ipv4Addr,
+    /// The proxy that is to have it; nobody while it moves, and while no proxy can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Uid>,
+    /// See [`VirtualAddress::turn`](crate::assigned::VirtualAddress::turn).
+    #[serde(default)]
+    pub turn: u64,
+    /// Since when the holder is to leave it, on the leader's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving_since: Option<Timestamp>,
+    /// The proxies that had it and may have it still: their workers have not said otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<Uid>,
 }
 
 /// What proxies do, with those who are in each pool.
@@ -126,6 +149,13 @@ impl Choice {
     pub fn configuration_of(&self, proxy: Uid) -> Option<&Configuration> {
         let tried = self.trial.as_ref().filter(|trial| trial.proxy == proxy).map(|trial| trial.number);
         self.configuration(tried.or(self.accepted)?)
+    }
+
+    /// The virtual address as the card of this proxy is to have it.
+    #[must_use]
+    pub fn virtual_address_of(&self, proxy: Uid) -> Option<VirtualAddress> {
+        let held = self.virtual_address.as_ref().filter(|held| held.holder == Some(proxy))?;
+        Some(VirtualAddress { address: held.address, turn: held.turn, leaving: held.leaving_since.is_some() })
     }
 
     /// Everybody that a proxy may send to, by this choice or an earlier one.

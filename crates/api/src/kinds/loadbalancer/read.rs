@@ -82,6 +82,7 @@ pub(super) const FIELDS: &[Field] = &[
     ("pools[].ejection.longest", "the longest; 30s when left out"),
     ("pools[].ejection.percent_max", "how many of a hundred at once; 50 when left out"),
     ("trusted_peers", "subnets whose word about the client (X-Forwarded-*, PROXY) is believed"),
+    ("virtual_address", "an address of the proxies' network that always leads to one of them: auto, or one such as 10.77.0.40; none when left out"),
     ("drain", "how long a backend that goes may take to finish its requests, up to 1h; 30s when left out"),
 ];
 
@@ -98,6 +99,7 @@ pub(super) fn spec(fields: &mut Reader<'_>) -> Option<Spec> {
         false => fields.list("routes", ROUTES_MAX, route).or(Some(Vec::new())),
     };
     let trusted_peers = fields.or("trusted_peers", Vec::new());
+    let virtual_address = fields.optional("virtual_address");
     let drain = fields.span("drain", Span::from_secs(0)..=DRAIN_MAX, drain_default());
     for (field, example) in [("listeners", "[{port: 80}]"), ("pools", "[{name: web, group: web, port: 80}]")] {
         if !fields.has(field) {
@@ -106,7 +108,7 @@ pub(super) fn spec(fields: &mut Reader<'_>) -> Option<Spec> {
     }
     let serving = Serving { listeners: listeners?, routes: routes?, pools: pools?, trusted_peers };
     check(&serving, fields);
-    Some(Spec { proxies, serving, drain })
+    Some(Spec { proxies, serving, drain, virtual_address })
 }
 
 /// What a proxy would refuse.

@@ -95,7 +95,7 @@ impl Balancer<'_> {
         self.view.object_of(proxy.uid).is_some_and(|object| self.view.living(object).is_some())
     }
 
-    fn is_away(&self, proxy: &Proxy) -> bool {
+    pub(super) fn is_away(&self, proxy: &Proxy) -> bool {
         self.view.alive(proxy.worker).is_none()
     }
 

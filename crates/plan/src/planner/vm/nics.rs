@@ -19,14 +19,14 @@ use lightbyte_api::assigned::{AssignedIpv6, AssignedNic, AssignedVm};
 use lightbyte_api::firewall::{From, Opening, SOURCES_MAX, Wall};
 use lightbyte_api::kinds::loadbalancer::Member;
 use lightbyte_api::kinds::network::{self, Ipv4, Prefix6};
-use lightbyte_api::kinds::vm::{Nic, PlacedNic, Placement};
+use lightbyte_api::kinds::vm::{PlacedNic, Placement};
 use lightbyte_api::observed::{ObservedVm, Squatter};
 use lightbyte_api::records::{AddressClaim, Squatted};
 use lightbyte_api::{Key, Kind, MacAddress, Name, ObjectRef, Spec, WaitingOn};
 
 use super::{Inputs, Vm, placement, unreadable};
 use crate::fronts;
-use crate::planner::network::free_address;
+use crate::planner::network::{free_address, unavailable};
 use crate::transaction::Write;
 use crate::view::View;
 
@@ -52,7 +52,7 @@ pub(super) fn choose(vm: &Vm<'_>) -> Result<Vec<(PlacedNic, AssignedNic)>, Waiti
             Ipv4::Dhcp { .. } => None,
             Ipv4::Pool(_) => {
                 let free = free_address(vm.view, &nic.network, spec, nic.address, &taken);
-                Some(free.ok_or_else(|| no_address(vm.view, nic))?)
+                Some(free.ok_or_else(|| unavailable(vm.view, &nic.network, nic.address))?)
             }
         };
         taken.extend(address.map(|address| (nic.network.clone(), address)));
@@ -103,7 +103,21 @@ fn assigned_nic(spec: &network::Spec, placed: &PlacedNic) -> AssignedNic {
         ipv6: ipv6(spec, placed.address6),
         firewall: None,
         ports: Vec::new(),
+        virtual_address: None,
     }
+}
+
+/// The cards of a VM that was placed with the virtual address that it is to have now; nothing where they have it. With it comes
+/// what that rests on.
+pub(super) fn with_virtual_address(vm: &Vm<'_>, assigned: &AssignedVm) -> Option<(Vec<AssignedNic>, Key)> {
+    let (wanted, rests_on) = fronts::virtual_address(vm.view, vm.object, vm.meta.uid)?;
+    let first = assigned.nics.first()?;
+    if first.virtual_address == wanted {
+        return None;
+    }
+    let mut nics = assigned.nics.clone();
+    nics.first_mut()?.virtual_address = wanted;
+    Some((nics, rests_on))
 }
 
 /// The IPv6 of a card that has this `address`, where it is known.
@@ -182,18 +196,6 @@ fn living<'a>(view: &'a View, network: &Name) -> Result<(AddressClaim, &'a netwo
     }
 }
 
-/// Why a card cannot have an address.
-fn no_address(view: &View, nic: &Nic) -> WaitingOn {
-    let claim = nic.address.and_then(|address| Some((address, view.address_claim(&nic.network, address)?)));
-    let network = nic.network.clone();
-    match claim.and_then(|(address, claim)| Some((address, claim.squatted.clone()?))) {
-        Some((address, Squatted { mac, worker, .. })) => {
-            WaitingOn::Squatted { network, address, mac, worker }
-        }
-        None => WaitingOn::Address { network },
-    }
-}
-
 /// What is to change in a placed VM's cards.
 #[derive(Default)]
 pub(super) struct Change {
@@ -218,8 +220,13 @@ pub(super) fn change(
     change.hindrances.extend(problem);
     let without_pool = |index: usize| placement.nics.get(index).is_some_and(|nic| nic.address.is_none());
     change.hindrances.extend(needs_pool(vm, without_pool));
-    // A card whose address nobody knows can have no wall: it is as it was, and that is told.
     let mut is_changed = false;
+    if let Some((nics, rests_on)) = with_virtual_address(vm, assigned) {
+        cards.1 = nics;
+        change.rests_on.push(rests_on);
+        is_changed = true;
+    }
+    // A card whose address nobody knows can have no wall: it is as it was, and that is told.
     for card in cards.1.iter_mut().filter(|card| card.address.is_some() && card.firewall != wall) {
         card.firewall.clone_from(&wall);
         is_changed = true;
@@ -237,7 +244,8 @@ pub(super) fn change(
             Ok(exchange) => {
                 taken.insert((exchange.placed.network.clone(), exchange.address));
                 let (firewall, ports) = (card.firewall.take(), std::mem::take(&mut card.ports));
-                *card = AssignedNic { firewall, ports, ..exchange.assigned };
+                let virtual_address = card.virtual_address;
+                *card = AssignedNic { firewall, ports, virtual_address, ..exchange.assigned };
                 *placed = exchange.placed;
                 change.writes.extend(exchange.writes);
                 change.rests_on.push(exchange.network);

@@ -150,3 +150,90 @@ fn what_a_proxy_refuses_is_taken_back_and_not_tried_again() {
     later: put decided loadbalancer/lb revision 4, accepted 1 web=[vm/a vm/b], tried 2 web=[vm/a vm/b], vm/a at 10.77.0.2, vm/b at 10.77.0.3, proxy vm/lb-proxy-1 from 1, proxy vm/lb-proxy-2 from 1, vm/lb-proxy-1 tries 4, since 3692 waits: vm/lb-proxy-1 to try what is asked before the others, since 62 waits: vm/lb-proxy-1 to take what it was told last
     ");
 }
+
+const WITH_ADDRESS: &str = r#"asked loadbalancer/lb { "virtual_address": "10.77.0.9", "listeners": [{ "port": 80 }], "pools": [{ "name": "web", "vms": ["a"], "port": 80 }] }"#;
+
+/// A load balancer with two proxies, of which the second has been given its address.
+fn with_address() -> Store {
+    let proxies = format!("{}\n{}", proxy(1, "told=1"), proxy(2, "told=1"));
+    let mut store = world(&format!("rack\n{A}\n{WITH_ADDRESS}\n{GROUP}\n{proxies}"));
+    decide(&mut store, 60);
+    store
+}
+
+/// What of the decision is about the address.
+fn held(store: &mut Store, seconds: i64) -> String {
+    let decided = decide(store, seconds);
+    let parts = decided.lines().flat_map(|line| line.split(", "));
+    let about = parts.filter(|part| part.contains("10.77.0.9") || part.contains("virtual address"));
+    about.collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn a_virtual_address_is_claimed_and_given_to_one_proxy_that_serves() {
+    let proxies = format!("{}\n{}", proxy(1, ""), proxy(2, ""));
+    let mut store = world(&format!("rack\n{A}\n{WITH_ADDRESS}\n{GROUP}\n{proxies}"));
+    assert_snapshot!(held(&mut store, 60), @"claim default 10.77.0.9 for loadbalancer/lb; 10.77.0.9 at nobody turn 0");
+    add(&mut store, &proxy(1, "told=1"));
+    assert_snapshot!(held(&mut store, 61), @"10.77.0.9 at vm/lb-proxy-1 turn 1");
+    assert_snapshot!(next_plan(&mut store, "vm/lb-proxy-1", 61), @"
+    put assigned n1 vm/lb-proxy-1 running sequence 2 generation 1, 1 128MiB, volume/lb-proxy-1-root, demo v1, 10.77.0.6/24 and 10.77.0.9 turn 1 on br0
+    put decided vm/lb-proxy-1 on n1 v1 root=lb-proxy-1-root default=10.77.0.6, since 61 waits: worker `n1` to start it
+    ");
+    assert_snapshot!(next_plan(&mut store, "vm/lb-proxy-2", 61), @"nothing");
+}
+
+#[test]
+fn a_proxy_that_ends_leaves_the_address_first() {
+    let mut store = with_address();
+    next_plan(&mut store, "vm/lb-proxy-2", 60);
+    add(&mut store, &proxy(2, "told=1 virtual=10.77.0.9 sequence=2 seen=2 has=10.77.0.9 deleting"));
+    assert_snapshot!(next_plan(&mut store, "vm/lb-proxy-2", 70), @"put decided vm/lb-proxy-2 on n2 v1 root=lb-proxy-2-root default=10.77.0.7, since 70 waits: the virtual address of loadbalancer/lb to move to another proxy");
+    assert_snapshot!(held(&mut store, 71), @"10.77.0.9 at vm/lb-proxy-2 leaving turn 1");
+    assert_snapshot!(next_plan(&mut store, "vm/lb-proxy-2", 71), @"put assigned n2 vm/lb-proxy-2 running sequence 3 generation 1, 1 128MiB, volume/lb-proxy-2-root, demo v1, 10.77.0.7/24 and 10.77.0.9 turn 1 leaving on br0");
+    assert_snapshot!(held(&mut store, 72), @"");
+    add(
+        &mut store,
+        &proxy(2, "told=1 virtual=10.77.0.9 leaving sequence=3 seen=3 has=10.77.0.9 left deleting"),
+    );
+    assert_snapshot!(held(&mut store, 73), @"10.77.0.9 at nobody turn 1 once at vm/lb-proxy-2; since 73 waits: vm/lb-proxy-2 to give the virtual address up");
+    assert_snapshot!(next_plan(&mut store, "vm/lb-proxy-2", 90), @"
+    put asked volume/lb-proxy-2-root generation 1 64MiB of demo v1 of vm/lb-proxy-2 deleting
+    put assigned n2 vm/lb-proxy-2 removed sequence 4 generation 1, 1 128MiB, volume/lb-proxy-2-root, demo v1, 10.77.0.7/24 on br0
+    put decided vm/lb-proxy-2 on n2 v1 root=lb-proxy-2-root default=10.77.0.7, since 90 waits: worker `n2` to remove it, since 90 waits: its child volume/lb-proxy-2-root to go
+    ");
+    add(&mut store, &proxy(2, "told=1 sequence=4 seen=4 deleting"));
+    assert_snapshot!(held(&mut store, 91), @"10.77.0.9 at vm/lb-proxy-1 turn 2");
+}
+
+#[test]
+fn a_proxy_that_does_not_serve_loses_the_address_and_nobody_has_it_before_its_worker_says_so() {
+    for said in ["told=1 observed=crashed", "told=1 observed=running problem=silent", "observed=running"] {
+        let proxy = |more: &str| proxy(2, &format!("{said} {more}")).replacen("observed=running ", "", 1);
+        let mut store = with_address();
+        add(&mut store, &proxy("virtual=10.77.0.9 sequence=2 seen=2 has=10.77.0.9"));
+        let taken = "10.77.0.9 at nobody turn 1 once at vm/lb-proxy-2";
+        assert!(held(&mut store, 71).starts_with(taken), "{said}");
+        // The worker has it from its leader, and has not done it; then it has.
+        add(&mut store, &proxy("sequence=3 seen=2"));
+        assert_eq!(held(&mut store, 72), "", "{said}");
+        add(&mut store, &proxy("sequence=3 seen=3 has=10.77.0.9"));
+        assert_eq!(held(&mut store, 72), "", "{said}");
+        add(&mut store, &proxy("sequence=3 seen=3"));
+        assert!(held(&mut store, 73).starts_with("10.77.0.9 at vm/lb-proxy-1 turn 2"), "{said}");
+    }
+}
+
+#[test]
+fn the_address_of_a_proxy_whose_worker_is_away_waits_a_while_and_then_for_nobody() {
+    let mut store = with_address();
+    add(&mut store, &proxy(2, "told=1 virtual=10.77.0.9 sequence=2 seen=2 has=10.77.0.9"));
+    add(&mut store, "drop alive/{worker/n2}");
+    assert!(!held(&mut store, 100).contains("nobody"), "it is not known for how long");
+    next_plan(&mut store, "worker/n2", 101);
+    assert_eq!(held(&mut store, 110), "");
+    assert!(held(&mut store, 111).starts_with("10.77.0.9 at vm/lb-proxy-1 turn 2 once at vm/lb-proxy-2"));
+    // When its worker is back and has nothing of it any more, the network is told again.
+    add(&mut store, &format!("worker n2 cpus=4 memory=1GiB\n{}", proxy(2, "told=1 sequence=3 seen=3")));
+    assert_eq!(held(&mut store, 112), "10.77.0.9 at vm/lb-proxy-1 turn 3");
+}

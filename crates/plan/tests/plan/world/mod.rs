@@ -10,6 +10,7 @@
 //! network lan 10.78.0.0/24 pool=2-4 [gateway=10.78.0.1] [deleting]
 //! squatted lan 10.78.0.3                                an address that somebody else has
 //! vm a [walled] [opens=app:web]… [port=8080:80]… [image=demo] [cpus=1] [memory=128MiB] [disk=1GiB] [nic=lan:10.78.0.3]… [nonic] [stopped] [deleting]
+//!      [virtual=10.77.0.9 [leaving]] [has=10.77.0.9 [left]] [turn=1]   a virtual address, assigned and reported
 //!      [checked [unchecked_before] [health=healthy]]         its health is checked by TCP
 //!      [generation=2] [restarts=1] [label=k:v]
 //!      [on=n1 [wanted=removed] [sequence=2] [at_generation=1] [address=10.77.0.2]

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{
-    Arriving, Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source, WantedVm,
-    WantedVolume,
+    Arriving, Assigned, AssignedDisk, AssignedNic, AssignedVm, AssignedVolume, HostObject, Source,
+    VirtualAddress, WantedVm, WantedVolume,
 };
 use lightbyte_api::decided::{Decision, Verdict};
 use lightbyte_api::first_boot::FirstBoot;
@@ -13,8 +13,8 @@ use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::kinds::{image, vm, volume};
 use lightbyte_api::object::{Asked, Meta, Owner};
 use lightbyte_api::observed::{
-    Lease, Observed, ObservedProxy, ObservedVm, ObservedVolume, RefusedTopology, Squatter, VmPhase,
-    VolumePhase,
+    Lease, Observed, ObservedProxy, ObservedVirtualAddress, ObservedVm, ObservedVolume, RefusedTopology,
+    Squatter, VmPhase, VolumePhase,
 };
 use lightbyte_api::records::{AddressClaim, WorkerLedger};
 use lightbyte_api::waiting::{Waiting, WorkerTask};
@@ -172,6 +172,11 @@ fn assign(
         ipv6: None,
         firewall: None,
         ports: Vec::new(),
+        virtual_address: line.get("virtual").map(|address| VirtualAddress {
+            address: address.parse().expect("an address"),
+            turn: line.or("turn", "1"),
+            leaving: line.has("leaving"),
+        }),
     });
     let assigned = AssignedVm {
         sequence: line.or("sequence", "1"),
@@ -227,6 +232,11 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
         squatters: squatters(store, object, line),
         leases: line.get("lease").map(lease).into_iter().collect(),
         proxy: line.get("told").map(|told| proxy(told, line)),
+        virtual_address: line.get("has").map(|address| ObservedVirtualAddress {
+            address: address.parse().expect("an address"),
+            turn: line.or("turn", "1"),
+            left: line.has("left"),
+        }),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
     };
     store

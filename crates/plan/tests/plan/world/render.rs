@@ -318,6 +318,14 @@ fn balancer(names: &Names, choice: &loadbalancer::Choice) -> String {
     if let Some(trial) = &choice.trial {
         text.push_str(&format!(", {} tries {}", names.show(trial.proxy), trial.revision));
     }
+    if let Some(held) = &choice.virtual_address {
+        let holder = held.holder.map_or_else(|| "nobody".to_owned(), |holder| names.show(holder));
+        let leaving = if held.leaving_since.is_some() { " leaving" } else { "" };
+        text.push_str(&format!(", {} at {holder}{leaving} turn {}", held.address, held.turn));
+        if !held.former.is_empty() {
+            text.push_str(&format!(" once at {}", uids(&held.former)));
+        }
+    }
     if let Some(rejected) = &choice.rejected {
         text.push_str(&format!(", rejected: {}", rejected.because));
     }
@@ -349,7 +357,11 @@ impl Show for AssignedVm {
                 let address = nic
                     .address
                     .map_or_else(|| "dhcp".to_owned(), |address| format!("{address}/{}", nic.prefix_length));
-                format!("{address} on {}{}", nic.bridge, rules(nic))
+                let also = nic.virtual_address.map_or_else(String::new, |also| {
+                    let leaving = if also.leaving { " leaving" } else { "" };
+                    format!(" and {} turn {}{leaving}", also.address, also.turn)
+                });
+                format!("{address}{also} on {}{}", nic.bridge, rules(nic))
             })
             .collect();
         let shape = if self.shape > 1 { format!(" shape {}", self.shape) } else { String::new() };

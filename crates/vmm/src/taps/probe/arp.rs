@@ -23,6 +23,13 @@ pub(super) fn probe(from: MacAddress, address: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
+/// An announcement to everybody that `address` is at `mac` (RFC 5227, 3).
+pub(super) fn announcement(mac: MacAddress, address: Ipv4Addr) -> Vec<u8> {
+    let mut frame = probe(mac, address);
+    frame[28..32].copy_from_slice(&address.octets());
+    frame
+}
+
 /// Who says in this frame that the address is theirs, or asks for it in order to have it.
 pub(super) fn claimed_by(frame: &[u8], address: Ipv4Addr) -> Option<MacAddress> {
     let part = |from: usize, to: usize| frame.get(from..to);
@@ -49,6 +56,14 @@ mod tests {
         frame[28..32].copy_from_slice(&sender);
         frame[38..42].copy_from_slice(&target);
         frame
+    }
+
+    #[test]
+    fn an_announcement_says_who_has_the_address() {
+        let frame = announcement(MacAddress::new(OTHER), WANTED);
+        assert_eq!(claimed_by(&frame, WANTED), Some(MacAddress::new(OTHER)));
+        assert_eq!((&frame[..6], &frame[20..22]), (&[0xff; 6][..], &[0, 1][..]), "a request to everybody");
+        assert_eq!(frame[28..32], frame[38..42], "of what the sender has");
     }
 
     #[test]

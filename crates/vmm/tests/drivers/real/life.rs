@@ -124,6 +124,7 @@ impl World {
                 ipv6: None,
                 firewall: None,
                 ports: Vec::new(),
+                virtual_address: None,
             }],
             first_boot: FirstBoot::default(),
             asked_at: Timestamp::UNIX_EPOCH,

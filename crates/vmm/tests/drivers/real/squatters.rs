@@ -40,7 +40,7 @@ fn a_squatter_is_heard_and_nobody_else_is_taken_for_one() {
             let state = taps.state(VM, &nics).expect("an answer");
             assert_eq!(
                 state,
-                TapState { count: 1, as_assigned: true, probed: found.is_empty(), leases: Vec::new() }
+                TapState { count: 1, as_assigned: true, probed: found.is_empty(), ..TapState::default() }
             );
             found
         };
@@ -52,7 +52,7 @@ fn a_squatter_is_heard_and_nobody_else_is_taken_for_one() {
         assert!(taps.state(VM, &again).expect("an answer").probed);
         assert_eq!(
             taps.state(VM, &[nic(VM, OTHER)]).expect("an answer"),
-            TapState { count: 1, as_assigned: false, probed: false, leases: Vec::new() }
+            TapState { count: 1, as_assigned: false, probed: false, ..TapState::default() }
         );
         machine.ip(&format!("addr add {ADDRESS}/24 dev eth0"));
         taps.remove(VM).expect("remove it");

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lightbyte_api::assigned::AssignedNic;
+use lightbyte_api::assigned::{AssignedNic, VirtualAddress};
 use lightbyte_api::{MacAddress, Uid, VmId};
 use lightbyte_vmm::{Network as _, Taps, taps};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -39,6 +39,7 @@ pub(super) fn nic(vm: VmId, address: Ipv4Addr) -> AssignedNic {
         ipv6: None,
         firewall: None,
         ports: Vec::new(),
+        virtual_address: None,
     }
 }
 
@@ -110,6 +111,21 @@ pub(super) fn receive(tap: &File, wait: &Timespec) -> Option<u16> {
         // The host itself says something now and then.
         if let Some([.., high, low]) = frame[..length].strip_suffix(MARK) {
             return Some(u16::from_be_bytes([*high, *low]));
+        }
+    }
+}
+
+/// Where the address is by the next word of ARP about it that comes to `tap`.
+fn announced(tap: &File, address: Ipv4Addr) -> Vec<u8> {
+    loop {
+        let ready = poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(&FRAME_MAX)).expect("wait");
+        assert!(ready > 0, "nothing is said about {address}");
+        let mut frame = vec![0; 65_536];
+        let mut reader = tap;
+        let length = reader.read(&mut frame).expect("read a frame");
+        let frame = &frame[OFFLOAD.len()..length];
+        if frame.get(12..14) == Some(&[8, 6]) && frame.get(28..32) == Some(&address.octets()) {
+            return frame[22..28].to_vec();
         }
     }
 }
@@ -203,6 +219,55 @@ pub(super) fn mac_bytes(mac: MacAddress) -> [u8; 6] {
     let text = mac.to_string();
     let mut pairs = text.split(':').map(|pair| u8::from_str_radix(pair, 16).expect("a hexadecimal pair"));
     std::array::from_fn(|_| pairs.next().expect("six pairs"))
+}
+
+#[test]
+fn a_virtual_address_is_let_through_while_it_is_assigned_and_the_network_is_told() {
+    let name = "real::taps::a_virtual_address_is_let_through_while_it_is_assigned_and_the_network_is_told";
+    in_namespace(name, network_is_possible(), |()| {
+        let driver = Taps::new().expect("make the rules");
+        let address = Ipv4Addr::new(10, 77, 0, 40);
+        let also = |vm: VmId, own: Ipv4Addr| {
+            let virtual_address = Some(VirtualAddress { address, turn: 1, leaving: false });
+            vec![AssignedNic { virtual_address, ..nic(vm, own) }]
+        };
+        driver.ensure(A, &also(A, OWN)).expect("make a tap");
+        driver.ensure(B, &[nic(B, FOREIGN)]).expect("make a tap");
+        let (a, b) = (open(A), open(B));
+        let own = mac_bytes(MacAddress::of_nic(A.uid(), 0));
+        until_ports_forward(&a, &b, &frame(own, &[8, 0], &ipv4(OWN), 1));
+        let gets_out = || {
+            send(&a, &frame(own, &[8, 6], &arp(own, address), 6));
+            send(&a, &frame(own, &[8, 0], &ipv4(address), 7));
+            send(&a, &frame(own, &[8, 0], &ipv4(OWN), 8));
+            let mut heard = Vec::new();
+            while heard.last() != Some(&8) {
+                heard.extend(receive(&b, &FRAME_MAX));
+            }
+            heard
+        };
+        assert_eq!(gets_out(), [6, 7, 8]);
+        // An agent begins: what its taps say still holds.
+        Taps::new().expect("make the rules");
+        assert_eq!(gets_out(), [6, 7, 8]);
+        nft("flush ruleset");
+        driver.ensure(B, &[nic(B, FOREIGN)]).expect("make the rules again");
+        assert_eq!(gets_out(), [6, 7, 8]);
+        driver.ensure(A, &[nic(A, OWN)]).expect("let it through no more");
+        assert_eq!(gets_out(), [8]);
+
+        // The host remembers where the address was, and hears nothing of what it sends itself.
+        let neighbours = || {
+            let output = Command::new("ip").args(["neigh", "show", "dev", "br0"]).output().expect("run ip");
+            String::from_utf8(output.stdout).expect("text")
+        };
+        let entry = ["neigh", "replace", "10.77.0.40", "lladdr", "02:00:00:00:00:09", "dev", "br0"];
+        assert!(Command::new("ip").args(entry).status().expect("run ip").success());
+        assert!(neighbours().contains("10.77.0.40"), "{}", neighbours());
+        driver.announce(&also(A, OWN)).expect("tell the network");
+        assert!(!neighbours().contains("lladdr"), "{}", neighbours());
+        assert_eq!(announced(&b, address), own, "it is at the card that has it");
+    });
 }
 
 #[test]
