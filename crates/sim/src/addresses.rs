@@ -96,19 +96,30 @@ impl Cluster {
         }
     }
 
+    /// Whether somebody on another host answers for a virtual address: all hosts are on one LAN.
+    fn somebody_else_has(&self, index: usize, wanted: Option<VirtualAddress>) -> bool {
+        let Some(VirtualAddress { address, .. }) = wanted else { return false };
+        let mut others = self.workers.iter().enumerate().filter(|(other, _)| *other != index);
+        let answers = |worker: &Worker| {
+            worker.host.running().into_iter().any(|vm| let_through(worker, vm) == Some(address))
+        };
+        self.squatters.contains_key(&address) || others.any(|(_, worker)| answers(worker))
+    }
+
     /// A guest is told of its virtual address.
-    pub(crate) fn tell_address(&mut self, index: usize, object: HostObject, wanted: Option<VirtualAddress>) {
+    pub(crate) fn tell_address(&mut self, index: usize, object: HostObject, errand: address::Errand) {
         let now = self.now();
         let runs = self.workers[index].host.running().contains(&VmId::new(object.uid));
-        let told = if !runs || (self.faults && self.rng.once_in(6)) {
+        let told = if errand.ask && self.somebody_else_has(index, errand.wanted) {
+            self.counts.add("virtual address yielded");
+            address::Told::Taken
+        } else if !runs || (self.faults && self.rng.once_in(6)) {
             address::Told::Failed("it does not answer".to_owned())
         } else {
             self.counts.add("virtual address told");
             address::Told::Done { left: !self.faults || self.rng.once_in(3) }
         };
-        self.tell(|| {
-            format!("the guest of {} on n{} is told of {wanted:?}: {told:?}", object.uid, index + 1)
-        });
+        self.tell(|| format!("the guest of {} on n{} is told {errand:?}: {told:?}", object.uid, index + 1));
         if let Some(agent) = self.workers[index].agent_mut() {
             agent.addressed(object, told, now);
         }
@@ -173,7 +184,7 @@ pub(crate) fn check_goal(
 }
 
 /// While `lost` is away for long its address is at a proxy elsewhere, if any serves there.
-pub(crate) fn check_taken_over(view: &View, lost: WorkerId) -> Checked {
+pub(crate) fn check_taken_over(view: &View, lost: WorkerId, workers: &[Worker]) -> Checked {
     for balancer in view.objects_of(Kind::LoadBalancer) {
         let Some(held) = held(view, balancer) else { continue };
         let worker_of = |uid| Some(placement(view, view.object_of(uid)?)?.worker);
@@ -190,6 +201,13 @@ pub(crate) fn check_taken_over(view: &View, lost: WorkerId) -> Checked {
         };
         let others = proxies.iter().filter(|proxy| proxy.worker != lost && serves(proxy.uid).is_some());
         let is_at_lost = held.holder.and_then(worker_of) == Some(lost);
+        let has_it = |worker: &Worker| {
+            worker.host.running().into_iter().any(|vm| let_through(worker, vm) == Some(held.address))
+        };
+        let is_kept = workers.iter().any(|worker| worker.id == lost && has_it(worker));
+        if is_kept && workers.iter().any(|worker| worker.id != lost && has_it(worker)) {
+            return violated("rule 6", format!("{balancer} is at a worker that is cut off too: {held:?}"));
+        }
         if is_at_lost && others.count() > 0 {
             let what =
                 format!("{balancer} is still at a worker that is lost: {held:?}, {}", told(view, balancer));

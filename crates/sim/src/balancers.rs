@@ -151,7 +151,7 @@ impl Cluster {
     pub(crate) fn take_errand(&mut self, index: usize) {
         match self.workers[index].front.errands.pop_front() {
             Some((object, Errand::Proxy(wanted))) => self.tell_proxy(index, object, wanted.as_ref()),
-            Some((object, Errand::Address(errand))) => self.tell_address(index, object, errand.wanted),
+            Some((object, Errand::Address(errand))) => self.tell_address(index, object, errand),
             None => {}
         }
     }

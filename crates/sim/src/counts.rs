@@ -111,6 +111,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "wait: trial",
     "wait: trial failed",
     "virtual address told",
+    "virtual address yielded",
     "wait: virtual address",
     "wait: address left",
     "wait: unreadable",

@@ -178,7 +178,7 @@ impl Cluster {
         for group in self.oracle.truth().objects_of(Kind::ScaleGroup) {
             check_group(self.oracle.truth(), group, Some(worker))?;
         }
-        crate::addresses::check_taken_over(self.oracle.truth(), worker)?;
+        crate::addresses::check_taken_over(self.oracle.truth(), worker, &self.workers)?;
         Ok(())
     }
 }

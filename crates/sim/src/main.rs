@@ -44,7 +44,7 @@ const FORECAST_IN_EVERY: u64 = 4;
 /// One in so many seeds ends with right and wrong specifications, in a cluster of its own.
 const SPECS_IN_EVERY: u64 = 16;
 /// From this many seeds on, everything that can happen must have happened.
-const SEEDS_FOR_COVERAGE: u64 = 200;
+const SEEDS_FOR_COVERAGE: u64 = 2_000;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -470,6 +470,9 @@ impl Cluster {
             .lease
             .is_some_and(|lease| self.core.lease_keep_alive(lease, store_now).is_ok());
         if renewed {
+            if let Some(agent) = &mut self.workers[index].agent {
+                agent.acknowledged(now);
+            }
             return Ok(());
         }
         let Ok(outcome) = request::begin_life(&view, id, &said.boot_id, now) else { return Ok(()) };

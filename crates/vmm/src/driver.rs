@@ -280,6 +280,12 @@ pub trait Network: Send + Sync {
     /// When a bridge is missing, or nothing can be sent there.
     fn announce(&self, nics: &[AssignedNic]) -> Result<(), DriverError>;
 
+    /// Whether somebody else on the networks of `nics` has one of their virtual addresses. Takes at most a quarter of a second.
+    ///
+    /// # Errors
+    /// As [`Network::announce`].
+    fn is_taken(&self, nics: &[AssignedNic]) -> Result<bool, DriverError>;
+
     /// What there is of the VM's taps, compared with `nics`. Of a virtual address only the address is compared.
     ///
     /// # Errors

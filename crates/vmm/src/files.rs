@@ -428,6 +428,7 @@ pub(crate) mod tests {
             started_shape: 0,
             off: false,
             squatted: None,
+            address_yielded: 0,
             created: true,
         }
     }

@@ -43,10 +43,12 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
         | Step::GrowDisk { .. }
         | Step::FetchDisk => {
             let saved = drivers.records.load(object)?;
+            if *step == Step::EnsureTaps
+                && let Some(saved) = &saved
+            {
+                return drivers.network.ensure(vm, &saved.nics());
+            }
             match (step, saved.map(|saved| saved.assigned)) {
-                (Step::EnsureTaps, Some(Assigned::Vm(assigned))) => {
-                    drivers.network.ensure(vm, &assigned.nics)
-                }
                 (Step::Start, Some(Assigned::Vm(assigned))) => drivers.vmm.ensure(vm, &assigned),
                 (Step::CreateDisk { written_by }, Some(Assigned::Volume(assigned))) => {
                     create_disk(drivers, volume, &assigned, written_by)
@@ -80,18 +82,24 @@ pub fn ask_proxy(drivers: &Drivers, vm: VmId, told: Option<&Told>) -> Answer {
 #[must_use]
 pub fn tell_address(drivers: &Drivers, object: HostObject, errand: address::Errand) -> address::Told {
     let vm = VmId::new(object.uid);
-    let told = ask::tell_address(drivers.guest.as_ref(), vm, errand.wanted).and_then(|left| {
-        if errand.announce
-            && let Some(Saved { assigned: Assigned::Vm(assigned), .. }) = drivers.records.load(object)?
-        {
-            drivers.network.announce(&assigned.nics)?;
-        }
-        Ok(left)
-    });
-    match told {
-        Ok(left) => address::Told::Done { left },
-        Err(error) => address::Told::Failed(error.chain()),
+    tell_of_address(drivers, object, vm, errand).unwrap_or_else(|error| address::Told::Failed(error.chain()))
+}
+
+fn tell_of_address(
+    drivers: &Drivers,
+    object: HostObject,
+    vm: VmId,
+    errand: address::Errand,
+) -> Result<address::Told, DriverError> {
+    let nics = drivers.records.load(object)?.map(|saved| saved.nics()).unwrap_or_default();
+    if errand.ask && drivers.network.is_taken(&nics)? {
+        return Ok(address::Told::Taken);
     }
+    let left = ask::tell_address(drivers.guest.as_ref(), vm, errand.wanted)?;
+    if errand.announce {
+        drivers.network.announce(&nics)?;
+    }
+    Ok(address::Told::Done { left })
 }
 
 fn nothing_saved() -> Result<(), DriverError> {
@@ -102,7 +110,7 @@ fn nothing_saved() -> Result<(), DriverError> {
 /// with the taps, by their driver.
 fn probe(drivers: &Drivers, object: HostObject, saved: Saved) -> Result<(), DriverError> {
     let Assigned::Vm(assigned) = &saved.assigned else { return nothing_saved() };
-    let squatters = drivers.network.probe(VmId::new(object.uid), &assigned.nics)?;
+    let squatters = drivers.network.probe(VmId::new(object.uid), &saved.nics())?;
     if squatters.is_empty() {
         return Ok(());
     }
@@ -151,12 +159,9 @@ pub fn facts(drivers: &Drivers, object: HostObject) -> Result<Facts, DriverError
     match object.kind {
         Kind::Vm => {
             let vm = VmId::new(object.uid);
-            let nics = match saved.as_ref().map(|saved| &saved.assigned) {
-                Some(Assigned::Vm(assigned)) => assigned.nics.as_slice(),
-                _ => &[],
-            };
+            let nics = saved.as_ref().map(Saved::nics).unwrap_or_default();
             let TapState { count, as_assigned, probed, leases, virtual_address } =
-                drivers.network.state(vm, nics)?;
+                drivers.network.state(vm, &nics)?;
             let vmm = drivers.vmm.state(vm)?;
             let taps = count > 0;
             let parts_missing = parts_missing(drivers, saved.as_ref().map(|saved| &saved.assigned))?;

@@ -173,15 +173,7 @@ impl Network for Taps {
     fn probe(&self, vm: VmId, nics: &[AssignedNic]) -> Result<Vec<Squatter>, DriverError> {
         let links = links()?;
         let named = |name: &str| links.iter().find(|link| link.name == name);
-        let on_bridge = |nic: &AssignedNic| {
-            let bridge = named(&nic.bridge)
-                .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))?;
-            if !bridge.is_up {
-                return Err(DriverError::Refused(format!("bridge `{}` is down", nic.bridge)));
-            }
-            let from = bridge.mac.unwrap_or(MacAddress::new([0; 6]));
-            Ok((bridge.index, from))
-        };
+        let on_bridge = |nic: &AssignedNic| on_bridge(&links, nic);
         let mut questions = Vec::new();
         let mut cards = Vec::new();
         for (card, nic) in (0..).zip(nics) {
@@ -208,6 +200,18 @@ impl Network for Taps {
             marked.map_err(system("note that nobody has the VM's addresses"))?;
         }
         Ok(squatters)
+    }
+
+    fn is_taken(&self, nics: &[AssignedNic]) -> Result<bool, DriverError> {
+        let links = links()?;
+        let mut questions = Vec::new();
+        for nic in nics {
+            let Some(VirtualAddress { address, .. }) = nic.virtual_address else { continue };
+            let (bridge, from) = on_bridge(&links, nic)?;
+            questions.push(Question { bridge, from, own: nic.mac, address: address.into() });
+        }
+        let answers = probe::ask(&questions).map_err(system("ask who has the virtual address"))?;
+        Ok(answers.iter().any(Option::is_some))
     }
 
     fn announce(&self, nics: &[AssignedNic]) -> Result<(), DriverError> {
@@ -281,6 +285,18 @@ pub(crate) fn give(tap: &OwnedFd, uid: u32) -> io::Result<()> {
 
 fn links() -> Result<Vec<Link>, DriverError> {
     Netlink::open().and_then(|mut netlink| netlink.links()).map_err(system("list network interfaces"))
+}
+
+/// The index and the hardware address of a card's bridge, which is up.
+fn on_bridge(links: &[Link], nic: &AssignedNic) -> Result<(u32, MacAddress), DriverError> {
+    let bridge = links
+        .iter()
+        .find(|link| link.name == nic.bridge)
+        .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))?;
+    if !bridge.is_up {
+        return Err(DriverError::Refused(format!("bridge `{}` is down", nic.bridge)));
+    }
+    Ok((bridge.index, bridge.mac.unwrap_or(MacAddress::new([0; 6]))))
 }
 
 fn vm_of(link: &Link) -> Option<VmId> {

@@ -83,9 +83,10 @@ pub async fn run(config: Config, drivers: Drivers, shutdown: impl Future<Output 
         tasks.spawn(guests::serve(drivers.clone(), parts::router(store.clone()), listener));
     }
     let (caught_up, is_caught_up) = tokio::sync::watch::channel(false);
-    tasks.spawn(life::keep_alive(worker, said, client.clone(), is_caught_up));
+    let (acknowledges, acknowledged) = tokio::sync::watch::channel(None);
+    tasks.spawn(life::keep_alive(worker, said, client.clone(), is_caught_up, acknowledges));
     // Dropping the tasks ends them.
-    let shell = shell::Shell::begin(worker, client, drivers, store, caught_up, saying)?;
+    let shell = shell::Shell::begin(worker, client, drivers, store, caught_up, acknowledged, saying)?;
     let outcome = shell.run(shutdown).await;
     drop(tasks);
     outcome

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lightbyte_api::WorkerId;
 use lightbyte_api::observed::ObservedWorker;
 use lightbyte_api::wire::{Heartbeat, HeartbeatAnswer};
+use lightbyte_api::{Timestamp, WorkerId};
 use lightbyte_link::{Client, ClientError};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -27,6 +27,7 @@ pub(crate) async fn keep_alive(
     mut said: watch::Receiver<ObservedWorker>,
     client: Client,
     mut caught_up: watch::Receiver<bool>,
+    acknowledged: watch::Sender<Option<Timestamp>>,
 ) {
     loop {
         let now = said.borrow_and_update().clone();
@@ -34,7 +35,7 @@ pub(crate) async fn keep_alive(
         // Its sender lives as long as the agent, which ends this task.
         let _ = timeout(CATCH_UP_WITHIN, caught_up.wait_for(|caught_up| *caught_up)).await;
         tokio::select! {
-            () = beat_while_known(worker, &now.boot_id, &client) => {}
+            () = beat_while_known(worker, &now.boot_id, &client, &acknowledged) => {}
             // What it says of itself is another now. A worker that can say nothing new goes on beating.
             () = changed(&mut said) => {}
         }
@@ -70,14 +71,21 @@ async fn register(worker: WorkerId, said: &ObservedWorker, client: &Client) {
 }
 
 /// Beats until a server says that it does not know this worker.
-async fn beat_while_known(worker: WorkerId, boot_id: &str, client: &Client) {
+async fn beat_while_known(
+    worker: WorkerId,
+    boot_id: &str,
+    client: &Client,
+    acknowledged: &watch::Sender<Option<Timestamp>>,
+) {
     let path = format!("/v1/workers/{worker}/heartbeat");
     let heartbeat = Heartbeat { boot_id: boot_id.to_owned() };
     let client = client.within(BEAT_WITHIN);
     let mut failing = false;
     loop {
+        let sent_at = Timestamp::now();
         let pause = match client.post::<_, HeartbeatAnswer>(&path, &heartbeat).await {
             Ok(answer) => {
+                acknowledged.send_replace(Some(sent_at));
                 if std::mem::take(&mut failing) {
                     tracing::info!("heartbeats are acknowledged again");
                 }

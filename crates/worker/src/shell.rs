@@ -67,6 +67,8 @@ pub(crate) struct Shell {
     disk_steps: Arc<Semaphore>,
     checks: Arc<Semaphore>,
     caught_up: watch::Sender<bool>,
+    /// When the last heartbeat was sent that was acknowledged.
+    acknowledged: watch::Receiver<Option<Timestamp>>,
     fetches: Option<Fetches>,
     /// What this worker says of itself.
     said: watch::Sender<ObservedWorker>,
@@ -80,6 +82,7 @@ impl Shell {
         drivers: Drivers,
         store: Option<Arc<parts::Store>>,
         caught_up: watch::Sender<bool>,
+        acknowledged: watch::Receiver<Option<Timestamp>>,
         said: watch::Sender<ObservedWorker>,
     ) -> Result<Shell> {
         let (sender, messages) = mpsc::channel(MESSAGES_MAX);
@@ -110,6 +113,7 @@ impl Shell {
             disk_steps,
             checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE_MAX)),
             caught_up,
+            acknowledged,
             fetches: store.map(Fetches::new),
             said,
         })
@@ -143,6 +147,8 @@ impl Shell {
 
     /// Sets off everything that the agent wants to be done now.
     fn carry_out(&mut self) {
+        let acknowledged_at = *self.acknowledged.borrow();
+        acknowledged_at.into_iter().for_each(|at| self.agent.acknowledged(at));
         for (object, action) in self.agent.actions(now()) {
             match action {
                 Action::Report(report) => self.send(object, report),
@@ -264,6 +270,7 @@ impl Shell {
             let told =
                 told.unwrap_or_else(|panic| address::Told::Failed(format!("the driver failed: {panic}")));
             match &told {
+                address::Told::Taken => tracing::warn!("{name}: somebody else has its virtual address"),
                 address::Told::Failed(problem) => tracing::debug!("{name}: its virtual address: {problem}"),
                 address::Told::Done { left } => tracing::debug!("{name}: told {errand:?}, left: {left}"),
             }

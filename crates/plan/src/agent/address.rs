@@ -7,6 +7,9 @@
 //!   not assigned ──> its tap lets nothing through ──> reported: somebody else may have it
 //! ```
 //!
+//! While no heartbeat is acknowledged the network is asked from time to time who else has it. If somebody has, it is given up in favour
+//! of whom a leader may have given it to: that is saved, and so lasts until it comes again in a later turn.
+//!
 //! What counts is the tap: a guest that still has the address sends nothing from it.
 
 use std::net::Ipv4Addr;
@@ -35,6 +38,8 @@ const SILENT_TIMES: u32 = 2;
 pub struct Errand {
     /// The address that it has; none if it is to have none.
     pub wanted: Option<VirtualAddress>,
+    /// Whether the network is asked first who else has it: the store cannot be reached, so it may have been given to another.
+    pub ask: bool,
     /// Whether the network is told then.
     pub announce: bool,
 }
@@ -47,6 +52,8 @@ pub enum Told {
         /// It was to leave the address, and nothing is open to it any more.
         left: bool,
     },
+    /// Somebody else on the network has the address.
+    Taken,
     /// It did not answer, or the network could not be told.
     Failed(String),
 }
@@ -62,6 +69,8 @@ pub(super) struct Address {
     due: Option<Timestamp>,
     /// When the network was told last.
     announced_at: Option<Timestamp>,
+    /// The turn in which somebody else was found to have it.
+    taken_turn: Option<u64>,
     failures: u32,
     problem: Option<String>,
 }
@@ -74,13 +83,19 @@ impl Address {
     }
 
     /// What to tell a guest that is to have `wanted` now.
-    pub(super) fn errand(&mut self, wanted: Option<VirtualAddress>, now: Timestamp) -> Option<Errand> {
+    pub(super) fn errand(
+        &mut self,
+        wanted: Option<VirtualAddress>,
+        cut_off: bool,
+        now: Timestamp,
+    ) -> Option<Errand> {
         if self.next_wake(wanted).is_none_or(|at| now < at) {
             return None;
         }
         let is_told = self.announced_at.is_some_and(|at| now < later(at, ANNOUNCED_PERIOD));
         let stays = wanted.is_some_and(|wanted| !wanted.leaving);
-        let errand = Errand { wanted, announce: stays && (self.said != wanted || !is_told) };
+        let ask = cut_off && wanted.is_some();
+        let errand = Errand { wanted, ask, announce: stays && (self.said != wanted || !is_told) };
         self.errand = Some(Some(errand));
         Some(errand)
     }
@@ -90,8 +105,9 @@ impl Address {
         if self.errand.is_some() || (wanted.is_none() && self.said.is_none()) {
             return None;
         }
+        let is_taken = wanted.is_some_and(|wanted| self.taken_turn == Some(wanted.turn));
         match self.failures {
-            0 if self.said != wanted => Some(Timestamp::MIN),
+            0 if self.said != wanted && !is_taken => Some(Timestamp::MIN),
             _ => Some(self.due.unwrap_or(Timestamp::MIN)),
         }
     }
@@ -107,6 +123,10 @@ impl Address {
                 self.announced_at = if errand.announce { Some(now) } else { self.announced_at };
                 let period = if is_leaving && !self.left { LEAVING_PERIOD } else { TOLD_PERIOD };
                 self.due = Some(later(now, period));
+            }
+            Told::Taken => {
+                self.taken_turn = errand.wanted.map(|wanted| wanted.turn);
+                self.due = Some(later(now, TOLD_PERIOD));
             }
             Told::Failed(problem) => {
                 let factor = 1_u64.checked_shl(self.failures).unwrap_or(u64::MAX);
@@ -130,6 +150,11 @@ impl Address {
                 .filter(|earlier| earlier.address == let_through)
                 .unwrap_or(ObservedVirtualAddress { address: let_through, turn: 0, left: false }),
         }
+    }
+
+    /// The turn in which somebody else was found to have it.
+    pub(super) const fn taken_turn(&self) -> Option<u64> {
+        self.taken_turn
     }
 
     /// What hinders it, once that lasts.
@@ -161,7 +186,7 @@ mod tests {
         wanted: Option<VirtualAddress>,
         millis: i64,
     ) -> Option<(Option<u64>, bool)> {
-        let errand = held.errand(wanted, at(millis))?;
+        let errand = held.errand(wanted, false, at(millis))?;
         Some((errand.wanted.map(|wanted| wanted.turn), errand.announce))
     }
 
@@ -184,6 +209,25 @@ mod tests {
             held.take(Told::Done { left: false }, at(millis));
         }
         assert_eq!(errand(&mut held, address(2, false), 12_001), Some((Some(2), true)), "a new turn at once");
+    }
+
+    #[test]
+    fn who_is_cut_off_asks_the_network_and_gives_way() {
+        let mut held = Address::default();
+        let mut asks = |cut_off: bool, millis: i64, told: Told| {
+            let errand = held.errand(address(4, false), cut_off, at(millis)).expect("is due");
+            held.take(told, at(millis));
+            (errand.ask, held.taken_turn())
+        };
+        let done = Told::Done { left: false };
+        assert_eq!(asks(false, 0, done.clone()), (false, None));
+        assert_eq!(asks(true, 2_000, done), (true, None));
+        assert_eq!(asks(true, 4_000, Told::Taken), (true, Some(4)));
+        assert_eq!(held.errand(address(4, false), true, at(4_000)), None, "that was told");
+        let mut held = Address::default();
+        assert!(held.errand(address(1, false), true, at(0)).is_some_and(|errand| errand.ask));
+        held.take(Told::Taken, at(0));
+        assert_eq!(held.errand(address(1, false), true, at(0)), None, "also of one that never had it");
     }
 
     #[test]

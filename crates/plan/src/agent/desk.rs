@@ -372,6 +372,7 @@ impl Desk {
         self.lost = around.lost;
         self.used = !around.used_by.is_empty();
         self.part_problem.clone_from(&around.part_problem);
+        let cut_off = around.cut_off;
         // The step first: when nothing is left to do, the report says so.
         let step = self.step(around, now).map(Action::Step);
         let report = self.report(now).map(Action::Report);
@@ -379,14 +380,15 @@ impl Desk {
         let is_up = self.is_up();
         let proxy = is_up.then(|| self.proxy.errand(now)).flatten().map(Action::Proxy);
         let address = self.virtual_address();
-        let address = is_up.then(|| self.address.errand(address, now)).flatten().map(Action::Address);
+        let address =
+            is_up.then(|| self.address.errand(address, cut_off, now)).flatten().map(Action::Address);
         report.into_iter().chain(step).chain(check).chain(proxy).chain(address).collect()
     }
 
     /// The virtual address that its guest is to have: assigned, and let through.
     fn virtual_address(&self) -> Option<VirtualAddress> {
-        let assigned = vm::virtual_address(self.saved_vm()?)?;
-        Some(assigned).filter(|assigned| self.facts.virtual_address == Some(assigned.address))
+        let wanted = self.facts.saved.as_ref()?.virtual_address()?;
+        Some(wanted).filter(|wanted| self.facts.virtual_address == Some(wanted.address))
     }
 
     fn check(&mut self, now: Timestamp) -> Option<HealthCheck> {
@@ -509,7 +511,7 @@ impl Desk {
     }
 
     fn next_step(&self, around: Around, now: Timestamp) -> Next {
-        if let Some(save) = self.accept() {
+        if let Some(save) = self.accept().or_else(|| self.yielded()) {
             return Next::Do(Step::Save(save));
         }
         match &self.facts.saved {
@@ -540,6 +542,7 @@ impl Desk {
                 started_shape: self.next_shape(&wish.value, 0),
                 off: false,
                 squatted: None,
+                address_yielded: 0,
                 // What was reported as made was made, whatever has become of the record: it is lost, and not made again.
                 created: was_made(self.reported.stored()),
             };
@@ -553,6 +556,12 @@ impl Desk {
             created: saved.created || volume::is_arriving(&saved.assigned),
             ..saved.clone()
         })
+    }
+
+    /// That the virtual address is somebody else's: noted before it is given up.
+    fn yielded(&self) -> Option<Saved> {
+        let (saved, turn) = (self.facts.saved.as_ref()?, self.address.taken_turn()?);
+        (saved.address_yielded < turn).then(|| Saved { address_yielded: turn, ..saved.clone() })
     }
 
     /// The shape that is noted with a new assignment: where nothing runs, what is started next is what is accepted; a machine

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use lightbyte_api::assigned::Assigned;
+use lightbyte_api::assigned::{Assigned, AssignedNic, VirtualAddress};
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::observed::{BootTimes, Lease};
 use lightbyte_api::{ByteSize, Timestamp, VmId};
@@ -90,12 +90,31 @@ pub struct Saved {
     /// Who had an address of the VM when it was about to start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub squatted: Option<Squatted>,
+    /// The turn of a virtual address that it gave up by itself; see `ObservedVm::address_yielded`.
+    #[serde(default)]
+    pub address_yielded: u64,
     /// Whether the volume's file was made. From then on it must exist.
     #[serde(default)]
     pub created: bool,
 }
 
 impl Saved {
+    /// A VM's cards as they are to be: as assigned, without a virtual address that it gave up by itself.
+    #[must_use]
+    pub fn nics(&self) -> Vec<AssignedNic> {
+        let Assigned::Vm(assigned) = &self.assigned else { return Vec::new() };
+        let kept = |nic: &AssignedNic| nic.virtual_address.filter(|has| has.turn > self.address_yielded);
+        let as_kept = |nic: &AssignedNic| AssignedNic { virtual_address: kept(nic), ..nic.clone() };
+        assigned.nics.iter().map(as_kept).collect()
+    }
+
+    /// The virtual address that a VM is to have.
+    #[must_use]
+    pub fn virtual_address(&self) -> Option<VirtualAddress> {
+        let Assigned::Vm(assigned) = &self.assigned else { return None };
+        assigned.nics.first()?.virtual_address.filter(|has| has.turn > self.address_yielded)
+    }
+
     /// An assignment that nothing has come of yet.
     #[must_use]
     pub const fn of(assigned: Assigned) -> Saved {
@@ -106,6 +125,7 @@ impl Saved {
             started_shape: 0,
             off: false,
             squatted: None,
+            address_yielded: 0,
             created: false,
         }
     }
@@ -128,6 +148,8 @@ pub struct Around {
     pub part_problem: Option<String>,
     /// The machines that may be writing to the disk that this volume is made from.
     pub source_written_by: Vec<VmId>,
+    /// No heartbeat was acknowledged for a while.
+    pub cut_off: bool,
 }
 
 /// How a guest says that it ends its machine. It may lie, and one that crashes says nothing.

@@ -32,13 +32,18 @@ use std::collections::BTreeMap;
 use lightbyte_api::assigned::{Assigned, HostObject, Source};
 use lightbyte_api::observed::{ORPHANS_REPORTED_MAX, Observed, Orphan};
 use lightbyte_api::records::Epoch;
-use lightbyte_api::{Kind, Timestamp, VmId, VolumeId};
+use lightbyte_api::{Kind, Span, Timestamp, VmId, VolumeId};
 use serde::{Deserialize, Serialize};
+
+use crate::planner::later;
 
 pub use desk::Desk;
 pub use facts::{Facts, Fetched, Leaving, Saved, VmmState};
 pub use proxy::Told;
 pub use step::{Action, Reply, Report, Step};
+
+/// How long no heartbeat of an agent was acknowledged that counts as cut off. A server of its own host may still speak to it.
+pub const CUT_OFF_AFTER: Span = Span::from_secs(10);
 
 /// How many disks are looked at that are each made from the next.
 const SOURCES_MAX: usize = 64;
@@ -144,6 +149,8 @@ pub struct Agent {
     /// The newest revision that a report of this worker made.
     written: u64,
     desks: BTreeMap<HostObject, Desk>,
+    /// When a heartbeat was acknowledged last.
+    acknowledged_at: Option<Timestamp>,
     /// What hinders fetches of parts, by their checksums.
     part_problems: BTreeMap<String, String>,
 }
@@ -208,6 +215,11 @@ impl Agent {
         }
         self.desks.retain(|_, desk| !desk.is_empty());
         Ok(())
+    }
+
+    /// A heartbeat was acknowledged: the store has been reached, and this worker counts as alive.
+    pub const fn acknowledged(&mut self, at: Timestamp) {
+        self.acknowledged_at = Some(at);
     }
 
     /// The newest revision that this worker knows to exist.
@@ -346,7 +358,8 @@ impl Agent {
 
     /// The same for one object: for who knows that nothing has happened to the others.
     pub fn actions_of(&mut self, object: HostObject, now: Timestamp) -> Vec<Action> {
-        let around = self.around(object);
+        let is_known = self.acknowledged_at.is_some_and(|at| now < later(at, CUT_OFF_AFTER));
+        let around = facts::Around { cut_off: !is_known, ..self.around(object) };
         self.desks.get_mut(&object).map(|desk| desk.actions(around, now)).unwrap_or_default()
     }
 
@@ -394,6 +407,7 @@ impl Agent {
             source_present: source.is_none_or(|source| is(source, volume::is_readable)),
             part_problem: self.part_problem(object),
             source_written_by: source.map(|source| self.users(source, Machines::Writers)).unwrap_or_default(),
+            cut_off: false,
         }
     }
 

@@ -12,7 +12,7 @@
 //! ```
 
 use lightbyte_api::Timestamp;
-use lightbyte_api::assigned::{AssignedVm, VirtualAddress, WantedVm};
+use lightbyte_api::assigned::{AssignedVm, WantedVm};
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{BootTimes, Observed, ObservedVm, VmPhase};
 use lightbyte_api::units::Span;
@@ -56,7 +56,7 @@ pub struct Situation<'a> {
 #[must_use]
 pub fn next_step(situation: &Situation<'_>) -> Next {
     let has = situation.facts.virtual_address;
-    let wanted = virtual_address(situation.assigned).map(|wanted| wanted.address);
+    let wanted = situation.saved.virtual_address().map(|wanted| wanted.address);
     match situation.assigned.wanted {
         // Somebody waits for it, so it goes before anything else is done.
         WantedVm::Running | WantedVm::Stopped if has.is_some() && has != wanted => Next::Do(Step::EnsureTaps),
@@ -67,11 +67,6 @@ pub fn next_step(situation: &Situation<'_>) -> Next {
         }
         WantedVm::Running => run(situation),
     }
-}
-
-/// The virtual address that is assigned to a VM.
-pub(super) fn virtual_address(assigned: &AssignedVm) -> Option<VirtualAddress> {
-    assigned.nics.first()?.virtual_address
 }
 
 fn run(situation: &Situation<'_>) -> Next {
@@ -308,6 +303,7 @@ pub(super) const fn claim(assigned: &AssignedVm, shape: u64, now: Timestamp) -> 
         leases: Vec::new(),
         proxy: None,
         virtual_address: None,
+        address_yielded: 0,
         problem: None,
     }
 }
@@ -354,6 +350,7 @@ pub(super) fn report(
         problem: problem.or_else(|| without_lease(assigned, facts).filter(|_| phase == VmPhase::Running)),
         proxy: None,
         virtual_address: None,
+        address_yielded: saved.address_yielded,
         // Before its guest has said so they are of another start.
         leases: if phase == VmPhase::Running { facts.leases.clone() } else { Vec::new() },
     }

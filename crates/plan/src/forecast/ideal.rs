@@ -351,12 +351,9 @@ fn after(mut facts: Facts, step: &Step, size: Option<lightbyte_api::ByteSize>) -
     facts
 }
 
-/// The virtual address that is assigned to a VM.
+/// The virtual address that a VM is to have.
 fn virtual_address(facts: &Facts) -> Option<Ipv4Addr> {
-    match &facts.saved.as_ref()?.assigned {
-        Assigned::Vm(vm) => Some(vm.nics.first()?.virtual_address?.address),
-        Assigned::Volume(_) => None,
-    }
+    Some(facts.saved.as_ref()?.virtual_address()?.address)
 }
 
 /// Whatever a DHCP server would give: that it gives something is all that counts.
@@ -455,6 +452,7 @@ fn found(view: &View, worker: WorkerId, object: HostObject) -> Option<Facts> {
                     restarts_done: vm.restarts_done,
                     started_shape: vm.shape,
                     off: vm.phase == VmPhase::Off,
+                    address_yielded: vm.address_yielded,
                     squatted: Some(squatters).filter(|_| !vm.squatters.is_empty()),
                     ..Saved::of(Assigned::Vm(assigned))
                 }),

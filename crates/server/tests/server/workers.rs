@@ -77,6 +77,7 @@ fn claim(uid: Uid, own_revision: u64, assigned_revision: Option<u64>) -> Report 
         leases: Vec::new(),
         proxy: None,
         virtual_address: None,
+        address_yielded: 0,
         problem: None,
     };
     let object = HostObject { kind: Kind::Vm, uid };

@@ -115,6 +115,12 @@ impl Network for FakeHost {
         Ok(TapState { count: taps.nics.len(), as_assigned, probed, leases, virtual_address })
     }
 
+    fn is_taken(&self, nics: &[AssignedNic]) -> Result<bool, DriverError> {
+        let state = self.lock();
+        let mut addresses = nics.iter().filter_map(|nic| nic.virtual_address);
+        Ok(addresses.any(|has| state.squatters.contains_key(&has.address)))
+    }
+
     fn announce(&self, nics: &[AssignedNic]) -> Result<(), DriverError> {
         let state = self.change()?;
         match nics.iter().find(|nic| !state.bridges.contains(&nic.bridge)) {

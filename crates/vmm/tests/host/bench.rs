@@ -543,6 +543,7 @@ pub(crate) fn claim(object: HostObject, sequence: u64) -> Stamped<Observed> {
             leases: Vec::new(),
             proxy: None,
             virtual_address: None,
+            address_yielded: 0,
             problem: None,
         }),
         _ => Observed::Volume(ObservedVolume {

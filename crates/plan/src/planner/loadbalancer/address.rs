@@ -117,6 +117,12 @@ impl Balancer<'_> {
             (held.holder, held.leaving_since) = (None, None);
             return;
         };
+        let observed = observed_of(self.view, holder);
+        if observed.is_some_and(|observed| observed.address_yielded >= held.turn) {
+            // It found somebody else with it while it was cut off, and has it again in a later turn only.
+            give_up(held);
+            return;
+        }
         if self.is_fit(&proxy) && self.stays_up(&proxy) {
             held.leaving_since = None;
             return;

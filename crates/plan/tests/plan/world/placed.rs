@@ -237,6 +237,7 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
             turn: line.or("turn", "1"),
             left: line.has("left"),
         }),
+        address_yielded: line.or("yielded", "0"),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
     };
     store
