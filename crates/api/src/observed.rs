@@ -171,6 +171,9 @@ pub struct ObservedVirtualAddress {
     /// It was to leave it, and has: nothing is open to it, and nobody is answered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left: bool,
+    /// Its guest, or the proxy in it, does not answer to what it is told of the address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
 }
 
 /// How many backends with requests in flight a worker names for a proxy.

@@ -102,6 +102,7 @@ const COLUMNS: &[(Kind, Columns)] = &[
         (
             &[
                 STATE,
+                ("ADDRESS", At("/status/virtual_address/address")),
                 ("PROXIES", Of("/status/proxies_told", "/status/proxies_wanted")),
                 ("BACKENDS", At("/status/backends")),
                 SINCE,

@@ -17,6 +17,9 @@ use crate::cluster::{Checked, Cluster};
 use crate::oracle::{placement, told, violated};
 use crate::worker::Worker;
 
+/// How often a worker that is cut off may do something.
+const ALONE_TURNS: usize = 30;
+
 /// What is known of workers that are away, and of addresses there.
 #[derive(Default)]
 pub(crate) struct Absences {
@@ -106,6 +109,16 @@ impl Cluster {
         self.squatters.contains_key(&address) || others.any(|(_, worker)| answers(worker))
     }
 
+    /// A worker that is cut off does what it can without anybody.
+    pub(crate) fn goes_on_alone(&mut self, index: usize) -> Checked {
+        for _ in 0..ALONE_TURNS {
+            self.agent_turns(index)?;
+            self.take_errand(index);
+            self.do_step(index)?;
+        }
+        Ok(())
+    }
+
     /// A guest is told of its virtual address.
     pub(crate) fn tell_address(&mut self, index: usize, object: HostObject, errand: address::Errand) {
         let now = self.now();
@@ -157,7 +170,9 @@ pub(crate) fn check_goal(
             Observed::Vm(observed) => {
                 let is_told = observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
                 let runs = workers.iter().any(|worker| worker.ready().contains(&VmId::new(uid)));
-                (is_told && runs && observed.problem.is_none()).then_some(observed.virtual_address)
+                let is_silent = observed.virtual_address.is_some_and(|has| has.silent);
+                let is_good = !is_silent && (held.holder == Some(uid) || observed.problem.is_none());
+                (is_told && runs && is_good).then_some(observed.virtual_address)
             }
             _ => None,
         }
@@ -202,7 +217,7 @@ pub(crate) fn check_taken_over(view: &View, lost: WorkerId, workers: &[Worker]) 
         let others = proxies.iter().filter(|proxy| proxy.worker != lost && serves(proxy.uid).is_some());
         let is_at_lost = held.holder.and_then(worker_of) == Some(lost);
         let has_it = |worker: &Worker| {
-            worker.host.running().into_iter().any(|vm| let_through(worker, vm) == Some(held.address))
+            worker.ready().into_iter().any(|vm| let_through(worker, vm) == Some(held.address))
         };
         let is_kept = workers.iter().any(|worker| worker.id == lost && has_it(worker));
         if is_kept && workers.iter().any(|worker| worker.id != lost && has_it(worker)) {

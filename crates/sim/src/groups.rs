@@ -154,6 +154,7 @@ impl Cluster {
         for _ in 0..LOST_ROUNDS {
             self.calm_round()?;
         }
+        self.goes_on_alone(lost)?;
         if with_another {
             return Ok(());
         }

@@ -248,7 +248,7 @@ impl Cluster {
     }
 
     /// The agent says what it wants to be done, and that is put on its way.
-    fn agent_turns(&mut self, index: usize) -> Checked {
+    pub(crate) fn agent_turns(&mut self, index: usize) -> Checked {
         let now = self.now();
         let worker = &mut self.workers[index];
         let Some(agent) = &mut worker.agent else { return Ok(()) };
@@ -314,7 +314,7 @@ impl Cluster {
         }
     }
 
-    fn do_step(&mut self, index: usize) -> Checked {
+    pub(crate) fn do_step(&mut self, index: usize) -> Checked {
         let now = self.now();
         let Some((object, step)) = self.workers[index].steps.pop_front() else { return Ok(()) };
         self.counts.add(step_name(&step));

@@ -144,11 +144,16 @@ impl Address {
         let_through: Ipv4Addr,
         earlier: Option<ObservedVirtualAddress>,
     ) -> ObservedVirtualAddress {
+        let silent = self.failures >= SILENT_TIMES;
         match self.said.filter(|said| said.address == let_through) {
-            Some(said) => ObservedVirtualAddress { address: let_through, turn: said.turn, left: self.left },
-            None => earlier
-                .filter(|earlier| earlier.address == let_through)
-                .unwrap_or(ObservedVirtualAddress { address: let_through, turn: 0, left: false }),
+            Some(said) => {
+                ObservedVirtualAddress { address: let_through, turn: said.turn, left: self.left, silent }
+            }
+            None => {
+                let earlier = earlier.filter(|earlier| earlier.address == let_through);
+                let nothing = ObservedVirtualAddress { address: let_through, turn: 0, left: false, silent };
+                earlier.map_or(nothing, |earlier| ObservedVirtualAddress { silent, ..earlier })
+            }
         }
     }
 
@@ -178,6 +183,10 @@ mod tests {
     fn report(held: &Address) -> (u64, bool) {
         let report = held.report(Ipv4Addr::new(10, 0, 0, 9), None);
         (report.turn, report.left)
+    }
+
+    fn is_silent(held: &Address) -> bool {
+        held.report(Ipv4Addr::new(10, 0, 0, 9), None).silent
     }
 
     /// What is told at that time, if anything, and whether the network is too.
@@ -251,7 +260,7 @@ mod tests {
         for (pause, is_told) in [(100, false), (200, true), (400, true), (800, true)] {
             assert_eq!(errand(&mut held, address(1, false), now), Some((Some(1), true)));
             held.take(Told::Failed("silent".to_owned()), at(now));
-            assert_eq!(held.problem().is_some(), is_told);
+            assert_eq!((held.problem().is_some(), is_silent(&held)), (is_told, is_told));
             assert_eq!(errand(&mut held, address(1, false), now + pause - 1), None);
             now += pause;
         }

@@ -1,14 +1,16 @@
 //! The life of a VM on its host: the order of its steps, how it stops, and how it is started again when it ends.
 
+use std::net::Ipv4Addr;
+
 use insta::assert_snapshot;
 use lightbyte_api::Span;
-use lightbyte_api::assigned::{Assigned, AssignedVm, WantedVm, WantedVolume};
+use lightbyte_api::assigned::{Assigned, AssignedVm, VirtualAddress, WantedVm, WantedVolume};
 use lightbyte_api::kinds::vm::RestartPolicy;
 use lightbyte_api::observed::{BootTimes, VmPhase};
 use lightbyte_plan::agent::vm::{CRASH_PAUSE_FIRST, CRASH_PAUSE_LIMIT, SHUTDOWN_GRACE, STEADY_AFTER};
 use lightbyte_plan::agent::{Action, Leaving, Step, VmmState};
 
-use crate::bench::{Bench, Guest, VM, VOLUME, assigned_vm, assigned_volume, at};
+use crate::bench::{Bench, Guest, VM, VOLUME, assigned_vm, assigned_volume, at, vm_id};
 
 /// What the bench does when `act` has happened.
 fn traced(bench: &mut Bench, act: impl FnOnce(&mut Bench)) -> String {
@@ -215,6 +217,35 @@ fn a_rebooted_host_starts_again_what_is_saved() {
     );
     bench.run();
     assert_eq!(bench.facts(VM).vmm, VmmState::Running);
+}
+
+#[test]
+fn a_virtual_address_is_reported_for_as_long_as_it_is_let_through() {
+    let mut bench = Bench::running();
+    let address = Ipv4Addr::new(10, 77, 0, 40);
+    let with = |sequence: u64, address: Option<Ipv4Addr>, wanted: WantedVm| {
+        let mut assigned = assigned_vm(sequence, wanted, 0);
+        assigned.nics[0].virtual_address =
+            address.map(|address| VirtualAddress { address, turn: 1, leaving: false });
+        Some(Assigned::Vm(assigned))
+    };
+    let mut check = |sequence: u64, asked: Option<Ipv4Addr>, wanted: WantedVm, expected: Option<Ipv4Addr>| {
+        bench.assign(VM, with(sequence, asked, wanted));
+        bench.news(VM);
+        bench.act();
+        let observed = bench.observed_vm().expect("a report");
+        assert_eq!(
+            (observed.sequence, observed.virtual_address.map(|has| has.address)),
+            (sequence, expected)
+        );
+        let shown = bench.host.taps(vm_id()).first().and_then(|nic| nic.virtual_address);
+        assert_eq!(shown.map(|has| has.address), expected);
+    };
+    check(2, Some(address), WantedVm::Running, Some(address));
+    check(3, None, WantedVm::Running, None);
+    check(4, Some(address), WantedVm::Running, Some(address));
+    // It goes before the machine is asked to end.
+    check(5, None, WantedVm::Stopped, None);
 }
 
 #[test]

@@ -405,6 +405,13 @@ impl Bench {
             self.trace.push(format!("{kind}: report refused"));
             return Reply::Refused { observed: slot.observed, assigned_revision: assigned };
         }
+        if let Some(Observed::Vm(observed)) = &report.observed {
+            let let_through = self.host.taps(vm_id()).first().and_then(|nic| nic.virtual_address);
+            let said = observed.virtual_address.map(|has| has.address);
+            let shown = let_through.map(|has| has.address);
+            // Somebody else is given it as soon as it is not reported any more.
+            assert!(shown.is_none() || said == shown, "{shown:?} is let through, and {said:?} reported");
+        }
         self.revision += 1;
         let mod_revision = self.revision;
         match &report.observed {

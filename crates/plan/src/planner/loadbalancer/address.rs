@@ -123,7 +123,7 @@ impl Balancer<'_> {
             give_up(held);
             return;
         }
-        if self.is_fit(&proxy) && self.stays_up(&proxy) {
+        if self.serves(&proxy) && self.stays_up(&proxy) {
             held.leaving_since = None;
             return;
         }
@@ -138,7 +138,7 @@ impl Balancer<'_> {
             if self.is_given_up(&proxy, plan) {
                 give_up(held);
             }
-        } else if self.is_fit(&proxy) {
+        } else if self.serves(&proxy) {
             let leaving_since = *held.leaving_since.get_or_insert(self.inputs.now);
             let has_left = observed_of(self.view, holder).and_then(|observed| observed.virtual_address);
             let left = self.spec.drain.millis().saturating_sub(since(leaving_since, self.inputs.now).millis());
@@ -170,18 +170,25 @@ impl Balancer<'_> {
     /// The proxy that is to have it next: the newest, which an update of them goes last.
     fn successor(&self, held: &HeldAddress, choice: &BalancerChoice) -> Option<Proxy> {
         let is_other = |proxy: &&Proxy| held.holder != Some(proxy.uid) && !held.former.contains(&proxy.uid);
-        let serves = |proxy: &&Proxy| self.is_fit(proxy) && self.stays_up(proxy);
-        choice.proxies.iter().rev().filter(is_other).find(serves).copied()
+        let is_good = |proxy: &&Proxy| self.is_well(proxy) && self.stays_up(proxy);
+        choice.proxies.iter().rev().filter(is_other).find(is_good).copied()
     }
 
-    /// Whether it does as some topology says, as far as its worker says, which is there.
-    fn is_fit(&self, proxy: &Proxy) -> bool {
+    /// Whether it does as some topology says, as far as its worker says, which is there; and answers, if it has the address.
+    /// Whatever else hinders it breaks nothing that is open to it.
+    fn serves(&self, proxy: &Proxy) -> bool {
         let observed = observed_of(self.view, proxy.uid);
         !self.is_away(proxy)
             && observed.is_some_and(|observed| {
                 let is_told = observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
-                observed.phase == VmPhase::Running && is_told && observed.problem.is_none()
+                let is_silent = observed.virtual_address.is_some_and(|has| has.silent);
+                observed.phase == VmPhase::Running && is_told && !is_silent
             })
+    }
+
+    /// Whether nothing at all is known against it.
+    fn is_well(&self, proxy: &Proxy) -> bool {
+        self.serves(proxy) && observed_of(self.view, proxy.uid).is_some_and(|observed| observed.problem.is_none())
     }
 
     /// Whether neither its end nor a restart is asked for.

@@ -6,6 +6,7 @@ use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Configuration
 use lightbyte_api::{Key, Kind, Span, WaitingOn};
 
 use super::{Balancer, look_again};
+use crate::planner::vm::observed_vm;
 use crate::planner::{Plan, later, since};
 
 /// How long the first proxy must have gone on with it.
@@ -23,7 +24,7 @@ enum Outcome {
     /// By what is tried.
     Failed(String),
     /// By what, nobody can say.
-    Broken(&'static str),
+    Broken(String),
 }
 
 impl Balancer<'_> {
@@ -135,14 +136,21 @@ impl Balancer<'_> {
             }
             Outcome::Broken(because) => {
                 let again_at = Some(later(self.inputs.now, TRIED_AGAIN_AFTER));
-                let because = because.to_owned();
                 choice.rejected = drop_it(choice).map(|serving| Rejected { serving, because, again_at });
             }
         }
     }
 
+    /// Why a proxy did not take what it was to try, as far as its worker knows.
+    fn not_taken(&self, proxy: &Proxy) -> String {
+        let what = "the proxy that was to try it did not take it in time";
+        let observed = observed_vm(self.view, proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid });
+        let problem = observed.and_then(|observed| observed.problem.as_ref());
+        problem.map_or_else(|| what.to_owned(), |problem| format!("{what}: {problem}"))
+    }
+
     fn outcome(&self, trial: &Trial, proxy: Option<&Proxy>) -> Outcome {
-        let Some(proxy) = proxy.filter(|proxy| self.stays(proxy) && !self.is_away(proxy)) else { return Outcome::Broken("the proxy that tried it is gone") };
+        let Some(proxy) = proxy.filter(|proxy| self.stays(proxy) && !self.is_away(proxy)) else { return Outcome::Broken("the proxy that tried it is gone".to_owned()) };
         let report = self.report(proxy);
         let refused = report.and_then(|report| report.refused.as_ref());
         if let Some(refused) = refused.filter(|refused| refused.revision >= trial.revision) {
@@ -156,7 +164,7 @@ impl Balancer<'_> {
             Some(0) => Outcome::Passed,
             Some(left) => Outcome::Goes(Span::from_millis(left)),
             None => match left(TAKEN_WITHIN, since(trial.since, self.inputs.now)) {
-                0 => Outcome::Broken("the proxy that was to try it did not take it in time"),
+                0 => Outcome::Broken(self.not_taken(proxy)),
                 left => Outcome::Goes(Span::from_millis(left)),
             },
         }

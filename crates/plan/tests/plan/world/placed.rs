@@ -236,6 +236,7 @@ fn report(store: &mut Store, object: &ObjectRef, worker: WorkerId, line: &Line<'
             address: address.parse().expect("an address"),
             turn: line.or("turn", "1"),
             left: line.has("left"),
+            silent: line.has("silent"),
         }),
         address_yielded: line.or("yielded", "0"),
         problem: line.get("problem").map(|problem| problem.replace('_', " ")),
