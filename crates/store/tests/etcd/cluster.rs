@@ -86,13 +86,12 @@ impl Cluster {
         let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("lightbyte-etcd-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("make a directory");
-        // All ports are held until all are known, so that none is given twice.
+        // All ports are held until all are known, the proxies' too, so that none is given twice.
         let listeners: Vec<[TcpListener; 2]> = (0..count).map(|_| [free(), free()]).collect();
         let ports: Vec<[SocketAddr; 2]> = listeners
             .iter()
             .map(|pair| pair.each_ref().map(|one| one.local_addr().expect("an address")))
             .collect();
-        drop(listeners);
         let mut members = Vec::new();
         for (index, [client, peer]) in ports.iter().enumerate() {
             let name = format!("m{index}");
@@ -109,6 +108,7 @@ impl Cluster {
         }
         let peers: Vec<String> =
             members.iter().map(|member| format!("{}=http://{}", member.name, member.peers.address)).collect();
+        drop(listeners);
         for (member, [_, peer]) in members.iter_mut().zip(&ports) {
             member.arguments = arguments(member, *peer, &directory, &peers.join(","));
             member.start();
