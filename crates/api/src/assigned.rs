@@ -15,7 +15,7 @@ use crate::kinds::vm::{PortForward, RestartPolicy};
 use crate::kinds::volume::Filesystem;
 use crate::name::Name;
 use crate::uid::{Uid, VolumeId, WorkerId};
-use crate::units::ByteSize;
+use crate::units::{ByteSize, Span};
 
 /// Written under `assigned/<worker>/<kind>/<uid>` by a controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,9 +146,9 @@ pub struct VirtualAddress {
     pub address: Ipv4Addr,
     /// Raised whenever the network is to be told anew who has it.
     pub turn: u64,
-    /// It is about to be somebody else's: what is open to it comes to its end.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub leaving: bool,
+    /// It is about to be somebody else's: within so long what is open to it comes to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaves_within: Option<Span>,
 }
 
 impl AssignedNic {

@@ -159,9 +159,9 @@ async fn hand_on(agent: &Agent, path: &str, request: Request<Incoming>) -> Resul
 
 /// The proxy first: one that still leaves the address answers nobody there.
 async fn virtual_address(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Answer> {
-    let VirtualAddress { address, leaving } = body(request).await?;
-    let (method, path) = match address.filter(|_| leaving) {
-        Some(address) => (Method::PUT, format!("/leaving/{address}")),
+    let VirtualAddress { address, leaves_within_ms } = body(request).await?;
+    let (method, path) = match address.zip(leaves_within_ms) {
+        Some((address, within_ms)) => (Method::PUT, format!("/leaving/{address}/{within_ms}")),
         None => (Method::DELETE, "/leaving".to_owned()),
     };
     let said = ask_proxy(agent, method, &path, Either::Right(Empty::new())).await?;

@@ -127,7 +127,8 @@ pub(crate) fn virtual_address(
     vm: Uid,
 ) -> Option<(Option<VirtualAddress>, Key)> {
     let balancer = loadbalancer::balancer_of(view, object)?;
-    let wanted = choice(view, &balancer).and_then(|choice| choice.virtual_address_of(vm));
+    let wanted =
+        choice(view, &balancer).and_then(|choice| choice.virtual_address_of(vm, drain(view, &balancer)));
     let key = Key::Decided(balancer);
     view.unreadable(&key).is_none().then_some((wanted, key))
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `PUT /topology` | a sealed topology; 200 with its revision once it is on disk and holds |
 //! | `POST /try` | a sealed topology; what it would do |
-//! | `PUT /leaving/10.77.0.40` | leave this address; whether it is left |
+//! | `PUT /leaving/10.77.0.40/30000` | leave this address within so many milliseconds; whether it is left |
 //! | `DELETE /leaving` | leave none |
 //! | `GET /status` | what holds, requests in flight, health |
 //! | `GET /metrics` | counters, as text |
@@ -112,9 +112,9 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Full
             Err(refused) => refused,
         },
         (&Method::DELETE, "/leaving") => leave(state, None),
-        (&Method::PUT, path) if path.starts_with(LEAVING) => match path[LEAVING.len()..].parse() {
-            Ok(address) => leave(state, Some(address)),
-            Err(_) => refuse(StatusCode::BAD_REQUEST, "no IPv4 address"),
+        (&Method::PUT, path) if path.starts_with(LEAVING) => match left_by(&path[LEAVING.len()..]) {
+            Some(left) => leave(state, Some(left)),
+            None => refuse(StatusCode::BAD_REQUEST, "no IPv4 address and time"),
         },
         (&Method::GET, "/status") => with_json(StatusCode::OK, &report::status(state)),
         (&Method::GET, "/metrics") => with_text(report::metrics(state)),
@@ -122,7 +122,13 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Full
     }
 }
 
-fn leave(state: &State, address: Option<Ipv4Addr>) -> Response<Full<Bytes>> {
+/// `10.77.0.40/30000`.
+fn left_by(text: &str) -> Option<(Ipv4Addr, Duration)> {
+    let (address, within_ms) = text.split_once('/')?;
+    Some((address.parse().ok()?, Duration::from_millis(within_ms.parse().ok()?)))
+}
+
+fn leave(state: &State, address: Option<(Ipv4Addr, Duration)>) -> Response<Full<Bytes>> {
     with_json(StatusCode::OK, &json!({"left": state.listeners.shared().leaving.leave(address)}))
 }
 

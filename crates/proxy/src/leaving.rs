@@ -2,16 +2,17 @@
 //!
 //! ```text
 //!   told ──▶ each answer is the last of its connection, and idle connections end; new ones are still taken
-//!     │ none is open to the address, or `TAKEN_FOR` is over
+//!     │ none is open that was before, or the time is almost over
 //!     v
 //!   held ──▶ whoever begins a connection is not answered: it asks again in a second, and somebody else has the address
-//!     │ what is on its way has come, and no connection is open to the address any more
+//!     │ what is on its way has come, and no connection is open to the address any more; or a second is over
 //!     v
 //!   left
 //! ```
 //!
 //! To hold is to drop the first packet of connections (SYN) before the kernel sees it, by a filter on the listening sockets:
-//! a refusal would be an error for the client, and silence is a second's delay.
+//! a refusal would be an error for the client, and silence is a second's delay. So it lasts no longer than that: what is
+//! still open then would keep all others waiting.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,11 +27,11 @@ use tokio::sync::watch;
 
 use crate::lock::lock;
 
-/// For how long connections are still taken while some are open.
-const TAKEN_FOR: Duration = Duration::from_secs(2);
-
 /// How long what was answered before may take to become a connection.
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
+
+/// How long nobody is answered: as long as a client waits before it asks again (RFC 6298, 2.1).
+const HELD_MAX: Duration = Duration::from_secs(1);
 
 /// Which address is left, and how far that is.
 #[derive(Debug)]
@@ -48,6 +49,10 @@ pub(crate) struct Leaving {
 struct Progress {
     /// Open connections by the address that they came in at.
     open: HashMap<Ipv4Addr, usize>,
+    /// Raised whenever an address begins to be left, or is not left any more.
+    generation: u64,
+    /// How many are open to the address that were before that began.
+    before: usize,
     since: Option<Instant>,
     held_since: Option<Instant>,
 }
@@ -60,11 +65,25 @@ enum Next {
     Left,
 }
 
-fn next(told_for: Duration, held_for: Option<Duration>, open: usize) -> Next {
-    match held_for {
-        None if open == 0 || told_for >= TAKEN_FOR => Next::Hold,
-        Some(held_for) if open == 0 && held_for >= SETTLED_AFTER => Next::Left,
-        _ => Next::Goes,
+/// How far it is.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    told_for: Duration,
+    within: Duration,
+    held_for: Option<Duration>,
+    /// Connections that are open, and those among them that were before.
+    open: usize,
+    before: usize,
+}
+
+impl Standing {
+    fn next(self) -> Next {
+        match self.held_for {
+            None if self.before == 0 || self.told_for + HELD_MAX >= self.within => Next::Hold,
+            Some(held_for) if self.open == 0 && held_for >= SETTLED_AFTER => Next::Left,
+            Some(held_for) if held_for >= HELD_MAX => Next::Left,
+            _ => Next::Goes,
+        }
     }
 }
 
@@ -76,18 +95,28 @@ impl Default for Leaving {
 }
 
 impl Leaving {
-    /// Leaves `address`, or none any more. Whether it is left: nothing is open to it, and nothing comes to be.
-    pub(crate) fn leave(&self, address: Option<Ipv4Addr>) -> bool {
+    /// Leaves an address within so long, or none any more. Whether it is left: nothing is open to it, or its time is over, and
+    /// nothing comes to be.
+    pub(crate) fn leave(&self, wanted: Option<(Ipv4Addr, Duration)>) -> bool {
         let mut progress = lock(&self.progress);
+        let address = wanted.map(|(address, _)| address);
+        let open = address.and_then(|address| progress.open.get(&address).copied()).unwrap_or(0);
         let is_new = self.told.send_if_modified(|told| std::mem::replace(told, address) != address);
         if is_new {
             self.address.store(address.map_or(0, Ipv4Addr::to_bits), Ordering::Relaxed);
             self.held.send_replace(None);
+            (progress.generation, progress.before) = (progress.generation + 1, open);
             (progress.since, progress.held_since) = (Some(Instant::now()), None);
         }
-        let (Some(address), Some(since)) = (address, progress.since) else { return false };
-        let open = progress.open.get(&address).copied().unwrap_or(0);
-        match next(since.elapsed(), progress.held_since.map(|at| at.elapsed()), open) {
+        let (Some((address, within)), Some(since)) = (wanted, progress.since) else { return false };
+        let standing = Standing {
+            told_for: since.elapsed(),
+            within,
+            held_for: progress.held_since.map(|at| at.elapsed()),
+            open,
+            before: progress.before,
+        };
+        match standing.next() {
             Next::Goes => false,
             Next::Left => true,
             Next::Hold => {
@@ -114,18 +143,24 @@ impl Leaving {
         self.held.subscribe()
     }
 
-    /// Counts a connection that came in at this address, until it is [closed](Leaving::closed).
-    pub(crate) fn opened(&self, address: Ipv4Addr) {
-        *lock(&self.progress).open.entry(address).or_default() += 1;
+    /// Counts a connection that came in at this address, until it is [closed](Leaving::closed); what that needs to know.
+    pub(crate) fn opened(&self, address: Ipv4Addr) -> u64 {
+        let mut progress = lock(&self.progress);
+        *progress.open.entry(address).or_default() += 1;
+        progress.generation
     }
 
-    pub(crate) fn closed(&self, address: Ipv4Addr) {
+    /// A connection to this address is closed that was opened in this generation.
+    pub(crate) fn closed(&self, address: Ipv4Addr, generation: u64) {
         let mut progress = lock(&self.progress);
         if let Some(open) = progress.open.get_mut(&address) {
             *open = open.saturating_sub(1);
             if *open == 0 {
                 progress.open.remove(&address);
             }
+        }
+        if generation < progress.generation && self.is_left(address) {
+            progress.before = progress.before.saturating_sub(1);
         }
     }
 }
@@ -178,16 +213,44 @@ mod tests {
     #[test]
     fn it_goes_on_until_nothing_is_open_or_its_time_is_over() {
         let millis = Duration::from_millis;
-        for (told, held, open, expected) in [
-            (0, None, 0, Next::Hold),
-            (0, None, 3, Next::Goes),
-            (1_999, None, 3, Next::Goes),
-            (2_000, None, 3, Next::Hold),
-            (50, Some(50), 0, Next::Goes),
-            (150, Some(100), 0, Next::Left),
-            (9_000, Some(7_000), 1, Next::Goes),
+        for (told, held, open, before, expected) in [
+            (0, None, 0, 0, Next::Hold),
+            (0, None, 3, 1, Next::Goes),
+            (0, None, 3, 0, Next::Hold),
+            (28_999, None, 3, 1, Next::Goes),
+            (29_000, None, 3, 1, Next::Hold),
+            (50, Some(50), 0, 0, Next::Goes),
+            (150, Some(100), 0, 0, Next::Left),
+            (900, Some(900), 1, 0, Next::Goes),
+            (1_000, Some(1_000), 1, 0, Next::Left),
         ] {
-            assert_eq!(next(millis(told), held.map(millis), open), expected, "{told} {held:?} {open}");
+            let standing = Standing {
+                told_for: millis(told),
+                within: millis(30_000),
+                held_for: held.map(millis),
+                open,
+                before,
+            };
+            assert_eq!(standing.next(), expected, "{standing:?}");
         }
+    }
+
+    #[test]
+    fn who_was_there_before_is_told_from_who_came_since() {
+        let leaving = Leaving::default();
+        let [left, other] = [Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(10, 0, 0, 1)];
+        let before = leaving.opened(left);
+        leaving.opened(other);
+        let leave = || leaving.leave(Some((left, Duration::from_secs(30))));
+        assert!(!leave());
+        let since = leaving.opened(left);
+        leaving.closed(left, since);
+        assert!(!leave() && leaving.held().borrow().is_none(), "one is open that was before");
+        let since = leaving.opened(left);
+        leaving.closed(left, before);
+        assert!(!leave());
+        assert_eq!(*leaving.held().borrow(), Some(left));
+        leaving.closed(left, since);
+        assert!(!leaving.leave(None) && leaving.held().borrow().is_none());
     }
 }

@@ -302,18 +302,18 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
 }
 
 /// Counts a connection at the address that it came in at while it lives, whatever ends it.
-struct Counted(Arc<Connection>);
+struct Counted(Arc<Connection>, u64);
 
 impl Counted {
     fn new(connection: Arc<Connection>) -> Counted {
-        connection.leaving.opened(connection.local);
-        Counted(connection)
+        let generation = connection.leaving.opened(connection.local);
+        Counted(connection, generation)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.leaving.closed(self.0.local);
+        self.0.leaving.closed(self.0.local, self.1);
     }
 }
 

@@ -42,8 +42,8 @@ pub struct Told {
 pub struct VirtualAddress {
     /// The address; none if it is to have none.
     pub address: Option<Ipv4Addr>,
-    /// The proxy is to let what is open to it end, and to answer nobody new. Say it again until it has left.
-    pub leaving: bool,
+    /// Within so long the proxy is to let what is open to it end, and then to answer nobody new. Say it again until it has left.
+    pub leaves_within_ms: Option<u64>,
 }
 
 /// Answer to `PUT /v1/virtual-address`.

@@ -93,7 +93,7 @@ impl Address {
             return None;
         }
         let is_told = self.announced_at.is_some_and(|at| now < later(at, ANNOUNCED_PERIOD));
-        let stays = wanted.is_some_and(|wanted| !wanted.leaving);
+        let stays = wanted.is_some_and(|wanted| wanted.leaves_within.is_none());
         let ask = cut_off && wanted.is_some();
         let errand = Errand { wanted, ask, announce: stays && (self.said != wanted || !is_told) };
         self.errand = Some(Some(errand));
@@ -117,7 +117,7 @@ impl Address {
         let Some(errand) = self.errand.take().flatten() else { return };
         match told {
             Told::Done { left } => {
-                let is_leaving = errand.wanted.is_some_and(|address| address.leaving);
+                let is_leaving = errand.wanted.is_some_and(|address| address.leaves_within.is_some());
                 (self.said, self.left, self.failures, self.problem) =
                     (errand.wanted, left && is_leaving, 0, None);
                 self.announced_at = if errand.announce { Some(now) } else { self.announced_at };
@@ -177,7 +177,8 @@ mod tests {
     }
 
     fn address(turn: u64, leaving: bool) -> Option<VirtualAddress> {
-        Some(VirtualAddress { address: Ipv4Addr::new(10, 0, 0, 9), turn, leaving })
+        let leaves_within = leaving.then_some(Span::from_secs(30));
+        Some(VirtualAddress { address: Ipv4Addr::new(10, 0, 0, 9), turn, leaves_within })
     }
 
     fn report(held: &Address) -> (u64, bool) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lightbyte_api::assigned::VirtualAddress;
 use lightbyte_api::topology::Sealed;
-use lightbyte_api::{Uid, VmId};
+use lightbyte_api::{Span, Uid, VmId};
 use lightbyte_guest::protocol::{self, Problem, ProxyStatus};
 use lightbyte_plan::agent::Told;
 use lightbyte_plan::agent::proxy::Answer;
@@ -48,7 +48,7 @@ pub(crate) fn tell_address(
 ) -> Result<bool, DriverError> {
     let said = protocol::VirtualAddress {
         address: wanted.map(|wanted| wanted.address),
-        leaving: wanted.is_some_and(|wanted| wanted.leaving),
+        leaves_within_ms: wanted.and_then(|wanted| wanted.leaves_within).map(Span::millis),
     };
     let body = serde_json::json!(said).to_string();
     match answer(guest, vm, ("PUT", "/v1/virtual-address"), &body, ADDRESSED_MAX)? {

@@ -56,7 +56,7 @@ impl FakeHost {
 /// What taps know of cards: of a virtual address nothing but the address.
 fn as_taps(nics: &[AssignedNic]) -> Vec<AssignedNic> {
     let as_tap = |nic: &AssignedNic| {
-        let address = nic.virtual_address.map(|has| VirtualAddress { turn: 0, leaving: false, ..has });
+        let address = nic.virtual_address.map(|has| VirtualAddress { turn: 0, leaves_within: None, ..has });
         AssignedNic { virtual_address: address, ..nic.clone() }
     };
     nics.iter().map(as_tap).collect()

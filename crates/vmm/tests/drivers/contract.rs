@@ -12,7 +12,7 @@ use lightbyte_api::assigned::{
 use lightbyte_api::first_boot::FirstBoot;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::kinds::vm::RestartPolicy;
-use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Timestamp, Uid, VmId, VolumeId};
+use lightbyte_api::{ByteSize, Kind, MacAddress, Name, Span, Timestamp, Uid, VmId, VolumeId};
 use lightbyte_plan::agent::{Saved, VmmState};
 use lightbyte_vmm::{DriverError, Drivers, VmmEvent, hands};
 
@@ -242,7 +242,8 @@ fn taps_let_a_virtual_address_through(bed: &Bed<'_>, nics: &[AssignedNic]) {
     let with = |last: u8, turn: u64, leaving: bool| {
         let mut nics = nics.to_vec();
         let address = Ipv4Addr::new(10, 77, 0, last);
-        nics[0].virtual_address = Some(VirtualAddress { address, turn, leaving });
+        let leaves_within = leaving.then_some(Span::from_secs(30));
+        nics[0].virtual_address = Some(VirtualAddress { address, turn, leaves_within });
         nics
     };
     let check = |nics: &[AssignedNic], as_assigned: bool, last: Option<u8>| {

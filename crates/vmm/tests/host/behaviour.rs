@@ -226,7 +226,7 @@ fn a_virtual_address_is_reported_for_as_long_as_it_is_let_through() {
     let with = |sequence: u64, address: Option<Ipv4Addr>, wanted: WantedVm| {
         let mut assigned = assigned_vm(sequence, wanted, 0);
         assigned.nics[0].virtual_address =
-            address.map(|address| VirtualAddress { address, turn: 1, leaving: false });
+            address.map(|address| VirtualAddress { address, turn: 1, leaves_within: None });
         Some(Assigned::Vm(assigned))
     };
     let mut check = |sequence: u64, asked: Option<Ipv4Addr>, wanted: WantedVm, expected: Option<Ipv4Addr>| {

@@ -10,6 +10,7 @@ use super::Serving;
 use crate::assigned::VirtualAddress;
 use crate::name::Name;
 use crate::uid::{Uid, WorkerId};
+use crate::units::Span;
 
 /// All that proxies are told, and what is known of whom they may still send to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,11 +152,12 @@ impl Choice {
         self.configuration(tried.or(self.accepted)?)
     }
 
-    /// The virtual address as the card of this proxy is to have it.
+    /// The virtual address as the card of this proxy is to have it, which may take so long to leave it.
     #[must_use]
-    pub fn virtual_address_of(&self, proxy: Uid) -> Option<VirtualAddress> {
+    pub fn virtual_address_of(&self, proxy: Uid, drain: Span) -> Option<VirtualAddress> {
         let held = self.virtual_address.as_ref().filter(|held| held.holder == Some(proxy))?;
-        Some(VirtualAddress { address: held.address, turn: held.turn, leaving: held.leaving_since.is_some() })
+        let leaves_within = held.leaving_since.map(|_| drain);
+        Some(VirtualAddress { address: held.address, turn: held.turn, leaves_within })
     }
 
     /// Everybody that a proxy may send to, by this choice or an earlier one.

@@ -175,7 +175,7 @@ fn assign(
         virtual_address: line.get("virtual").map(|address| VirtualAddress {
             address: address.parse().expect("an address"),
             turn: line.or("turn", "1"),
-            leaving: line.has("leaving"),
+            leaves_within: line.has("leaving").then_some(lightbyte_api::Span::from_secs(30)),
         }),
     });
     let assigned = AssignedVm {

@@ -358,7 +358,7 @@ impl Show for AssignedVm {
                     .address
                     .map_or_else(|| "dhcp".to_owned(), |address| format!("{address}/{}", nic.prefix_length));
                 let also = nic.virtual_address.map_or_else(String::new, |also| {
-                    let leaving = if also.leaving { " leaving" } else { "" };
+                    let leaving = if also.leaves_within.is_some() { " leaving" } else { "" };
                     format!(" and {} turn {}{leaving}", also.address, also.turn)
                 });
                 format!("{address}{also} on {}{}", nic.bridge, rules(nic))

@@ -228,7 +228,7 @@ fn a_virtual_address_is_let_through_while_it_is_assigned_and_the_network_is_told
         let driver = Taps::new().expect("make the rules");
         let address = Ipv4Addr::new(10, 77, 0, 40);
         let also = |vm: VmId, own: Ipv4Addr| {
-            let virtual_address = Some(VirtualAddress { address, turn: 1, leaving: false });
+            let virtual_address = Some(VirtualAddress { address, turn: 1, leaves_within: None });
             vec![AssignedNic { virtual_address, ..nic(vm, own) }]
         };
         driver.ensure(A, &also(A, OWN)).expect("make a tap");
