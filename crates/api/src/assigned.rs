@@ -134,7 +134,7 @@ pub struct AssignedNic {
     /// Which ports of the worker lead here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortForward>,
-    /// An address that it has besides its own, for now.
+    /// An address that it has besides its own, until it is another's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_address: Option<VirtualAddress>,
 }

@@ -131,8 +131,8 @@ pub struct ObservedVm {
     /// from any but its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_address: Option<ObservedVirtualAddress>,
-    /// The turn of a virtual address that it gave up by itself, because somebody else had the address while no server could be
-    /// asked; nought if none. It has it again in a later turn.
+    /// The turn of a virtual address that it gave up by itself, because somebody else had the address while the store could not
+    /// be reached; nought if none. It has it again in a later turn.
     #[serde(default, skip_serializing_if = "is_nought")]
     pub address_yielded: u64,
     /// What hinders it, in words for people.

@@ -53,8 +53,8 @@ pub(crate) struct Connection {
     /// The client, or what a PROXY header said of it.
     pub(crate) peer: SocketAddr,
     /// Where it came in; no address if that is one of IPv6.
-    pub(crate) local: Ipv4Addr,
-    pub(crate) leaving: Arc<Leaving>,
+    local: Ipv4Addr,
+    leaving: Arc<Leaving>,
     /// 0 while no head is being read.
     head_since_ms: AtomicU64,
     idle_since_ms: AtomicU64,

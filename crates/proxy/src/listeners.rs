@@ -278,7 +278,14 @@ fn begin(shared: &Arc<Shared>, listener: Listener, stream: TcpStream, peer: Sock
 }
 
 async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, peer: SocketAddr) {
-    let hello = tokio::time::timeout(HELLO_MAX, hello(shared, listener, stream, peer)).await;
+    let Ok(local) = stream.local_addr() else { return };
+    let local = match local.ip() {
+        IpAddr::V4(local) => local,
+        // No virtual address is one of IPv6.
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    };
+    let _counted = Counted::new(shared.leaving.clone(), local);
+    let hello = tokio::time::timeout(HELLO_MAX, hello(shared, listener, stream, (peer, local))).await;
     // Who says nothing, or nonsense, before the first request is closed without a word.
     let Ok(Some((mut stream, connection))) = hello else {
         return;
@@ -286,7 +293,6 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
     connection.begin_anew();
     let limits = || shared.table.load().limits;
     let stopping = shared.stopping.clone();
-    let counted = Counted::new(connection.clone());
     let process = async {
         while let Some(again) = shared.proxy.process_new(stream, &stopping).await {
             stream = again;
@@ -298,22 +304,25 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
         () = connection.left(shared.stopping.clone()) => {}
         () = connection.departed() => {}
     }
-    drop(counted);
 }
 
-/// Counts a connection at the address that it came in at while it lives, whatever ends it.
-struct Counted(Arc<Connection>, u64);
+/// Counts a connection at the address that it came in at from the first moment on, whatever ends it.
+struct Counted {
+    leaving: Arc<Leaving>,
+    local: Ipv4Addr,
+    generation: u64,
+}
 
 impl Counted {
-    fn new(connection: Arc<Connection>) -> Counted {
-        let generation = connection.leaving.opened(connection.local);
-        Counted(connection, generation)
+    fn new(leaving: Arc<Leaving>, local: Ipv4Addr) -> Counted {
+        let generation = leaving.opened(local);
+        Counted { leaving, local, generation }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.leaving.closed(self.0.local, self.1);
+        self.leaving.closed(self.local, self.generation);
     }
 }
 
@@ -321,7 +330,7 @@ async fn hello(
     shared: &Arc<Shared>,
     listener: &Listener,
     mut stream: TcpStream,
-    mut peer: SocketAddr,
+    (mut peer, local): (SocketAddr, Ipv4Addr),
 ) -> Option<(Stream, Arc<Connection>)> {
     stream.set_nodelay(true).ok()?;
     if listener.proxy_protocol == ProxyProtocol::Required {
@@ -331,11 +340,6 @@ async fn hello(
         }
         peer = proxy_header::read(&mut stream).await.ok()?.unwrap_or(peer);
     }
-    let local = match stream.local_addr().ok()?.ip() {
-        IpAddr::V4(local) => local,
-        // No virtual address is one of IPv6.
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-    };
     let connection = Connection::new(listener, peer, local, shared.leaving.clone());
     let watched = Watched::new(stream, connection.clone()).ok()?;
     let stream: Stream = match listener.protocol {

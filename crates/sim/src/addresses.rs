@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{HostObject, VirtualAddress};
-use lightbyte_api::kinds::loadbalancer::{HeldAddress, Spec as BalancerSpec};
-use lightbyte_api::observed::{Observed, ObservedVirtualAddress};
-use lightbyte_api::{Key, Kind, ObjectRef, VmId, WorkerId};
+use lightbyte_api::kinds::loadbalancer::{HeldAddress, Proxy, Spec as BalancerSpec};
+use lightbyte_api::observed::{Observed, ObservedVirtualAddress, ObservedVm};
+use lightbyte_api::{Key, Kind, ObjectRef, Uid, VmId, WorkerId};
 use lightbyte_plan::agent::{Step, address};
 use lightbyte_plan::planner::loadbalancer::TAKEN_OVER_AFTER;
 use lightbyte_plan::view::View;
@@ -103,10 +103,7 @@ impl Cluster {
     fn somebody_else_has(&self, index: usize, wanted: Option<VirtualAddress>) -> bool {
         let Some(VirtualAddress { address, .. }) = wanted else { return false };
         let mut others = self.workers.iter().enumerate().filter(|(other, _)| *other != index);
-        let answers = |worker: &Worker| {
-            worker.host.running().into_iter().any(|vm| let_through(worker, vm) == Some(address))
-        };
-        self.squatters.contains_key(&address) || others.any(|(_, worker)| answers(worker))
+        self.squatters.contains_key(&address) || others.any(|(_, worker)| answers(worker, address))
     }
 
     /// A worker that is cut off does what it can without anybody.
@@ -143,6 +140,23 @@ fn let_through(worker: &Worker, vm: VmId) -> Option<Ipv4Addr> {
     worker.host.taps(vm).first()?.virtual_address.map(|has| has.address)
 }
 
+/// Whether a machine of this host may answer for the address.
+fn answers(worker: &Worker, address: Ipv4Addr) -> bool {
+    worker.host.running().into_iter().any(|vm| let_through(worker, vm) == Some(address))
+}
+
+/// What is said of a proxy that does as it was told and whose end nobody asks for.
+fn told_proxy(view: &View, uid: Uid) -> Option<&ObservedVm> {
+    let vm = view.object_of(uid).filter(|vm| view.living(vm).is_some())?;
+    match view.observed(placement(view, vm)?.worker, HostObject { kind: Kind::Vm, uid })?.as_ref() {
+        Observed::Vm(observed) => {
+            let is_told = observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
+            is_told.then_some(observed)
+        }
+        _ => None,
+    }
+}
+
 fn held(view: &View, balancer: &ObjectRef) -> Option<HeldAddress> {
     choice(view, balancer).virtual_address
 }
@@ -163,19 +177,11 @@ pub(crate) fn check_goal(
     // One that is not to be had is waited for.
     let Some(held) = &held else { return Ok(()) };
     let serves = |uid| {
-        let vm = view.object_of(uid)?;
-        let worker = placement(view, vm)?.worker;
-        view.living(vm)?;
-        match view.observed(worker, HostObject { kind: Kind::Vm, uid })?.as_ref() {
-            Observed::Vm(observed) => {
-                let is_told = observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
-                let runs = workers.iter().any(|worker| worker.ready().contains(&VmId::new(uid)));
-                let is_silent = observed.virtual_address.is_some_and(|has| has.silent);
-                let is_good = !is_silent && (held.holder == Some(uid) || observed.problem.is_none());
-                (is_told && runs && is_good).then_some(observed.virtual_address)
-            }
-            _ => None,
-        }
+        let observed = told_proxy(view, uid)?;
+        let runs = workers.iter().any(|worker| worker.ready().contains(&VmId::new(uid)));
+        let is_silent = observed.virtual_address.is_some_and(|has| has.silent);
+        let is_good = !is_silent && (held.holder == Some(uid) || observed.problem.is_none());
+        (runs && is_good).then_some(observed.virtual_address)
     };
     let proxies = choice(view, object).proxies;
     let has = |has: Option<ObservedVirtualAddress>| {
@@ -204,17 +210,8 @@ pub(crate) fn check_taken_over(view: &View, lost: WorkerId, workers: &[Worker]) 
         let Some(held) = held(view, balancer) else { continue };
         let worker_of = |uid| Some(placement(view, view.object_of(uid)?)?.worker);
         let proxies = choice(view, balancer).proxies;
-        let serves = |uid| {
-            let vm = view.object_of(uid).filter(|vm| view.living(vm).is_some())?;
-            let worker = placement(view, vm)?.worker;
-            match view.observed(worker, HostObject { kind: Kind::Vm, uid })?.as_ref() {
-                Observed::Vm(observed) => {
-                    observed.proxy.as_ref().filter(|proxy| proxy.revision > 0).map(|_| ())
-                }
-                _ => None,
-            }
-        };
-        let others = proxies.iter().filter(|proxy| proxy.worker != lost && serves(proxy.uid).is_some());
+        let serves = |proxy: &&Proxy| proxy.worker != lost && told_proxy(view, proxy.uid).is_some();
+        let others = proxies.iter().filter(serves);
         let is_at_lost = held.holder.and_then(worker_of) == Some(lost);
         let has_it = |worker: &Worker| {
             worker.ready().into_iter().any(|vm| let_through(worker, vm) == Some(held.address))

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use lightbyte_api::assigned::{HostObject, WantedVm};
 use lightbyte_api::kinds::loadbalancer::{
     Check, Choice as BalancerChoice, Ejection, Listener, Members, Pool, Proxies, Proxy, Route, Serving,
-    Spec as BalancerSpec, Wished,
+    Spec as BalancerSpec, WishedAddress,
 };
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Record;
@@ -135,8 +135,8 @@ impl Cluster {
             drain: Span::from_secs(self.rng.below(3) as u64 * 5),
             virtual_address: match self.rng.below(4) {
                 0 => None,
-                1 => Some(Wished::Only(Ipv4Addr::new(10, 77, 0, 3 + self.rng.below(3) as u8))),
-                _ => Some(Wished::Auto),
+                1 => Some(WishedAddress::Only(Ipv4Addr::new(10, 77, 0, 3 + self.rng.below(3) as u8))),
+                _ => Some(WishedAddress::Auto),
             },
         }
     }

@@ -37,17 +37,12 @@ pub fn perform(drivers: &Drivers, object: HostObject, step: &Step) -> Result<(),
             Some(saved) => probe(drivers, object, saved),
             None => nothing_saved(),
         },
-        Step::EnsureTaps
-        | Step::Start
-        | Step::CreateDisk { .. }
-        | Step::GrowDisk { .. }
-        | Step::FetchDisk => {
+        Step::EnsureTaps => match drivers.records.load(object)? {
+            Some(saved) => drivers.network.ensure(vm, &saved.nics()),
+            None => nothing_saved(),
+        },
+        Step::Start | Step::CreateDisk { .. } | Step::GrowDisk { .. } | Step::FetchDisk => {
             let saved = drivers.records.load(object)?;
-            if *step == Step::EnsureTaps
-                && let Some(saved) = &saved
-            {
-                return drivers.network.ensure(vm, &saved.nics());
-            }
             match (step, saved.map(|saved| saved.assigned)) {
                 (Step::Start, Some(Assigned::Vm(assigned))) => drivers.vmm.ensure(vm, &assigned),
                 (Step::CreateDisk { written_by }, Some(Assigned::Volume(assigned))) => {
@@ -91,13 +86,14 @@ fn tell_of_address(
     vm: VmId,
     errand: address::Errand,
 ) -> Result<address::Told, DriverError> {
-    let nics = drivers.records.load(object)?.map(|saved| saved.nics()).unwrap_or_default();
-    if errand.ask && drivers.network.is_taken(&nics)? {
+    let nics =
+        || drivers.records.load(object).map(|saved| saved.map(|saved| saved.nics()).unwrap_or_default());
+    if errand.ask && drivers.network.is_taken(&nics()?)? {
         return Ok(address::Told::Taken);
     }
     let left = ask::tell_address(drivers.guest.as_ref(), vm, errand.wanted)?;
     if errand.announce {
-        drivers.network.announce(&nics)?;
+        drivers.network.announce(&nics()?)?;
     }
     Ok(address::Told::Done { left })
 }

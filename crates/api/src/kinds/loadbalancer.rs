@@ -56,12 +56,12 @@ pub struct Spec {
     pub drain: Span,
     /// An address that always leads to one of the proxies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub virtual_address: Option<Wished>,
+    pub virtual_address: Option<WishedAddress>,
 }
 
 /// Which virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wished {
+pub enum WishedAddress {
     /// Any that is free.
     Auto,
     /// This one.
@@ -71,23 +71,23 @@ pub enum Wished {
 /// The word for any that is free.
 const AUTO: &str = "auto";
 
-impl Serialize for Wished {
+impl Serialize for WishedAddress {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Wished::Auto => serializer.serialize_str(AUTO),
-            Wished::Only(address) => address.serialize(serializer),
+            WishedAddress::Auto => serializer.serialize_str(AUTO),
+            WishedAddress::Only(address) => address.serialize(serializer),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Wished {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wished, D::Error> {
+impl<'de> Deserialize<'de> for WishedAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WishedAddress, D::Error> {
         let text = String::deserialize(deserializer)?;
         if text == AUTO {
-            return Ok(Wished::Auto);
+            return Ok(WishedAddress::Auto);
         }
         let wrong = |_| D::Error::custom(format!("`{text}` is neither `{AUTO}` nor an IPv4 address such as 10.77.0.40"));
-        text.parse().map(Wished::Only).map_err(wrong)
+        text.parse().map(WishedAddress::Only).map_err(wrong)
     }
 }
 

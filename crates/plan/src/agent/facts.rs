@@ -103,8 +103,7 @@ impl Saved {
     #[must_use]
     pub fn nics(&self) -> Vec<AssignedNic> {
         let Assigned::Vm(assigned) = &self.assigned else { return Vec::new() };
-        let kept = |nic: &AssignedNic| nic.virtual_address.filter(|has| has.turn > self.address_yielded);
-        let as_kept = |nic: &AssignedNic| AssignedNic { virtual_address: kept(nic), ..nic.clone() };
+        let as_kept = |nic: &AssignedNic| AssignedNic { virtual_address: self.kept(nic), ..nic.clone() };
         assigned.nics.iter().map(as_kept).collect()
     }
 
@@ -112,7 +111,11 @@ impl Saved {
     #[must_use]
     pub fn virtual_address(&self) -> Option<VirtualAddress> {
         let Assigned::Vm(assigned) = &self.assigned else { return None };
-        assigned.nics.first()?.virtual_address.filter(|has| has.turn > self.address_yielded)
+        self.kept(assigned.nics.first()?)
+    }
+
+    fn kept(&self, nic: &AssignedNic) -> Option<VirtualAddress> {
+        nic.virtual_address.filter(|has| has.turn > self.address_yielded)
     }
 
     /// An assignment that nothing has come of yet.

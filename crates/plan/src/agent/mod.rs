@@ -358,8 +358,7 @@ impl Agent {
 
     /// The same for one object: for who knows that nothing has happened to the others.
     pub fn actions_of(&mut self, object: HostObject, now: Timestamp) -> Vec<Action> {
-        let is_known = self.acknowledged_at.is_some_and(|at| now < later(at, CUT_OFF_AFTER));
-        let around = facts::Around { cut_off: !is_known, ..self.around(object) };
+        let around = self.around(object, now);
         self.desks.get_mut(&object).map(|desk| desk.actions(around, now)).unwrap_or_default()
     }
 
@@ -370,7 +369,7 @@ impl Agent {
     }
 
     /// What `object` must know of the other objects on this host.
-    fn around(&self, object: HostObject) -> facts::Around {
+    fn around(&self, object: HostObject, now: Timestamp) -> facts::Around {
         let Some(desk) = self.desks.get(&object) else { return facts::Around::default() };
         let volume_desk =
             |volume: VolumeId| self.desks.get(&HostObject { kind: Kind::Volume, uid: volume.uid() });
@@ -407,7 +406,7 @@ impl Agent {
             source_present: source.is_none_or(|source| is(source, volume::is_readable)),
             part_problem: self.part_problem(object),
             source_written_by: source.map(|source| self.users(source, Machines::Writers)).unwrap_or_default(),
-            cut_off: false,
+            cut_off: self.acknowledged_at.is_none_or(|at| later(at, CUT_OFF_AFTER) <= now),
         }
     }
 

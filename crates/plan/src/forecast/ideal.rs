@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use lightbyte_api::assigned::{Assigned, HostObject};
 use lightbyte_api::health::HealthState;
-use lightbyte_api::observed::{Lease, Observed, VmPhase, VolumePhase};
+use lightbyte_api::observed::{Lease, Observed, ObservedVm, VmPhase, VolumePhase};
 use lightbyte_api::{AssignedVm, Key, Kind, Span, Timestamp, Uid, WorkerId};
 
 use super::fork::Fork;
@@ -376,8 +376,7 @@ fn is_unsettled(view: &View, worker: WorkerId, object: HostObject, now: Timestam
             // A guest that runs may still have its first check before it.
             let is_unsure = vm.health.as_ref().is_some_and(|health| health.state == HealthState::Starting);
             let is_moving = (is_moving || is_unsure) && !is_troubled(view, worker, object, now);
-            let is_moving = is_moving || vm.virtual_address.is_some_and(|has| has.left);
-            is_behind(vm.sequence) || assigned.is_removal() || is_moving
+            is_behind(vm.sequence) || assigned.is_removal() || is_moving || is_leaving(assigned, vm)
         }
         Some(Observed::Volume(volume)) => {
             let is_moving = matches!(volume.phase, VolumePhase::Claimed | VolumePhase::Copied);
@@ -385,6 +384,14 @@ fn is_unsettled(view: &View, worker: WorkerId, object: HostObject, now: Timestam
         }
         Some(Observed::Worker(_)) => false,
     }
+}
+
+/// Whether it is to leave its virtual address, and has not yet.
+fn is_leaving(assigned: &Assigned, observed: &ObservedVm) -> bool {
+    let Assigned::Vm(assigned) = assigned else { return false };
+    let has = assigned.nics.first().and_then(|nic| nic.virtual_address);
+    let is_to_leave = has.is_some_and(|has| has.leaves_within.is_some());
+    is_to_leave && !observed.virtual_address.is_some_and(|has| has.left)
 }
 
 /// Whether what it was told is known not to work, or has been under way for too long to come to an end.

@@ -22,14 +22,13 @@ mod address;
 mod pools;
 mod trial;
 
-use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::loadbalancer::{
     Choice as BalancerChoice, Leaving, Member, PROXY_SUFFIX, Proxy, Spec as BalancerSpec,
 };
 use lightbyte_api::kinds::scalegroup::{self as group_kind, Template};
 use lightbyte_api::kinds::{SpecRules as _, vm};
 use lightbyte_api::object::{Asked, Meta, Owner};
-use lightbyte_api::observed::ObservedProxy;
+use lightbyte_api::observed::{ObservedProxy, ObservedVm};
 use lightbyte_api::{Choice, Key, Kind, ObjectRef, Span, Spec, Uid, WaitingOn, WorkerId};
 
 use super::vm::{observed_vm, placement};
@@ -225,9 +224,7 @@ impl Balancer<'_> {
         *leaving = kept;
         plan.writes.extend(gone.iter().filter_map(|leaving| self.free(&leaving.member)));
         if !gone.is_empty() {
-            plan.rests_on.extend(proxies.iter().map(|proxy| {
-                Key::Observed(proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid })
-            }));
+            plan.rests_on.extend(proxies.iter().map(|proxy| Key::Observed(proxy.worker, proxy.host_object())));
         }
         for leaving in leaving.iter_mut().filter(|leaving| !leaving.overdue) {
             let left = self.spec.drain.millis().saturating_sub(since(leaving.since, self.inputs.now).millis());
@@ -273,10 +270,16 @@ impl Balancer<'_> {
     }
 }
 
+/// What the worker of a proxy says of its VM.
+#[must_use]
+pub fn observed<'a>(view: &'a View, proxy: &Proxy) -> Option<&'a ObservedVm> {
+    observed_vm(view, proxy.worker, proxy.host_object())
+}
+
 /// What the worker of a proxy says of it.
 #[must_use]
 pub fn report<'a>(view: &'a View, proxy: &Proxy) -> Option<&'a ObservedProxy> {
-    observed_vm(view, proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid })?.proxy.as_ref()
+    observed(view, proxy)?.proxy.as_ref()
 }
 
 /// Whether the proxy may still send to who left: it knew it, and has not said that this is over.

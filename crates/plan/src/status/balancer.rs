@@ -1,15 +1,14 @@
 //! What people see of a load balancer.
 
-use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::loadbalancer::{Choice, HeldAddress, Leaving, Proxy, Spec};
 use lightbyte_api::object::Asked;
-use lightbyte_api::{Kind, ObjectRef, Uid, WaitingOn};
+use lightbyte_api::{ObjectRef, Uid, WaitingOn};
 use serde_json::{Map, Value, json};
 
 use super::{Found, fields};
 use crate::fronts;
-use crate::planner::loadbalancer::{may_send, report};
-use crate::planner::vm::{observed_vm, placement};
+use crate::planner::loadbalancer::{may_send, observed, report};
+use crate::planner::vm::placement;
 use crate::view::View;
 
 /// How many backends are named; the others are counted.
@@ -58,7 +57,7 @@ fn shown(view: &View, choice: &Choice, spec: &Spec) -> Map<String, Value> {
         "backends": backends.len(),
         "members": backends.into_iter().take(BACKENDS_SHOWN_MAX).collect::<Vec<_>>(),
         "leaving": leaving.collect::<Vec<_>>(),
-        "virtual_address": choice.virtual_address.as_ref().map(|held| shown_address(view, held)),
+        "virtual_address": choice.virtual_address.as_ref().map(|held| shown_address(view, choice, held)),
         "refused": choice.rejected.as_ref().map(|rejected| &rejected.because),
     }))
 }
@@ -78,14 +77,10 @@ fn shown_proxy(view: &View, choice: &Choice, proxy: &Proxy) -> Value {
     })
 }
 
-fn shown_address(view: &View, held: &HeldAddress) -> Value {
-    let has = |uid: Uid| {
-        let object = view.object_of(uid)?;
-        let worker = placement(view, object)?.worker;
-        observed_vm(view, worker, HostObject { kind: Kind::Vm, uid })?.virtual_address
-    };
-    let told =
-        held.holder.and_then(has).is_some_and(|has| has.address == held.address && has.turn == held.turn);
+fn shown_address(view: &View, choice: &Choice, held: &HeldAddress) -> Value {
+    let holder = held.holder.and_then(|holder| choice.proxy(holder));
+    let has = holder.and_then(|holder| observed(view, holder)?.virtual_address);
+    let told = has.is_some_and(|has| has.address == held.address && has.turn == held.turn);
     json!({
         "address": held.address,
         "held_by": held.holder.map(|holder| name(view, holder)),

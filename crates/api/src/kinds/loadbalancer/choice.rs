@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Serving;
-use crate::assigned::VirtualAddress;
+use crate::assigned::{HostObject, VirtualAddress};
+use crate::kinds::Kind;
 use crate::name::Name;
 use crate::uid::{Uid, WorkerId};
 use crate::units::Span;
@@ -138,6 +139,14 @@ pub struct Proxy {
     pub from: u64,
 }
 
+impl Proxy {
+    /// It on its worker.
+    #[must_use]
+    pub const fn host_object(&self) -> HostObject {
+        HostObject { kind: Kind::Vm, uid: self.uid }
+    }
+}
+
 impl Choice {
     /// The configuration with this number.
     #[must_use]
@@ -158,6 +167,12 @@ impl Choice {
         let held = self.virtual_address.as_ref().filter(|held| held.holder == Some(proxy))?;
         let leaves_within = held.leaving_since.map(|_| drain);
         Some(VirtualAddress { address: held.address, turn: held.turn, leaves_within })
+    }
+
+    /// The proxy whose VM this is.
+    #[must_use]
+    pub fn proxy(&self, vm: Uid) -> Option<&Proxy> {
+        self.proxies.iter().find(|proxy| proxy.uid == vm)
     }
 
     /// Everybody that a proxy may send to, by this choice or an earlier one.

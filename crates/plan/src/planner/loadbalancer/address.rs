@@ -14,15 +14,14 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject};
-use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, HeldAddress, Proxy, Wished};
-use lightbyte_api::observed::{ObservedVm, VmPhase};
+use lightbyte_api::assigned::Assigned;
+use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, HeldAddress, Proxy, WishedAddress};
+use lightbyte_api::observed::VmPhase;
 use lightbyte_api::records::AddressClaim;
 use lightbyte_api::{Key, Kind, ObjectRef, Span, Spec, Uid, WaitingOn};
 
-use super::{Balancer, look_again};
+use super::{Balancer, look_again, observed};
 use crate::planner::network::{free_address, unavailable};
-use crate::planner::vm::{observed_vm, placement};
 use crate::planner::{Plan, STALE_PAUSE, since, worker};
 use crate::transaction::Write;
 use crate::view::View;
@@ -34,17 +33,17 @@ impl Balancer<'_> {
     /// Keeps the virtual address where it serves.
     pub(super) fn keep_address(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
         let Some(mut held) = choice.virtual_address.take().or_else(|| self.claim_address(plan)) else { return };
-        self.forget_former(&mut held, plan);
+        self.forget_former(&mut held, choice, plan);
         let is_wished = self.spec.virtual_address.is_some_and(|wished| match wished {
-            Wished::Auto => true,
-            Wished::Only(address) => address == held.address,
+            WishedAddress::Auto => true,
+            WishedAddress::Only(address) => address == held.address,
         });
         if is_wished {
             self.judge_holder(&mut held, choice, plan);
             self.give(&mut held, choice, plan);
         } else {
             give_up(&mut held);
-            self.forget_former(&mut held, plan);
+            self.forget_former(&mut held, choice, plan);
             let key = self.claim_key(&held);
             if self.view.unreadable(&key).is_some() {
                 // It may be its own.
@@ -82,8 +81,8 @@ impl Balancer<'_> {
             return None;
         }
         let only = match wished {
-            Wished::Auto => None,
-            Wished::Only(address) => Some(address),
+            WishedAddress::Auto => None,
+            WishedAddress::Only(address) => Some(address),
         };
         let Some(address) = free_address(self.view, name, spec, only, &BTreeSet::new()) else {
             plan.waiting_on.push(unavailable(self.view, name, only));
@@ -97,50 +96,51 @@ impl Balancer<'_> {
     }
 
     /// Forgets those that have given it up.
-    fn forget_former(&self, held: &mut HeldAddress, plan: &mut Plan) {
-        let (kept, gone) = std::mem::take(&mut held.former)
-            .into_iter()
-            .partition::<Vec<Uid>, _>(|uid| may_have(self.view, *uid, held.address));
+    fn forget_former(&self, held: &mut HeldAddress, choice: &BalancerChoice, plan: &mut Plan) {
+        let (kept, gone) = std::mem::take(&mut held.former).into_iter().partition::<Vec<Uid>, _>(|uid| {
+            choice.proxy(*uid).is_some_and(|proxy| may_have(self.view, proxy, held.address))
+        });
         held.former = kept;
         if held.holder.is_some() && !gone.is_empty() {
             // Some may have heard of it last.
             held.turn += 1;
         }
-        plan.rests_on.extend(gone.iter().flat_map(|uid| keys_of(self.view, *uid)));
+        let gone = gone.iter().filter_map(|uid| choice.proxy(*uid));
+        plan.rests_on.extend(gone.flat_map(|proxy| keys_of(self.view, proxy)));
     }
 
     /// Takes the address from a proxy that cannot have it any more, if another can.
     fn judge_holder(&self, held: &mut HeldAddress, choice: &BalancerChoice, plan: &mut Plan) {
         let Some(holder) = held.holder else { return };
-        let Some(proxy) = choice.proxies.iter().find(|proxy| proxy.uid == holder).copied() else {
+        let Some(proxy) = choice.proxy(holder) else {
             // It is no more.
             (held.holder, held.leaving_since) = (None, None);
             return;
         };
-        let observed = observed_of(self.view, holder);
+        let observed = observed(self.view, proxy);
         if observed.is_some_and(|observed| observed.address_yielded >= held.turn) {
             // It found somebody else with it while it was cut off, and has it again in a later turn only.
             give_up(held);
             return;
         }
-        if self.serves(&proxy) && self.stays_up(&proxy) {
+        if self.serves(proxy) && self.stays_up(proxy) {
             held.leaving_since = None;
             return;
         }
         if self.successor(held, choice).is_none() {
-            if !self.stays_up(&proxy) {
+            if !self.stays_up(proxy) {
                 give_up(held);
             }
             return;
         }
-        plan.rests_on.extend(keys_of(self.view, holder));
-        if self.is_away(&proxy) {
-            if self.is_given_up(&proxy, plan) {
+        plan.rests_on.extend(keys_of(self.view, proxy));
+        if self.is_away(proxy) {
+            if self.is_given_up(proxy, plan) {
                 give_up(held);
             }
-        } else if self.serves(&proxy) {
+        } else if self.serves(proxy) {
             let leaving_since = *held.leaving_since.get_or_insert(self.inputs.now);
-            let has_left = observed_of(self.view, holder).and_then(|observed| observed.virtual_address);
+            let has_left = observed.and_then(|observed| observed.virtual_address);
             let left = self.spec.drain.millis().saturating_sub(since(leaving_since, self.inputs.now).millis());
             if left == 0 || has_left.is_some_and(|has| has.address == held.address && has.left) {
                 give_up(held);
@@ -158,13 +158,12 @@ impl Balancer<'_> {
             return;
         }
         let waits = held.former.iter().any(|former| {
-            let proxy = choice.proxies.iter().find(|proxy| proxy.uid == *former);
-            proxy.is_none_or(|proxy| !self.is_away(proxy) || !self.is_given_up(proxy, plan))
+            choice.proxy(*former).is_none_or(|proxy| !self.is_away(proxy) || !self.is_given_up(proxy, plan))
         });
         let Some(successor) = self.successor(held, choice).filter(|_| !waits) else { return };
         held.holder = Some(successor.uid);
         held.turn += 1;
-        plan.rests_on.extend(keys_of(self.view, successor.uid));
+        plan.rests_on.extend(keys_of(self.view, &successor));
     }
 
     /// The proxy that is to have it next: the newest, which an update of them goes last.
@@ -177,9 +176,8 @@ impl Balancer<'_> {
     /// Whether it does as some topology says, as far as its worker says, which is there; and answers, if it has the address.
     /// Whatever else hinders it breaks nothing that is open to it.
     fn serves(&self, proxy: &Proxy) -> bool {
-        let observed = observed_of(self.view, proxy.uid);
         !self.is_away(proxy)
-            && observed.is_some_and(|observed| {
+            && observed(self.view, proxy).is_some_and(|observed| {
                 let is_told = observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
                 let is_silent = observed.virtual_address.is_some_and(|has| has.silent);
                 observed.phase == VmPhase::Running && is_told && !is_silent
@@ -188,13 +186,13 @@ impl Balancer<'_> {
 
     /// Whether nothing at all is known against it.
     fn is_well(&self, proxy: &Proxy) -> bool {
-        self.serves(proxy) && observed_of(self.view, proxy.uid).is_some_and(|observed| observed.problem.is_none())
+        self.serves(proxy) && observed(self.view, proxy).is_some_and(|observed| observed.problem.is_none())
     }
 
     /// Whether neither its end nor a restart is asked for.
     fn stays_up(&self, proxy: &Proxy) -> bool {
         let asked = self.view.object_of(proxy.uid).and_then(|object| self.view.living(object));
-        let restarts_done = observed_of(self.view, proxy.uid).map_or(0, |observed| observed.restarts_done);
+        let restarts_done = observed(self.view, proxy).map_or(0, |observed| observed.restarts_done);
         asked.is_some_and(|asked| match &asked.spec {
             Spec::Vm(spec) => spec.running && asked.meta.restarts_asked <= restarts_done,
             _ => false,
@@ -221,50 +219,28 @@ fn give_up(held: &mut HeldAddress) {
     held.former.extend(held.holder.take());
 }
 
-/// Whether a VM may send from the address: it is assigned to it, was and its worker does not know better yet, or its worker
+/// Whether a proxy may send from the address: it is assigned to it, was and its worker does not know better yet, or its worker
 /// says that it does.
-fn may_have(view: &View, vm: Uid, address: Ipv4Addr) -> bool {
-    let Some(object) = view.object_of(vm) else { return false };
-    let host_object = HostObject { kind: Kind::Vm, uid: vm };
-    let Some(placement) = placement(view, object) else {
-        // It may be that what was decided cannot be read.
-        return view.unreadable(&Key::Decided(object.clone())).is_some();
-    };
-    let keys = [Key::Assigned(placement.worker, host_object), Key::Observed(placement.worker, host_object)];
+fn may_have(view: &View, proxy: &Proxy, address: Ipv4Addr) -> bool {
+    let host_object = proxy.host_object();
+    let keys = [Key::Assigned(proxy.worker, host_object), Key::Observed(proxy.worker, host_object)];
     if keys.iter().any(|key| view.unreadable(key).is_some()) {
         return true;
     }
-    let observed = observed_vm(view, placement.worker, host_object);
+    let observed = observed(view, proxy);
     let is_let = observed.and_then(|observed| observed.virtual_address).is_some_and(|has| has.address == address);
-    let assigned = assigned_of(view, vm);
-    let is_assigned = assigned.is_some_and(|assigned| {
-        let mut cards = assigned.nics.iter().filter_map(|nic| nic.virtual_address);
-        cards.any(|has| has.address == address)
-    });
-    let is_behind = assigned.zip(observed).is_some_and(|(assigned, observed)| observed.sequence < assigned.sequence);
-    is_let || is_assigned || is_behind
+    let Some(Assigned::Vm(assigned)) = view.assigned(proxy.worker, host_object).map(AsRef::as_ref) else {
+        return is_let;
+    };
+    let mut cards = assigned.nics.iter().filter_map(|nic| nic.virtual_address);
+    let is_behind = observed.is_some_and(|observed| observed.sequence < assigned.sequence);
+    is_let || is_behind || cards.any(|has| has.address == address)
 }
 
-fn assigned_of(view: &View, vm: Uid) -> Option<&AssignedVm> {
-    let placement = placement(view, view.object_of(vm)?)?;
-    match view.assigned(placement.worker, HostObject { kind: Kind::Vm, uid: vm })?.as_ref() {
-        Assigned::Vm(assigned) => Some(assigned),
-        Assigned::Volume(_) => None,
-    }
-}
-
-fn observed_of(view: &View, vm: Uid) -> Option<&ObservedVm> {
-    let placement = placement(view, view.object_of(vm)?)?;
-    observed_vm(view, placement.worker, HostObject { kind: Kind::Vm, uid: vm })
-}
-
-/// What is known of where a VM is and what it does.
-fn keys_of(view: &View, vm: Uid) -> Vec<Key> {
-    let Some(object) = view.object_of(vm) else { return Vec::new() };
-    let of_object = [Key::Asked(object.clone()), Key::Decided(object.clone())];
-    let of_host = placement(view, object).into_iter().flat_map(|placement| {
-        let host_object = HostObject { kind: Kind::Vm, uid: vm };
-        [Key::Assigned(placement.worker, host_object), Key::Observed(placement.worker, host_object)]
-    });
-    of_object.into_iter().chain(of_host).collect()
+/// What is known of a proxy and of what it does.
+fn keys_of(view: &View, proxy: &Proxy) -> impl Iterator<Item = Key> + use<> {
+    let (worker, host_object) = (proxy.worker, proxy.host_object());
+    let of_object = view.object_of(proxy.uid).cloned();
+    let of_object = of_object.into_iter().flat_map(|object| [Key::Asked(object.clone()), Key::Decided(object)]);
+    of_object.chain([Key::Assigned(worker, host_object), Key::Observed(worker, host_object)])
 }

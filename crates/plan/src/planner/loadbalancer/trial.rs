@@ -1,12 +1,10 @@
 //! A change of what proxies do goes to one of them first. Only when that one has it, and goes on for a while, do the others get
 //! it: what would bring all proxies down at once brings down one, and is taken back.
 
-use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Configuration, Proxy, Rejected, Trial};
-use lightbyte_api::{Key, Kind, Span, WaitingOn};
+use lightbyte_api::{Key, Span, WaitingOn};
 
-use super::{Balancer, look_again};
-use crate::planner::vm::observed_vm;
+use super::{Balancer, look_again, observed};
 use crate::planner::{Plan, later, since};
 
 /// How long the first proxy must have gone on with it.
@@ -120,7 +118,7 @@ impl Balancer<'_> {
         }
         let proxy = choice.proxies.iter().find(|proxy| proxy.uid == trial.proxy).copied();
         if let Some(proxy) = &proxy {
-            plan.rests_on.push(Key::Observed(proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid }));
+            plan.rests_on.push(Key::Observed(proxy.worker, proxy.host_object()));
         }
         let acknowledged = proxy.as_ref().and_then(|proxy| self.report(proxy));
         if acknowledged.is_some_and(|report| report.revision >= trial.revision)
@@ -144,8 +142,7 @@ impl Balancer<'_> {
     /// Why a proxy did not take what it was to try, as far as its worker knows.
     fn not_taken(&self, proxy: &Proxy) -> String {
         let what = "the proxy that was to try it did not take it in time";
-        let observed = observed_vm(self.view, proxy.worker, HostObject { kind: Kind::Vm, uid: proxy.uid });
-        let problem = observed.and_then(|observed| observed.problem.as_ref());
+        let problem = observed(self.view, proxy).and_then(|observed| observed.problem.as_ref());
         problem.map_or_else(|| what.to_owned(), |problem| format!("{what}: {problem}"))
     }
 
