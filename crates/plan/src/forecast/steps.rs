@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use lightbyte_api::assigned::{Assigned, HostObject};
 use lightbyte_api::kinds::scalegroup::RetiredFor;
 use lightbyte_api::{Asked, Choice, Key, Kind, Name, ObjectRef};
 use serde::{Deserialize, Serialize};
 
-use crate::planner::{scalegroup, worker, worker_of};
+use crate::planner::{scalegroup, vm, worker, worker_of};
 use crate::status;
 use crate::view::View;
 
@@ -135,12 +136,33 @@ fn becomes(before: &View, after: &View, object: &ObjectRef) -> Option<What> {
         return None;
     }
     let state = settled(after, object)?;
+    if awaits_its_virtual_address(before, object)
+        && status::state(before, object).is_some_and(|(was, _)| was == state)
+    {
+        return None;
+    }
     // An object that nothing is made of on any host is there as soon as it is asked for.
     let was_ready = match before.asked(object) {
         Some(_) => settled(before, object).is_some(),
         None => !matches!(object.kind, Kind::Vm | Kind::Volume | Kind::Snapshot | Kind::ScaleGroup),
     };
     (!was_ready).then(|| What::Becomes { state: state.to_owned() })
+}
+
+/// Whether what its tap lets through is not what its worker is told. Which proxy has an address is its load balancer's news:
+/// the machine runs all the while.
+fn awaits_its_virtual_address(view: &View, object: &ObjectRef) -> bool {
+    let told = || {
+        let placement = vm::placement(view, object)?;
+        let host_object = HostObject { kind: Kind::Vm, uid: view.asked(object)?.meta.uid };
+        let Assigned::Vm(assigned) = view.assigned(placement.worker, host_object)?.as_ref() else {
+            return None;
+        };
+        let wanted = assigned.nics.iter().find_map(|nic| nic.virtual_address);
+        let has = vm::observed_vm(view, placement.worker, host_object)?.virtual_address;
+        Some(wanted.map(|wanted| wanted.turn) != has.map(|has| has.turn))
+    };
+    object.kind == Kind::Vm && told().unwrap_or(false)
 }
 
 /// The state of an object that is as it is asked to be.

@@ -107,6 +107,21 @@ fn a_vm_is_placed_and_boots() {
 }
 
 #[test]
+fn a_proxy_that_is_given_the_virtual_address_of_another_runs_all_the_while() {
+    let balancer = r#"apply loadbalancer/lb {"pools": [{"name": "web", "group": "web", "port": 80}], "listeners": [{"port": 80}], "virtual_address": "auto"}"#;
+    assert_snapshot!(check("rack\nimage proxy v1 root=64MiB", &[balancer, "delete vm/lb-proxy-2"]), @"
+    0s vm/lb-proxy-3 is made (2)
+    0s vm/lb-proxy-3 is placed on n1 (2)
+    10s vm/lb-proxy-3 is running (3)
+    10s vm/lb-proxy-2 is let go: Request (2)
+    18s vm/lb-proxy-2 is gone (2)
+    18s scalegroup/lb-proxy is ready
+    scalegroup/lb-proxy: 2 available, 1 at the least, 2 in the end
+    loadbalancer/lb anyway waits: scalegroup/web does not exist, or is being deleted | somebody in pool `web` to serve
+    ");
+}
+
+#[test]
 fn a_group_is_made_scaled_rolled_and_drained() {
     assert_snapshot!(check("rack", &[WEB]), @"
     0s scalegroup/web is made
