@@ -255,6 +255,21 @@ pub enum WaitingOn {
         /// What was seen.
         because: String,
     },
+    /// A certificate is not good for long any more.
+    CertificateExpires {
+        /// Till when it is good.
+        at: Timestamp,
+    },
+    /// A certificate is not good any more.
+    CertificateExpired {
+        /// Since when.
+        at: Timestamp,
+    },
+    /// A certificate cannot be shown to anybody.
+    CertificateUnusable {
+        /// Why.
+        because: String,
+    },
     /// Nobody in a pool serves.
     NoBackends {
         /// The pool.
@@ -349,6 +364,9 @@ impl WaitingOn {
             | WaitingOn::VolumeElsewhere { .. }
             | WaitingOn::Rejected { .. }
             | WaitingOn::TrialFailed { .. }
+            | WaitingOn::CertificateExpires { .. }
+            | WaitingOn::CertificateExpired { .. }
+            | WaitingOn::CertificateUnusable { .. }
             | WaitingOn::LossBrake
             | WaitingOn::Staying { .. }
             | WaitingOn::InUse { .. } => Span::from_secs(0),

@@ -26,7 +26,7 @@ pub(crate) use self::doctor::{Doctor, DoctorForm, DoctorVmm};
 pub(crate) use self::groups::{
     Drain, OneGroup, OneWorker, Replicas, Rollout, RolloutDiff, RolloutOn, RolloutUndo, Scale,
 };
-pub(crate) use self::import::{Import, ImportImage};
+pub(crate) use self::import::{Import, ImportCertificate, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
 pub(crate) use self::plan::{Plan, PlanForm, PlanStep, Supposition};

@@ -151,6 +151,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Logs(words) => verbs::logs::run(cluster, words).await,
         Verb::Cp(words) => verbs::cp::run(cluster, words).await,
         Verb::Import(Import::Image(words)) => verbs::import::run(cluster, words).await,
+        Verb::Import(Import::Certificate(words)) => verbs::import::certificate::run(cluster, words).await,
         // These were done before.
         Verb::Exec(_)
         | Verb::Ssh(_)

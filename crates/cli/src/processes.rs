@@ -12,6 +12,7 @@ use lightbyte_api::Uid;
 use lightbyte_lab::control::{self, Answer, LabStatus, Request};
 use lightbyte_lab::rack::Wish;
 use lightbyte_lab::{VmmChoice, dev as lab};
+use lightbyte_server::SealingKeys;
 use lightbyte_store::{EtcdOptions, EtcdStore};
 use lightbyte_vmm::Parts;
 use lightbyte_worker::offer::Offer;
@@ -51,6 +52,7 @@ pub(crate) fn server(words: &Server) -> Result<Code> {
         .build()
         .context("start the runtime")?;
     let parts = words.parts.as_deref().map(Parts::new).transpose().context("set up the parts of images")?;
+    let sealing_keys = words.sealing_key.as_deref().map(SealingKeys::read);
     let config = lightbyte_server::Config {
         name: words.name.clone(),
         listen: words.listen.clone(),
@@ -58,6 +60,7 @@ pub(crate) fn server(words: &Server) -> Result<Code> {
         etcd: words.etcd.clone(),
         root: words.root.clone(),
         parts: parts.map(Arc::new),
+        sealing_keys: sealing_keys.transpose()?.map(Arc::new),
         zone: lightbyte_api::zone::canonical(&words.zone),
         keeps_room_for_a_loss: words.keep_room_for_a_loss,
     };

@@ -111,6 +111,13 @@ const COLUMNS: &[(Kind, Columns)] = &[
         ),
     ),
     (
+        Kind::Secret,
+        (
+            &[STATE, ("NAMES", At("/status/server_names")), ("EXPIRES", At("/status/expires_at"))],
+            &[("BEGINS", At("/status/begins_at")), ("FINGERPRINT", At("/status/fingerprint"))],
+        ),
+    ),
+    (
         Kind::Worker,
         (
             &[

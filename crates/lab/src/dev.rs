@@ -131,6 +131,7 @@ async fn hold(
     };
     seed(&rack, places).context("give the first host the images")?;
     let listener = control::listen(&state.directory).await?;
+    state.keep_sealing_key(&places.sealing_key())?;
     let supervisor = Supervisor::start(rack.processes(places), state, true)?;
     let lab = Lab { rack: &rack, places, state, forwards, supervisor: &supervisor };
     let outcome = lab.supervise(listener, ends, begun, on_ready).await;

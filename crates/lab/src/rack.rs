@@ -228,6 +228,12 @@ pub struct Places {
 }
 
 impl Places {
+    /// What the servers seal private keys with.
+    #[must_use]
+    pub fn sealing_key(&self) -> PathBuf {
+        self.state.join("sealing-key")
+    }
+
     /// Where a host keeps the parts of images: its server and its worker share them.
     #[must_use]
     pub fn parts(&self, host: &Host) -> PathBuf {
@@ -376,6 +382,7 @@ impl Rack {
             format!("--listen={}", host.api_url()),
             format!("--advertise={}", host.api_url()),
             format!("--etcd={}", etcd.join(",")),
+            format!("--sealing-key={}", places.sealing_key().display()),
         ];
         let real =
             (self.wish.vmm == VmmChoice::Qemu).then(|| format!("--parts={}", places.parts(host).display()));

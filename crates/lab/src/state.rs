@@ -10,8 +10,8 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -101,6 +101,28 @@ impl State {
     pub fn keep_rack(&self, rack: &Rack) -> Result<()> {
         write_whole(&self.directory.join("rack.json"), &serde_json::to_vec_pretty(rack)?)
             .context("write rack.json")
+    }
+
+    /// Makes the key that the servers seal private keys with, unless an earlier start has: what it sealed lies in their store.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_sealing_key(&self, path: &Path) -> Result<()> {
+        if path.exists() {
+            return Ok(());
+        }
+        let mut bytes = [0_u8; 32];
+        File::open("/dev/urandom")
+            .and_then(|mut chance| chance.read_exact(&mut bytes))
+            .context("read /dev/urandom")?;
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        // Its owner's alone from the first moment, and whole under its name.
+        let new = path.with_extension("new");
+        let _ = fs::remove_file(&new);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&new);
+        file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&new, path))
+            .with_context(|| format!("write {}", path.display()))
     }
 
     /// Ends everything that runs for this state and removes what it has made on the machine, whoever has started it:

@@ -4,12 +4,15 @@
 //! one prefix would cost the store a thousand comparisons for every event.
 
 use lightbyte_api::assigned::HostObject;
+use lightbyte_api::kinds::loadbalancer::ShownCertificate;
+use lightbyte_api::kinds::secret::PrivateKey;
 use lightbyte_api::records::{Epoch, Record};
-use lightbyte_api::{Key, Kind, Uid, WorkerId};
+use lightbyte_api::topology::{Certificate, SecretText};
+use lightbyte_api::{Key, Kind, Name, ObjectRef, Uid, WorkerId};
 
 use crate::agent::{Delivery, Item, News, Stamped, Told};
 use crate::fronts;
-use crate::planner::loadbalancer;
+use crate::planner::{loadbalancer, secret};
 use crate::view::View;
 
 /// Whether a stream may begin from `view`. A worker with a `cursor` must not be led back behind it. One without has
@@ -21,10 +24,20 @@ pub fn may_begin(view: &View, cursor: Option<u64>, confirmed: Option<u64>) -> bo
     cursor.or(confirmed).is_some_and(|needed| needed <= view.revision())
 }
 
+/// Opens the sealed key of a secret of that name; nothing where that cannot be done here. Whoever is told nothing of a load balancer
+/// for it goes on with what it has.
+pub type Open<'a> = &'a dyn Fn(&Name, &str) -> Option<SecretText>;
+
+/// The sealed text itself, for proxies that show nothing to anybody.
+#[must_use]
+pub fn unopened(_: &Name, sealed: &str) -> Option<SecretText> {
+    Some(SecretText::new(sealed.to_owned()))
+}
+
 /// The first delivery of a stream: everything of `worker`. `None` when the view has no readable epoch, or a value of
 /// this worker that cannot be read: a partial list must not be taken for a whole one.
 #[must_use]
-pub fn inventory(view: &View, worker: WorkerId) -> Option<Delivery> {
+pub fn inventory(view: &View, worker: WorkerId, open: Open<'_>) -> Option<Delivery> {
     let mut objects: Vec<HostObject> = view.assigned_to(worker).chain(view.observed_by(worker)).collect();
     objects.sort_unstable();
     objects.dedup();
@@ -32,12 +45,12 @@ pub fn inventory(view: &View, worker: WorkerId) -> Option<Delivery> {
     let items = objects
         .into_iter()
         .filter(|object| object.kind != Kind::Worker)
-        .map(|object| item(view, worker, object));
+        .map(|object| item(view, worker, object, open));
     let items = items.collect::<Option<Vec<Item>>>()?;
     Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news: News::Inventory(items) })
 }
 
-fn item(view: &View, worker: WorkerId, object: HostObject) -> Option<Item> {
+fn item(view: &View, worker: WorkerId, object: HostObject, open: Open<'_>) -> Option<Item> {
     let assigned_key = Key::Assigned(worker, object);
     let observed_key = Key::Observed(worker, object);
     if view.unreadable(&assigned_key).is_some() || view.unreadable(&observed_key).is_some() {
@@ -49,24 +62,36 @@ fn item(view: &View, worker: WorkerId, object: HostObject) -> Option<Item> {
         object,
         assigned: assigned.map(|value| stamped(view, &assigned_key, value.as_ref().clone())),
         observed: observed.map(|value| stamped(view, &observed_key, value.as_ref().clone())),
-        told: told(view, object),
+        told: told(view, object, open),
     })
 }
 
 /// What the proxy in a VM is to be told, if it has one.
-fn told(view: &View, object: HostObject) -> Option<Told> {
+fn told(view: &View, object: HostObject, open: Open<'_>) -> Option<Told> {
     let vm = view.object_of(object.uid).filter(|vm| vm.kind == Kind::Vm)?;
     let balancer = loadbalancer::balancer_of(view, vm)?;
     let choice = fronts::choice(view, &balancer)?;
     // One that is not noted there would not be waited for.
     choice.proxies.iter().find(|proxy| proxy.uid == object.uid)?;
-    let topology = choice.topology_of(object.uid)?;
+    let topology = choice.topology_of(object.uid, |shown| certificate(view, shown, open))?;
     let backends = topology.pools.iter().flat_map(|pool| &pool.backends);
     let mut members: Vec<Uid> = backends.filter_map(|backend| backend.uid.parse().ok()).collect();
     members.sort_unstable();
     members.dedup();
     // A topology is made of plain data.
     Some(Told { revision: topology.revision, members, document: serde_json::to_string(&topology).ok()? })
+}
+
+/// A certificate as proxies are told of it.
+fn certificate(view: &View, shown: &ShownCertificate, open: Open<'_>) -> Option<Certificate> {
+    let object = ObjectRef::new(Kind::Secret, shown.secret.clone());
+    let version = secret::version(view, &object, shown.uid, shown.version)?;
+    let PrivateKey::Sealed(sealed) = &version.spec.key else { return None };
+    Some(Certificate {
+        server_names: version.server_names.clone(),
+        chain_pem: version.spec.chain.clone(),
+        key_pem: open(&shown.secret, sealed)?,
+    })
 }
 
 /// The worker, or the workers, that a change of `key` may concern.
@@ -84,21 +109,22 @@ pub fn changes<'a>(
     view: &'a View,
     worker: WorkerId,
     keys: impl IntoIterator<Item = &'a Key> + Clone,
+    open: Open<'a>,
 ) -> impl Iterator<Item = Delivery> {
-    let topologies = keys.clone().into_iter().flat_map(move |key| topologies(view, worker, key));
+    let topologies = keys.clone().into_iter().flat_map(move |key| topologies(view, worker, key, open));
     keys.into_iter().filter_map(move |key| change(view, worker, key)).chain(topologies)
 }
 
 /// What a change of what is decided for a load balancer means for the proxies of `worker`.
 #[must_use]
-pub fn topologies(view: &View, worker: WorkerId, key: &Key) -> Vec<Delivery> {
+pub fn topologies(view: &View, worker: WorkerId, key: &Key, open: Open<'_>) -> Vec<Delivery> {
     let Key::Decided(object) = key else { return Vec::new() };
     let choice = fronts::choice(view, object).filter(|_| object.kind == Kind::LoadBalancer);
     let proxies =
         choice.into_iter().flat_map(|choice| &choice.proxies).filter(|proxy| proxy.worker == worker);
     let delivery = |uid: Uid| {
         let object = HostObject { kind: Kind::Vm, uid };
-        let news = News::Topology { object, told: told(view, object)? };
+        let news = News::Topology { object, told: told(view, object, open)? };
         Some(Delivery { epoch: epoch(view)?, revision: view.revision(), news })
     };
     proxies.filter_map(|proxy| delivery(proxy.uid)).collect()

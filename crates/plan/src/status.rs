@@ -8,7 +8,7 @@ use lightbyte_api::Timestamp;
 use lightbyte_api::assigned::{Assigned, AssignedVm, HostObject, WantedVm};
 use lightbyte_api::health::HealthState;
 use lightbyte_api::kinds::vm::Placement;
-use lightbyte_api::kinds::{network, scalegroup, worker};
+use lightbyte_api::kinds::{network, scalegroup, secret as secret_kind, worker};
 use lightbyte_api::object::{Asked, Meta, Object, ObjectRef, Status};
 use lightbyte_api::observed::{Observed, ObservedVm, VmPhase, VolumePhase};
 use lightbyte_api::records::Squatted;
@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::planner::moves::is_leaving;
 use crate::planner::scalegroup::Counts;
-use crate::planner::{self, elsewhere_of, vm, volume, worker_of};
+use crate::planner::{self, elsewhere_of, secret, vm, volume, worker_of};
 use crate::view::View;
 
 /// How many squatted addresses a network's status lists.
@@ -100,6 +100,7 @@ fn found<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked) -> Found<'
         Spec::Worker(spec) => of_worker(view, object, asked, spec),
         Spec::ScaleGroup(spec) => of_group(view, object, asked, spec),
         Spec::LoadBalancer(spec) => balancer::of(view, object, asked, spec),
+        Spec::Secret(spec) => of_secret(view, object, asked, spec),
         Spec::Network(spec) => of_network(view, &object.name, spec),
         // A kind that nothing on any host belongs to is what it was asked to be.
         _ => at_rest(asked),
@@ -485,6 +486,37 @@ fn state_of_update(
     } else {
         None
     }
+}
+
+fn of_secret<'a>(
+    view: &'a View,
+    object: &ObjectRef,
+    asked: &Asked,
+    spec: &'a secret_kind::Spec,
+) -> Found<'a> {
+    let newest = secret::choice(view, object).and_then(|choice| choice.newest());
+    let newest = newest.filter(|newest| newest.spec == *spec);
+    let state = |waiting: &Waiting| match waiting.on {
+        WaitingOn::CertificateExpires { .. } => Some("expiring"),
+        WaitingOn::CertificateExpired { .. } => Some("expired"),
+        WaitingOn::CertificateUnusable { .. } => Some("unusable"),
+        _ => None,
+    };
+    let waiting_on = view.decided(object).map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
+    let trouble = waiting_on.iter().find_map(state);
+    let state = trouble.unwrap_or(if newest.is_some() { "ready" } else { "pending" });
+    let more = move || {
+        let of = |version: &secret_kind::Version| {
+            fields(json!({
+                "server_names": version.server_names,
+                "begins_at": version.begins_at,
+                "expires_at": version.expires_at,
+                "fingerprint": version.fingerprint,
+            }))
+        };
+        newest.map(of).unwrap_or_default()
+    };
+    Found { state, ready: state == "ready", since: Some(asked.meta.changed_at), more: Box::new(more) }
 }
 
 fn of_network<'a>(view: &'a View, name: &'a Name, spec: &'a network::Spec) -> Found<'a> {

@@ -5,16 +5,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use lightbyte_api::topology::{Certificate, Problem};
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use lightbyte_certificate::certified;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::table::Table;
-
-/// Certificates in a chain. Real ones have two to four.
-const CHAIN_MAX: usize = 16;
 
 /// By server name.
 #[derive(Debug, Default)]
@@ -29,7 +24,8 @@ impl Certificates {
         let mut compiled = Certificates::default();
         for (index, certificate) in certificates.iter().enumerate() {
             let problem = |what: String| Problem { path: format!("certificates[{index}]"), what };
-            let key = Arc::new(certified(certificate).map_err(problem)?);
+            let key = certified(&certificate.chain_pem, certificate.key_pem.reveal());
+            let key = Arc::new(key.map_err(|error| problem(error.to_string()))?);
             compiled.first.get_or_insert_with(|| key.clone());
             for name in &certificate.server_names {
                 // The first that names it, as everywhere in a topology.
@@ -48,20 +44,6 @@ impl Certificates {
         });
         named.or_else(|| self.first.clone())
     }
-}
-
-fn certified(certificate: &Certificate) -> Result<CertifiedKey, String> {
-    let chain: Result<Vec<CertificateDer<'static>>, _> =
-        CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes()).take(CHAIN_MAX + 1).collect();
-    let chain = chain.map_err(|error| format!("its chain is not PEM: {error}"))?;
-    if chain.is_empty() || chain.len() > CHAIN_MAX {
-        return Err(format!("its chain has {} certificates, not 1 to {CHAIN_MAX}", chain.len()));
-    }
-    // Of the key the error's text is not passed on: it might tell of the key.
-    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.reveal().as_bytes())
-        .map_err(|_| "its key is not PEM, or none that is known".to_owned())?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|error| format!("certificate and key are not usable together: {error}"))
 }
 
 /// Asks the table that holds now, so a new certificate needs neither a restart nor a new listener.

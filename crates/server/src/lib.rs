@@ -20,6 +20,7 @@
 //! | `names` | the zone of all names, for resolvers that follow it |
 //! | `usage` | what guests use, asked of their workers |
 //! | `events` | what happened, kept for a week |
+//! | `sealing` | private keys, sealed before they are stored |
 //! | `clock` | the wall clock and fresh identities |
 
 mod affected;
@@ -34,6 +35,7 @@ mod names;
 mod news;
 mod openapi;
 mod problem;
+mod sealing;
 mod usage;
 mod writer;
 
@@ -59,6 +61,8 @@ use crate::events::Events;
 use crate::follower::Follower;
 use crate::names::Names;
 
+pub use crate::sealing::{SealingKeyError, SealingKeys};
+
 /// How long running requests may take to end when the server stops.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -77,6 +81,8 @@ pub struct Config {
     pub root: String,
     /// The parts of images on this host, if it keeps any.
     pub parts: Option<Arc<Parts>>,
+    /// What private keys are sealed with; without it no secrets are taken.
+    pub sealing_keys: Option<Arc<SealingKeys>>,
     /// The name of the zone in which everything has its name, such as [`lightbyte_api::zone::NAME_DEFAULT`].
     pub zone: String,
     /// Whether it refuses what would leave members of groups without a place if any one worker were lost.
@@ -94,6 +100,7 @@ pub(crate) struct Server {
     events: Events,
     streams: Arc<Semaphore>,
     parts: Option<Arc<Parts>>,
+    sealing_keys: Option<Arc<SealingKeys>>,
     uploads: Semaphore,
     forecasts: Arc<Semaphore>,
     keeps_room_for_a_loss: bool,
@@ -124,6 +131,7 @@ impl Server {
             events: Events::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             parts: None,
+            sealing_keys: None,
             uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
             forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
             keeps_room_for_a_loss: false,
@@ -177,6 +185,7 @@ pub async fn serve(
         events: Events::default(),
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         parts: config.parts,
+        sealing_keys: config.sealing_keys,
         uploads: Semaphore::new(UPLOADS_AT_ONCE_MAX),
         forecasts: Arc::new(Semaphore::new(FORECASTS_MAX)),
         keeps_room_for_a_loss: config.keeps_room_for_a_loss,

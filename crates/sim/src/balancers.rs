@@ -5,17 +5,18 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use lightbyte_api::assigned::{HostObject, WantedVm};
 use lightbyte_api::kinds::loadbalancer::{
-    Check, Choice as BalancerChoice, Ejection, Listener, Members, Pool, Proxies, Proxy, Route, Serving,
-    Spec as BalancerSpec, WishedAddress,
+    Check, Choice as BalancerChoice, Configuration, Ejection, Listener, Members, Pool, Proxies, Proxy, Route,
+    Serving, Spec as BalancerSpec, WishedAddress,
 };
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Record;
-use lightbyte_api::topology::{BackendProtocol, Balance, Target, Topology};
+use lightbyte_api::topology::{BackendProtocol, Balance, Protocol, Target, Topology};
 use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, VmId};
 use lightbyte_plan::agent::address;
 use lightbyte_plan::agent::proxy::Answer;
 use lightbyte_plan::agent::{Step, Told};
 use lightbyte_plan::fronts::UNDECIDED_MAX;
+use lightbyte_plan::planner::secret;
 use lightbyte_plan::request::{self, Context, Outcome, Refusal};
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write};
@@ -24,7 +25,7 @@ use crate::cluster::{Checked, Cluster};
 use crate::oracle::{placement, told, violated};
 use crate::user::name;
 use crate::worker::Worker;
-use crate::{addresses, groups};
+use crate::{addresses, groups, secrets};
 
 /// A proxy refuses whatever has a route of this name.
 const POISON: &str = "poison";
@@ -89,6 +90,9 @@ impl Cluster {
         view: &View,
         context: &Context,
     ) -> (&'static str, ObjectRef, Result<Outcome, Refusal>) {
+        if self.rng.once_in(4) {
+            return self.secret_user(view, context);
+        }
         let balancer = ObjectRef::new(Kind::LoadBalancer, name("lb"));
         if self.rng.once_in(8) {
             return ("delete", balancer.clone(), request::delete(view, &balancer, context));
@@ -118,7 +122,9 @@ impl Cluster {
             1 => vec![self.some_route("all")],
             _ => Vec::new(),
         };
-        let listener = Listener { port: 80, proxy_protocol: false, redirect_to_https: None };
+        let certificates = self.some_certificates();
+        let protocol = if certificates.is_empty() { Protocol::Http } else { Protocol::Https };
+        let listener = Listener { port: 80, protocol, proxy_protocol: false, redirect_to_https: None };
         BalancerSpec {
             proxies: Proxies {
                 replicas: 1 + self.rng.below(2) as u64,
@@ -128,6 +134,7 @@ impl Cluster {
             },
             serving: Serving {
                 listeners: vec![listener],
+                certificates,
                 routes,
                 pools: vec![pool],
                 trusted_peers: Vec::new(),
@@ -287,6 +294,9 @@ impl Sim {
         if topology.routes.iter().any(|route| route.name == POISON) {
             return Err("poison".to_owned());
         }
+        if topology.certificates.iter().any(|certificate| secrets::is_poison(certificate.key_pem.reveal())) {
+            return Err("certificates[0]: poison".to_owned());
+        }
         if topology.revision < self.revision {
             return Err(format!("revision {} is older than {}", topology.revision, self.revision));
         }
@@ -380,16 +390,20 @@ pub(crate) fn check_choice(key: &Key, write: &Write, before: &View, decision: &T
     Ok(())
 }
 
-/// Whether the group is one of proxies that refuse what they are told: then none of them serves.
+/// Whether the group is one of proxies that refuse what they are told, or cannot be told anything: then none of them serves.
 pub(crate) fn are_refusing(view: &View, group: &ObjectRef) -> bool {
     let owner = view.asked(group).and_then(|asked| asked.meta.owner.as_ref());
     let Some(owner) = owner.filter(|owner| owner.object.kind == Kind::LoadBalancer) else { return false };
     let choice = choice(view, &owner.object);
     let accepted = choice.accepted.and_then(|number| choice.configuration(number));
-    accepted.is_some_and(|accepted| is_poison(&accepted.serving))
+    accepted.is_none_or(|accepted| is_poison(view, accepted))
 }
 
-fn is_poison(serving: &Serving) -> bool {
+fn is_poison(view: &View, configuration: &Configuration) -> bool {
+    has_poison(&configuration.serving) || secrets::has_poison(view, configuration)
+}
+
+fn has_poison(serving: &Serving) -> bool {
     serving.routes.iter().any(|route| route.name == POISON)
 }
 
@@ -399,10 +413,16 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, workers: &[Worker]) ->
     addresses::check_goal(view, object, spec, workers)?;
     let choice = choice(view, object);
     let accepted = choice.accepted.and_then(|number| choice.configuration(number));
+    // What nobody has made cannot be shown.
+    let can_be_shown = secrets::can_be_shown(view, &spec.serving.certificates);
     let Some(accepted) = accepted else {
-        return violated("balancer", format!("{object}: {}", told(view, object)));
+        return if can_be_shown.is_none() {
+            Ok(())
+        } else {
+            violated("balancer", format!("{object}: {}", told(view, object)))
+        };
     };
-    let is_poison = is_poison(&spec.serving);
+    let is_poison = has_poison(&spec.serving) || can_be_shown != Some(true);
     let wrong =
         |what: &str| violated("balancer", format!("{object} {what}: {choice:?}, {}", told(view, object)));
     // A proxy that began anew meanwhile speaks against what it tries, for good.
@@ -410,11 +430,16 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, workers: &[Worker]) ->
     // A proxy that does not run may begin with what is on its disk: until it says more, it is waited for.
     let runs = |proxy: &Proxy| workers.iter().any(|worker| worker.ready().contains(&VmId::new(proxy.uid)));
     let can_be_tried = choice.proxies.is_empty() || choice.proxies.iter().any(runs);
-    if accepted.serving != spec.serving && !is_poison && !is_judged && can_be_tried {
+    let is_newest = accepted.certificates.iter().all(|shown| {
+        let object = ObjectRef::new(Kind::Secret, shown.secret.clone());
+        let newest = secret::choice(view, &object).and_then(|choice| choice.newest());
+        newest.is_some_and(|newest| newest.number == shown.version)
+    });
+    if (accepted.serving != spec.serving || !is_newest) && !is_poison && !is_judged && can_be_tried {
         return wrong("does not do what is asked");
     }
     let all_run = choice.proxies.iter().all(runs);
-    let refuses = self::is_poison(&accepted.serving);
+    let refuses = self::is_poison(view, accepted);
     if choice.trial.is_some() || (all_run && !refuses && !choice.leaving.is_empty()) {
         return wrong("has something on its way");
     }

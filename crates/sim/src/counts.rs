@@ -98,6 +98,8 @@ pub(crate) const EXPECTED: &[&str] = &[
     "wait: member",
     "wait: missing",
     "wait: names",
+    "wait: certificate expires",
+    "wait: certificate expired",
     "wait: no backends",
     "wait: off",
     "wait: source",

@@ -20,6 +20,7 @@ mod parts;
 mod placing;
 mod preemption;
 mod rng;
+mod secrets;
 mod server;
 mod slots;
 mod specs;
@@ -160,6 +161,8 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Trial { .. } => "wait: trial",
                 WaitingOn::TrialFailed { .. } => "wait: trial failed",
                 WaitingOn::NoBackends { .. } => "wait: no backends",
+                WaitingOn::CertificateExpires { .. } => "wait: certificate expires",
+                WaitingOn::CertificateExpired { .. } => "wait: certificate expired",
                 _ => "wait: other",
             });
         }

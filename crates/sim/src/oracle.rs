@@ -21,7 +21,9 @@ use lightbyte_store::feed::Feed;
 pub(crate) use self::roles::check_roles;
 use crate::cluster::{Checked, Violation};
 use crate::worker::{CPUS, MEMORY, Worker};
-use crate::{balancers, groups, health, leases, moves, placing, preemption, squatters, volumes, walls};
+use crate::{
+    balancers, groups, health, leases, moves, placing, preemption, secrets, squatters, volumes, walls,
+};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -156,6 +158,7 @@ impl Oracle {
         check_addresses(view)?;
         walls::check_ports(view)?;
         volumes::check_holders(view)?;
+        secrets::check(view)?;
         self.check_acknowledged(view)
     }
 
@@ -269,9 +272,9 @@ impl Oracle {
         if asked.meta.deleting_since.is_some() {
             let held = matches!(view.decided(object).map(|decided| &decided.choice),
                 Some(Choice::Volume(choice)) if !choice.holders.is_empty());
-            let named =
-                matches!(object.kind, Kind::Image | Kind::Network) && view.referrers(object).next().is_some();
-            let in_use = held || named;
+            let named = matches!(object.kind, Kind::Image | Kind::Network | Kind::Secret)
+                && view.referrers(object).next().is_some();
+            let in_use = held || named || (object.kind == Kind::Secret && secrets::is_shown(view, object));
             return if in_use {
                 Ok(())
             } else {
@@ -287,6 +290,7 @@ impl Oracle {
             groups::check_group(view, object, None)?;
         }
         balancers::check_goal(view, object, workers)?;
+        secrets::check_goal(view, object)?;
         let Spec::Vm(spec) = &asked.spec else { return volumes::check_goal(view, object, asked, workers) };
         match placement(view, object) {
             None => match possible(view, object, spec, |_| true) {

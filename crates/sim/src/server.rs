@@ -202,7 +202,7 @@ impl Cluster {
         }
         for worker in self.workers.iter_mut().filter(|worker| worker.stream_from() == Some(index)) {
             let id = worker.id;
-            for delivery in delivery::changes(&view, id, changed) {
+            for delivery in delivery::changes(&view, id, changed, &delivery::unopened) {
                 worker.push_delivery(delivery);
             }
         }

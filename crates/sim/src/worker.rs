@@ -289,7 +289,7 @@ impl Cluster {
             self.counts.add("stream refused by an old view");
             return;
         }
-        if let Some(inventory) = delivery::inventory(view, self.workers[index].id) {
+        if let Some(inventory) = delivery::inventory(view, self.workers[index].id, &delivery::unopened) {
             self.workers[index].stream = Some(Stream { server, queue: [inventory].into() });
         }
     }

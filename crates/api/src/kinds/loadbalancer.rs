@@ -11,14 +11,16 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
-pub use self::choice::{Choice, Configuration, HeldAddress, Leaving, Member, Proxy, Rejected, Trial};
+pub use self::choice::{
+    Choice, Configuration, HeldAddress, Leaving, Member, Proxy, Rejected, ShownCertificate, Trial,
+};
 use super::{Field, SpecRules, vm};
 use crate::address::Subnet;
 use crate::kinds::Kind;
 use crate::name::Name;
 use crate::object::ObjectRef;
 use crate::reader::Reader;
-use crate::topology::{BackendProtocol, Balance, HeaderEdits, PathMatch, RateLimit, Redirect, Target};
+use crate::topology::{BackendProtocol, Balance, HeaderEdits, PathMatch, Protocol, RateLimit, Redirect, Target};
 use crate::units::{ByteSize, Span};
 
 /// How many proxies there are when nothing is said: one may go.
@@ -33,6 +35,8 @@ pub const PROXY_SUFFIX: &str = "proxy";
 pub const LISTENERS_MAX: usize = 16;
 /// The most routes: what is asked, what proxies have and what one of them tries lie in the store beside each other.
 pub const ROUTES_MAX: usize = 200;
+/// The most certificates: those of each load balancer are read whenever what its proxies are told is composed.
+pub const CERTIFICATES_MAX: usize = 16;
 /// The most pools.
 pub const POOLS_MAX: usize = 64;
 /// The most VMs that a pool names one by one.
@@ -113,6 +117,9 @@ pub struct Proxies {
 pub struct Serving {
     /// Where connections are taken.
     pub listeners: Vec<Listener>,
+    /// The secrets whose certificates listeners with `https` show: the first that has the name that a client asks for, or the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<Name>,
     /// Which request goes where; everything to the first pool when left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
@@ -128,6 +135,9 @@ pub struct Serving {
 pub struct Listener {
     /// Its number.
     pub port: u16,
+    /// What is spoken.
+    #[serde(default = "http", skip_serializing_if = "is_http")]
+    pub protocol: Protocol,
     /// Whether connections begin with a PROXY header.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub proxy_protocol: bool,
@@ -275,6 +285,14 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+const fn http() -> Protocol {
+    Protocol::Http
+}
+
+fn is_http(protocol: &Protocol) -> bool {
+    *protocol == http()
+}
+
 const fn tries_default() -> u32 {
     3
 }
@@ -342,7 +360,8 @@ impl SpecRules for Spec {
         });
         // Others only run there.
         let network = self.virtual_address.map(|_| ObjectRef::new(Kind::Network, self.proxies.network.clone()));
-        groups.chain(network).collect()
+        let certificates = self.serving.certificates.iter().map(|name| ObjectRef::new(Kind::Secret, name.clone()));
+        groups.chain(network).chain(certificates).collect()
     }
 
     fn frozen_field(&self, next: &Spec) -> Option<(&'static str, &'static str)> {

@@ -24,6 +24,7 @@ macro_rules! for_each_kind {
             ScaleGroup scalegroup "group";
             LoadBalancer loadbalancer "lb";
             DnsRecord dnsrecord "dns";
+            Secret secret "cert";
         }
     };
 }
@@ -179,6 +180,9 @@ impl Choice {
             Choice::Vm(vm::Choice { placement: Some(placement), .. }) => {
                 let volume = |disk: &vm::PlacedDisk| ObjectRef::new(Kind::Volume, disk.volume_name.clone());
                 placement.disks.iter().map(volume).collect()
+            }
+            Choice::LoadBalancer(choice) => {
+                choice.shown().map(|shown| ObjectRef::new(Kind::Secret, shown.secret.clone())).collect()
             }
             _ => Vec::new(),
         }

@@ -168,7 +168,11 @@ impl Listener {
 }
 
 impl Certificate {
-    fn check(&self, at: &str) -> Checked {
+    /// Whether a proxy takes it at that place of a topology, as far as that is seen without cryptography.
+    ///
+    /// # Errors
+    /// The [`Problem`].
+    pub fn check(&self, at: &str) -> Result<(), Problem> {
         length(&format!("{at}.server_names"), self.server_names.len(), maximum::SERVER_NAMES)?;
         if self.server_names.is_empty() {
             return problem(format!("{at}.server_names"), "is empty, so nobody is shown this certificate");

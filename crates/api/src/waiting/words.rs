@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
+
 use super::{WaitingOn, WorkerTask};
 use crate::placing::Clause;
 
@@ -125,6 +127,11 @@ impl WaitingOn {
                 format!("`lightbyte logs {proxy}` shows what its proxy says")
             }
             WaitingOn::TrialFailed { .. } => "ask for something else: the others go on with what they have".to_owned(),
+            WaitingOn::CertificateExpires { .. }
+            | WaitingOn::CertificateExpired { .. }
+            | WaitingOn::CertificateUnusable { .. } => {
+                "`lightbyte import certificate NAME --chain FILE --key FILE` puts another in its place".to_owned()
+            }
             WaitingOn::NoBackends { .. } => {
                 "its VMs must run, and pass their `health` checks if they have any".to_owned()
             }
@@ -143,6 +150,11 @@ impl WaitingOn {
             }
         }
     }
+}
+
+/// To the second, as certificates have it.
+fn day(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 fn in_words(labels: &BTreeMap<String, String>) -> String {
@@ -283,6 +295,13 @@ impl fmt::Display for WaitingOn {
             WaitingOn::TrialFailed { because } => {
                 write!(formatter, "one proxy has tried what is asked: {because}")
             }
+            WaitingOn::CertificateExpires { at } => {
+                write!(formatter, "another certificate: this one is good till {}", day(*at))
+            }
+            WaitingOn::CertificateExpired { at } => {
+                write!(formatter, "another certificate: this one was good till {}", day(*at))
+            }
+            WaitingOn::CertificateUnusable { because } => write!(formatter, "another certificate: {because}"),
             WaitingOn::NoBackends { pool } => write!(formatter, "somebody in pool `{pool}` to serve"),
             WaitingOn::LossBrake => {
                 formatter.write_str("too many workers are away at once for any to be taken for lost")

@@ -41,6 +41,10 @@ pub(crate) struct Server {
     /// A worker on the same host may use the same directory
     #[arg(long, value_name = "DIR")]
     pub(crate) parts: Option<PathBuf>,
+    /// What private keys are sealed with before they are stored: a file with 64 hexadecimal digits that its owner alone may read,
+    /// the same for all servers; without it no secrets are taken. A key in a further line opens what it sealed earlier
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sealing_key: Option<PathBuf>,
     /// The DNS zone in which VMs, groups and load balancers have their names; the same for all servers and resolvers
     #[arg(long, value_name = "NAME", default_value = ZONE)]
     pub(crate) zone: String,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use lightbyte_api::Name;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Import {
@@ -11,6 +12,23 @@ pub(crate) enum Import {
         after_help = "Examples:\n  lightbyte import image ~/.cache/lightbyte/images/debian\n  lightbyte import image web --from web.qcow2 --no-current\n  docker save nginx -o nginx.tar && lightbyte import image nginx --from nginx.tar"
     )]
     Image(ImportImage),
+    /// Seals a certificate's private key and stores both, for load balancers that speak TLS; or puts them in the place of older ones
+    #[command(
+        after_help = "Examples:\n  lightbyte import certificate shop --chain fullchain.pem --key privkey.pem\n  lightbyte get secrets"
+    )]
+    Certificate(ImportCertificate),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportCertificate {
+    /// What the secret is called: load balancers name it so
+    pub(crate) name: Name,
+    /// The certificates as PEM, the server's own first
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chain: PathBuf,
+    /// Its private key as PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
 }
 
 #[derive(Debug, Args)]

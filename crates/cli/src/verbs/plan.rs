@@ -7,8 +7,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::kinds::scalegroup::RetiredFor;
+use lightbyte_api::kinds::secret::PrivateKey;
 use lightbyte_api::wire::{Apply, Foresee, RolloutStep, Supposed};
-use lightbyte_api::{Manifest, ObjectRef, Span, Uid};
+use lightbyte_api::{Manifest, ObjectRef, Span, Spec, Uid};
 use lightbyte_plan::forecast::{BootEstimate, Forecast, GroupForecast, Step, Unmet, What};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -41,6 +42,9 @@ struct Kept {
 
 pub(crate) async fn run(cluster: &Cluster, words: &Plan) -> Result<Code> {
     let changes = changes(cluster, words).await?;
+    if matches!(words.output, PlanForm::Json) {
+        refuse_keys(&changes)?;
+    }
     // Read before the plan is made: what somebody changes meanwhile makes it void.
     let versions = match words.output {
         PlanForm::Json => versions(cluster, &changes).await?,
@@ -62,6 +66,23 @@ pub(crate) async fn run(cluster: &Cluster, words: &Plan) -> Result<Code> {
         }
     }
     Ok(code)
+}
+
+/// A plan that is kept has its manifests in it, and no private key is to be kept.
+fn refuse_keys(changes: &[Supposed]) -> Result<(), Failure> {
+    let with_key = |change: &Supposed| {
+        match change {
+        Supposed::Apply(document) => Manifest::read(document).ok().filter(
+            |manifest| matches!(&manifest.spec, Spec::Secret(secret) if matches!(secret.key, PrivateKey::Plain(_))),
+        ),
+        _ => None,
+    }
+    };
+    let Some(manifest) = changes.iter().find_map(with_key) else { return Ok(()) };
+    let object = manifest.object();
+    let message = format!("a plan that is kept would have the private key of {object} in it");
+    let hint = format!("`lightbyte import certificate {} --chain FILE --key FILE` first", object.name);
+    Err(Failure::usage(message).hint(hint))
 }
 
 /// The object that a change is about.

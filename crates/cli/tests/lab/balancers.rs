@@ -8,13 +8,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::bed::{Bed, pass, path, signal, skip, until};
+use crate::certificates;
 use crate::real::{machines, missing};
 
 /// From one request to the next of each client.
 const PERIOD: Duration = Duration::from_millis(50);
 
 /// A client that asks some addresses in turn until it is stopped.
-struct Client {
+pub(crate) struct Client {
     stop: Arc<AtomicBool>,
     /// How many requests were answered as they should be, and what became of the others.
     counts: JoinHandle<(usize, Vec<String>)>,
@@ -22,6 +23,14 @@ struct Client {
 
 impl Client {
     fn begin(proxies: &[String]) -> Client {
+        Client::begin_with(proxies, ask)
+    }
+
+    /// One that asks in its own way.
+    pub(crate) fn begin_with(
+        proxies: &[String],
+        ask: impl Fn(&str) -> Result<(), String> + Send + 'static,
+    ) -> Client {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, proxies) = (Arc::clone(&stop), proxies.to_vec());
         let counts = std::thread::spawn(move || {
@@ -41,11 +50,12 @@ impl Client {
         Client { stop, counts }
     }
 
-    fn end_without_failure(self) {
+    /// Ends it: nothing failed, and at least so many were asked.
+    pub(crate) fn end_without_failure(self, least: usize) {
         self.stop.store(true, Ordering::SeqCst);
         let (good, bad) = self.counts.join().expect("the client does not panic");
         assert_eq!(bad, Vec::<String>::new(), "beside {good} that were answered");
-        assert!(good > 50, "only {good} were asked");
+        assert!(good >= least, "only {good} were asked");
     }
 }
 
@@ -63,7 +73,7 @@ fn its_address_moves(bed: &Bed) {
         !is_old("web-proxy-1 ") && !is_old("web-proxy-2 ")
     });
     bed.ok(&["wait", "lb/web"]);
-    client.end_without_failure();
+    client.end_without_failure(50);
 
     let holder = held()["held_by"].as_str().expect("a proxy").to_owned();
     let uid = bed.json(&["get", &format!("vm/{holder}")])["uid"].clone();
@@ -85,6 +95,18 @@ fn kill_machine(bed: &Bed, uid: &str) {
     signal("KILL", machine.trim_start_matches("/proc/").parse().expect("a process number"));
 }
 
+/// The addresses of both proxies, which have acknowledged what they were told last.
+fn proxies_of(bed: &Bed) -> Vec<String> {
+    let shown = bed.json(&["get", "lb/web"])["status"].clone();
+    let address = |proxy: &serde_json::Value| {
+        assert_eq!(proxy["acknowledged"], shown["revision"], "{proxy}");
+        proxy["address"].as_str().expect("an address").to_owned()
+    };
+    let proxies: Vec<String> = shown["proxies"].as_array().expect("proxies").iter().map(address).collect();
+    assert_eq!(proxies.len(), 2);
+    proxies
+}
+
 /// One request on a connection of its own.
 fn ask(proxy: &str) -> Result<(), String> {
     let address: SocketAddr = format!("{proxy}:80").parse().expect("an address");
@@ -98,7 +120,7 @@ fn ask(proxy: &str) -> Result<(), String> {
     if status == "HTTP/1.1 200 OK" { Ok(()) } else { Err(status.to_owned()) }
 }
 
-fn manifests(version: &str, memory: u64) -> String {
+pub(crate) fn manifests(version: &str, memory: u64) -> String {
     format!(
         "{{kind: scalegroup, name: web, spec: {{replicas: 3, template: {{image: demo, labels: {{version: \"{version}\"}}, \
          health: {{http: {{port: 80}}, every: 1s}}}}}}}}\n---\n\
@@ -122,17 +144,7 @@ fn no_request_fails_while_backends_come_and_go() {
     bed.ok(&["apply", "-f", path(&file)]);
     bed.ok(&["wait", "group/web"]);
     bed.ok(&["wait", "lb/web"]);
-    let shown = bed.json(&["get", "lb/web"])["status"].clone();
-    let proxies: Vec<String> = shown["proxies"]
-        .as_array()
-        .expect("proxies")
-        .iter()
-        .map(|proxy| {
-            assert_eq!(proxy["acknowledged"], shown["revision"], "{proxy}");
-            proxy["address"].as_str().expect("an address").to_owned()
-        })
-        .collect();
-    assert_eq!(proxies.len(), 2);
+    let proxies = proxies_of(&bed);
     let client = Client::begin(&proxies);
 
     let file = bed.manifests(&manifests("2", 128));
@@ -155,8 +167,10 @@ fn no_request_fails_while_backends_come_and_go() {
     kill_machine(&bed, uid.as_str().expect("a uid"));
     until("it is up again", || bed.json(&["get", "group/web"])["status"]["state"] == "ready");
 
-    client.end_without_failure();
+    client.end_without_failure(50);
+    certificates::change_under_load(&bed, &proxies);
     its_address_moves(&bed);
+    until("nobody shows the certificate", || !bed.ok(&["get", "secrets"]).contains("shop"));
 
     // Its end is the end of its proxies.
     bed.ok(&["delete", "lb/web", "--yes"]);

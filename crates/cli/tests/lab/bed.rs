@@ -182,6 +182,11 @@ impl Bed {
         Some(status["leader"].as_str()?.to_owned())
     }
 
+    /// The path of a file of this test.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
     /// A file with manifests.
     pub(crate) fn manifests(&self, text: &str) -> PathBuf {
         let file = self.directory.join("manifests.yaml");

@@ -4,6 +4,7 @@
 mod agent;
 mod balancers;
 mod bed;
+mod certificates;
 mod dhcp;
 mod fake;
 mod foreign;

@@ -78,6 +78,7 @@ impl Cluster {
             url: endpoint.to_string(),
             etcd: Vec::new(),
             root: String::new(),
+            sealing_keys: None,
             parts: None,
             zone: lightbyte_api::zone::NAME_DEFAULT.to_owned(),
             keeps_room_for_a_loss: false,

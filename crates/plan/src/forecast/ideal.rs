@@ -101,7 +101,7 @@ impl IdealWorkers {
         if view.alive(worker).is_none() || self.unforeseen.contains(&worker) {
             return false;
         }
-        let Some(inventory) = delivery::inventory(view, worker) else {
+        let Some(inventory) = delivery::inventory(view, worker, &delivery::unopened) else {
             self.unforeseen.insert(worker);
             return false;
         };
@@ -162,7 +162,7 @@ impl IdealWorkers {
             if !self.load(fork, worker) {
                 continue;
             }
-            for delivery in delivery::topologies(fork.view(), worker, key) {
+            for delivery in delivery::topologies(fork.view(), worker, key, &delivery::unopened) {
                 let News::Topology { object, .. } = delivery.news else { continue };
                 if let Some(ideal) = self.workers.get_mut(&worker) {
                     let _ = ideal.agent.deliver(delivery, fork.now());

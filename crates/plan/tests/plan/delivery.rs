@@ -59,7 +59,7 @@ fn show(view: &View, delivery: Option<Delivery>) -> String {
 
 fn inventory(changes: &str) -> String {
     let view = world(&format!("{TEXT}\n{changes}")).view();
-    show(&view, delivery::inventory(&view, worker_id("n1")))
+    show(&view, delivery::inventory(&view, worker_id("n1"), &delivery::unopened))
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub(crate) async fn apply(
     };
     server.initialised_view()?;
     let view = server.confirmed_view().await?;
+    let sealed = manifests.into_iter().map(|manifest| server.sealed(&view, manifest));
+    let manifests = sealed.collect::<Result<Vec<Manifest>, Failure>>()?;
     let context = || Context { now: clock::now(), uid: clock::fresh_uid(), if_match };
     let judged: Vec<_> = manifests.iter().map(|manifest| decide(&view, manifest, &context())).collect();
     refuse_all(&manifests, &judged)?;

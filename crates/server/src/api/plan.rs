@@ -48,6 +48,11 @@ pub(crate) async fn plan(
         Some(past) => server.look_back("at", past).await?,
         None => (server.confirmed_view().await?, None),
     };
+    let sealed = changes.into_iter().map(|change| match change {
+        Change::Apply(manifest) => server.sealed(&view, manifest).map(Change::Apply),
+        change => Ok(change),
+    });
+    let changes = sealed.collect::<Result<Vec<Change>, Failure>>()?;
     let revision = view.revision();
     let context = context(&view, now);
     let forecast =

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lightbyte_api::observed::{Observed, ObservedWorker};
 use lightbyte_api::records::{Alive, Record};
 use lightbyte_api::wire::{Heartbeat, HeartbeatAnswer};
-use lightbyte_api::{Key, WorkerId};
+use lightbyte_api::{Key, Name, WorkerId};
 use lightbyte_plan::agent::{Reply, Report, Stamped};
 use lightbyte_plan::request::{self, Refusal};
 use lightbyte_plan::{View, delivery};
@@ -242,7 +242,9 @@ pub(crate) async fn stream(
     if !delivery::may_begin(&subscription.view, cursor, confirmed) {
         return Err(too_old());
     }
-    let Some(inventory) = delivery::inventory(&subscription.view, worker) else {
+    let Some(inventory) =
+        delivery::inventory(&subscription.view, worker, &|name, sealed| server.open(name, sealed))
+    else {
         let title = "something that is stored for this worker cannot be read by this version";
         return Err(Failure::unavailable(title, "upgrade this server"));
     };
@@ -281,7 +283,8 @@ impl WorkerStream {
             changed.extend(news.changed.iter().cloned());
             self.view = news.view;
         }
-        let changes = delivery::changes(&self.view, self.worker, &changed);
+        let open = |name: &Name, sealed: &str| self.server.open(name, sealed);
+        let changes = delivery::changes(&self.view, self.worker, &changed, &open);
         changes.for_each(|change| push_line(lines, &change));
     }
 }

@@ -66,12 +66,22 @@ impl TestServer {
         Self::serving(name, |config, stopped| lightbyte_server::serve(store, None, config, stopped))
     }
 
+    /// A server that is set up in its own way.
+    pub(crate) fn start_with(
+        name: &str,
+        store: &MemoryStore,
+        set_up: impl FnOnce(&mut Config) + Send + 'static,
+    ) -> TestServer {
+        let store = Arc::new(store.clone());
+        Self::serving(name, |mut config, stopped| {
+            set_up(&mut config);
+            lightbyte_server::serve(store, None, config, stopped)
+        })
+    }
+
     /// A server that keeps room for the loss of any one worker.
     pub(crate) fn keeping_room(name: &str, store: &MemoryStore) -> TestServer {
-        let store = Arc::new(store.clone());
-        Self::serving(name, |config, stopped| {
-            lightbyte_server::serve(store, None, Config { keeps_room_for_a_loss: true, ..config }, stopped)
-        })
+        TestServer::start_with(name, store, |config| config.keeps_room_for_a_loss = true)
     }
 
     /// A server over real etcd.
@@ -98,6 +108,7 @@ impl TestServer {
             etcd: Vec::new(),
             root: String::new(),
             parts: Some(Arc::new(Parts::new(&directory.0.join("parts")).expect("make the parts"))),
+            sealing_keys: None,
             zone: "lab".to_owned(),
             keeps_room_for_a_loss: false,
         };

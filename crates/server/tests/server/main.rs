@@ -9,6 +9,7 @@ mod objects;
 mod openapi;
 mod parts;
 mod room;
+mod secrets;
 mod vms;
 mod watches;
 mod worker;

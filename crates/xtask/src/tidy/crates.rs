@@ -15,17 +15,18 @@ const PREFIX: &str = "lightbyte-";
 /// is a decision, and this is where it is written down.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("api", &[]),
-    ("plan", &["api"]),
+    ("certificate", &[]),
+    ("plan", &["api", "certificate"]),
     ("link", &[]),
     ("store", &["api", "plan"]),
-    ("server", &["api", "plan", "store", "link", "guest", "vmm"]),
+    ("server", &["api", "plan", "store", "link", "guest", "vmm", "certificate"]),
     ("dns", &["api"]),
     ("vmm", &["api", "plan", "guest"]),
     ("worker", &["api", "plan", "vmm", "link", "guest"]),
     ("vsock", &[]),
     ("guest", &["api"]),
     ("image", &["guest"]),
-    ("proxy", &["api"]),
+    ("proxy", &["api", "certificate"]),
     ("lab", &["api", "link"]),
     ("sim", &["api", "plan", "store", "vmm"]),
     (

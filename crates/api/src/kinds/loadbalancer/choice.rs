@@ -68,8 +68,22 @@ pub struct Configuration {
     pub number: u64,
     /// What was asked.
     pub serving: Serving,
+    /// The certificates that were asked for, as they were then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<ShownCertificate>,
     /// The members of each pool.
     pub pools: BTreeMap<String, Vec<Uid>>,
+}
+
+/// A version of the certificate of a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownCertificate {
+    /// The secret.
+    pub secret: Name,
+    /// Which of that name.
+    pub uid: Uid,
+    /// See [`Version::number`](crate::kinds::secret::Version::number).
+    pub version: u64,
 }
 
 /// A configuration that one proxy tries.
@@ -95,6 +109,9 @@ pub struct Trial {
 pub struct Rejected {
     /// What was asked.
     pub serving: Serving,
+    /// With these certificates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<ShownCertificate>,
     /// Why, in words for people.
     pub because: String,
     /// When it is tried again, on the leader's clock; never while the same is asked where the proxy has judged it.
@@ -167,6 +184,11 @@ impl Choice {
         let held = self.virtual_address.as_ref().filter(|held| held.holder == Some(proxy))?;
         let leaves_within = held.leaving_since.map(|_| drain);
         Some(VirtualAddress { address: held.address, turn: held.turn, leaves_within })
+    }
+
+    /// Every certificate that a proxy may be told of.
+    pub fn shown(&self) -> impl Iterator<Item = &ShownCertificate> {
+        self.configurations.iter().flat_map(|configuration| &configuration.certificates)
     }
 
     /// The proxy whose VM this is.

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Choice, Configuration, Listener, Pool, Route, Serving};
-use crate::topology::{self, Backend, Protocol, ProxyProtocol, Target, Topology};
+use super::{Choice, Configuration, Listener, Pool, Route, Serving, ShownCertificate};
+use crate::topology::{self, Backend, Certificate, ProxyProtocol, Target, Topology};
 use crate::uid::Uid;
 use crate::units::ByteSize;
 
@@ -11,15 +11,21 @@ use crate::units::ByteSize;
 const DEFAULT_ROUTE: &str = "default";
 
 impl Choice {
-    /// What the proxy is to be told now; nothing before there is a configuration.
+    /// What the proxy is to be told now; nothing before there is a configuration, or where `certificate` does not have one of it.
     #[must_use]
-    pub fn topology_of(&self, proxy: Uid) -> Option<Topology> {
-        self.configuration_of(proxy).map(|configuration| self.topology(configuration))
+    pub fn topology_of(
+        &self,
+        proxy: Uid,
+        certificate: impl Fn(&ShownCertificate) -> Option<Certificate>,
+    ) -> Option<Topology> {
+        let configuration = self.configuration_of(proxy)?;
+        let certificates = configuration.certificates.iter().map(certificate).collect::<Option<_>>()?;
+        Some(self.topology(configuration, certificates))
     }
 
-    fn topology(&self, configuration: &Configuration) -> Topology {
+    fn topology(&self, configuration: &Configuration, certificates: Vec<Certificate>) -> Topology {
         let address_of = |uid: &Uid| self.members.iter().find(|member| member.uid == *uid).map(|member| member.address);
-        configuration.serving.topology(self.revision, |pool| {
+        configuration.serving.topology(self.revision, certificates, |pool| {
             let members = configuration.pools.get(&pool.name).into_iter().flatten();
             let backend = |uid: &Uid| {
                 let address = IpAddr::V4(address_of(uid)?);
@@ -32,7 +38,12 @@ impl Choice {
 
 impl Serving {
     /// The topology with the backends that `backends` says are in each pool.
-    pub(super) fn topology(&self, revision: u64, backends: impl Fn(&Pool) -> Vec<Backend>) -> Topology {
+    pub(super) fn topology(
+        &self,
+        revision: u64,
+        certificates: Vec<Certificate>,
+        backends: impl Fn(&Pool) -> Vec<Backend>,
+    ) -> Topology {
         let routes = match self.routes.as_slice() {
             [] => self.pools.first().map(to_the_only_pool).into_iter().collect(),
             routes => routes.iter().map(route).collect(),
@@ -41,7 +52,7 @@ impl Serving {
             format: topology::FORMAT,
             revision,
             listeners: self.listeners.iter().map(listener).collect(),
-            certificates: Vec::new(),
+            certificates,
             routes,
             pools: self.pools.iter().map(|one| pool(one, backends(one))).collect(),
             limits: topology::Limits::default(),
@@ -55,7 +66,7 @@ fn listener(listener: &Listener) -> topology::Listener {
         name: format!("port-{}", listener.port),
         address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         port: listener.port,
-        protocol: Protocol::Http,
+        protocol: listener.protocol,
         proxy_protocol: if listener.proxy_protocol { ProxyProtocol::Required } else { ProxyProtocol::Off },
         redirect_to_https: listener.redirect_to_https,
     }

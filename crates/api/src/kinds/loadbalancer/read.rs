@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{
-    Check, DRAIN_MAX, Ejection, LISTENERS_MAX, Listener, Members, POOLS_MAX, PROXIES_MAX, Pool, Proxies, ROUTES_MAX,
+    CERTIFICATES_MAX, Check, DRAIN_MAX, Ejection, LISTENERS_MAX, Listener, Members, POOLS_MAX, PROXIES_MAX, Pool, Proxies, ROUTES_MAX,
     Route, SERVING_BYTES_MAX, Serving, Spec, Sticky, Timeouts, VMS_MAX, drain_default, tries_default,
 };
 use crate::kinds::Field;
@@ -13,7 +13,9 @@ use crate::kinds::vm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 use crate::manifest::read_labels;
 use crate::name::Name;
 use crate::reader::Reader;
-use crate::topology::{HeaderEdits, PathMatch, RateLimit, RateScope, Redirect, Target, maximum};
+use crate::topology::{
+    Certificate, HeaderEdits, PathMatch, RateLimit, RateScope, Redirect, SecretText, Target, maximum,
+};
 use crate::units::Span;
 
 /// Its fields, for `lightbyte explain`.
@@ -25,9 +27,11 @@ pub(super) const FIELDS: &[Field] = &[
     ("proxies.image", "their image; proxy when left out"),
     ("proxies.network", "the network on which they listen and reach backends; default when left out; fixed for life"),
     ("listeners", "where connections are taken, at most 16"),
-    ("listeners[].port", "the port on every proxy: HTTP/1.1, and HTTP/2 with prior knowledge"),
+    ("listeners[].port", "the port on every proxy"),
+    ("listeners[].protocol", "http for HTTP/1.1, and HTTP/2 with prior knowledge; https for both by TLS; http when left out"),
     ("listeners[].proxy_protocol", "whether connections begin with a PROXY header, which only `trusted_peers` may write"),
     ("listeners[].redirect_to_https", "answer each request with a redirect to https at this port"),
+    ("certificates", "secrets, at most 16, whose certificates `https` shows: by the name that a client asks for, or the first"),
     ("routes", "which request goes where, at most 200, the more precise first; all to the first pool when left out"),
     ("routes[].name", "names it in metrics and logs"),
     ("routes[].hosts", "exact names or *.domain; every host when left out"),
@@ -93,6 +97,7 @@ const SPAN_MIN: Span = Span::from_millis(1);
 pub(super) fn spec(fields: &mut Reader<'_>) -> Option<Spec> {
     let proxies = fields.object("proxies", proxies).unwrap_or_default();
     let listeners = fields.list("listeners", LISTENERS_MAX, listener);
+    let certificates: Vec<Name> = fields.or("certificates", Vec::new());
     let pools = fields.list("pools", POOLS_MAX, pool);
     let routes = match fields.has("routes") {
         true => fields.list("routes", ROUTES_MAX, route),
@@ -106,7 +111,7 @@ pub(super) fn spec(fields: &mut Reader<'_>) -> Option<Spec> {
             fields.problem(field, "is missing", Some(format!("such as {field}: {example}")));
         }
     }
-    let serving = Serving { listeners: listeners?, routes: routes?, pools: pools?, trusted_peers };
+    let serving = Serving { listeners: listeners?, certificates, routes: routes?, pools: pools?, trusted_peers };
     check(&serving, fields);
     Some(Spec { proxies, serving, drain, virtual_address })
 }
@@ -119,7 +124,11 @@ fn check(serving: &Serving, fields: &mut Reader<'_>) {
         fields.problem(&format!("listeners[{index}].port"), format!("`{}` is there twice", ports[index]), None);
         return;
     }
-    if let Err(problem) = serving.topology(1, |_| Vec::new()).check() {
+    if serving.certificates.len() > CERTIFICATES_MAX {
+        let rule = format!("has {} items, at most {CERTIFICATES_MAX} are allowed", serving.certificates.len());
+        fields.problem("certificates", rule, None);
+    }
+    if let Err(problem) = serving.topology(1, serving.certificates.iter().map(any).collect(), |_| Vec::new()).check() {
         let path = problem.path.replace(".tries_max", ".tries").replace("_ms", "");
         fields.problem(&path, problem.what, None);
     }
@@ -135,6 +144,12 @@ fn check(serving: &Serving, fields: &mut Reader<'_>) {
         let rule = format!("and the rest have {bytes} bytes, at most {SERVING_BYTES_MAX} are allowed");
         fields.problem("routes", rule, Some("make two load balancers of it".to_owned()));
     }
+}
+
+/// In the place of a certificate, which is known later.
+fn any(_: &Name) -> Certificate {
+    let text = || "-".to_owned();
+    Certificate { server_names: vec!["any.invalid".to_owned()], chain_pem: text(), key_pem: SecretText::new(text()) }
 }
 
 fn proxies(fields: &mut Reader<'_>) -> Option<Proxies> {
@@ -154,9 +169,10 @@ fn proxies(fields: &mut Reader<'_>) -> Option<Proxies> {
 
 fn listener(fields: &mut Reader<'_>) -> Option<Listener> {
     let port = fields.required("port");
+    let protocol = fields.or("protocol", super::http());
     let proxy_protocol = fields.or("proxy_protocol", false);
     let redirect_to_https = fields.optional("redirect_to_https");
-    Some(Listener { port: port?, proxy_protocol, redirect_to_https })
+    Some(Listener { port: port?, protocol, proxy_protocol, redirect_to_https })
 }
 
 /// A path as people write it.
@@ -317,6 +333,9 @@ mod tests {
         };
         check(&Spec::shortest().expect("people write it"));
         check(&with("routes", json!([{ "name": "a", "path": "/a", "pool": "web" }])));
+        let mut with_tls = with("listeners", json!([{ "port": 443, "protocol": "https" }, { "port": 80, "redirect_to_https": 443 }]));
+        with_tls["certificates"] = json!(["shop"]);
+        check(&with_tls);
         check(&with("routes", json!([{ "name": "a", "path": { "exact": "/a" }, "targets": [{ "pool": "web", "weight": 3 }] }])));
         check(&with("routes", json!([{ "name": "a", "redirect": { "status": 301, "path": "/b" } }])));
         check(&with("pools", json!([{ "name": "web", "vms": ["a"], "port": 80, "balance": { "hash": "source" } }])));
@@ -338,6 +357,11 @@ mod tests {
         check(&with("listeners", json!([{ "port": 80, "proxy_protocol": true }])), "trusted_peers");
         check(&with("pools", json!([{ "name": "web", "group": "web", "vms": ["a"], "port": 80 }])), "one of group, labels and vms");
         check(&with("pools", json!([{ "name": "web", "labels": {}, "port": 80 }])), "spec.pools[0].labels: is empty");
+        check(
+            &with("listeners", json!([{ "port": 443, "protocol": "https" }])),
+            "spec.listeners[0].protocol: is `https`, and there is no certificate",
+        );
+        check(&with("certificates", json!((0..17).map(|n| format!("c{n}")).collect::<Vec<_>>())), "at most 16 are allowed");
         let routes: Vec<Value> = (0..10_000).map(|number| json!({ "name": format!("r{number}"), "pool": "web" })).collect();
         check(&with("routes", json!(routes)), "has 10000 items, at most 200 are allowed");
         let long = "x".repeat(4_000);

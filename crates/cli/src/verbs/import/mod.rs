@@ -1,6 +1,7 @@
 //! `lightbyte import image`: checked, sent to a server part by part, and registered, in this order: what is registered is
 //! whole and in its place.
 
+pub(crate) mod certificate;
 mod foreign;
 mod upload;
 

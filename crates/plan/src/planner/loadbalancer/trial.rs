@@ -1,11 +1,13 @@
 //! A change of what proxies do goes to one of them first. Only when that one has it, and goes on for a while, do the others get
 //! it: what would bring all proxies down at once brings down one, and is taken back.
 
-use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Configuration, Proxy, Rejected, Trial};
-use lightbyte_api::{Key, Span, WaitingOn};
+use lightbyte_api::kinds::loadbalancer::{
+    Choice as BalancerChoice, Configuration, Proxy, Rejected, ShownCertificate, Trial,
+};
+use lightbyte_api::{Key, Kind, Name, ObjectRef, Span, Timestamp, WaitingOn};
 
 use super::{Balancer, look_again, observed};
-use crate::planner::{Plan, later, since};
+use crate::planner::{Plan, later, secret, since};
 
 /// How long the first proxy must have gone on with it.
 pub(super) const TRIED_FOR: Span = Span::from_secs(2);
@@ -28,30 +30,61 @@ enum Outcome {
 impl Balancer<'_> {
     /// Brings what is asked to the proxies: to one, then to all.
     pub(super) fn configure(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
+        let Some(certificates) = self.certificates(plan) else {
+            // What is asked cannot be told to anybody, so nobody goes on trying what was asked before.
+            drop_trial(choice);
+            return;
+        };
         if let Some(trial) = choice.trial.clone() {
-            self.judge(&trial, choice, plan);
+            self.judge(&trial, &certificates, choice, plan);
         }
-        let is_asked = |number: u64| choice.configuration(number).is_some_and(|one| one.serving == self.spec.serving);
+        let is_asked =
+            |number: u64| choice.configuration(number).is_some_and(|one| self.is_asked(one, &certificates));
         if choice.accepted.is_some_and(is_asked) {
             choice.rejected = None;
-        } else if let Some(rejected) = choice.rejected.as_ref().filter(|rejected| self.is_shut_out(rejected)) {
+        } else if let Some(rejected) =
+            choice.rejected.as_ref().filter(|rejected| self.is_shut_out(rejected, &certificates))
+        {
             plan.waiting_on.push(WaitingOn::TrialFailed { because: rejected.because.clone() });
             let left = rejected.again_at.map(|at| since(self.inputs.now, at));
             left.into_iter().for_each(|left| look_again(plan, left));
         } else if choice.trial.is_none() {
-            self.begin(choice, plan);
+            self.begin(certificates, choice, plan);
         }
         let tester = choice.trial.as_ref().and_then(|trial| self.view.object_of(trial.proxy));
         plan.waiting_on.extend(tester.map(|proxy| WaitingOn::Trial { proxy: proxy.clone() }));
     }
 
+    /// The newest of each certificate that is asked for; nothing while one is not there.
+    fn certificates(&self, plan: &mut Plan) -> Option<Vec<ShownCertificate>> {
+        let shown = |name: &Name| {
+            let object = ObjectRef::new(Kind::Secret, name.clone());
+            plan.rests_on.push(Key::Decided(object.clone()));
+            // One that is missing is told with all that is.
+            let uid = self.view.living(&object)?.meta.uid;
+            let Some(newest) = secret::choice(self.view, &object).and_then(|choice| choice.newest()) else {
+                plan.waiting_on.push(WaitingOn::Source { object });
+                return None;
+            };
+            Some(ShownCertificate { secret: name.clone(), uid, version: newest.number })
+        };
+        self.spec.serving.certificates.iter().map(shown).collect()
+    }
+
+    /// Whether this is what is asked.
+    fn is_asked(&self, configuration: &Configuration, certificates: &[ShownCertificate]) -> bool {
+        configuration.serving == self.spec.serving && configuration.certificates == certificates
+    }
+
     /// Whether what is asked was refused, and is not tried again yet.
-    fn is_shut_out(&self, rejected: &Rejected) -> bool {
-        rejected.serving == self.spec.serving && rejected.again_at.is_none_or(|at| self.inputs.now < at)
+    fn is_shut_out(&self, rejected: &Rejected, certificates: &[ShownCertificate]) -> bool {
+        rejected.serving == self.spec.serving
+            && rejected.certificates == certificates
+            && rejected.again_at.is_none_or(|at| self.inputs.now < at)
     }
 
     /// Begins with what is asked: by a trial, unless there is no proxy yet that could break.
-    fn begin(&self, choice: &mut BalancerChoice, plan: &mut Plan) {
+    fn begin(&self, certificates: Vec<ShownCertificate>, choice: &mut BalancerChoice, plan: &mut Plan) {
         let tester = choice.accepted.and_then(|_| self.tester(choice));
         if let Some(away) = tester.filter(|proxy| self.is_away(proxy)) {
             let worker = self.view.object_of(away.worker.uid()).map(|object| object.name.clone());
@@ -66,7 +99,7 @@ impl Balancer<'_> {
         let number = 1 + choice.configurations.iter().map(|one| one.number).max().unwrap_or(0);
         let serving = self.spec.serving.clone();
         choice.rejected = None;
-        choice.configurations.push(Configuration { number, serving, pools: Default::default() });
+        choice.configurations.push(Configuration { number, serving, certificates, pools: Default::default() });
         let Some(proxy) = tester else {
             self.accept(number, choice);
             return;
@@ -105,15 +138,16 @@ impl Balancer<'_> {
     }
 
     /// Ends the trial if there is something to say of it.
-    fn judge(&self, trial: &Trial, choice: &mut BalancerChoice, plan: &mut Plan) {
-        let drop_it = |choice: &mut BalancerChoice| {
-            let tried = choice.configurations.iter().position(|one| one.number == trial.number);
-            choice.trial = None;
-            tried.map(|index| choice.configurations.remove(index).serving)
-        };
-        let is_asked = choice.configuration(trial.number).is_some_and(|one| one.serving == self.spec.serving);
+    fn judge(
+        &self,
+        trial: &Trial,
+        certificates: &[ShownCertificate],
+        choice: &mut BalancerChoice,
+        plan: &mut Plan,
+    ) {
+        let is_asked = choice.configuration(trial.number).is_some_and(|one| self.is_asked(one, certificates));
         if !is_asked {
-            drop_it(choice);
+            drop_trial(choice);
             return;
         }
         let proxy = choice.proxies.iter().find(|proxy| proxy.uid == trial.proxy).copied();
@@ -130,11 +164,11 @@ impl Balancer<'_> {
             Outcome::Goes(left) => look_again(plan, left),
             Outcome::Passed => self.accept(trial.number, choice),
             Outcome::Failed(because) => {
-                choice.rejected = drop_it(choice).map(|serving| Rejected { serving, because, again_at: None });
+                choice.rejected = drop_trial(choice).map(|tried| rejected(tried, because, None));
             }
             Outcome::Broken(because) => {
                 let again_at = Some(later(self.inputs.now, TRIED_AGAIN_AFTER));
-                choice.rejected = drop_it(choice).map(|serving| Rejected { serving, because, again_at });
+                choice.rejected = drop_trial(choice).map(|tried| rejected(tried, because, again_at));
             }
         }
     }
@@ -166,4 +200,15 @@ impl Balancer<'_> {
             },
         }
     }
+}
+
+/// Ends a trial, and says what was tried.
+fn drop_trial(choice: &mut BalancerChoice) -> Option<Configuration> {
+    let number = choice.trial.take()?.number;
+    let tried = choice.configurations.iter().position(|one| one.number == number)?;
+    Some(choice.configurations.remove(tried))
+}
+
+fn rejected(tried: Configuration, because: String, again_at: Option<Timestamp>) -> Rejected {
+    Rejected { serving: tried.serving, certificates: tried.certificates, because, again_at }
 }

@@ -8,6 +8,7 @@ mod leases;
 mod moves;
 mod others;
 mod place;
+mod secrets;
 mod size;
 mod squatters;
 mod volumes;

@@ -76,8 +76,9 @@ pub(super) fn read(store: &mut Store, line: &str) {
 /// What is asked of an object of any kind, as a person would write it.
 fn asked(store: &mut Store, object: &str, words: &[&str]) {
     let object: ObjectRef = object.parse().expect("an object");
-    let (flags, json): (Vec<&str>, Vec<&str>) =
-        words.iter().partition(|word| **word == "deleting" || word.starts_with("owner="));
+    let (flags, json): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| {
+        **word == "deleting" || word.starts_with("owner=") || word.starts_with("generation=")
+    });
     let spec: serde_json::Value = serde_json::from_str(&json.join(" ")).expect("JSON");
     let document = serde_json::json!({ "kind": object.kind, "name": object.name, "spec": spec });
     let manifest = Manifest::read(&document).unwrap_or_else(|problems| panic!("{problems:?}"));

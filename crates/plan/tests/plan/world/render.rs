@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVm, AssignedVolume, Source};
 use lightbyte_api::firewall::Opening;
-use lightbyte_api::kinds::{loadbalancer, scalegroup};
+use lightbyte_api::kinds::{loadbalancer, scalegroup, secret};
 use lightbyte_api::object::Asked;
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::{Promise, Record};
@@ -178,6 +178,7 @@ impl Show for Asked {
                 parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
             }
             Spec::Snapshot(spec) => format!("of volume/{}", spec.volume),
+            Spec::Secret(_) => "a certificate".to_owned(),
             Spec::DnsRecord(spec) => format!("{:?} {}", spec.record_type, spec.values.join(",")),
             Spec::Vm(spec) => {
                 let attached =
@@ -257,6 +258,14 @@ impl Show for Decided {
             }),
             Choice::ScaleGroup(choice) => Some(group(names, choice)),
             Choice::LoadBalancer(choice) => Some(balancer(names, choice)),
+            Choice::Secret(choice) => {
+                let version =
+                    |one: &secret::Version| format!("{} of {}", one.number, one.server_names.join(","));
+                Some(format!(
+                    "versions {}",
+                    choice.versions.iter().map(version).collect::<Vec<_>>().join(" ")
+                ))
+            }
             _ => None,
         };
         let waits = self.waiting_on.iter().map(|waiting| waiting.show(names));

@@ -1,0 +1,177 @@
+//! A **secret**: a certificate with its private key, for load balancers that speak TLS.
+//!
+//! The key of a stored one is sealed: whoever reads the store, a backup of it, or what the API shows, has not read the key. The
+//! text of a sealed key may stand in a manifest like any other, and is taken by the cluster that sealed it, under the name that
+//! it was sealed for.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Field, SpecRules};
+use crate::reader::Reader;
+use crate::topology::SecretText;
+
+/// The longest chain, in bytes of PEM: a version of it lies in the store for each that load balancers still show.
+pub const CHAIN_BYTES_MAX: usize = 32 << 10;
+/// The longest key, sealed or not: one of RSA with 8,192 bits has about 6,400.
+pub const KEY_BYTES_MAX: usize = 12 << 10;
+/// What a sealed text begins with.
+pub const SEALED_PREFIX: &str = "sealed:";
+
+/// What is asked of a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The chain, the server's own certificate first, as PEM. Everybody who connects is shown it.
+    pub chain: String,
+    /// The key that fits it.
+    pub key: PrivateKey,
+}
+
+/// A private key.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PrivateKey {
+    /// As a person wrote it, in PEM. **It can be written nowhere**: to serialize it fails. A server seals it first.
+    Plain(SecretText),
+    /// Sealed by a server; it begins with [`SEALED_PREFIX`].
+    Sealed(String),
+}
+
+impl PrivateKey {
+    /// Its text, sealed or not.
+    fn of(text: String) -> PrivateKey {
+        match text.starts_with(SEALED_PREFIX) {
+            true => PrivateKey::Sealed(text.trim_end().to_owned()),
+            false => PrivateKey::Plain(SecretText::new(text)),
+        }
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            PrivateKey::Plain(text) => text.reveal().len(),
+            PrivateKey::Sealed(text) => text.len(),
+        }
+    }
+}
+
+/// Never prints a key that is not sealed.
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PrivateKey::Plain(text) => text.fmt(formatter),
+            PrivateKey::Sealed(text) => formatter.write_str(text),
+        }
+    }
+}
+
+impl Serialize for PrivateKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            PrivateKey::Plain(_) => Err(S::Error::custom("a private key that is not sealed is written nowhere")),
+            PrivateKey::Sealed(text) => serializer.serialize_str(text),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PrivateKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PrivateKey, D::Error> {
+        String::deserialize(deserializer).map(PrivateKey::of)
+    }
+}
+
+/// What the controller of secrets chose: the versions that somebody may need.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Choice {
+    /// The newest, and before it those that a load balancer still shows.
+    pub versions: Vec<Version>,
+}
+
+/// A certificate as it was asked for at some time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The generation in which it was asked for.
+    pub number: u64,
+    /// The chain and its sealed key.
+    #[serde(flatten)]
+    pub spec: Spec,
+    /// The names that it is shown for.
+    pub server_names: Vec<String>,
+    /// From when it is good.
+    pub begins_at: Timestamp,
+    /// Till when.
+    pub expires_at: Timestamp,
+    /// The SHA-256 of the server's own certificate.
+    pub fingerprint: String,
+}
+
+impl Choice {
+    /// The newest version.
+    #[must_use]
+    pub fn newest(&self) -> Option<&Version> {
+        self.versions.last()
+    }
+}
+
+impl SpecRules for Spec {
+    const ABOUT: &'static str = "a certificate with its key, for load balancers that speak TLS";
+
+    const FIELDS: &'static [Field] = &[
+        ("chain", "the certificates as PEM, the server's own first"),
+        ("key", "the private key as PEM, which is sealed before it is stored; or the sealed text of one, as `get -o yaml` shows it"),
+    ];
+
+    fn read(fields: &mut Reader<'_>) -> Option<Spec> {
+        let chain: Option<String> = fields.required("chain");
+        let key: Option<PrivateKey> = fields.required("key");
+        let lengths = [("chain", chain.as_ref().map(String::len), CHAIN_BYTES_MAX)];
+        let lengths = lengths.into_iter().chain([("key", key.as_ref().map(PrivateKey::length), KEY_BYTES_MAX)]);
+        for (field, bytes, bytes_max) in lengths {
+            if bytes.is_some_and(|bytes| bytes > bytes_max) {
+                fields.problem(field, format!("has more than {bytes_max} bytes"), None);
+            }
+        }
+        Some(Spec { chain: chain?, key: key? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{Kind, Manifest, Spec as KindSpec};
+
+    fn read(spec: &Value) -> Result<KindSpec, Vec<String>> {
+        let read = Manifest::read(&json!({ "kind": "secret", "name": "shop", "spec": spec }));
+        let words = |problems: Vec<_>| problems.iter().map(ToString::to_string).collect();
+        read.map(|manifest| manifest.spec).map_err(words)
+    }
+
+    #[test]
+    fn a_key_that_is_not_sealed_is_written_nowhere() {
+        let spec = read(&json!({ "chain": "c", "key": "very secret" })).expect("a manifest");
+        assert_eq!(spec.kind(), Kind::Secret);
+        assert!(spec.to_json().is_err());
+        assert!(!format!("{spec:?}").contains("very"), "{spec:?}");
+    }
+
+    #[test]
+    fn a_sealed_key_reads_the_same_again() {
+        let spec = read(&json!({ "chain": "c", "key": "sealed:1:ab:cd\n" })).expect("a manifest");
+        let again = spec.to_json().expect("plain data");
+        assert_eq!(again, json!({ "chain": "c", "key": "sealed:1:ab:cd" }));
+        assert_eq!(read(&again), Ok(spec));
+    }
+
+    #[test]
+    fn what_is_missing_or_too_long_is_told_and_never_the_key() {
+        let check = |spec: Value, expected: &[&str]| assert_eq!(read(&spec).expect_err("is refused"), expected);
+        check(json!({}), &["spec.chain: is missing", "spec.key: is missing"]);
+        check(json!({ "chain": "c", "key": "x".repeat(KEY_BYTES_MAX + 1) }), &["spec.key: has more than 12288 bytes"]);
+        let told = read(&json!({ "chain": "c", "key": 4711 })).expect_err("is refused").join("");
+        assert!(told.contains("spec.key"), "{told}");
+    }
+}
