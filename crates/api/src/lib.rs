@@ -13,6 +13,7 @@ pub mod assigned;
 pub mod decided;
 pub mod envelope;
 pub mod event;
+pub mod explain;
 pub mod firewall;
 pub mod first_boot;
 pub mod health;

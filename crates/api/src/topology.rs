@@ -102,6 +102,17 @@ pub enum Protocol {
     Https,
 }
 
+impl Protocol {
+    /// As it stands in URLs.
+    #[must_use]
+    pub const fn scheme(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::Https => "https",
+        }
+    }
+}
+
 /// Whether connections begin with a PROXY header. There is no "if there is one": then every client could write one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -30,7 +30,7 @@ pub(crate) use self::import::{Import, ImportCertificate, ImportImage};
 pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
 pub(crate) use self::plan::{Plan, PlanForm, PlanStep, Supposition};
-pub(crate) use self::reading::{Describe, Diff, Form, Get, Top, Why};
+pub(crate) use self::reading::{Describe, Diff, Form, Get, Test, Top, Why};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -137,6 +137,11 @@ pub(crate) enum Verb {
     Why(Why),
     /// Lists what waits longer than is normal
     Stuck,
+    /// Tells where a load balancer would send a request, and why; sends none
+    #[command(
+        after_help = "Examples:\n  lightbyte test lb/web http://shop.example.org/api\n  lightbyte test lb/web https://shop.example.org/ -H 'cookie: session=7' -X POST"
+    )]
+    Test(Test),
     /// Shows what workers, groups and VMs use, the busiest VMs first; goes on until Ctrl-C
     #[command(after_help = "Examples:\n  lightbyte top\n  lightbyte top --once | head")]
     Top(Top),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use http::Method;
+use lightbyte_api::explain::{Question, Tested};
 use lightbyte_api::object::{Object, ObjectRef};
 use lightbyte_api::parts::Fetch;
 use lightbyte_api::wire::{
@@ -268,6 +269,11 @@ impl Cluster {
     /// What workers and VMs have used by now.
     pub(crate) async fn usage(&self) -> Result<ClusterUsage, ClientError> {
         self.get("/v1/usage").await
+    }
+
+    /// Where a load balancer would send a request.
+    pub(crate) async fn test(&self, object: &ObjectRef, question: &Question) -> Result<Tested, ClientError> {
+        self.client.post(&format!("{}/test", path_of(object)), question).await.map(|answer| answer.value)
     }
 
     /// Everything that waits longer than is normal.

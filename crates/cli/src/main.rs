@@ -143,6 +143,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Restart(words) => verbs::power::run(cluster, words, "restart").await,
         Verb::Why(words) => verbs::why::run(cluster, words).await,
         Verb::Stuck => verbs::stuck::run(cluster).await,
+        Verb::Test(words) => verbs::test::run(cluster, words).await,
         Verb::Top(words) => verbs::top::run(cluster, words).await,
         Verb::Wait(words) => verbs::wait::run(cluster, words).await,
         Verb::Status(words) => verbs::status::run(cluster, words).await,

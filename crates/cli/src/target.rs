@@ -56,6 +56,14 @@ pub(crate) fn read_vm(words: &[String]) -> Result<ObjectRef, Failure> {
     }
 }
 
+/// The one object of `kind` that a verb needs: a bare name is of that kind, whatever else is called so.
+pub(crate) fn read_of(kind: Kind, word: &str) -> Result<ObjectRef, Failure> {
+    match read_one(Some(kind), word)? {
+        Target::Object(object) if object.kind == kind => Ok(object),
+        _ => Err(Failure::usage(format!("`{word}` is no {kind}"))),
+    }
+}
+
 /// A kind was named where one object is needed.
 pub(crate) fn which(kind: Kind) -> Failure {
     Failure::usage(format!("which {kind}?"))

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `PUT /topology` | a sealed topology; 200 with its revision once it is on disk and holds |
 //! | `POST /try` | a sealed topology; what it would do |
+//! | `POST /explain` | a request; where it would go, and why |
 //! | `PUT /leaving/10.77.0.40/30000` | leave this address within so many milliseconds; whether it is left |
 //! | `DELETE /leaving` | leave none |
 //! | `GET /status` | what holds, requests in flight, health |
@@ -30,6 +31,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use crate::disk::SEALED_BYTES_MAX;
+use crate::explain::explain;
 use crate::say::say;
 use crate::state::{NotApplied, State};
 
@@ -111,6 +113,10 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Full
             Ok(sealed) => try_out(sealed).await,
             Err(refused) => refused,
         },
+        (&Method::POST, "/explain") => match read(body).await {
+            Ok(question) => explained(state, &question),
+            Err(refused) => refused,
+        },
         (&Method::DELETE, "/leaving") => leave(state, None),
         (&Method::PUT, path) if path.starts_with(LEAVING) => match left_by(&path[LEAVING.len()..]) {
             Some(left) => leave(state, Some(left)),
@@ -169,6 +175,15 @@ async fn try_out(sealed: Bytes) -> Response<Full<Bytes>> {
         Ok(Ok(tried)) => with_json(StatusCode::OK, &json!({"routes": tried})),
         Ok(Err(reason)) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &reason),
         Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the topology made the proxy panic"),
+    }
+}
+
+fn explained(state: &State, question: &[u8]) -> Response<Full<Bytes>> {
+    let read = serde_json::from_slice(question).map_err(|error| format!("no question: {error}"));
+    let answer = read.and_then(|question| explain(&state.table.load(), &question));
+    match answer.map(|answer| serde_json::to_value(answer).unwrap_or_default()) {
+        Ok(answer) => with_json(StatusCode::OK, &answer),
+        Err(reason) => refuse(StatusCode::BAD_REQUEST, &reason),
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Gateway {
     dial: Arc<dyn L4Connect + Send + Sync>,
 }
 
+pub(crate) use answers::{location, location_of_https};
+
 fn status(code: u16, why: &'static str) -> Box<Error> {
     Error::explain(ErrorType::HTTPStatus(code), why)
 }
@@ -207,7 +209,7 @@ fn note_failure(pool: &Pool, member: &Member) {
     }
 }
 
-fn hash_of(key: &Key, request: &RequestHeader, source: IpAddr) -> Option<u64> {
+pub(crate) fn hash_of(key: &Key, request: &RequestHeader, source: IpAddr) -> Option<u64> {
     match key {
         Key::Header(name) => request.headers.get(name).map(|value| chance::stable_hash(value.as_bytes())),
         Key::Cookie(name) => cookie_of(request, name).map(|value| chance::stable_hash(value.as_bytes())),

@@ -13,6 +13,7 @@ mod connection;
 mod control;
 mod counts;
 mod disk;
+mod explain;
 mod forwarded;
 #[cfg(test)]
 mod fuzz;

@@ -60,6 +60,11 @@ impl Slots {
         self.weights.is_empty()
     }
 
+    /// Whether the fewest requests in flight count.
+    pub(crate) const fn is_by_load(&self) -> bool {
+        matches!(self.way, Way::Fewest)
+    }
+
     /// A member for the request that has this turn and, where there is one, this key. None only if there are none.
     pub(crate) fn choose(
         &self,

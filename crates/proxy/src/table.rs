@@ -143,6 +143,13 @@ impl Route {
         self.targets.get(index).map(|(_, pool)| pool)
     }
 
+    /// The pools that have members, each with how many of a hundred requests it gets.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = (u64, &Arc<Pool>)> {
+        let sum = self.targets.last().map_or(1, |(until, _)| *until);
+        let before = std::iter::once(0).chain(self.targets.iter().map(|(until, _)| *until));
+        before.zip(&self.targets).map(move |(from, (until, pool))| ((until - from) * 100 / sum, pool))
+    }
+
     /// The member that a sticky cookie names, with its pool, if it still may get requests.
     pub(crate) fn stuck_to(&self, cookie: &str) -> Option<(&Arc<Pool>, usize)> {
         let wanted = u64::from_str_radix(cookie, 16).ok()?;
@@ -177,6 +184,20 @@ impl Route {
 impl Pool {
     /// A member for a request. None only if the pool has none.
     pub(crate) fn choose(&self, key: Option<u64>, tried: &[String], now_ms: u64) -> Option<usize> {
+        self.choose_in_turn(self.turn.fetch_add(1, Ordering::Relaxed), key, tried, now_ms)
+    }
+
+    /// The member that the next request would get, whose turn it stays.
+    pub(crate) fn next(&self, key: Option<u64>, now_ms: u64) -> Option<usize> {
+        self.choose_in_turn(self.turn.load(Ordering::Relaxed), key, &[], now_ms)
+    }
+
+    /// Whether the fewest requests in flight count.
+    pub(crate) const fn is_by_load(&self) -> bool {
+        self.slots.is_by_load()
+    }
+
+    fn choose_in_turn(&self, turn: u64, key: Option<u64>, tried: &[String], now_ms: u64) -> Option<usize> {
         let standing = |index: usize| {
             let member = &self.members[index];
             if tried.iter().any(|uid| *uid == member.uid) {
@@ -187,7 +208,6 @@ impl Pool {
                 Standing::Unhealthy
             }
         };
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         self.slots.choose(turn, key, standing, |index| self.members[index].in_flight())
     }
 

@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::channel;
 use crate::driver::{DriverError, Guest};
 
+pub use self::proxy::explain;
 pub(crate) use self::proxy::{ask_proxy, tell_address};
 
 /// How long a guest may hold its breath while a disk of it is copied; it goes on by itself then.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use lightbyte_api::explain::{Answer, Explained};
 use lightbyte_api::topology::{Sealed, Topology};
 use lightbyte_guest::frame::Frame;
 use lightbyte_guest::protocol::{
@@ -134,6 +135,14 @@ impl Call<'_> {
             }
             ("POST", "/v1/exec") => self.exec(&head),
             ("PUT", "/v1/topology") => self.tell_proxy(guest, &head),
+            // It has no table, and says only by what it would act.
+            ("POST", "/v1/proxy/explain") => match &guest.proxy {
+                Some(told) => {
+                    let revision = told.load(Ordering::SeqCst);
+                    self.answer("200 OK", &json!(Explained { revision, answer: Answer::NoRoute }))
+                }
+                None => self.fail("404 Not Found", NO_PROXY),
+            },
             ("GET", "/v1/proxy") => match &guest.proxy {
                 Some(told) => {
                     let revision = told.load(Ordering::SeqCst);

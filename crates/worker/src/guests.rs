@@ -60,6 +60,7 @@ pub(crate) async fn serve(drivers: Drivers, parts: Router, listener: Listener) {
     let places = Arc::new(Semaphore::new(STREAMS_MAX));
     let disks = crate::disks::router(Arc::clone(&drivers.disks));
     let usage = crate::usage::router(drivers.clone());
+    let proxies = crate::proxies::router(drivers.clone());
     let guests = Arc::new(Guests { drivers, places, consoles: Mutex::default() });
     let router = Router::new()
         .route("/v1/vms/{uid}/exec", post(exec))
@@ -69,6 +70,7 @@ pub(crate) async fn serve(drivers: Drivers, parts: Router, listener: Listener) {
         .with_state(guests)
         .merge(disks)
         .merge(usage)
+        .merge(proxies)
         .merge(parts)
         .fallback(unknown_path)
         .layer(axum::middleware::from_fn(lightbyte_link::guard::keep_pages_out));

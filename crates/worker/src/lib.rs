@@ -11,6 +11,7 @@ pub mod identity;
 mod life;
 pub mod offer;
 mod parts;
+mod proxies;
 mod shell;
 mod systemd;
 mod usage;

@@ -1,5 +1,6 @@
 //! Words for looking at objects, now and as they were.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -70,6 +71,25 @@ pub(crate) struct Describe {
     pub(crate) target: Vec<String>,
     #[command(flatten)]
     pub(crate) past: Past,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// The load balancer
+    #[arg(value_name = "LB")]
+    pub(crate) target: String,
+    /// What is asked for
+    #[arg(value_name = "URL")]
+    pub(crate) url: String,
+    /// The method
+    #[arg(short = 'X', long, value_name = "METHOD", default_value = "GET")]
+    pub(crate) method: String,
+    /// A header of the request
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// The client's address, where that counts
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) from: Option<IpAddr>,
 }
 
 #[derive(Debug, Args)]

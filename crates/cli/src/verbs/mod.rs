@@ -28,6 +28,7 @@ pub(crate) mod scale;
 pub(crate) mod ssh;
 pub(crate) mod status;
 pub(crate) mod stuck;
+pub(crate) mod test;
 pub(crate) mod top;
 pub(crate) mod wait;
 pub(crate) mod why;

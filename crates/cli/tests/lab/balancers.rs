@@ -95,6 +95,17 @@ fn kill_machine(bed: &Bed, uid: &str) {
     signal("KILL", machine.trim_start_matches("/proc/").parse().expect("a process number"));
 }
 
+/// Both proxies say whom they would ask, and that nobody listens elsewhere.
+fn says_where_requests_go(bed: &Bed) {
+    let told = bed.ok(&["test", "web", "http://web/a"]);
+    assert_eq!(told.matches("(revision ").count(), 1, "both would do the same: {told}");
+    assert!(told.contains("route `default` asks for /a, in turn, of"), "{told}");
+    assert_eq!(told.matches("\n  > web-").count(), 3, "{told}");
+    let elsewhere = bed.run(&["test", "lb/web", "https://web/"]);
+    assert_eq!(elsewhere.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&elsewhere.stdout).contains("nobody listens at this port"));
+}
+
 /// The addresses of both proxies, which have acknowledged what they were told last.
 fn proxies_of(bed: &Bed) -> Vec<String> {
     let shown = bed.json(&["get", "lb/web"])["status"].clone();
@@ -145,6 +156,7 @@ fn no_request_fails_while_backends_come_and_go() {
     bed.ok(&["wait", "group/web"]);
     bed.ok(&["wait", "lb/web"]);
     let proxies = proxies_of(&bed);
+    says_where_requests_go(&bed);
     let client = Client::begin(&proxies);
 
     let file = bed.manifests(&manifests("2", 128));

@@ -6,6 +6,7 @@
 //! | `POST /v1/topology/try` | a sealed topology; [`Tried`]: what it would do |
 //! | `PUT /v1/virtual-address` | a [`VirtualAddress`]; [`Addressed`] once this guest has it |
 //! | `GET /v1/proxy` | [`ProxyStatus`] |
+//! | `POST /v1/proxy/explain` | a request; where the proxy would send it, and why |
 //! | `GET /v1/proxy/metrics` | counters, in the text format of Prometheus |
 //!
 //! Where the proxy refuses, its status and a [`Problem`](super::Problem) come back: 422 for a topology that is bad, 409 for one that is

@@ -298,6 +298,14 @@ pub fn balancer_of(view: &View, vm: &ObjectRef) -> Option<ObjectRef> {
     (owner.object.kind == Kind::LoadBalancer).then(|| owner.object.clone())
 }
 
+/// The VMs of the proxies of the load balancer `object`.
+#[must_use]
+pub fn proxies(view: &View, object: &ObjectRef) -> Vec<ObjectRef> {
+    let choice = fronts::choice(view, object);
+    let proxies = choice.into_iter().flat_map(|choice| &choice.proxies);
+    proxies.filter_map(|proxy| view.object_of(proxy.uid).cloned()).collect()
+}
+
 /// The workers that have a proxy of the load balancer `object`.
 pub fn workers_of(view: &View, object: &ObjectRef) -> Vec<WorkerId> {
     let choice = fronts::choice(view, object);

@@ -1,13 +1,14 @@
 //! What people see of a load balancer.
 
-use lightbyte_api::kinds::loadbalancer::{Choice, HeldAddress, Leaving, Proxy, Spec};
+use lightbyte_api::kinds::loadbalancer::{Choice, Configuration, HeldAddress, Leaving, Proxy, Spec};
 use lightbyte_api::object::Asked;
-use lightbyte_api::{ObjectRef, Uid, WaitingOn};
+use lightbyte_api::{Kind, ObjectRef, Uid, WaitingOn};
 use serde_json::{Map, Value, json};
 
 use super::{Found, fields};
 use crate::fronts;
 use crate::planner::loadbalancer::{may_send, observed, report};
+use crate::planner::secret;
 use crate::planner::vm::placement;
 use crate::view::View;
 
@@ -58,8 +59,23 @@ fn shown(view: &View, choice: &Choice, spec: &Spec) -> Map<String, Value> {
         "members": backends.into_iter().take(BACKENDS_SHOWN_MAX).collect::<Vec<_>>(),
         "leaving": leaving.collect::<Vec<_>>(),
         "virtual_address": choice.virtual_address.as_ref().map(|held| shown_address(view, choice, held)),
+        "certificates": accepted.map(|accepted| shown_certificates(view, accepted)).filter(|shown| !shown.is_empty()),
         "refused": choice.rejected.as_ref().map(|rejected| &rejected.because),
     }))
+}
+
+fn shown_certificates(view: &View, accepted: &Configuration) -> Vec<Value> {
+    let shown = accepted.certificates.iter().map(|shown| {
+        let object = ObjectRef::new(Kind::Secret, shown.secret.clone());
+        let version = secret::version(view, &object, shown.uid, shown.version);
+        json!({
+            "secret": shown.secret,
+            "server_names": version.map(|version| &version.server_names),
+            "expires_at": version.map(|version| version.expires_at),
+            "fingerprint": version.map(|version| &version.fingerprint),
+        })
+    });
+    shown.collect()
 }
 
 fn shown_proxy(view: &View, choice: &Choice, proxy: &Proxy) -> Value {

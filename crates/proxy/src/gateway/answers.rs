@@ -17,9 +17,8 @@ pub(super) async fn to_https(session: &mut Session, port: u16) -> Result<bool> {
     if name.is_empty() {
         return Err(status(400, "no host"));
     }
-    let port = if port == 443 { String::new() } else { format!(":{port}") };
     let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
-    let location = format!("https://{name}{port}{path}");
+    let location = location_of_https(&name, port, path);
     // 308 keeps method and body, which 301 does not.
     write_redirect(session, 308, location).await
 }
@@ -27,12 +26,23 @@ pub(super) async fn to_https(session: &mut Session, port: u16) -> Result<bool> {
 /// Answers with a route's redirect. Always true: the answer is written.
 pub(super) async fn redirect(session: &mut Session, redirect: &Redirect, scheme: &str) -> Result<bool> {
     let request = session.req_header();
-    let scheme = redirect.scheme.as_deref().unwrap_or(scheme);
-    let host = redirect.host.as_deref().unwrap_or_else(|| host_of(request));
-    let same = request.uri.path_and_query().map_or("/", |path| path.as_str());
-    let path = redirect.path.as_deref().unwrap_or(same);
-    let location = format!("{scheme}://{host}{path}");
+    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+    let location = location(redirect, scheme, host_of(request), path);
     write_redirect(session, redirect.status, location).await
+}
+
+/// The same place by `https`. `path` has its query.
+pub(crate) fn location_of_https(host: &str, port: u16, path: &str) -> String {
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    format!("https://{}{port}{path}", name_of(host))
+}
+
+/// Where a redirect leads of what was asked. `path` has its query.
+pub(crate) fn location(redirect: &Redirect, scheme: &str, host: &str, path: &str) -> String {
+    let scheme = redirect.scheme.as_deref().unwrap_or(scheme);
+    let host = redirect.host.as_deref().unwrap_or(host);
+    let path = redirect.path.as_deref().unwrap_or(path);
+    format!("{scheme}://{host}{path}")
 }
 
 async fn write_redirect(session: &mut Session, code: u16, location: String) -> Result<bool> {

@@ -12,6 +12,7 @@ pub(crate) mod objects;
 pub(crate) mod parts;
 pub(crate) mod past;
 pub(crate) mod plan;
+pub(crate) mod tested;
 pub(crate) mod versions;
 pub(crate) mod watch;
 pub(crate) mod workers;
@@ -94,6 +95,8 @@ pub(crate) fn routes() -> Vec<Route> {
             reading, None, "WebSocket", get(guests::console)),
         route("get", "/v1/objects/{kind}/{name}/logs", "Streams what a VM wrote to its console",
             &["lines", "follow", "previous", "min_revision"], None, "Bytes", get(guests::logs)),
+        route("post", "/v1/objects/{kind}/{name}/test", "Tells where a load balancer would send a request, and why",
+            reading, Some("Question"), "Tested", post(tested::test)),
         route("get", "/v1/objects/{kind}/{name}/fetches", "Lists the parts of images that an object's worker fetches now",
             reading, None, "FetchList", get(parts::fetches)),
         route("get", "/v1/objects/{kind}/{name}/why", "Explains why an object is as it is",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lightbyte_api::explain::{Answer, By, Candidate, Candidates, Explained, Tested, TestedProxy};
 use lightbyte_link::Client;
 use serde_json::{Value, json};
 
@@ -110,6 +111,12 @@ async fn get(client: &Client, path: &str) -> Value {
     until_some(path, look).await.value
 }
 
+/// A load balancer without proxies: there is no image of them.
+fn balancer() -> Value {
+    let pool = json!({"name": "web", "vms": ["a"], "port": 80});
+    json!({"kind": "loadbalancer", "name": "web", "spec": {"listeners": [{"port": 80}], "pools": [pool]}})
+}
+
 const PART: &str = "/v1/parts/0000000000000000000000000000000000000000000000000000000000000000?size=6";
 const SOURCES: &str = "/v1/parts/0000000000000000000000000000000000000000000000000000000000000000/sources";
 const STATE: &str = "/v1/parts/0000000000000000000000000000000000000000000000000000000000000000/state?size=6";
@@ -129,7 +136,7 @@ async fn every_answer_fits_its_description() {
         .unwrap()
         .value;
     check(&document, "Applied", &foreseen);
-    apply(&client, vec![image(), network(), vm("a"), broken]).await.unwrap();
+    apply(&client, vec![image(), network(), vm("a"), broken, balancer()]).await.unwrap();
     watch_until(&client, "vm/a", |vm| vm.is_some_and(|vm| vm.status.ready)).await;
     watch_until(&client, "vm/lost", |vm| vm.is_some_and(|vm| !vm.status.waiting_on.is_empty())).await;
 
@@ -197,6 +204,7 @@ async fn every_answer_fits_its_description() {
     asked.insert(format!("post {path}"));
     let said = json!({"name": "n9", "boot_id": "b", "architecture": "x86_64", "cpus": 1, "memory": "1GiB", "vmm": "fake",
         "version": "1"});
+    let question = json!({"port": 80, "method": "GET", "host": "web", "path": "/", "headers": {"a": "b"}});
     let report = json!({"object": {"kind": "vm", "uid": "00000000-0000-0000-0000-000000000009"}, "own_revision": 7,
         "assigned_revision": null, "observed": null});
     let posts = [
@@ -206,6 +214,7 @@ async fn every_answer_fits_its_description() {
             "/v1/plan",
             json!({"changes": [{"apply": vm("more")}, {"delete": "vm/a"}, {"lose": "worker/n1"}]}),
         ),
+        ("/v1/objects/{kind}/{name}/test", "/v1/objects/loadbalancer/web/test", question),
         ("/v1/workers/{uid}/register", "/v1/workers/00000000-0000-0000-0000-000000000009/register", said),
         (
             "/v1/workers/{uid}/heartbeat",
@@ -240,6 +249,46 @@ async fn every_answer_fits_its_description() {
     let operations = operations.map(|(method, path)| format!("{method} {path}"));
     assert_eq!(operations.collect::<BTreeSet<_>>(), asked, "this test asks for everything that is described");
     running.abort();
+}
+
+/// All that a proxy may say, which none says here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_answer_of_a_proxy_fits_its_description() {
+    let (_store, _server, client) = begin().await;
+    let document = get(&client, "/v1/openapi.json").await;
+    let backend = |vm: Option<&str>| Candidate {
+        uid: "u".to_owned(),
+        vm: vm.map(|name| name.parse().expect("a name")),
+        address: "10.0.0.1:80".to_owned(),
+        health: "healthy".to_owned(),
+        because: String::new(),
+        might_be_asked: true,
+    };
+    let pool = Candidates {
+        pool: "web".to_owned(),
+        percent: 100,
+        backends: vec![backend(None), backend(Some("a"))],
+    };
+    let forwards =
+        |by| Answer::Forwards { route: "r".to_owned(), path: "/".to_owned(), by, pools: vec![pool.clone()] };
+    let redirects = |route| Answer::Redirects { route, status: 308, location: "https://a/".to_owned() };
+    let answers = [
+        Answer::NotListening,
+        Answer::NoRoute,
+        redirects(None),
+        redirects(Some("r".to_owned())),
+        forwards(By::Turn),
+        forwards(By::Load),
+        forwards(By::Hash),
+        forwards(By::Cookie),
+    ];
+    for answer in answers {
+        let explained = Some(Explained { revision: 7, answer });
+        let proxy = TestedProxy { vm: "lb-proxy-1".parse().expect("a name"), explained, problem: None };
+        let silent = TestedProxy { explained: None, problem: Some("it is away".to_owned()), ..proxy.clone() };
+        let tested = Tested { proxies: vec![proxy, silent] };
+        check(&document, "Tested", &serde_json::to_value(tested).expect("JSON"));
+    }
 }
 
 #[tokio::test]

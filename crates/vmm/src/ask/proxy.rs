@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use lightbyte_api::assigned::VirtualAddress;
+use lightbyte_api::explain::{EXPLAINED_BYTES_MAX, Explained, Question};
 use lightbyte_api::topology::Sealed;
 use lightbyte_api::{Span, Uid, VmId};
 use lightbyte_guest::protocol::{self, Problem, ProxyStatus};
 use lightbyte_plan::agent::Told;
 use lightbyte_plan::agent::proxy::Answer;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
@@ -37,6 +39,48 @@ pub(crate) fn ask_proxy(guest: &dyn Guest, vm: VmId, told: Option<&Told>) -> Ans
             Answer::Does { revision, in_flight, uptime_ms }
         }
         Err(error) => Answer::Silent(error.chain()),
+    }
+}
+
+/// Asks the proxy in a guest what it would do with a request. A guest is hostile: what it says is as long as an answer may be, and
+/// of the form that is asked for; no more is known of it.
+///
+/// # Errors
+/// When it does not answer, answers nonsense, or says why it does not.
+pub fn explain(
+    guest: &dyn Guest,
+    vm: VmId,
+    question: &Question,
+    wait: Duration,
+) -> Result<Explained, DriverError> {
+    let body = serde_json::json!(question).to_string();
+    let nonsense = || DriverError::Refused("its proxy answers nonsense".to_owned());
+    match answer(guest, vm, ("POST", "/v1/proxy/explain"), &body, wait)? {
+        (200, answer) if answer.len() > EXPLAINED_BYTES_MAX => Err(nonsense()),
+        (200, answer) => {
+            let mut said: Value = serde_json::from_slice(&answer).map_err(|_| nonsense())?;
+            make_harmless(&mut said);
+            serde_json::from_value(said).map_err(|_| nonsense())
+        }
+        (status, answer) => {
+            let words = serde_json::from_slice::<Problem>(&answer).unwrap_or_default().error;
+            let words: String = words.chars().filter(|character| !character.is_control()).collect();
+            Err(DriverError::Refused(if words.is_empty() {
+                format!("its agent answers {status}")
+            } else {
+                words
+            }))
+        }
+    }
+}
+
+/// Takes out of all texts what a terminal might obey.
+fn make_harmless(value: &mut Value) {
+    match value {
+        Value::String(text) => text.retain(|character| !character.is_control()),
+        Value::Array(items) => items.iter_mut().for_each(make_harmless),
+        Value::Object(fields) => fields.values_mut().for_each(make_harmless),
+        _ => {}
     }
 }
 

@@ -1,0 +1,56 @@
+//! What a proxy on this host would do with a request, asked of it when a server asks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::{Json, Router};
+use lightbyte_api::explain::{Explained, QUESTION_BYTES_MAX, Question};
+use lightbyte_api::{Uid, VmId};
+use lightbyte_link::Problem;
+use lightbyte_vmm::{DriverError, Drivers, explain};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+
+/// How long a guest's agent may take.
+const GUEST_WITHIN: Duration = Duration::from_secs(2);
+/// How many are asked at once; each holds a thread.
+const QUESTIONS_AT_ONCE_MAX: usize = 8;
+
+struct Asker {
+    drivers: Drivers,
+    places: Semaphore,
+}
+
+pub(crate) fn router(drivers: Drivers) -> Router {
+    let asker = Asker { drivers, places: Semaphore::new(QUESTIONS_AT_ONCE_MAX) };
+    Router::new()
+        .route("/v1/vms/{uid}/explain", post(ask))
+        .layer(DefaultBodyLimit::max(QUESTION_BYTES_MAX))
+        .with_state(Arc::new(asker))
+}
+
+/// `POST /v1/vms/UID/explain`
+async fn ask(
+    State(asker): State<Arc<Asker>>,
+    Path(uid): Path<String>,
+    Json(question): Json<Question>,
+) -> Result<Json<Explained>, Problem> {
+    let uid: Uid =
+        uid.parse().map_err(|_| Problem::new(StatusCode::BAD_REQUEST, format!("`{uid}` is no uid")))?;
+    let _place = asker.places.try_acquire().map_err(|_| {
+        let title = format!("this worker asks {QUESTIONS_AT_ONCE_MAX} proxies already, which is its limit");
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, title)
+    })?;
+    let drivers = asker.drivers.clone();
+    let asked =
+        spawn_blocking(move || explain(drivers.guest.as_ref(), VmId::new(uid), &question, GUEST_WITHIN));
+    match asked.await {
+        Ok(Ok(explained)) => Ok(Json(explained)),
+        Ok(Err(DriverError::Refused(reason))) => Err(Problem::new(StatusCode::CONFLICT, reason)),
+        Ok(Err(error)) => Err(Problem::new(StatusCode::BAD_GATEWAY, error.chain())),
+        Err(panic) => Err(Problem::new(StatusCode::BAD_GATEWAY, format!("the driver failed: {panic}"))),
+    }
+}
