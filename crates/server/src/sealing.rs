@@ -117,6 +117,12 @@ impl SealingKeys {
         Some(format!("{SEALED_PREFIX}{FORM}:{id}:{}", BASE64.encode(bytes)))
     }
 
+    /// Whether this was sealed with the key that seals now.
+    fn is_newest(&self, sealed: &str) -> bool {
+        let id = sealed.strip_prefix(SEALED_PREFIX).and_then(|sealed| sealed.split(':').nth(1));
+        self.keys.first().is_some_and(|newest| id == Some(newest.id.as_str()))
+    }
+
     /// Opens what was sealed for the secret of that name; nothing when it was not, or with another key.
     fn open(&self, name: &Name, sealed: &str) -> Option<SecretText> {
         let (form, rest) = sealed.strip_prefix(SEALED_PREFIX)?.split_once(':')?;
@@ -180,15 +186,17 @@ impl Server {
             })?,
         };
         judge(&spec.chain, &plain).map_err(problem)?;
-        let key = match stored(view, &object).filter(|stored| is_same(keys, name, stored, &plain)) {
-            Some(stored) => stored.to_owned(),
-            // One that was sealed already stays as it is.
-            None => match &spec.key {
-                PrivateKey::Sealed(sealed) => sealed.clone(),
-                PrivateKey::Plain(_) => keys.seal(name, &plain).ok_or_else(|| {
-                    Failure::unavailable("the system gives no random bytes to seal with", "try again")
-                })?,
-            },
+        let given = match &spec.key {
+            PrivateKey::Sealed(sealed) => Some(sealed.as_str()),
+            PrivateKey::Plain(_) => None,
+        };
+        let stored = stored(view, &object).filter(|stored| is_same(keys, name, stored, &plain));
+        // What was sealed with an older key is sealed anew: so a key comes out of use.
+        let key = match stored.or(given).filter(|sealed| keys.is_newest(sealed)) {
+            Some(sealed) => sealed.to_owned(),
+            None => keys.seal(name, &plain).ok_or_else(|| {
+                Failure::unavailable("the system gives no random bytes to seal with", "try again")
+            })?,
         };
         let spec = SecretSpec { chain: spec.chain.clone(), key: PrivateKey::Sealed(key) };
         Ok(Manifest { spec: Spec::Secret(spec), ..manifest })

@@ -7,7 +7,7 @@ use lightbyte_server::SealingKeys;
 use lightbyte_store::{MemoryStore, Store as _};
 use serde_json::{Value, json};
 
-use crate::cluster::{TestServer, apply, begin, begin_as, foresee, get, refused};
+use crate::cluster::{TestServer, apply, begin, begin_as, foresee, get, refused, until_some};
 
 /// A chain and its key, as PEM.
 fn made(name: &str) -> (String, String) {
@@ -65,6 +65,32 @@ async fn a_private_key_is_stored_and_shown_sealed_and_the_same_again_changes_not
         problem.details,
         ["secret/other: spec.key: was not sealed for secret/other, or not in this cluster"]
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_rotation_the_same_key_is_sealed_anew_and_the_older_sealing_key_may_go() {
+    let (store, mut server, client) = begin_as(start_with("a")).await;
+    let (chain, key) = made("shop.example");
+    apply(&client, vec![secret(&chain, &key)]).await.expect("is taken");
+    let sealed_by =
+        |shown: &Value| shown["key"].as_str().expect("a text").split(':').nth(2).map(str::to_owned);
+    let first = sealed_by(&get(&client, "secret/shop").await.expect("is there").spec);
+    server.kill();
+
+    let server = start_with("ba")("s2", &store);
+    let client = server.client();
+    let shown = || async { get(&client, "secret/shop").await.ok() };
+    let old = until_some("the server has a view", shown).await.spec;
+    // Its sealed text does as well as the key.
+    apply(&client, vec![secret(&chain, old["key"].as_str().expect("a text"))]).await.expect("is taken");
+    let second = sealed_by(&get(&client, "secret/shop").await.expect("is there").spec);
+    assert_ne!(first, second);
+
+    let server = start_with("b")("s3", &store);
+    let client = server.client();
+    let shown = || async { get(&client, "secret/shop").await.ok() };
+    let new = until_some("the server has a view", shown).await.spec;
+    apply(&client, vec![secret(&chain, new["key"].as_str().expect("a text"))]).await.expect("it is opened");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
