@@ -6,15 +6,20 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
+use crate::topology::Protocol;
 
 /// The longest question, in bytes of JSON.
 pub const QUESTION_BYTES_MAX: usize = 16 << 10;
+/// How many backends of a pool are told.
+pub const CANDIDATES_MAX: usize = 100;
 /// The longest answer of one proxy.
 pub const EXPLAINED_BYTES_MAX: usize = 256 << 10;
 
 /// A request that somebody might send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
+    /// What the client speaks.
+    pub protocol: Protocol,
     /// The port of the listener.
     pub port: u16,
     /// Such as `GET`.
@@ -46,6 +51,11 @@ pub struct Explained {
 pub enum Answer {
     /// No listener has the port.
     NotListening,
+    /// Its listener speaks something else.
+    Speaks {
+        /// What.
+        protocol: Protocol,
+    },
     /// It answers 404 itself.
     NoRoute,
     /// It sends the client elsewhere.
@@ -62,10 +72,8 @@ pub enum Answer {
     Forwards {
         /// The route that fits best.
         route: String,
-        /// The path that the backend is asked for.
+        /// The path that the backend is asked for, with its query.
         path: String,
-        /// How one is chosen.
-        by: By,
         /// Those who may be asked, pool by pool.
         pools: Vec<Candidates>,
     },
@@ -92,8 +100,13 @@ pub struct Candidates {
     pub pool: String,
     /// How many of a hundred requests of this route it gets.
     pub percent: u64,
-    /// Its backends.
+    /// How one of them is chosen.
+    pub by: By,
+    /// Its backends, at most [`CANDIDATES_MAX`].
     pub backends: Vec<Candidate>,
+    /// How many more there are.
+    #[serde(default)]
+    pub untold: u64,
 }
 
 /// A backend.

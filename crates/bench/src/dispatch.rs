@@ -21,6 +21,7 @@ use lightbyte_api::wire::{Applied, Apply, ClusterStatus, Heartbeat, HeartbeatAns
 use lightbyte_api::{Assigned, ByteSize, Name, Uid, WorkerId};
 use lightbyte_lab::VmmChoice;
 use lightbyte_lab::rack::{PORTS_PER_HOST, Places, Rack, Wish};
+use lightbyte_lab::state::make_sealing_key;
 use lightbyte_link::{Client, Endpoint, Lines, Listener};
 use lightbyte_plan::agent::{Delivery, News};
 use serde_json::{Value, json};
@@ -167,6 +168,7 @@ impl Plane {
     }
 
     fn begin(&mut self, roles: &[&str]) -> Result<()> {
+        make_sealing_key(&self.places.sealing_key())?;
         for process in
             self.rack.processes(&self.places).iter().filter(|process| roles.contains(&process.role))
         {

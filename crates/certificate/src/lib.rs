@@ -5,6 +5,8 @@
 #[cfg(feature = "keys")]
 mod keys;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -67,7 +69,11 @@ impl Certificate {
             // RFC 6125: clients do not look at the subject for it any more.
             return Err(CertificateError::new("its first certificate names no DNS name that it is for"));
         }
-        let at = |seconds: i64| Timestamp::from_second(seconds).map_err(|error| broken(error.to_string()));
+        // 99991231235959Z, which stands for no end (RFC 5280, 4.1.2.5), is later than the last time that we know.
+        let (first, last) = (Timestamp::MIN.as_second(), Timestamp::MAX.as_second());
+        let at = |seconds: i64| {
+            Timestamp::from_second(seconds.clamp(first, last)).map_err(|error| broken(error.to_string()))
+        };
         Ok(Certificate {
             server_names,
             begins_at: at(parsed.validity().not_before.timestamp())?,
@@ -75,6 +81,21 @@ impl Certificate {
             fingerprint: Sha256::digest(own).iter().map(|byte| format!("{byte:02x}")).collect(),
         })
     }
+}
+
+/// The same chain with nothing but its certificates: what else stands in a file is not to be stored.
+///
+/// # Errors
+/// [`CertificateError`], when the text is no chain.
+pub fn only_certificates(chain_pem: &str) -> Result<String, CertificateError> {
+    let lines = |der: &CertificateDer<'_>| {
+        let text = BASE64.encode(der);
+        // RFC 7468, 2: lines of 64 characters. Base64 is ASCII.
+        let lines: Vec<&str> =
+            text.as_bytes().chunks(64).filter_map(|line| str::from_utf8(line).ok()).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    };
+    Ok(chain(chain_pem)?.iter().map(lines).collect())
 }
 
 /// The certificates of a chain, the server's own first.
@@ -94,6 +115,15 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
+
+    #[test]
+    fn nothing_but_certificates_is_left() {
+        let (one, other) = (pem(&["a.example"]), pem(&["b.example"]));
+        let key = KeyPair::generate().expect("a key").serialize_pem();
+        let left = only_certificates(&format!("a comment\n{one}\n{key}{other}")).expect("a chain");
+        assert_eq!(left, format!("{one}{other}").replace("\r\n", "\n"));
+        assert_eq!(only_certificates(&left), Ok(left.clone()));
+    }
 
     fn pem(names: &[&str]) -> String {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

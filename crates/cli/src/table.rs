@@ -114,7 +114,11 @@ const COLUMNS: &[(Kind, Columns)] = &[
         Kind::Secret,
         (
             &[STATE, ("NAMES", At("/status/server_names")), ("EXPIRES", At("/status/expires_at"))],
-            &[("BEGINS", At("/status/begins_at")), ("FINGERPRINT", At("/status/fingerprint"))],
+            &[
+                ("BEGINS", At("/status/begins_at")),
+                ("SEALED WITH", At("/status/sealed_with")),
+                ("FINGERPRINT", At("/status/fingerprint")),
+            ],
         ),
     ),
     (

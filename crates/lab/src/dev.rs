@@ -16,7 +16,7 @@ use crate::namespaces;
 use crate::outside;
 use crate::rack::{Host, PORTS_PER_HOST, Places, Rack, VmmChoice, Wish, hash_of, port_places, run_directory};
 use crate::rootless::{self, Handed};
-use crate::state::{State, is_root, sweep_unnamed, unnamed_root};
+use crate::state::{State, is_root, make_sealing_key, sweep_unnamed, unnamed_root};
 use crate::supervisor::Supervisor;
 
 /// How long the workers may take to be ready: etcd's first election on a busy machine is most of it.
@@ -131,7 +131,7 @@ async fn hold(
     };
     seed(&rack, places).context("give the first host the images")?;
     let listener = control::listen(&state.directory).await?;
-    state.keep_sealing_key(&places.sealing_key())?;
+    make_sealing_key(&places.sealing_key())?;
     let supervisor = Supervisor::start(rack.processes(places), state, true)?;
     let lab = Lab { rack: &rack, places, state, forwards, supervisor: &supervisor };
     let outcome = lab.supervise(listener, ends, begun, on_ready).await;

@@ -103,28 +103,6 @@ impl State {
             .context("write rack.json")
     }
 
-    /// Makes the key that the servers seal private keys with, unless an earlier start has: what it sealed lies in their store.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn keep_sealing_key(&self, path: &Path) -> Result<()> {
-        if path.exists() {
-            return Ok(());
-        }
-        let mut bytes = [0_u8; 32];
-        File::open("/dev/urandom")
-            .and_then(|mut chance| chance.read_exact(&mut bytes))
-            .context("read /dev/urandom")?;
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        // Its owner's alone from the first moment, and whole under its name.
-        let new = path.with_extension("new");
-        let _ = fs::remove_file(&new);
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&new);
-        file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&new, path))
-            .with_context(|| format!("write {}", path.display()))
-    }
-
     /// Ends everything that runs for this state and removes what it has made on the machine, whoever has started it:
     /// this process, or an earlier one that was killed.
     ///
@@ -199,6 +177,28 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(temporary);
     }
     written
+}
+
+/// Makes the key that the servers seal private keys with, unless an earlier start has: what it sealed lies in their store.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn make_sealing_key(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let mut bytes = [0_u8; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut chance| chance.read_exact(&mut bytes))
+        .context("read /dev/urandom")?;
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    // Its owner's alone from the first moment, and whole under its name.
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&new);
+    file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, path))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Where unnamed labs keep their state: a directory of its own for each.

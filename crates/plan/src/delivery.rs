@@ -79,7 +79,8 @@ fn told(view: &View, object: HostObject, open: Open<'_>) -> Option<Told> {
     members.sort_unstable();
     members.dedup();
     // A topology is made of plain data.
-    Some(Told { revision: topology.revision, members, document: serde_json::to_string(&topology).ok()? })
+    let document = SecretText::new(serde_json::to_string(&topology).ok()?);
+    Some(Told { revision: topology.revision, members, document })
 }
 
 /// A certificate as proxies are told of it.

@@ -37,7 +37,7 @@ impl Write {
         Write::Put(key, record.into())
     }
 
-    /// How much text of first boots and of load balancers it stores. Nothing else that is stored is large.
+    /// How much text of first boots, of load balancers and of certificates it stores. Nothing else that is stored is large.
     #[must_use]
     pub fn large_bytes(&self) -> usize {
         match self {
@@ -45,6 +45,7 @@ impl Write {
                 Spec::Vm(spec) => spec.first_boot.bytes(),
                 Spec::ScaleGroup(spec) => spec.template.vm.first_boot.bytes(),
                 Spec::LoadBalancer(_) => SERVING_BYTES_MAX,
+                Spec::Secret(spec) => spec.bytes(),
                 _ => 0,
             },
             Write::Put(_, Record::Assigned(assigned)) => match assigned.as_ref() {
@@ -59,6 +60,7 @@ impl Write {
                     let told = choice.configurations.len() + usize::from(choice.rejected.is_some());
                     told * SERVING_BYTES_MAX + choice.members.len() * MEMBER_BYTES
                 }
+                Choice::Secret(choice) => choice.versions.iter().map(|version| version.spec.bytes()).sum(),
                 _ => 0,
             },
             _ => 0,

@@ -5,7 +5,7 @@ mod answers;
 mod context;
 mod dial;
 mod held;
-mod strict;
+pub(crate) mod strict;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use lightbyte_api::kinds::secret::{PrivateKey, SEALED_PREFIX, Spec as SecretSpec};
 use lightbyte_api::topology::{self, SecretText};
 use lightbyte_api::{Kind, Manifest, Name, ObjectRef, Spec};
-use lightbyte_certificate::{Certificate, certified};
+use lightbyte_certificate::{Certificate, certified, only_certificates};
 use lightbyte_plan::View;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
@@ -198,7 +198,9 @@ impl Server {
                 Failure::unavailable("the system gives no random bytes to seal with", "try again")
             })?,
         };
-        let spec = SecretSpec { chain: spec.chain.clone(), key: PrivateKey::Sealed(key) };
+        let chain =
+            only_certificates(&spec.chain).map_err(|error| problem(format!("spec.chain: {error}")))?;
+        let spec = SecretSpec { chain, key: PrivateKey::Sealed(key) };
         Ok(Manifest { spec: Spec::Secret(spec), ..manifest })
     }
 }

@@ -50,6 +50,15 @@ impl PrivateKey {
         }
     }
 
+    /// Which sealing key it was sealed with, as far as its text says so.
+    #[must_use]
+    pub fn sealed_with(&self) -> Option<&str> {
+        match self {
+            PrivateKey::Plain(_) => None,
+            PrivateKey::Sealed(text) => text.strip_prefix(SEALED_PREFIX)?.split(':').nth(1),
+        }
+    }
+
     /// How many bytes it has, and how many it may have.
     fn length(&self) -> (usize, usize) {
         match self {
@@ -110,6 +119,14 @@ pub struct Version {
     pub fingerprint: String,
 }
 
+impl Spec {
+    /// How much text it has.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.chain.len() + self.key.length().0
+    }
+}
+
 impl Choice {
     /// The newest version.
     #[must_use]
@@ -138,8 +155,18 @@ impl SpecRules for Spec {
                 fields.problem(field, format!("has more than {bytes_max} bytes"), None);
             }
         }
+        if chain.as_deref().is_some_and(has_something_else) {
+            let rule = "has something else than certificates in it";
+            fields.problem("chain", rule, Some("leave in only what stands between BEGIN CERTIFICATE and END CERTIFICATE".to_owned()));
+        }
         Some(Spec { chain: chain?, key: key? })
     }
+}
+
+/// Whether a chain has sections of other kinds: a private key in it would be stored, and shown to everybody.
+fn has_something_else(chain: &str) -> bool {
+    let mut lines = chain.lines().map(str::trim);
+    lines.any(|line| line.starts_with("-----BEGIN ") && line != "-----BEGIN CERTIFICATE-----")
 }
 
 #[cfg(test)]
@@ -176,6 +203,8 @@ mod tests {
         let check = |spec: Value, expected: &[&str]| assert_eq!(read(&spec).expect_err("is refused"), expected);
         check(json!({}), &["spec.chain: is missing", "spec.key: is missing"]);
         check(json!({ "chain": "c", "key": "x".repeat(KEY_BYTES_MAX + 1) }), &["spec.key: has more than 8192 bytes"]);
+        let combined = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n-----BEGIN EC PRIVATE KEY-----\nvery secret";
+        check(json!({ "chain": combined, "key": "k" }), &["spec.chain: has something else than certificates in it (leave in only what stands between BEGIN CERTIFICATE and END CERTIFICATE)"]);
         let told = read(&json!({ "chain": "c", "key": 4711 })).expect_err("is refused").join("");
         assert!(told.contains("spec.key"), "{told}");
     }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::explain::{Answer, By, Candidate, Candidates, Explained, Question, Tested};
+use lightbyte_api::topology::Protocol;
 use lightbyte_api::{Kind, Name, ObjectRef};
 
 use crate::arguments;
@@ -21,7 +22,7 @@ pub(crate) async fn run(cluster: &Cluster, words: &arguments::Test) -> Result<Co
     let is_served = |explained: &Explained| match &explained.answer {
         Answer::Forwards { pools, .. } => pools.iter().any(|pool| !pool.backends.is_empty()),
         Answer::Redirects { .. } => true,
-        Answer::NotListening | Answer::NoRoute => false,
+        Answer::NotListening | Answer::Speaks { .. } | Answer::NoRoute => false,
     };
     let is_served = tested.proxies.iter().any(|proxy| proxy.explained.as_ref().is_some_and(is_served));
     Ok(if is_served { Code::Done } else { Code::Differs })
@@ -32,9 +33,9 @@ fn question(words: &arguments::Test) -> Result<Question, Failure> {
     let url = words.url.as_str();
     let wrong = || Failure::usage(format!("`{url}` is no URL such as http://shop.example.org/api"));
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
-    let default_port = match scheme {
-        "http" => 80,
-        "https" => 443,
+    let (protocol, default_port) = match scheme {
+        "http" => (Protocol::Http, 80),
+        "https" => (Protocol::Https, 443),
         _ => return Err(wrong()),
     };
     let (host, path) = rest.find(['/', '?']).map_or((rest, "/"), |slash| rest.split_at(slash));
@@ -50,9 +51,17 @@ fn question(words: &arguments::Test) -> Result<Question, Failure> {
             text.split_once(':').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()));
         pair.ok_or_else(|| Failure::usage(format!("`{text}` is no header such as `cookie: a=b`")))
     };
-    let headers = words.headers.iter().map(header).collect::<Result<BTreeMap<_, _>, _>>()?;
+    let mut headers: BTreeMap<String, String> = BTreeMap::new();
+    for text in &words.headers {
+        let (name, value) = header(text)?;
+        let name = name.to_ascii_lowercase();
+        // Several of one name are one list (RFC 9110, 5.3); cookies have a list of their own.
+        let between = if name == "cookie" { "; " } else { ", " };
+        headers.entry(name).and_modify(|list| *list = format!("{list}{between}{value}")).or_insert(value);
+    }
     let path = path.split('#').next().unwrap_or("/").to_owned();
     Ok(Question {
+        protocol,
         port,
         method: words.method.clone(),
         host: host.to_owned(),
@@ -96,6 +105,7 @@ fn is_alike(one: &Explained, other: &Explained) -> bool {
 fn words(answer: &Answer) -> String {
     match answer {
         Answer::NotListening => "nobody listens at this port".to_owned(),
+        Answer::Speaks { protocol } => format!("this port speaks {}", protocol.scheme()),
         Answer::NoRoute => "404, no route fits".to_owned(),
         Answer::Redirects { route: None, status, location } => {
             format!("{status} to {location}, as its listener says")
@@ -106,8 +116,8 @@ fn words(answer: &Answer) -> String {
         Answer::Forwards { route, pools, .. } if pools.iter().all(|pool| pool.backends.is_empty()) => {
             format!("503, by route `{route}`: nobody is in its pools")
         }
-        Answer::Forwards { route, path, by, pools } => {
-            let mut text = format!("route `{route}` asks for {path}, {}", how(*by));
+        Answer::Forwards { route, path, pools } => {
+            let mut text = format!("route `{route}` asks for {path} of");
             for pool in pools {
                 text.push_str(&of_pool(pool));
             }
@@ -118,10 +128,10 @@ fn words(answer: &Answer) -> String {
 
 const fn how(by: By) -> &'static str {
     match by {
-        By::Turn => "in turn, of",
-        By::Load => "with the fewest requests in flight, of",
-        By::Hash => "always the same for the same key,",
-        By::Cookie => "whom its cookie names,",
+        By::Turn => "in turn",
+        By::Load => "the one with the fewest requests in flight",
+        By::Hash => "always the same one for the same key",
+        By::Cookie => "the one that its cookie names",
     }
 }
 
@@ -135,7 +145,8 @@ fn of_pool(pool: &Candidates) -> String {
         format!("\n  {mark} {name} at {} is {}{because}", backend.address, backend.health)
     };
     let backends: String = pool.backends.iter().map(backend).collect();
-    format!("\n  pool `{}`{share}:{backends}", pool.pool)
+    let untold = if pool.untold > 0 { format!("\n    and {} more", pool.untold) } else { String::new() };
+    format!("\n  pool `{}`{share}, {}:{backends}{untold}", pool.pool, how(pool.by))
 }
 
 #[cfg(test)]
@@ -147,11 +158,14 @@ mod tests {
             target: "lb/web".to_owned(),
             url: url.to_owned(),
             method: "GET".to_owned(),
-            headers: vec!["Cookie: a=b".to_owned()],
+            headers: vec!["Cookie: a=b".to_owned(), "cookie: c=d".to_owned()],
             from: None,
         };
         match question(&words) {
-            Ok(Question { port, host, path, .. }) => format!("{host} {port} {path}"),
+            Ok(Question { port, host, path, headers, .. }) => {
+                assert_eq!(headers, [("cookie".to_owned(), "a=b; c=d".to_owned())].into());
+                format!("{host} {port} {path}")
+            }
             Err(failure) => failure.to_string(),
         }
     }

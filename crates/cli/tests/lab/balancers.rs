@@ -99,7 +99,7 @@ fn kill_machine(bed: &Bed, uid: &str) {
 fn says_where_requests_go(bed: &Bed) {
     let told = bed.ok(&["test", "web", "http://web/a"]);
     assert_eq!(told.matches("(revision ").count(), 1, "both would do the same: {told}");
-    assert!(told.contains("route `default` asks for /a, in turn, of"), "{told}");
+    assert!(told.contains("route `default` asks for /a of\n  pool `web`, in turn:"), "{told}");
     assert_eq!(told.matches("\n  > web-").count(), 3, "{told}");
     let elsewhere = bed.run(&["test", "lb/web", "https://web/"]);
     assert_eq!(elsewhere.status.code(), Some(2));

@@ -10,6 +10,7 @@
 //! not in what the proxy holds.
 
 use lightbyte_api::observed::{BUSY_REPORTED_MAX, ObservedProxy, PROBLEM_LENGTH_MAX, RefusedTopology};
+use lightbyte_api::topology::SecretText;
 use lightbyte_api::{Span, Timestamp, Uid};
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +34,8 @@ pub struct Told {
     pub revision: u64,
     /// Everybody who is in it.
     pub members: Vec<Uid>,
-    /// The text of a [`Topology`](lightbyte_api::topology::Topology).
-    pub document: String,
+    /// The text of a [`Topology`](lightbyte_api::topology::Topology). It has private keys in it, and is kept on no disk of the host.
+    pub document: SecretText,
 }
 
 /// What came of telling or asking a proxy.
@@ -186,7 +187,7 @@ mod tests {
     }
 
     fn told(revision: u64) -> Told {
-        Told { revision, members: vec![Uid::from_bits(1)], document: String::new() }
+        Told { revision, members: vec![Uid::from_bits(1)], document: SecretText::new(String::new()) }
     }
 
     fn does(revision: u64, in_flight: &[Uid], uptime_ms: u64) -> Answer {

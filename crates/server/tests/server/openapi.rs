@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use lightbyte_api::explain::{Answer, By, Candidate, Candidates, Explained, Tested, TestedProxy};
+use lightbyte_api::topology::Protocol;
 use lightbyte_link::Client;
 use serde_json::{Value, json};
 
@@ -204,7 +205,7 @@ async fn every_answer_fits_its_description() {
     asked.insert(format!("post {path}"));
     let said = json!({"name": "n9", "boot_id": "b", "architecture": "x86_64", "cpus": 1, "memory": "1GiB", "vmm": "fake",
         "version": "1"});
-    let question = json!({"port": 80, "method": "GET", "host": "web", "path": "/", "headers": {"a": "b"}});
+    let question = json!({"protocol": "http", "port": 80, "method": "GET", "host": "web", "path": "/", "headers": {"a": "b"}});
     let report = json!({"object": {"kind": "vm", "uid": "00000000-0000-0000-0000-000000000009"}, "own_revision": 7,
         "assigned_revision": null, "observed": null});
     let posts = [
@@ -264,17 +265,17 @@ async fn every_answer_of_a_proxy_fits_its_description() {
         because: String::new(),
         might_be_asked: true,
     };
-    let pool = Candidates {
-        pool: "web".to_owned(),
-        percent: 100,
-        backends: vec![backend(None), backend(Some("a"))],
+    let pool = |by| {
+        let backends = vec![backend(None), backend(Some("a"))];
+        Candidates { pool: "web".to_owned(), percent: 100, by, backends, untold: 0 }
     };
     let forwards =
-        |by| Answer::Forwards { route: "r".to_owned(), path: "/".to_owned(), by, pools: vec![pool.clone()] };
+        |by| Answer::Forwards { route: "r".to_owned(), path: "/".to_owned(), pools: vec![pool(by)] };
     let redirects = |route| Answer::Redirects { route, status: 308, location: "https://a/".to_owned() };
     let answers = [
         Answer::NotListening,
         Answer::NoRoute,
+        Answer::Speaks { protocol: Protocol::Https },
         redirects(None),
         redirects(Some("r".to_owned())),
         forwards(By::Turn),

@@ -43,7 +43,7 @@ fn told(store: &Store, open: delivery::Open<'_>) -> Option<Topology> {
         delivery::inventory(&store.view(), worker_id("n1"), open).expect("everything can be read");
     let News::Inventory(items) = inventory.news else { panic!("an inventory") };
     let told = items.into_iter().find_map(|item| item.told)?;
-    Some(serde_json::from_str(&told.document).expect("a topology"))
+    Some(serde_json::from_str(told.document.reveal()).expect("a topology"))
 }
 
 #[test]
