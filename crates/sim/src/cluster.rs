@@ -40,9 +40,9 @@ const WARM_ROUNDS: usize = 8;
 const DAMAGED_ROUNDS: usize = 12;
 /// How many steps with faults one seed has.
 pub(crate) const FAULTY_STEPS: usize = 300;
-/// How many rounds without a write mean that nothing more comes: pauses between retries are at most a minute, and a round
-/// takes a second.
-const QUIET_ROUNDS: usize = 71;
+/// How many rounds without a write mean that nothing more comes: pauses between retries are at most a minute, a group that scales
+/// itself waits for a window of 45 s that begins two looks of 15 s after its last change, and a round takes a second.
+const QUIET_ROUNDS: usize = 81;
 /// The same where there are proxies: an update of their group has as long to come true as groups have when nothing is said.
 const QUIET_ROUNDS_OF_PROXIES: usize = 311;
 /// How many calm rounds the cluster may take to converge.
