@@ -100,7 +100,21 @@ fn certificate(view: &View, shown: &ShownCertificate, open: Open<'_>) -> Option<
 pub fn concerned(view: &View, key: &Key) -> Vec<WorkerId> {
     match key {
         Key::Assigned(worker, _) | Key::Observed(worker, _) => vec![*worker],
-        Key::Decided(object) if object.kind == Kind::LoadBalancer => loadbalancer::workers_of(view, object),
+        key => balancers_told_by(view, key)
+            .iter()
+            .flat_map(|balancer| loadbalancer::workers_of(view, balancer))
+            .collect(),
+    }
+}
+
+/// The load balancers whose topologies are made of what this key holds: what could not be read, and so was told to nobody, is told
+/// when it can.
+fn balancers_told_by(view: &View, key: &Key) -> Vec<ObjectRef> {
+    match key {
+        Key::Decided(object) if object.kind == Kind::LoadBalancer => vec![object.clone()],
+        Key::Asked(object) | Key::Decided(object) if object.kind == Kind::Secret => {
+            secret::shown_by(view, object)
+        }
         _ => Vec::new(),
     }
 }
@@ -116,13 +130,12 @@ pub fn changes<'a>(
     keys.into_iter().filter_map(move |key| change(view, worker, key)).chain(topologies)
 }
 
-/// What a change of what is decided for a load balancer means for the proxies of `worker`.
+/// What a change of what is decided for a load balancer, or of a certificate that it shows, means for the proxies of `worker`.
 #[must_use]
 pub fn topologies(view: &View, worker: WorkerId, key: &Key, open: Open<'_>) -> Vec<Delivery> {
-    let Key::Decided(object) = key else { return Vec::new() };
-    let choice = fronts::choice(view, object).filter(|_| object.kind == Kind::LoadBalancer);
-    let proxies =
-        choice.into_iter().flat_map(|choice| &choice.proxies).filter(|proxy| proxy.worker == worker);
+    let balancers = balancers_told_by(view, key);
+    let choices = balancers.iter().filter_map(|balancer| fronts::choice(view, balancer));
+    let proxies = choices.flat_map(|choice| &choice.proxies).filter(|proxy| proxy.worker == worker);
     let delivery = |uid: Uid| {
         let object = HostObject { kind: Kind::Vm, uid };
         let news = News::Topology { object, told: told(view, object, open)? };

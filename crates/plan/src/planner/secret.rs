@@ -95,6 +95,16 @@ fn shown(view: &View, object: &ObjectRef, uid: Uid) -> Vec<(ObjectRef, u64)> {
     view.objects_of(Kind::LoadBalancer).flat_map(of).collect()
 }
 
+/// The load balancers that show some version of a secret of this name.
+#[must_use]
+pub fn shown_by(view: &View, object: &ObjectRef) -> Vec<ObjectRef> {
+    let shows = |balancer: &&ObjectRef| {
+        let mut shown = fronts::choice(view, balancer).into_iter().flat_map(BalancerChoice::shown);
+        shown.any(|shown| shown.secret == object.name)
+    };
+    view.objects_of(Kind::LoadBalancer).filter(shows).cloned().collect()
+}
+
 /// What was chosen for a secret.
 #[must_use]
 pub fn choice<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a SecretChoice> {

@@ -105,3 +105,15 @@ fn only_proxies_of_who_names_it_are_told_the_key_and_only_where_it_can_be_opened
     // A proxy without its certificates would close its port: better nothing new.
     assert_eq!(told(&store, &|_, _| None), None);
 }
+
+#[test]
+fn what_a_certificate_could_not_be_read_for_is_told_when_it_can() {
+    let view = shown().view();
+    for key in ["asked/secret/shop", "decided/secret/shop"] {
+        let key = key.parse().expect("a key");
+        assert_eq!(delivery::concerned(&view, &key), [worker_id("n1")]);
+        assert_eq!(delivery::topologies(&view, worker_id("n1"), &key, &delivery::unopened).len(), 1);
+    }
+    let other = "decided/secret/other".parse().expect("a key");
+    assert!(delivery::concerned(&view, &other).is_empty());
+}
