@@ -536,6 +536,10 @@ pub(crate) fn ends_of(decision: &Transaction, before: &View) -> Result<Vec<Uid>,
 pub(crate) fn check_group(view: &View, group: &ObjectRef, lost: Option<WorkerId>) -> Checked {
     let Some(asked) = view.living(group) else { return Ok(()) };
     let Spec::ScaleGroup(spec) = &asked.spec else { return Ok(()) };
+    if crate::balancers::are_refusing(view, group) {
+        // Members that are never available can take nobody's place.
+        return Ok(());
+    }
     let image = ObjectRef::new(Kind::Image, spec.template.vm.image.clone());
     if view.unreadable_keys().next().is_some() || view.living(&image).is_none() {
         return Ok(());

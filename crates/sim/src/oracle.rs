@@ -286,9 +286,7 @@ impl Oracle {
         {
             return violated("rule 10", format!("{object} outlived its owner {}", owner.object));
         }
-        if !balancers::are_refusing(view, object) {
-            groups::check_group(view, object, None)?;
-        }
+        groups::check_group(view, object, None)?;
         balancers::check_goal(view, object, workers)?;
         secrets::check_goal(view, object)?;
         let Spec::Vm(spec) = &asked.spec else { return volumes::check_goal(view, object, asked, workers) };
