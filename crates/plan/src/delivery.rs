@@ -3,6 +3,8 @@
 //! Everything comes from the server's own view, so that workers need no watches on the store: a thousand of them on
 //! one prefix would cost the store a thousand comparisons for every event.
 
+use std::collections::BTreeSet;
+
 use lightbyte_api::assigned::HostObject;
 use lightbyte_api::kinds::loadbalancer::ShownCertificate;
 use lightbyte_api::kinds::secret::PrivateKey;
@@ -109,13 +111,11 @@ pub fn concerned(view: &View, key: &Key) -> Vec<WorkerId> {
 
 /// The load balancers whose topologies are made of what this key holds: what could not be read, and so was told to nobody, is told
 /// when it can.
-fn balancers_told_by(view: &View, key: &Key) -> Vec<ObjectRef> {
+fn balancers_told_by(view: &View, key: &Key) -> BTreeSet<ObjectRef> {
     match key {
-        Key::Decided(object) if object.kind == Kind::LoadBalancer => vec![object.clone()],
-        Key::Asked(object) | Key::Decided(object) if object.kind == Kind::Secret => {
-            secret::shown_by(view, object)
-        }
-        _ => Vec::new(),
+        Key::Decided(object) if object.kind == Kind::LoadBalancer => [object.clone()].into(),
+        Key::Decided(object) if object.kind == Kind::Secret => secret::shown_by(view, object),
+        _ => BTreeSet::new(),
     }
 }
 
@@ -126,7 +126,10 @@ pub fn changes<'a>(
     keys: impl IntoIterator<Item = &'a Key> + Clone,
     open: Open<'a>,
 ) -> impl Iterator<Item = Delivery> {
-    let topologies = keys.clone().into_iter().flat_map(move |key| topologies(view, worker, key, open));
+    let balancers: BTreeSet<ObjectRef> =
+        keys.clone().into_iter().flat_map(|key| balancers_told_by(view, key)).collect();
+    let topologies =
+        balancers.into_iter().flat_map(move |balancer| topologies_of(view, worker, &balancer, open));
     keys.into_iter().filter_map(move |key| change(view, worker, key)).chain(topologies)
 }
 
@@ -134,8 +137,14 @@ pub fn changes<'a>(
 #[must_use]
 pub fn topologies(view: &View, worker: WorkerId, key: &Key, open: Open<'_>) -> Vec<Delivery> {
     let balancers = balancers_told_by(view, key);
-    let choices = balancers.iter().filter_map(|balancer| fronts::choice(view, balancer));
-    let proxies = choices.flat_map(|choice| &choice.proxies).filter(|proxy| proxy.worker == worker);
+    balancers.iter().flat_map(|balancer| topologies_of(view, worker, balancer, open)).collect()
+}
+
+/// What the proxies of a load balancer on `worker` are told.
+fn topologies_of(view: &View, worker: WorkerId, balancer: &ObjectRef, open: Open<'_>) -> Vec<Delivery> {
+    let choice = fronts::choice(view, balancer);
+    let proxies =
+        choice.into_iter().flat_map(|choice| &choice.proxies).filter(|proxy| proxy.worker == worker);
     let delivery = |uid: Uid| {
         let object = HostObject { kind: Kind::Vm, uid };
         let news = News::Topology { object, told: told(view, object, open)? };

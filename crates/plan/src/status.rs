@@ -506,11 +506,11 @@ fn of_secret<'a>(
     let waiting_on = view.decided(object).map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
     let trouble = waiting_on.iter().find_map(state);
     let state = trouble.unwrap_or(if newest.is_some() { "ready" } else { "pending" });
-    // Which sealing keys are needed for as long as some load balancer shows what they sealed.
     let versions = secret::choice(view, object).map(|choice| choice.versions.as_slice()).unwrap_or_default();
-    let sealed_with = versions.iter().filter_map(|version| version.spec.key.sealed_with());
-    let sealed_with: BTreeSet<&str> = sealed_with.chain(spec.key.sealed_with()).collect();
     let more = move || {
+        // Which sealing keys are needed for as long as some load balancer shows what they sealed.
+        let sealed_with = versions.iter().filter_map(|version| version.spec.key.sealed_with());
+        let sealed_with: BTreeSet<&str> = sealed_with.chain(spec.key.sealed_with()).collect();
         let of = |version: &secret_kind::Version| {
             fields(json!({
                 "server_names": version.server_names,

@@ -2,6 +2,7 @@
 //! is taken.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method, header};
 use lightbyte_api::explain::{Answer, By, CANDIDATES_MAX, Candidate, Candidates, Explained, Question};
@@ -9,6 +10,7 @@ use pingora_http::RequestHeader;
 
 use crate::clock;
 use crate::gateway::{cookie_of, hash_of, location, location_of_https, strict};
+use crate::registry::Member;
 use crate::table::{Key, Pool, Route, Table};
 
 /// What the proxy would do.
@@ -20,9 +22,9 @@ pub(crate) fn explain(table: &Table, question: &Question) -> Result<Explained, S
         question.method.parse().map_err(|_| format!("`{}` is no method", question.method))?;
     let mut request = RequestHeader::build(method, question.path.as_bytes(), None)
         .map_err(|_| format!("`{}` is no path", question.path))?;
-    let is_host = |name: &&String| name.eq_ignore_ascii_case("host");
-    let host = question.headers.keys().find(is_host).and_then(|name| question.headers.get(name));
-    let host = host.unwrap_or(&question.host);
+    let is_host = |name: &str| name.eq_ignore_ascii_case("host");
+    let given = question.headers.iter().find(|(name, _)| is_host(name));
+    let host = given.map_or(&question.host, |(_, host)| host);
     if host.is_empty() || !strict::is_host(host.as_bytes()) {
         return Err(format!("`{host}` is no host"));
     }
@@ -87,25 +89,24 @@ fn candidates(route: &Route, question: &Question, request: &RequestHeader) -> Ve
 
 fn of_pool(pool: &Pool, (percent, by): (u64, By), now_ms: u64, might: impl Fn(usize) -> bool) -> Candidates {
     let now = std::time::Duration::from_millis(now_ms);
-    let mut backends: Vec<(bool, Candidate)> = Vec::new();
-    for (index, member) in pool.members.iter().enumerate() {
+    let candidate = |(index, member): (usize, &Arc<Member>)| {
         let (standing, _, because) = member.story(now);
-        let candidate = Candidate {
+        Candidate {
             uid: member.uid.clone(),
             vm: None,
             address: member.address.to_string(),
             health: standing.word().to_owned(),
             because,
             might_be_asked: might(index),
-        };
-        backends.push((!candidate.might_be_asked, candidate));
-    }
+        }
+    };
+    let mut backends: Vec<Candidate> = pool.members.iter().enumerate().map(candidate).collect();
     let untold = backends.len().saturating_sub(CANDIDATES_MAX) as u64;
     if untold > 0 {
         // Those who might be asked are told first.
-        backends.sort_by_key(|(is_not_asked, _)| *is_not_asked);
+        backends.sort_by_key(|backend| !backend.might_be_asked);
+        backends.truncate(CANDIDATES_MAX);
     }
-    let backends = backends.into_iter().take(CANDIDATES_MAX).map(|(_, candidate)| candidate).collect();
     Candidates { pool: pool.name.clone(), percent, by, backends, untold }
 }
 

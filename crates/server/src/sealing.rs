@@ -17,7 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lightbyte_api::kinds::secret::{PrivateKey, SEALED_PREFIX, Spec as SecretSpec};
 use lightbyte_api::topology::{self, SecretText};
-use lightbyte_api::{Kind, Manifest, Name, ObjectRef, Spec};
+use lightbyte_api::{Manifest, Name, ObjectRef, Spec};
 use lightbyte_certificate::{Certificate, certified, only_certificates};
 use lightbyte_plan::View;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -117,10 +117,10 @@ impl SealingKeys {
         Some(format!("{SEALED_PREFIX}{FORM}:{id}:{}", BASE64.encode(bytes)))
     }
 
-    /// Whether this was sealed with the key that seals now.
-    fn is_newest(&self, sealed: &str) -> bool {
-        let id = sealed.strip_prefix(SEALED_PREFIX).and_then(|sealed| sealed.split(':').nth(1));
-        self.keys.first().is_some_and(|newest| id == Some(newest.id.as_str()))
+    /// Whether this was sealed, with the key that seals now.
+    fn is_newest(&self, key: &PrivateKey) -> bool {
+        let newest = self.keys.first().map(|newest| newest.id.as_str());
+        newest.is_some() && key.sealed_with() == newest
     }
 
     /// Opens what was sealed for the secret of that name; nothing when it was not, or with another key.
@@ -186,21 +186,17 @@ impl Server {
             })?,
         };
         judge(&spec.chain, &plain).map_err(problem)?;
-        let given = match &spec.key {
-            PrivateKey::Sealed(sealed) => Some(sealed.as_str()),
-            PrivateKey::Plain(_) => None,
-        };
         let stored = stored(view, &object).filter(|stored| is_same(keys, name, stored, &plain));
         // What was sealed with an older key is sealed anew: so a key comes out of use.
-        let key = match stored.or(given).filter(|sealed| keys.is_newest(sealed)) {
-            Some(sealed) => sealed.to_owned(),
-            None => keys.seal(name, &plain).ok_or_else(|| {
+        let key = match stored.into_iter().chain([&spec.key]).find(|key| keys.is_newest(key)) {
+            Some(sealed) => sealed.clone(),
+            None => PrivateKey::Sealed(keys.seal(name, &plain).ok_or_else(|| {
                 Failure::unavailable("the system gives no random bytes to seal with", "try again")
-            })?,
+            })?),
         };
         let chain =
             only_certificates(&spec.chain).map_err(|error| problem(format!("spec.chain: {error}")))?;
-        let spec = SecretSpec { chain, key: PrivateKey::Sealed(key) };
+        let spec = SecretSpec { chain, key };
         Ok(Manifest { spec: Spec::Secret(spec), ..manifest })
     }
 }
@@ -218,19 +214,19 @@ fn judge(chain: &str, key: &SecretText) -> Result<(), String> {
 }
 
 /// The key that is stored for a secret.
-fn stored<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a str> {
-    debug_assert_eq!(object.kind, Kind::Secret);
+fn stored<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a PrivateKey> {
     match &view.asked(object)?.spec {
-        Spec::Secret(SecretSpec { key: PrivateKey::Sealed(sealed), .. }) => Some(sealed),
+        Spec::Secret(spec) => Some(&spec.key),
         _ => None,
     }
 }
 
 /// Whether `stored` is this very key, sealed: then it is kept, so that whoever applies the same again changes nothing. Digests are
 /// compared: how far two keys agree takes no time that anybody could measure.
-fn is_same(keys: &SealingKeys, name: &Name, stored: &str, plain: &SecretText) -> bool {
+fn is_same(keys: &SealingKeys, name: &Name, stored: &PrivateKey, plain: &SecretText) -> bool {
+    let PrivateKey::Sealed(sealed) = stored else { return false };
     let sum = |text: &SecretText| digest(&SHA256, text.reveal().as_bytes());
-    keys.open(name, stored).is_some_and(|opened| sum(&opened).as_ref() == sum(plain).as_ref())
+    keys.open(name, sealed).is_some_and(|opened| sum(&opened).as_ref() == sum(plain).as_ref())
 }
 
 #[cfg(test)]

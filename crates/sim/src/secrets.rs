@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lightbyte_api::kinds::loadbalancer::{Choice, Configuration};
 use lightbyte_api::kinds::secret::{PrivateKey, Spec as SecretSpec};
-use lightbyte_api::{Kind, Manifest, Name, ObjectRef, Spec};
+use lightbyte_api::{Key, Kind, Manifest, Name, ObjectRef, Spec};
 use lightbyte_plan::View;
 use lightbyte_plan::fronts::choice;
 use lightbyte_plan::planner::secret;
@@ -88,8 +88,7 @@ pub(crate) fn check(view: &View) -> Checked {
     for balancer in view.objects_of(Kind::LoadBalancer) {
         for shown in choice(view, balancer).into_iter().flat_map(Choice::shown) {
             let object = ObjectRef::new(Kind::Secret, shown.secret.clone());
-            let is_readable = view.unreadable(&lightbyte_api::Key::Decided(object.clone())).is_none()
-                && view.unreadable(&lightbyte_api::Key::Asked(object.clone())).is_none();
+            let is_readable = view.unreadable(&Key::Decided(object.clone())).is_none();
             if is_readable && secret::version(view, &object, shown.uid, shown.version).is_none() {
                 let what = format!("{balancer} shows {shown:?}, which is not kept: {}", told(view, &object));
                 return violated("secret", what);

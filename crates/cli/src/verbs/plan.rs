@@ -70,13 +70,13 @@ pub(crate) async fn run(cluster: &Cluster, words: &Plan) -> Result<Code> {
 
 /// A plan that is kept has its manifests in it, and no private key is to be kept.
 fn refuse_keys(changes: &[Supposed]) -> Result<(), Failure> {
-    let with_key = |change: &Supposed| {
-        match change {
-        Supposed::Apply(document) => Manifest::read(document).ok().filter(
-            |manifest| matches!(&manifest.spec, Spec::Secret(secret) if matches!(secret.key, PrivateKey::Plain(_))),
-        ),
+    let has_key = |manifest: &Manifest| match &manifest.spec {
+        Spec::Secret(secret) => matches!(secret.key, PrivateKey::Plain(_)),
+        _ => false,
+    };
+    let with_key = |change: &Supposed| match change {
+        Supposed::Apply(document) => Manifest::read(document).ok().filter(has_key),
         _ => None,
-    }
     };
     let Some(manifest) = changes.iter().find_map(with_key) else { return Ok(()) };
     let object = manifest.object();

@@ -3,7 +3,9 @@
 //! A load balancer tries a new certificate with one proxy before the others get it, and goes back to the one before if that does
 //! not go well. So a version stays for as long as a load balancer names it, and no longer: a key that nobody needs is not kept.
 
-use lightbyte_api::kinds::loadbalancer::Choice as BalancerChoice;
+use std::collections::BTreeSet;
+
+use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, ShownCertificate};
 use lightbyte_api::kinds::secret::{Choice as SecretChoice, Spec as SecretSpec, Version};
 use lightbyte_api::object::Meta;
 use lightbyte_api::{Choice, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn};
@@ -25,11 +27,12 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     if let Some(key) = view.unreadable_decided(Kind::LoadBalancer) {
         return Plan::wait(WaitingOn::Unreadable { key: key.to_string() });
     }
-    let shown = shown(view, object, asked.meta.uid);
+    let of_this = showings(view, object).filter(|(_, shown)| shown.uid == asked.meta.uid);
+    let shown: Vec<(&ObjectRef, u64)> = of_this.map(|(by, shown)| (by, shown.version)).collect();
     let mut plan = match end_when_unused(view, object, &asked.meta) {
         // Those that do not name it any more may not have put another in its place yet.
         Plan { ends: true, .. } => match shown.first() {
-            Some((by, _)) => Plan::wait(WaitingOn::InUse { by: by.clone() }),
+            Some((by, _)) => Plan::wait(WaitingOn::InUse { by: (*by).clone() }),
             None => Plan::end(),
         },
         plan => plan,
@@ -85,24 +88,21 @@ fn warn(version: &Version, now: Timestamp, plan: &mut Plan) {
     plan.again = Some(left);
 }
 
-/// The load balancers that show a version of this secret, each with the version.
-fn shown(view: &View, object: &ObjectRef, uid: Uid) -> Vec<(ObjectRef, u64)> {
-    let of = |balancer: &ObjectRef| {
+/// Whatever load balancers show of secrets of this name.
+fn showings<'a>(
+    view: &'a View,
+    object: &'a ObjectRef,
+) -> impl Iterator<Item = (&'a ObjectRef, &'a ShownCertificate)> {
+    view.objects_of(Kind::LoadBalancer).flat_map(move |balancer| {
         let shown = fronts::choice(view, balancer).into_iter().flat_map(BalancerChoice::shown);
-        let this = shown.filter(|shown| shown.uid == uid && shown.secret == object.name);
-        this.map(|shown| (balancer.clone(), shown.version)).collect::<Vec<_>>()
-    };
-    view.objects_of(Kind::LoadBalancer).flat_map(of).collect()
+        shown.filter(|shown| shown.secret == object.name).map(move |shown| (balancer, shown))
+    })
 }
 
 /// The load balancers that show some version of a secret of this name.
 #[must_use]
-pub fn shown_by(view: &View, object: &ObjectRef) -> Vec<ObjectRef> {
-    let shows = |balancer: &&ObjectRef| {
-        let mut shown = fronts::choice(view, balancer).into_iter().flat_map(BalancerChoice::shown);
-        shown.any(|shown| shown.secret == object.name)
-    };
-    view.objects_of(Kind::LoadBalancer).filter(shows).cloned().collect()
+pub fn shown_by(view: &View, object: &ObjectRef) -> BTreeSet<ObjectRef> {
+    showings(view, object).map(|(balancer, _)| balancer.clone()).collect()
 }
 
 /// What was chosen for a secret.
@@ -117,6 +117,6 @@ pub fn choice<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a SecretChoice
 /// The version of that number of a secret, if that is still the one with this uid.
 #[must_use]
 pub fn version<'a>(view: &'a View, object: &ObjectRef, uid: Uid, number: u64) -> Option<&'a Version> {
-    view.asked(object).filter(|asked| asked.meta.uid == uid)?;
+    view.decided(object).filter(|decided| decided.uid == uid)?;
     choice(view, object)?.versions.iter().find(|version| version.number == number)
 }

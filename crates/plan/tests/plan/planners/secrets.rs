@@ -109,11 +109,12 @@ fn only_proxies_of_who_names_it_are_told_the_key_and_only_where_it_can_be_opened
 #[test]
 fn what_a_certificate_could_not_be_read_for_is_told_when_it_can() {
     let view = shown().view();
-    for key in ["asked/secret/shop", "decided/secret/shop"] {
-        let key = key.parse().expect("a key");
-        assert_eq!(delivery::concerned(&view, &key), [worker_id("n1")]);
-        assert_eq!(delivery::topologies(&view, worker_id("n1"), &key, &delivery::unopened).len(), 1);
-    }
-    let other = "decided/secret/other".parse().expect("a key");
-    assert!(delivery::concerned(&view, &other).is_empty());
+    let key = |text: &str| text.parse().expect("a key");
+    let secret = key("decided/secret/shop");
+    assert_eq!(delivery::concerned(&view, &secret), [worker_id("n1")]);
+    assert_eq!(delivery::topologies(&view, worker_id("n1"), &secret, &delivery::unopened).len(), 1);
+    // Whatever of it changes at once, it is told once.
+    let keys = [key("asked/secret/shop"), secret, key("decided/loadbalancer/lb")];
+    assert_eq!(delivery::changes(&view, worker_id("n1"), &keys, &delivery::unopened).count(), 1);
+    assert!(delivery::concerned(&view, &key("decided/secret/other")).is_empty());
 }
