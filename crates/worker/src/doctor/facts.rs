@@ -18,6 +18,8 @@ pub struct Facts {
     pub memory: Memory,
     /// The way of VMs to the network.
     pub network: Network,
+    /// Who has the port of DNS at all addresses.
+    pub dns_port: Vec<Holder>,
     /// Where VMs are kept; or why that cannot be looked at.
     pub state: Result<Place, String>,
     /// The options of the mount on which jails are, if not in the state; or why they cannot be looked at.
@@ -98,6 +100,15 @@ pub struct Network {
     pub filters_bridges6: Option<bool>,
     /// Rules as those of taps.
     pub rules: Tried,
+}
+
+/// Somebody who has a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// UDP or TCP.
+    pub protocol: &'static str,
+    /// What the program is called; nothing if only root may know.
+    pub program: Option<String>,
 }
 
 /// The mount that a path is on.

@@ -27,6 +27,7 @@ pub fn judge(wishes: &Wishes, facts: &Facts) -> Vec<Finding> {
         network::bridge(wishes, facts),
         network::rules(facts),
         network::filter(facts),
+        network::dns_port(facts),
         state::directory(wishes, facts),
         state::space(wishes, facts),
         state::sharing(facts),

@@ -1,6 +1,6 @@
 //! Taps, the bridge and the rules between them.
 
-use super::super::facts::{Bridge, Facts, Tried};
+use super::super::facts::{Bridge, Facts, Holder, Tried};
 use super::super::{Finding, Wishes};
 use super::Check;
 
@@ -74,4 +74,29 @@ pub(super) fn filter(facts: &Facts) -> Finding {
             "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
         ),
     }
+}
+
+pub(super) fn dns_port(facts: &Facts) -> Finding {
+    let check = Check {
+        name: "dns port",
+        why: "`lightbyte dns` answers for names of VMs at this host's address, and one port has one owner; who listens at another \
+              address alone, as systemd-resolved does, is in nobody's way",
+    };
+    let is_ours = |holder: &&Holder| holder.program.as_deref() == Some("lightbyte");
+    let others: Vec<&Holder> = facts.dns_port.iter().filter(|holder| !is_ours(holder)).collect();
+    let Some(first) = others.first() else {
+        return check.ok("nobody has port 53 at all addresses");
+    };
+    let name = |holder: &&Holder| {
+        let program = holder.program.as_deref().unwrap_or("somebody");
+        format!("{program} ({})", holder.protocol)
+    };
+    let found =
+        format!("held at all addresses by {}", others.iter().map(name).collect::<Vec<_>>().join(", "));
+    let next = match first.program.as_deref() {
+        None => "sudo lightbyte doctor".to_owned(),
+        Some("dnsmasq") => "set `bind-interfaces` and `except-interface` of dnsmasq, or stop it".to_owned(),
+        Some(program) => format!("tell {program} to listen at 127.0.0.1 alone, or stop it"),
+    };
+    check.warn(found, next)
 }

@@ -7,7 +7,8 @@ use lightbyte_api::ByteSize;
 use lightbyte_vmm::KvmVerdict;
 
 use super::super::facts::{
-    Bridge, Clock, Cpu, Facts, Groups, Limits, Memory, Mount, Network, Place, Program, Programs, Trial, Tried,
+    Bridge, Clock, Cpu, Facts, Groups, Holder, Limits, Memory, Mount, Network, Place, Program, Programs,
+    Trial, Tried,
 };
 use super::super::{Finding, Report, Runner, Verdict, Wishes};
 use super::judge;
@@ -60,6 +61,7 @@ fn well() -> Facts {
             filters_bridges6: Some(true),
             rules: Tried::Works,
         },
+        dns_port: Vec::new(),
         state: Ok(place()),
         jails: None,
         clock: Ok(Clock { is_synchronised: true, error_max: Duration::from_millis(12) }),
@@ -233,6 +235,19 @@ fn the_way_to_the_network_is_judged_step_by_step() {
     check(|_, facts| facts.network.filters_bridges = Some(false), &["warn bridge filter: off"]);
     check(|_, facts| facts.network.filters_bridges6 = Some(false), &["warn bridge filter: off for IPv6"]);
     check(|_, facts| facts.network.filters_bridges = None, &["warn bridge filter: not there"]);
+}
+
+#[test]
+fn the_port_of_names_has_one_owner() {
+    let held = |program: Option<&str>, protocol| Holder { protocol, program: program.map(str::to_owned) };
+    let masq = [held(Some("dnsmasq"), "UDP"), held(Some("dnsmasq"), "TCP")];
+    let line = "warn dns port: held at all addresses by dnsmasq (UDP), dnsmasq (TCP) > set `bind-interfaces`";
+    check(|_, facts| facts.dns_port = masq.to_vec(), &[line]);
+    let line = "warn dns port: held at all addresses by named (UDP) > tell named";
+    check(|_, facts| facts.dns_port = vec![held(Some("named"), "UDP")], &[line]);
+    let line = "warn dns port: held at all addresses by somebody (TCP) > sudo lightbyte doctor";
+    check(|_, facts| facts.dns_port = vec![held(None, "TCP")], &[line]);
+    check(|_, facts| facts.dns_port = vec![held(Some("lightbyte"), "UDP")], &[]);
 }
 
 #[test]

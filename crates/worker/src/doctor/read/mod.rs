@@ -1,6 +1,7 @@
 //! Looks at this machine. No verdict is given here, and nothing is changed: see the module above.
 
 mod mounts;
+mod ports;
 mod programs;
 mod system;
 mod trial;
@@ -18,6 +19,9 @@ const TAP_PREFIX: &str = "lb";
 /// `IFF_UP` in the flags of an interface (netdevice(7)).
 const UP: u64 = 1;
 
+/// Where names are asked for (RFC 1035, 4.2).
+const DNS_PORT: u16 = 53;
+
 /// Everything that is looked at.
 pub(super) fn facts(wishes: &Wishes) -> Facts {
     let is_root = rustix::process::geteuid().is_root();
@@ -33,6 +37,7 @@ pub(super) fn facts(wishes: &Wishes) -> Facts {
         cpu: system::cpu(),
         memory: system::memory(),
         network: network(&wishes.bridge, rules),
+        dns_port: ports::everywhere(DNS_PORT),
         state: place(&wishes.state),
         jails: wishes.jails.as_deref().map(|jails| mount_of(&nearest(jails)?)),
         clock: system::clock(),
