@@ -105,9 +105,6 @@ pub enum NotApplied {
     /// The same revision holds with another content.
     #[error("revision {0} holds already, with another content")]
     Another(u64),
-    /// It could not be written as JSON.
-    #[error("seal the zone")]
-    Unsealed(#[source] serde_json::Error),
 }
 
 /// How a resolver does.
@@ -213,27 +210,33 @@ impl Dns {
         if zone.name != self.zone {
             return Err(NotApplied::OtherZone { found: zone.name.clone(), own: self.zone.clone() });
         }
-        let sealed = disk::seal(zone).map_err(NotApplied::Unsealed)?;
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.shared.revision() {
-            Some(holds) if holds > zone.revision => {
-                return Err(NotApplied::Older { asked: zone.revision, holds });
-            }
-            Some(holds) if holds == zone.revision && held.checksum.is_some() => {
-                if held.checksum.as_ref() != Some(&sealed.checksum) {
-                    return Err(NotApplied::Another(holds));
-                }
-                if held.not_saved.is_none() {
-                    return Ok(holds);
-                }
-            }
-            _ => self.shared.publish(Table::new(zone), zone.revision),
+        let holds = self.shared.revision();
+        if let Some(holds) = holds.filter(|holds| *holds > zone.revision) {
+            return Err(NotApplied::Older { asked: zone.revision, holds });
         }
-        held.not_saved = self.disk.save(&sealed).err().map(|error| error.to_string());
+        let known = held.checksum.clone().filter(|_| holds == Some(zone.revision));
+        if known.is_none() {
+            // Before all else: to seal it takes as long as to compile it.
+            self.shared.publish(Table::new(zone), zone.revision);
+            held.checksum = None;
+        }
+        let saved = match disk::seal(zone) {
+            Ok(sealed) if known.as_ref().is_some_and(|known| *known != sealed.checksum) => {
+                return Err(NotApplied::Another(zone.revision));
+            }
+            Ok(_) if known.is_some() && held.not_saved.is_none() => return Ok(zone.revision),
+            Ok(sealed) => {
+                let saved = self.disk.save(&sealed).map_err(|error| error.to_string());
+                held.checksum = Some(sealed.checksum);
+                saved
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        held.not_saved = saved.err();
         if let Some(error) = &held.not_saved {
             tracing::warn!(error, revision = zone.revision, "the DNS zone holds and could not be saved");
         }
-        held.checksum = Some(sealed.checksum);
         Ok(zone.revision)
     }
 

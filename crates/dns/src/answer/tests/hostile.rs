@@ -1,10 +1,34 @@
 //! What strangers send: whatever it is, it gets a message that can be read, or nothing.
+//!
+//! Each loop has [`ROUNDS`]; with `LIGHTBYTE_FUZZ_SECONDS=600` it goes on for so long, from other seeds:
+//!
+//! ```text
+//!   LIGHTBYTE_FUZZ_SECONDS=600 cargo test --profile ci -p lightbyte-dns --lib hostile:: -- --nocapture
+//! ```
+
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::alias::{join, query_for_target};
 
 /// The rounds of each loop; a seed that fails is printed and gives the same round again.
 const ROUNDS: u64 = 50_000;
+
+/// The seeds of a loop: its rounds, and more while there is time.
+fn seeds(first: u64) -> impl Iterator<Item = u64> {
+    let seconds = std::env::var("LIGHTBYTE_FUZZ_SECONDS").ok().and_then(|word| word.parse().ok());
+    let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    // Those of the loops begin a million apart, so what comes after a loop's own rounds begins far behind all of them.
+    let more = (1 << 40) + (first << 20);
+    let more = (more..).take_while(move |_| end.is_some_and(|end| Instant::now() < end));
+    let mut last = 0;
+    (first..first + ROUNDS).chain(more).inspect(move |seed| {
+        last += 1;
+        if last % (1 << 22) == 0 {
+            eprintln!("{last} rounds, at seed {seed}");
+        }
+    })
+}
 
 /// Numbers from a seed (splitmix64).
 struct Numbers(u64);
@@ -91,7 +115,7 @@ fn check(world: &World, message: &[u8], seed: u64) {
 fn rounds(first: u64, message: impl Fn(&mut Numbers) -> Vec<u8>) {
     let mut worlds = Numbers(first);
     let worlds: Vec<World> = (0..24).map(|_| some_world(&mut worlds)).collect();
-    for seed in first..first + ROUNDS {
+    for seed in seeds(first) {
         let mut numbers = Numbers(seed);
         let message = message(&mut numbers);
         check(&worlds[numbers.below(worlds.len())], &message, seed);
@@ -130,7 +154,7 @@ fn queries_that_were_cut_or_go_on() {
 #[test]
 fn answers_of_others_that_were_hit() {
     let world = World { does_forward: true, transport: Transport::Tcp, ..World::new() };
-    for seed in 5_000_000..5_000_000 + ROUNDS {
+    for seed in seeds(5_000_000) {
         let mut numbers = Numbers(seed);
         let message = query("far.lab", A);
         let (verdict, begun) = world.ask(&message);
