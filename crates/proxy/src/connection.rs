@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::HeaderValue;
 use lightbyte_api::topology::{Limits, Listener, Protocol};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
@@ -30,6 +31,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::forwarded;
 use crate::leaving::Leaving;
 
 /// What is gathered before it is written: a head and a small body go out as one packet.
@@ -52,6 +54,8 @@ pub(crate) struct Connection {
     pub(crate) redirect_to_https: Option<u16>,
     /// The client, or what a PROXY header said of it.
     pub(crate) peer: SocketAddr,
+    /// Its address as backends are told.
+    pub(crate) peer_text: HeaderValue,
     /// Where it came in; no address if that is one of IPv6.
     local: Ipv4Addr,
     leaving: Arc<Leaving>,
@@ -75,6 +79,7 @@ impl Connection {
             protocol: listener.protocol,
             redirect_to_https: listener.redirect_to_https,
             peer,
+            peer_text: forwarded::peer_text(peer.ip()),
             local,
             leaving,
             head_since_ms: AtomicU64::new(0),

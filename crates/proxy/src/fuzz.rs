@@ -3,7 +3,11 @@
 //! The corpus lies in `corpus/`, a directory for each target. In ordinary tests each target gets [`SHORT`]; with
 //! `LIGHTBYTE_FUZZ_SECONDS=600` it gets so long, and `LIGHTBYTE_FUZZ_SEED` chooses another way through. Input that breaks
 //! a property is written beside the corpus under the name `found-…`: repair the code, and keep the file under a name that
-//! says what it is.
+//! says what it is. Long runs are `cargo test`'s, since `cargo nextest` ends a test after two minutes:
+//!
+//! ```text
+//!   LIGHTBYTE_FUZZ_SECONDS=600 cargo test --profile ci -p lightbyte-proxy --lib fuzz:: -- --nocapture
+//! ```
 
 mod mutate;
 mod targets;

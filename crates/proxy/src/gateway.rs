@@ -399,8 +399,10 @@ impl ProxyHttp for Gateway {
             return Ok(());
         };
         let host = host_of(request).to_owned();
-        let (peer, scheme) = (context.source, context.scheme());
-        forwarded::say(request, Origin { peer, is_trusted: table.trusts(peer), scheme, host: &host })?;
+        let connection = context.connection.as_ref().ok_or_else(|| status(500, "no connection"))?;
+        let (peer, peer_text, scheme) = (context.source, &connection.peer_text, connection.scheme());
+        let is_trusted = table.trusts(peer);
+        forwarded::say(request, Origin { peer, peer_text, is_trusted, scheme, host: &host })?;
         forwarded::trace(request)?;
         set_path(session, request, route.rewritten(request.uri.path()), &host)?;
         for name in &route.request_headers.remove {

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use lightbyte_api::topology::{Listener, Protocol, ProxyProtocol};
 use pingora_core::apps::ServerApp as _;
 use pingora_core::listeners::tls::Acceptor;
@@ -298,11 +300,19 @@ async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, pee
             stream = again;
         }
     };
+    let ends = async {
+        tokio::select! {
+            () = connection.outlived(limits) => {}
+            () = connection.left(shared.stopping.clone()) => {}
+            () = connection.departed() => {}
+        }
+    };
+    // By itself it would be asked with each packet of a request; so it is only when it wakes.
+    let mut ends: FuturesUnordered<_> = std::iter::once(ends).collect();
     tokio::select! {
+        biased;
         () = process => {}
-        () = connection.outlived(limits) => {}
-        () = connection.left(shared.stopping.clone()) => {}
-        () = connection.departed() => {}
+        _ = ends.next() => {}
     }
 }
 

@@ -144,8 +144,12 @@ fn nobody_but_us_and_whom_we_trust_says_where_a_request_came_from() {
             _ => (true, [0xfd00, 0, 0, 0, 0, 0, 0, 1].into()),
         };
         let mut request = headers(bytes);
-        forwarded::say(&mut request, Origin { peer, is_trusted, scheme: "https", host: "a.example" })
-            .expect("fits");
+        let peer_text = &forwarded::peer_text(peer);
+        forwarded::say(
+            &mut request,
+            Origin { peer, peer_text, is_trusted, scheme: "https", host: "a.example" },
+        )
+        .expect("fits");
         forwarded::trace(&mut request).expect("fits");
         let all = |name: &str| request.headers.get_all(name).iter().collect::<Vec<_>>();
         let chain = all("x-forwarded-for");
