@@ -15,6 +15,11 @@ impl Samples {
         self.0.push(sample);
     }
 
+    /// Adds many.
+    pub(crate) fn extend(&mut self, samples: Samples) {
+        self.0.extend(samples.0);
+    }
+
     /// How many there are.
     pub(crate) const fn count(&self) -> usize {
         self.0.len()
@@ -117,7 +122,12 @@ pub(crate) fn table(rows: &[Row]) -> String {
 }
 
 fn cells(row: &Row) -> Vec<String> {
-    let number = |value: f64| if value < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") };
+    let number = |value: f64| match value {
+        _ if value >= 10.0 => format!("{value:.1}"),
+        _ if value >= 0.1 || value == 0.0 => format!("{value:.2}"),
+        // Processor time of one request: hundredths of a millisecond.
+        _ => format!("{value:.4}"),
+    };
     let maybe = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), number);
     vec![
         row.bench.to_owned(),

@@ -10,6 +10,8 @@
 //! | `committed` | the same at 1,000 workers, in a real etcd | |
 //! | `packing` | VMs that the scheduler places in small worlds | the most that fit |
 //! | `deaths` | a backend killed, vanished and hung behind our proxy | haproxy and nginx beside it |
+//! | `requests` | a request through our proxy | bare pingora, haproxy, nginx, and none between |
+//! | `names` | an answer by DNS | knot, dnsmasq, unbound |
 //! | `foresee` | plans, N-1 and `why` with 1,000 VMs | the leader's loop looks at them once |
 //!
 //! Ours and the baseline take turns within one run, because a machine that does other things changes from minute to
@@ -27,12 +29,17 @@ mod figures;
 mod fleet;
 mod foresee;
 mod host;
+mod names;
 mod packing;
 mod placement;
 mod processes;
+mod proxies;
+mod requests;
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,11 +54,34 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// Every bench, in the order in which they run.
-const BENCHES: &[&str] =
-    &["placement", "committed", "packing", "foresee", "deaths", "dispatch", "fleet", "host", "boot"];
+const BENCHES: &[&str] = &[
+    "placement",
+    "committed",
+    "packing",
+    "foresee",
+    "deaths",
+    "requests",
+    "names",
+    "dispatch",
+    "fleet",
+    "host",
+    "boot",
+];
 
 /// The word under which this program is a backend of `deaths`, with an address.
 const BACKEND_WORD: &str = "backend-of-deaths";
+
+/// The word under which it is the backend of `requests`.
+const ORIGIN_WORD: &str = "origin-of-requests";
+
+/// The word under which it gives a proxy the loads of `requests` and measures nothing.
+const TRAINING_WORD: &str = "training-of-requests";
+
+/// The word under which it is the resolver of `names`, with an address and a directory.
+const RESOLVER_WORD: &str = "resolver-of-names";
+
+/// The word under which it is clients of `requests`, with an address, a workload, a number and a rate.
+const CLIENTS_WORD: &str = "clients-of-requests";
 
 /// What the command line says.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,11 +104,14 @@ enum Outcome {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let [BACKEND_WORD, address] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        return be_backend(address).unwrap_or_else(|error| {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        });
+    if let Some(outcome) = part(&words) {
+        return outcome.map_or_else(
+            |error| {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
     }
     let words = match read(words.into_iter()) {
         Ok(words) => words,
@@ -96,11 +129,33 @@ fn main() -> ExitCode {
     })
 }
 
-fn be_backend(address: &str) -> Result<ExitCode> {
-    let address = address.parse().with_context(|| format!("`{address}` is no address"))?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(deaths::serve(address)).map(|()| ExitCode::SUCCESS)
+/// What this program does as a process of a bench, if the words are those of one.
+fn part(words: &[String]) -> Option<Result<()>> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        [BACKEND_WORD, address] => Some(on_one_thread(async { deaths::serve(parsed(address)?).await })),
+        [ORIGIN_WORD, address] => Some(on_one_thread(async { requests::serve(parsed(address)?).await })),
+        [CLIENTS_WORD, address, workload, number, rate] => Some(on_one_thread(async {
+            let workload =
+                requests::Workload::ALL.get(parsed::<usize>(workload)?).context("find the workload")?;
+            let said = requests::ask(parsed(address)?, *workload, parsed(number)?, parsed(rate)?).await?;
+            std::io::stdout().write_all(said.as_bytes()).context("say what was seen")
+        })),
+        [TRAINING_WORD] => Some(on_one_thread(async { requests::train(&Bed::take()?).await })),
+        [RESOLVER_WORD, address, state] => {
+            Some(on_one_thread(async { names::resolve(parsed(address)?, Path::new(state)).await }))
+        }
+        _ => None,
+    }
+}
+
+fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(word: &str) -> Result<T> {
+    word.parse().with_context(|| format!("read `{word}`"))
+}
+
+fn on_one_thread(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start the runtime")?.block_on(work)
 }
 
 fn read(words: impl Iterator<Item = String>) -> Result<Words> {
@@ -171,6 +226,8 @@ async fn measure(words: &Words) -> Result<ExitCode> {
             "packing" => packing::measure(),
             "foresee" => foresee::measure(words.runs.unwrap_or(foresee::RUNS)).await,
             "deaths" => deaths::measure(&bed).await,
+            "requests" => requests::measure(&bed, words.runs.unwrap_or(requests::RUNS)).await,
+            "names" => names::measure(&bed, words.runs.unwrap_or(names::RUNS)).await,
             "host" => host::measure(words.runs.unwrap_or(host::RUNS)).await,
             "fleet" => fleet::measure(&bed).await,
             "dispatch" => dispatch::measure(&bed, words.nodes).await,

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::process::{Child, Command};
@@ -16,6 +17,23 @@ pub(crate) fn cpu_ms(pid: u32) -> f64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let spent = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
     spent.filter_map(|text| nanoseconds(&text)).sum::<f64>() / 1e6
+}
+
+/// Waits until a process does nothing more: what it does after the last answer belongs to the load as well.
+pub(crate) async fn settled(pid: u32) {
+    const LOOK: Duration = Duration::from_millis(100);
+    const LOOKS_MAX: u32 = 20;
+    /// What checks and timers take meanwhile.
+    const REST_MS: f64 = 1.0;
+    let mut before = cpu_ms(pid);
+    for _ in 0..LOOKS_MAX {
+        tokio::time::sleep(LOOK).await;
+        let now = cpu_ms(pid);
+        if now - before < REST_MS {
+            return;
+        }
+        before = now;
+    }
 }
 
 /// The memory that a process has in use, in bytes; 0 once it has gone.
@@ -59,6 +77,15 @@ pub(crate) fn find(is_wanted: impl Fn(&[String]) -> bool) -> Vec<(u32, Vec<Strin
 
 /// Starts a program that is killed when the result is dropped. What it says goes to `log`.
 pub(crate) fn start(program: &Path, arguments: &[OsString], log: &Path) -> Result<Child> {
+    start_with(program, arguments, log, Stdio::null())
+}
+
+/// The same, with an input of ours.
+pub(crate) fn start_told(program: &Path, arguments: &[OsString], log: &Path) -> Result<Child> {
+    start_with(program, arguments, log, Stdio::piped())
+}
+
+fn start_with(program: &Path, arguments: &[OsString], log: &Path, input: Stdio) -> Result<Child> {
     let log = fs::File::options()
         .create(true)
         .append(true)
@@ -67,7 +94,7 @@ pub(crate) fn start(program: &Path, arguments: &[OsString], log: &Path) -> Resul
     let errors = log.try_clone().context("open a log twice")?;
     Command::new(program)
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(log)
         .stderr(errors)
         .kill_on_drop(true)

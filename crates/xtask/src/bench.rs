@@ -19,6 +19,9 @@ const BINARY: &str = "lightbyte-bench";
 /// The bench that boots real VMs, which is the only one to need more than a compiler and etcd.
 const WITH_VMS: &str = "boot";
 
+/// The bench that measures the proxy as it is shipped, which takes minutes to build.
+const WITH_SHIPPED_PROXY: &str = "requests";
+
 /// Options whose next word is a value, and no name of a bench.
 const WITH_VALUES: &[&str] = &["--runs", "--nodes", "--json"];
 
@@ -30,7 +33,8 @@ const AS_SHIPPED: &[&str] = &["profile.ci.debug-assertions=false", "profile.ci.o
 pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     let (flags, theirs): (Vec<&str>, Vec<&str>) =
         words.iter().map(String::as_str).partition(|word| *word == "--yes");
-    let scope = scope(&theirs);
+    let names = names(&theirs);
+    let scope = if is_wanted(&names, WITH_VMS) { Scope::Everything } else { Scope::WithoutVms };
     let cache = setup::ensure(scope, Consent::from_flags(&flags))?;
     let mut build = workspace.cargo();
     build.args(["build", "--profile", PROFILE]);
@@ -41,6 +45,9 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
         images::ensure(workspace, &cache)?;
     }
     let mut command = Command::new(workspace.binary(BINARY));
+    if is_wanted(&names, WITH_SHIPPED_PROXY) {
+        command.env("LIGHTBYTE_SHIPPED_PROXY", images::build_shipped_proxy(workspace, &cache)?);
+    }
     command.args(theirs).env("LIGHTBYTE_ETCD", cache.etcd()).env("LIGHTBYTE_CACHE", &cache.directory);
     let status = command.status().with_context(|| format!("start `{}`", process::line(&command)))?;
     // One that was ended by a signal has no code; that is a failure too.
@@ -48,8 +55,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// All benches run when none is named.
-fn scope(words: &[&str]) -> Scope {
+fn names<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let mut names = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
@@ -58,7 +64,12 @@ fn scope(words: &[&str]) -> Scope {
             false => names.push(*word),
         }
     }
-    if names.is_empty() || names.contains(&WITH_VMS) { Scope::Everything } else { Scope::WithoutVms }
+    names
+}
+
+/// All benches run when none is named.
+fn is_wanted(names: &[&str], bench: &str) -> bool {
+    names.is_empty() || names.contains(&bench)
 }
 
 #[cfg(test)]
@@ -76,7 +87,7 @@ mod tests {
         ];
         for (line, expected) in table {
             let words: Vec<&str> = line.split_whitespace().collect();
-            assert_eq!(scope(&words) == Scope::Everything, expected, "{line}");
+            assert_eq!(is_wanted(&names(&words), WITH_VMS), expected, "{line}");
         }
     }
 }

@@ -13,6 +13,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 
 use crate::process;
+use crate::profile;
 use crate::setup::{self, Cache, Consent, Scope, mirror};
 use crate::workspace::{PROFILE, Workspace};
 use crate::{WrongWords, flags};
@@ -21,6 +22,10 @@ use crate::{WrongWords, flags};
 const DEMO: &str = "demo";
 const PROXY: &str = "proxy";
 const DEBIAN: &str = "debian";
+
+/// Crates, and their binaries, of what runs in guests.
+const AGENT_CRATE: &str = "lightbyte-guest";
+const PROXY_CRATE: &str = "lightbyte-proxy";
 
 /// Profile of what runs in guests.
 const GUEST_PROFILE: &str = "guest";
@@ -99,7 +104,12 @@ pub(crate) fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
 /// Makes the image of load balancers unless it is there, and gives its directory. It takes the place of one whose proxy was
 /// built in another way.
 pub(crate) fn ensure_proxy(workspace: &Workspace, cache: &Cache, speed: Speed) -> Result<PathBuf> {
-    let proxy = build_static(workspace, "lightbyte-proxy", speed.profile()).context("build the proxy")?;
+    let flags = match speed {
+        Speed::OfBuilding => String::new(),
+        Speed::OfRunning => profile::flags_of(&cache.directory)?,
+    };
+    let proxy = build_static(workspace, PROXY_CRATE, &["--bin", PROXY_CRATE], speed.profile(), &flags);
+    let proxy = proxy.context("build the proxy")?.join(PROXY_CRATE);
     pack(workspace, cache, PROXY, &busybox(&cache.directory), Some(&proxy))
 }
 
@@ -110,14 +120,36 @@ pub(crate) fn ensure_debian(workspace: &Workspace, cache: &Cache, consent: Conse
     pack(workspace, cache, DEBIAN, &tree, None)
 }
 
-/// Builds a program of a crate of the same name that needs no library of a guest, and gives its place.
-fn build_static(workspace: &Workspace, name: &str, profile: &str) -> Result<PathBuf> {
+/// Builds the proxy as it is shipped, and bare pingora in the same way, and gives the directory with `lightbyte-proxy` and
+/// `examples/bare`.
+pub(crate) fn build_shipped_proxy(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
+    let what = ["--bin", PROXY_CRATE, "--example", "bare"];
+    let flags = profile::flags_of(&cache.directory)?;
+    build_static(workspace, PROXY_CRATE, &what, PROXY_PROFILE, &flags).context("build the proxy")
+}
+
+/// Builds the proxy as it is shipped, but so that it writes to `counts` what it has done; and gives its directory.
+pub(crate) fn build_counting_proxy(workspace: &Workspace, target: &Path, counts: &Path) -> Result<PathBuf> {
+    let flags = format!(" -Cprofile-generate={}", counts.display());
+    let workspace = Workspace { root: workspace.root.clone(), target: target.to_owned() };
+    let what = ["--bin", PROXY_CRATE];
+    build_static(&workspace, PROXY_CRATE, &what, PROXY_PROFILE, &flags).context("build the proxy")
+}
+
+/// Builds programs of a crate that need no library of a guest, and gives their directory.
+fn build_static(
+    workspace: &Workspace,
+    package: &str,
+    what: &[&str],
+    profile: &str,
+    flags: &str,
+) -> Result<PathBuf> {
     let mut build = workspace.cargo();
-    build.args(["build", "--quiet", "--package", name, "--bin", name]);
+    build.args(["build", "--quiet", "--package", package]).args(what);
     build.args(["--profile", profile, "--target", GUEST_TARGET]);
-    build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    build.env("RUSTFLAGS", format!("-C target-feature=+crt-static{flags}"));
     process::run(&mut build)?;
-    Ok(workspace.target.join(GUEST_TARGET).join(profile).join(name))
+    Ok(workspace.target.join(GUEST_TARGET).join(profile))
 }
 
 fn pack(
@@ -127,7 +159,8 @@ fn pack(
     root: &Path,
     proxy: Option<&Path>,
 ) -> Result<PathBuf> {
-    let agent = build_static(workspace, "lightbyte-guest", GUEST_PROFILE).context("build the guest agent")?;
+    let agent = build_static(workspace, AGENT_CRATE, &["--bin", AGENT_CRATE], GUEST_PROFILE, "");
+    let agent = agent.context("build the guest agent")?.join(AGENT_CRATE);
     let mut packer = workspace.cargo();
     packer.args(["build", "--quiet", "--package", "lightbyte-image", "--profile", PROFILE]);
     process::run(&mut packer).context("build the image packer")?;

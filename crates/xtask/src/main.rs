@@ -14,6 +14,7 @@ mod images;
 mod nested;
 mod planted;
 mod process;
+mod profile;
 mod setup;
 mod sim;
 mod stages;
@@ -72,7 +73,7 @@ pub(crate) const VERBS: &[Verb] = &[
     },
     Verb {
         name: "bench",
-        words: "[placement|committed|packing|foresee|dispatch|fleet|host|boot]… [--runs N] [--nodes N] [--json FILE] [--yes]",
+        words: "[placement|committed|packing|foresee|deaths|requests|names|dispatch|fleet|host|boot]… [--runs N] [--nodes N] [--json FILE] [--yes]",
         about: "what lightbyte adds, beside a raw baseline in the same run",
         run: bench::run,
     },
@@ -87,6 +88,12 @@ pub(crate) const VERBS: &[Verb] = &[
         words: "[demo] [proxy] [debian] [--yes]",
         about: "make images with the guest agent of this checkout: the demo and the proxy of load balancers, or a whole Debian",
         run: images::run,
+    },
+    Verb {
+        name: "profile",
+        words: "[--yes]",
+        about: "teach the compiler where the proxy spends its time, which builds for `images proxy` then use",
+        run: profile::run,
     },
     Verb {
         name: "nested",

@@ -3,21 +3,17 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use lightbyte_api::topology::{self, Backend, Check, Ejection, Probe, Topology};
-use sha2::{Digest as _, Sha256};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep};
 
 use super::client;
 use super::ground::{BACKEND_PORT, BACKENDS, Ground, backend_address, hub_address};
 use crate::bed::Bed;
-
-/// Our program, beside this one.
-const OURS: &str = "lightbyte-proxy";
+use crate::proxies::{self, OURS, program};
 
 /// How long a proxy may take until it answers.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -77,11 +73,6 @@ fn ours() -> Option<PathBuf> {
     std::env::current_exe().ok().map(|own| own.with_file_name(OURS)).filter(|program| program.is_file())
 }
 
-fn program(name: &str) -> Option<PathBuf> {
-    let places = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
-    places.iter().map(|place| Path::new(place).join(name)).find(|path| path.is_file())
-}
-
 impl Proxies {
     /// Starts ours, and those of the others that are installed; says what would install the rest.
     ///
@@ -91,7 +82,9 @@ impl Proxies {
         let mut proxies = Proxies { running: Vec::new() };
         let listen = |port: u16| SocketAddr::from((hub_address(), port));
         let ours = ours().context("find our own proxy")?;
-        let arguments = lay_out_ours(bed, listen(8_001))?;
+        let backends: Vec<_> =
+            (1..=BACKENDS).map(|number| SocketAddr::from((backend_address(number), BACKEND_PORT))).collect();
+        let arguments = proxies::lay_out(bed, &proxies::topology(listen(8_001), &backends)?)?;
         let child = ground.in_hub(&ours, &arguments, &bed.path("ours.log"))?;
         proxies.running.push((OURS, listen(8_001), child));
         for (name, port, text) in
@@ -173,69 +166,9 @@ fn nginx_text(bed: &Bed, listen: SocketAddr) -> String {
     )
 }
 
-/// What the server gives a load balancer that names backends and nothing else, with checks as they are by default.
-fn topology_of_ours(listen: SocketAddr) -> Result<Topology> {
-    let backend = |number: u8| Backend {
-        uid: format!("b{number}"),
-        address: backend_address(number).into(),
-        port: BACKEND_PORT,
-        weight: 1,
-        retiring: false,
-    };
-    let web = format!(
-        r#"{{"format":1,"revision":1,
-        "listeners":[{{"name":"web","address":"{}","port":{},"protocol":"http"}}],
-        "routes":[{{"name":"web","targets":[{{"pool":"web"}}]}}],"pools":[{{"name":"web"}}]}}"#,
-        listen.ip(),
-        listen.port()
-    );
-    let mut topology: Topology = serde_json::from_str(&web).context("read our own topology")?;
-    let pool = topology.pools.first_mut().context("find the pool")?;
-    pool.backends = (1..=BACKENDS).map(backend).collect();
-    pool.check = Some(Check {
-        probe: Probe::Tcp,
-        every_ms: 2_000,
-        timeout_ms: 1_000,
-        healthy_after: 2,
-        unhealthy_after: 2,
-    });
-    pool.ejection =
-        Some(Ejection { failures: 3, first_ms: 1_000, longest_ms: 30_000, ejected_percent_max: 50 });
-    Ok(topology)
-}
-
-/// Lays the topology where a proxy finds its last one, and says how to start it.
-fn lay_out_ours(bed: &Bed, listen: SocketAddr) -> Result<[std::ffi::OsString; 5]> {
-    let text = serde_json::to_string(&topology_of_ours(listen)?).context("write the topology")?;
-    let checksum: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    let sealed = topology::Sealed {
-        checksum,
-        topology: serde_json::value::RawValue::from_string(text).context("seal the topology")?,
-    };
-    let state = bed.make("ours")?;
-    let sealed = serde_json::to_vec(&sealed).context("write the topology")?;
-    fs::write(state.join("topology.json"), sealed).context("write the topology")?;
-    let control = bed.path("ours.sock");
-    Ok([
-        "--control".into(),
-        control.into_os_string(),
-        "--state".into(),
-        state.into_os_string(),
-        "--no-access-log".into(),
-    ])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn our_own_topology_is_one_that_a_proxy_takes() {
-        let topology = topology_of_ours(([127, 0, 0, 1], 80).into()).expect("is made");
-        assert_eq!(topology.check().map_err(|problem| problem.to_string()), Ok(()));
-        let backends = topology.pools.iter().flat_map(|pool| &pool.backends).count();
-        assert_eq!(backends, usize::from(BACKENDS));
-    }
 
     #[test]
     fn what_others_are_told_names_every_backend() {
