@@ -45,7 +45,7 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
     // A name of its own each time: cargo builds anew when the path of a profile changes, and not when its content does.
     let profile = directory.join(format!("{}-{seconds}{SUFFIX}", compiler.name));
     let growing = directory.join("growing");
-    process::run(Command::new(merge).args(["merge", "--sparse", "-o"]).arg(&growing).arg(&counts))?;
+    process::run(Command::new(merge).args(["merge", "-o"]).arg(&growing).arg(&counts))?;
     let before = all(&directory)?;
     fs::rename(&growing, &profile).context("keep the profile")?;
     for old in before {
