@@ -13,6 +13,8 @@
 //! POST   /v1/workers/UID/report     Report  -> Reply              GET    /v1/workers/UID/stream?cursor= -> lines of Delivery
 //! ```
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -273,6 +275,9 @@ pub struct Measure {
     /// Of which VMs; of all that it has when there are none.
     #[serde(default)]
     pub vms: Vec<VmId>,
+    /// Of which proxies of load balancers also what they carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxies: Vec<VmId>,
 }
 
 /// What a worker and its guests have used by now. Counters begin with the kernel that counts.
@@ -285,13 +290,25 @@ pub struct Measured {
 }
 
 /// What a guest has used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasuredVm {
     /// Which.
     pub vm: VmId,
     /// What; its own word.
     #[serde(flatten)]
     pub usage: Usage,
+    /// What its proxy has carried, by backend, if that was asked and it answered; its own word too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub carried: BTreeMap<Uid, Carried>,
+}
+
+/// Requests that a proxy has given to a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// That have ended, since the proxy knows the backend.
+    pub requests: u64,
+    /// That are under way.
+    pub in_flight: u64,
 }
 
 /// What the cluster has used by now, measured when it was asked.
@@ -326,6 +343,25 @@ pub struct VmUsage {
     /// What.
     #[serde(flatten)]
     pub usage: Usage,
+    /// Whose proxy it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balancer: Option<Name>,
+    /// What it has carried as a proxy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<CarriedTo>,
+}
+
+/// Requests that a proxy has given to a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedTo {
+    /// The VM.
+    pub vm: Name,
+    /// Its group, if it is of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Name>,
+    /// How many.
+    #[serde(flatten)]
+    pub carried: Carried,
 }
 
 /// What a machine has used.

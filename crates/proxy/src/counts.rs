@@ -33,6 +33,11 @@ impl Counts {
         self.microseconds.fetch_add(took_us, Ordering::Relaxed);
     }
 
+    /// All that have ended.
+    pub(crate) fn all(&self) -> u64 {
+        self.classes.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// Its lines in the text format of Prometheus. `labels` is like `route="web"`, of names that need no escape.
     pub(crate) fn write(&self, text: &mut String, prefix: &str, labels: &str) {
         for (class, count) in CLASSES.iter().zip(&self.classes) {

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use axum::extract::State;
 use futures::{StreamExt as _, stream};
-use lightbyte_api::wire::{ClusterUsage, Measure, Measured, MeasuredVm, VmUsage, WorkerUsage};
-use lightbyte_api::{Kind, ObjectRef, Uid, VmId};
+use lightbyte_api::wire::{CarriedTo, ClusterUsage, Measure, Measured, MeasuredVm, VmUsage, WorkerUsage};
+use lightbyte_api::{Kind, Name, ObjectRef, Uid, VmId};
 use lightbyte_link::{Client, Endpoint};
 use lightbyte_plan::View;
 use lightbyte_plan::guest;
 use lightbyte_plan::load::CpuTime;
+use lightbyte_plan::planner::loadbalancer::proxies;
 use lightbyte_plan::planner::vm::placement;
 
 use crate::api::answer::{Answer, Answered};
@@ -38,7 +39,8 @@ pub(crate) async fn cpu_times(view: &View, members: Vec<ObjectRef>) -> BTreeMap<
         by_address.entry(way.address).or_default().push(way.vm);
     }
     let answers = stream::iter(by_address).map(|(address, vms)| async move {
-        let said = of_worker(address, Measure { vms: vms.clone() }, WORKER_WITHIN).await?.vms;
+        let wanted = Measure { vms: vms.clone(), ..Measure::default() };
+        let said = of_worker(address, wanted, WORKER_WITHIN).await?.vms;
         Some(said.into_iter().filter(|found| vms.contains(&found.vm)).collect::<Vec<MeasuredVm>>())
     });
     let answers: Vec<Option<Vec<MeasuredVm>>> = answers.buffer_unordered(WORKERS_AT_ONCE_MAX).collect().await;
@@ -59,8 +61,12 @@ pub(crate) async fn usage(
         let title = "this server measures for others already";
         return Err(Failure::unavailable(title, "ask again in a moment"));
     };
-    let asked = stream::iter(guest::all_ways(&view)).map(|(name, address)| async move {
-        (name, of_worker(address, Measure::default(), FOR_PEOPLE_WITHIN).await)
+    let balancers = balancers(&view);
+    let proxies: Vec<VmId> = balancers.keys().map(|proxy| VmId::new(*proxy)).collect();
+    let asked = stream::iter(guest::all_ways(&view)).map(|(name, address)| {
+        // A worker knows which of them it has.
+        let wanted = Measure { proxies: proxies.clone(), ..Measure::default() };
+        async move { (name, of_worker(address, wanted, FOR_PEOPLE_WITHIN).await) }
     });
     let mut usage = ClusterUsage::default();
     let mut answers = asked.buffer_unordered(WORKERS_AT_ONCE_MAX);
@@ -81,12 +87,43 @@ pub(crate) async fn usage(
             if placement(&view, vm).is_none_or(|placement| placement.worker_name != name) {
                 continue;
             }
-            let group = view.group_of(vm).map(|group| group.name.clone());
-            let (vm, worker) = (vm.name.clone(), name.clone());
-            usage.vms.push(VmUsage { name: vm, worker, group, usage: found.usage });
+            usage.vms.push(VmUsage {
+                name: vm.name.clone(),
+                worker: name.clone(),
+                group: group_of(&view, vm),
+                usage: found.usage,
+                balancer: balancers.get(&found.vm.uid()).cloned(),
+                carried: carried_to(&view, &found),
+            });
         }
     }
     Ok(Answer::at(view.revision(), usage))
+}
+
+/// Load balancers by the VMs of their proxies.
+fn balancers(view: &View) -> BTreeMap<Uid, Name> {
+    let of_one = |balancer: &ObjectRef| {
+        let name = balancer.name.clone();
+        let proxies = proxies(view, balancer).into_iter();
+        proxies
+            .filter_map(|proxy| Some(view.asked(&proxy)?.meta.uid))
+            .map(move |uid| (uid, name.clone()))
+            .collect()
+    };
+    view.objects_of(Kind::LoadBalancer)
+        .flat_map(|balancer| -> Vec<(Uid, Name)> { of_one(balancer) })
+        .collect()
+}
+
+fn group_of(view: &View, vm: &ObjectRef) -> Option<Name> {
+    view.group_of(vm).map(|group| group.name.clone())
+}
+
+/// A proxy's word of VMs that there are: of others it is no news, or no truth.
+fn carried_to(view: &View, found: &MeasuredVm) -> Vec<CarriedTo> {
+    let vm_of = |uid: &Uid| view.object_of(*uid).filter(|object| object.kind == Kind::Vm);
+    let known = found.carried.iter().filter_map(|(uid, carried)| Some((vm_of(uid)?, *carried)));
+    known.map(|(vm, carried)| CarriedTo { vm: vm.name.clone(), group: group_of(view, vm), carried }).collect()
 }
 
 /// What one worker says; nothing when it does not answer.

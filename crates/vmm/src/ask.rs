@@ -15,8 +15,8 @@ use serde_json::json;
 use crate::channel;
 use crate::driver::{DriverError, Guest};
 
-pub use self::proxy::explain;
 pub(crate) use self::proxy::{ask_proxy, tell_address};
+pub use self::proxy::{carried, explain};
 
 /// How long a guest may hold its breath while a disk of it is copied; it goes on by itself then.
 const FREEZE_MAX: Duration = Duration::from_secs(30);

@@ -30,7 +30,7 @@ mod spawn;
 pub mod taps;
 mod transfer;
 
-pub use ask::{explain, metrics};
+pub use ask::{carried, explain, metrics};
 pub use driver::{
     ConsoleChunk, ConsoleFrom, Disks, DriverError, Drivers, Guest, Network, Records, TapState, Vmm, VmmEvent,
 };

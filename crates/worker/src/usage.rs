@@ -1,5 +1,6 @@
 //! What this host and its guests use, told when a server asks: measured then, kept nowhere.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use lightbyte_api::VmId;
 use lightbyte_api::wire::{Measure, Measured, MeasuredVm, Usage};
 use lightbyte_guest::proc::{CpuMillis, cpu_millis, memory_bytes};
 use lightbyte_link::Problem;
-use lightbyte_vmm::{DriverError, Drivers, metrics};
+use lightbyte_vmm::{DriverError, Drivers, carried, metrics};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
@@ -52,11 +53,13 @@ async fn usage(
         let title = format!("this worker measures for {ANSWERS_AT_ONCE_MAX} others already");
         Problem::new(StatusCode::TOO_MANY_REQUESTS, title)
     })?;
+    let proxies: BTreeSet<VmId> = wanted.proxies.into_iter().take(GUESTS_MAX).collect();
     let vms = match wanted.vms {
         vms if vms.is_empty() => blocking(&meter, |drivers| drivers.vmm.list()).await?,
         vms => vms,
     };
-    let measured = stream::iter(vms.into_iter().take(GUESTS_MAX)).map(|vm| of_guest(&meter, vm));
+    let of_one = |vm| of_guest(&meter, vm, proxies.contains(&vm));
+    let measured = stream::iter(vms.into_iter().take(GUESTS_MAX)).map(of_one);
     let mut measured = measured.buffer_unordered(GUESTS_AT_ONCE_MAX);
     let (until, mut vms) = (Instant::now() + ALL_WITHIN, Vec::new());
     while let Ok(Some(found)) = timeout_at(until, measured.next()).await {
@@ -67,17 +70,22 @@ async fn usage(
     Ok(Json(Measured { host, vms }))
 }
 
-async fn of_guest(meter: &Meter, vm: VmId) -> Option<MeasuredVm> {
+async fn of_guest(meter: &Meter, vm: VmId, is_proxy: bool) -> Option<MeasuredVm> {
     // One that does not answer is left out, and whoever asks sees that it is.
-    let said =
-        blocking(meter, move |drivers| metrics(drivers.guest.as_ref(), vm, GUEST_WITHIN)).await.ok()?;
+    let asked = blocking(meter, move |drivers| {
+        let said = metrics(drivers.guest.as_ref(), vm, GUEST_WITHIN)?;
+        // A proxy may be silent while its guest is not.
+        let carried = if is_proxy { carried(drivers.guest.as_ref(), vm, GUEST_WITHIN).ok() } else { None };
+        Ok((said, carried.unwrap_or_default()))
+    });
+    let (said, carried) = asked.await.ok()?;
     let usage = Usage {
         cpu_busy_millis: said.cpu_busy_millis,
         cpu_idle_millis: said.cpu_idle_millis,
         memory_total_bytes: said.memory_total_bytes,
         memory_available_bytes: said.memory_available_bytes.min(said.memory_total_bytes),
     };
-    Some(MeasuredVm { vm, usage })
+    Some(MeasuredVm { vm, usage, carried })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use lightbyte_api::wire::{ClusterUsage, Usage, VmUsage};
@@ -28,11 +28,13 @@ const LINES: u16 = 40;
 pub(crate) async fn run(cluster: &Cluster, words: &Top) -> Result<Code> {
     let is_live = session::is_interactive() && !words.once;
     let mut looks = Looks::default();
-    looks.take(&look(cluster).await?);
+    let mut looked = Instant::now();
+    looks.take(&look(cluster).await?, Duration::ZERO);
     tokio::time::sleep(FIRST_PAUSE).await;
     loop {
+        let before = std::mem::replace(&mut looked, Instant::now());
         let now = look(cluster).await?;
-        looks.take(&now);
+        looks.take(&now, looked - before);
         let lines = match session::size() {
             Some((lines, _)) if is_live && lines > 0 => lines,
             _ if is_live => LINES,
@@ -58,10 +60,16 @@ async fn look(cluster: &Cluster) -> Result<ClusterUsage> {
 struct Looks {
     before: BTreeMap<ObjectRef, CpuTime>,
     busy: BTreeMap<ObjectRef, VecDeque<u64>>,
+    /// Requests by proxy and backend.
+    carried: BTreeMap<(Name, Name), u64>,
+    /// Requests a second, at the last look, of load balancers and groups.
+    rates: BTreeMap<ObjectRef, f64>,
 }
 
 impl Looks {
-    fn take(&mut self, now: &ClusterUsage) {
+    /// `passed` is the time since the look before.
+    fn take(&mut self, now: &ClusterUsage, passed: Duration) {
+        self.count(now, passed);
         let workers = now.workers.iter().filter_map(|found| Some((worker(&found.name), found.usage?)));
         let vms = now.vms.iter().map(|found| (vm(&found.name), found.usage));
         let found = workers.chain(vms).map(|(object, usage)| (object, CpuTime::from(usage)));
@@ -92,6 +100,31 @@ impl Looks {
         self.before = found;
     }
 
+    /// A proxy that has started anew begins at nought, and is counted from its second look on.
+    fn count(&mut self, now: &ClusterUsage, passed: Duration) {
+        let mut carried = BTreeMap::new();
+        self.rates.clear();
+        for found in &now.vms {
+            for to in &found.carried {
+                let way = (found.name.clone(), to.vm.clone());
+                let since =
+                    self.carried.get(&way).and_then(|before| to.carried.requests.checked_sub(*before));
+                carried.insert(way, to.carried.requests);
+                let Some(since) = since.filter(|_| !passed.is_zero()) else { continue };
+                for object in
+                    found.balancer.as_ref().map(balancer).into_iter().chain(to.group.as_ref().map(group))
+                {
+                    *self.rates.entry(object).or_default() += since as f64 / passed.as_secs_f64();
+                }
+            }
+        }
+        self.carried = carried;
+    }
+
+    fn rate(&self, object: &ObjectRef) -> String {
+        self.rates.get(object).map_or_else(|| table::NOTHING.to_owned(), |rate| format!("{rate:.1}"))
+    }
+
     fn cpu(&self, object: &ObjectRef) -> (u64, [String; 2]) {
         let busy = self.busy.get(object);
         let last = busy.and_then(|busy| busy.back()).copied();
@@ -106,6 +139,10 @@ impl Looks {
     /// At most so many lines: VMs that do not fit are counted.
     fn render(&self, now: &ClusterUsage, lines_max: u16) -> String {
         let mut text = table::lay_out(&self.workers(now));
+        let balancers = self.balancers(now);
+        if balancers.len() > 1 {
+            let _ = write!(text, "\n{}", table::lay_out(&balancers));
+        }
         let groups = self.groups(now);
         if groups.len() > 1 {
             let _ = write!(text, "\n{}", table::lay_out(&groups));
@@ -132,15 +169,29 @@ impl Looks {
         std::iter::once(head).chain(rows).collect()
     }
 
+    fn balancers(&self, now: &ClusterUsage) -> Vec<Vec<String>> {
+        let mut found: BTreeMap<&Name, (u64, usize)> = BTreeMap::new();
+        for (name, proxy) in now.vms.iter().filter_map(|proxy| Some((proxy.balancer.as_ref()?, proxy))) {
+            let (in_flight, proxies) = found.entry(name).or_default();
+            *in_flight += proxy.carried.iter().map(|to| to.carried.in_flight).sum::<u64>();
+            *proxies += 1;
+        }
+        let head = ["LOAD BALANCER", "REQUESTS/S", "IN FLIGHT", "PROXIES"].map(str::to_owned).to_vec();
+        let rows = found.into_iter().map(|(name, (in_flight, proxies))| {
+            vec![name.to_string(), self.rate(&balancer(name)), in_flight.to_string(), proxies.to_string()]
+        });
+        std::iter::once(head).chain(rows).collect()
+    }
+
     fn groups(&self, now: &ClusterUsage) -> Vec<Vec<String>> {
         let mut members: BTreeMap<&Name, usize> = BTreeMap::new();
         for name in now.vms.iter().filter_map(|found| found.group.as_ref()) {
             *members.entry(name).or_default() += 1;
         }
-        let head = ["GROUP", "CPU", "", "MEMBERS"].map(str::to_owned).to_vec();
+        let head = ["GROUP", "CPU", "", "REQUESTS/S", "MEMBERS"].map(str::to_owned).to_vec();
         let rows = members.into_iter().map(|(name, members)| {
             let (_, [cpu, sparks]) = self.cpu(&group(name));
-            vec![name.to_string(), cpu, sparks, members.to_string()]
+            vec![name.to_string(), cpu, sparks, self.rate(&group(name)), members.to_string()]
         });
         std::iter::once(head).chain(rows).collect()
     }
@@ -178,6 +229,10 @@ fn group(name: &Name) -> ObjectRef {
     ObjectRef::new(Kind::ScaleGroup, name.clone())
 }
 
+fn balancer(name: &Name) -> ObjectRef {
+    ObjectRef::new(Kind::LoadBalancer, name.clone())
+}
+
 fn vm(name: &Name) -> ObjectRef {
     ObjectRef::new(Kind::Vm, name.clone())
 }
@@ -209,16 +264,16 @@ mod tests {
     #[test]
     fn each_look_tells_of_the_time_since_the_one_before() {
         let mut looks = Looks::default();
-        looks.take(&at(0, 0));
-        looks.take(&at(1_000, 1_000));
-        looks.take(&at(2_000, 1_250));
+        looks.take(&at(0, 0), Duration::ZERO);
+        looks.take(&at(1_000, 1_000), Duration::from_secs(1));
+        looks.take(&at(2_000, 1_250), Duration::from_secs(1));
         let expect = "\
 WORKER  CPU      MEMORY           VMS
 n1      80%  ▄▇  1GiB of 4GiB     2
 n2      -        does not answer  0
 
-GROUP  CPU      MEMBERS
-web    40%  ▂▄  2
+GROUP  CPU      REQUESTS/S  MEMBERS
+web    40%  ▂▄  -           2
 
 VM     CPU      MEMORY           WORKER
 web-2  80%  ▄▇  28MiB of 128MiB  n1
@@ -227,5 +282,35 @@ web-1  0%   ▁▁  28MiB of 128MiB  n1
         assert_eq!(looks.render(&at(2_000, 1_250), u16::MAX), expect);
         // Two lines of VMs do not fit; the busiest one is shown.
         assert!(looks.render(&at(2_000, 1_250), 11).ends_with("and 1 more that are less busy\n"));
+    }
+
+    /// Two proxies, and what each has carried to the first of two VMs.
+    fn carried(first: u64, second: u64) -> ClusterUsage {
+        let mut all = at(0, 0);
+        for (proxy, requests) in [("lb-1", first), ("lb-2", second)] {
+            let to = json!({ "vm": "web-1", "group": "web", "requests": requests, "in_flight": 2 });
+            let gone = json!({ "vm": "old", "requests": requests, "in_flight": 0 });
+            let vm = json!({ "name": proxy, "worker": "n1", "balancer": "front", "carried": [to, gone] });
+            all.vms.push(serde_json::from_value(vm).expect("a VM"));
+        }
+        all
+    }
+
+    #[test]
+    fn requests_are_counted_by_proxy_and_added_up() {
+        let mut looks = Looks::default();
+        looks.take(&carried(100, 1_000), Duration::ZERO);
+        assert_eq!(looks.rate(&group(&"web".parse().expect("a name"))), table::NOTHING);
+        // The second proxy has started anew.
+        looks.take(&carried(130, 10), Duration::from_secs(2));
+        let text = looks.render(&carried(130, 10), u16::MAX);
+        let balancers = "\
+LOAD BALANCER  REQUESTS/S  IN FLIGHT  PROXIES
+front          30.0        4          2
+";
+        assert!(text.contains(balancers), "{text}");
+        assert!(text.contains("web    -        15.0        2"), "{text}");
+        looks.take(&carried(130, 30), Duration::from_secs(2));
+        assert_eq!(looks.rate(&group(&"web".parse().expect("a name"))), "10.0");
     }
 }

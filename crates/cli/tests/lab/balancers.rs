@@ -106,6 +106,20 @@ fn says_where_requests_go(bed: &Bed) {
     assert!(String::from_utf8_lossy(&elsewhere.stdout).contains("nobody listens at this port"));
 }
 
+/// Whether `top` shows that the load balancer carries requests, and that its group gets them.
+fn shows_rates(bed: &Bed) -> bool {
+    let shown = bed.ok(&["top", "--once"]);
+    let row_below = |head: &str| {
+        let rows = shown.lines().skip_while(|line| !line.starts_with(head)).skip(1);
+        rows.take_while(|line| !line.is_empty()).find(|line| line.starts_with("web "))
+    };
+    let is_rate = |word: &str| word.parse::<f64>().is_ok_and(|rate| rate > 0.0);
+    let has_rate = |line: Option<&str>| line.is_some_and(|line| line.split_whitespace().skip(1).any(is_rate));
+    // Of the group the number of members is a number too, so it is cut off.
+    let group = row_below("GROUP").and_then(|line| line.trim_end().rsplit_once(' ')).map(|(row, _)| row);
+    has_rate(row_below("LOAD BALANCER")) && has_rate(group)
+}
+
 /// The addresses of both proxies, which have acknowledged what they were told last.
 fn proxies_of(bed: &Bed) -> Vec<String> {
     let shown = bed.json(&["get", "lb/web"])["status"].clone();
@@ -158,6 +172,7 @@ fn no_request_fails_while_backends_come_and_go() {
     let proxies = proxies_of(&bed);
     says_where_requests_go(&bed);
     let client = Client::begin(&proxies);
+    until("`top` shows requests a second", || shows_rates(&bed));
 
     let file = bed.manifests(&manifests("2", 128));
     bed.ok(&["apply", "-f", path(&file)]);

@@ -122,4 +122,7 @@ pub struct BackendStatus {
     /// Why; empty if there is nothing to say.
     #[serde(default)]
     pub reason: String,
+    /// Requests that it was given and that have ended, for as long as topologies name it.
+    #[serde(default)]
+    pub requests: u64,
 }

@@ -202,6 +202,7 @@ fn the_real_proxy_is_told_started_again_and_ended() {
             health: "healthy".into(),
             for_ms: 0,
             reason: String::new(),
+            requests: 0,
         };
         let check = async |before: Process, signal, what: &str| {
             let pid = before.pid.expect("it runs");

@@ -19,7 +19,7 @@ pub(super) fn status(state: &State) -> Value {
             let since_ms = u64::try_from(now.saturating_sub(since).as_millis()).unwrap_or(u64::MAX);
             json!({
                 "pool": member.pool, "uid": member.uid, "address": member.address, "health": standing.word(),
-                "for_ms": since_ms, "reason": reason,
+                "for_ms": since_ms, "reason": reason, "requests": member.counts.all(),
             })
         })
         .collect();

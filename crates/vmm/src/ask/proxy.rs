@@ -1,10 +1,12 @@
 //! What the host says to the proxy in a guest, and asks it, by way of the guest's agent.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lightbyte_api::assigned::VirtualAddress;
 use lightbyte_api::explain::{EXPLAINED_BYTES_MAX, Explained, Question};
 use lightbyte_api::topology::Sealed;
+use lightbyte_api::wire::Carried;
 use lightbyte_api::{Span, Uid, VmId};
 use lightbyte_guest::protocol::{self, Problem, ProxyStatus};
 use lightbyte_plan::agent::Told;
@@ -32,7 +34,7 @@ pub(crate) fn ask_proxy(guest: &dyn Guest, vm: VmId, told: Option<&Told>) -> Ans
             Err(error) => return Answer::Silent(error.chain()),
         }
     }
-    match status(guest, vm) {
+    match status(guest, vm, ANSWER_MAX) {
         Ok(ProxyStatus { revision, in_flight, uptime_ms, .. }) => {
             let in_flight = in_flight.iter().filter(|(_, count)| **count > 0);
             let in_flight = in_flight.filter_map(|(uid, _)| uid.parse::<Uid>().ok()).collect();
@@ -126,8 +128,30 @@ fn tell(guest: &dyn Guest, vm: VmId, told: &Told) -> Result<Option<String>, Driv
     }
 }
 
-fn status(guest: &dyn Guest, vm: VmId) -> Result<ProxyStatus, DriverError> {
-    match answer(guest, vm, ("GET", "/v1/proxy"), "", ANSWER_MAX)? {
+/// What the proxy in a guest has carried, by backend: its own word, of names that are uids.
+///
+/// # Errors
+/// When it does not answer, or answers nonsense.
+pub fn carried(guest: &dyn Guest, vm: VmId, wait: Duration) -> Result<BTreeMap<Uid, Carried>, DriverError> {
+    let said = status(guest, vm, wait)?;
+    let mut carried: BTreeMap<Uid, Carried> = BTreeMap::new();
+    // A backend may be in several pools.
+    for backend in said.backends {
+        if let Ok(uid) = backend.uid.parse::<Uid>() {
+            let sum = &mut carried.entry(uid).or_default().requests;
+            *sum = sum.saturating_add(backend.requests);
+        }
+    }
+    for (uid, count) in said.in_flight {
+        if let Ok(uid) = uid.parse::<Uid>() {
+            carried.entry(uid).or_default().in_flight = count;
+        }
+    }
+    Ok(carried)
+}
+
+fn status(guest: &dyn Guest, vm: VmId, wait: Duration) -> Result<ProxyStatus, DriverError> {
+    match answer(guest, vm, ("GET", "/v1/proxy"), "", wait)? {
         (200, answer) => serde_json::from_slice(&answer)
             .map_err(|_| DriverError::Refused("its proxy answers nonsense".to_owned())),
         (status, _) => Err(DriverError::Refused(format!("its agent answers {status}"))),
