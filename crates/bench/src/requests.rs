@@ -6,7 +6,7 @@
 //! ```
 //!
 //! All on one machine's loopback, each proxy with one thread, on a processor that it has for itself. Each gets every
-//! [`Workload`] twice: as fast as it can, and at half the rate of the slowest, which is where they are compared: a proxy that
+//! [`Workload`] twice: as fast as it can, and at half the rate of the slowest (of the clients, if those are), where they are compared: a proxy that
 //! is slower than its clients wakes them for each answer, which costs it more than the answer, and a faster one does not.
 //! They take turns. A request that is not answered with 200 ends the bench: it counts the cost of
 //! working.
@@ -48,7 +48,7 @@ const TRAINING: u64 = 20_000;
 const PROXY_CORE: &str = "0";
 const GENERATOR_CORE: &str = "1";
 
-/// Part of the slowest one's rate at which latencies are taken.
+/// Part of the slowest one's rate at which all are compared.
 const PART: f64 = 0.5;
 
 /// One proxy at one workload, all turns.
@@ -118,10 +118,15 @@ struct Generator {
 impl Generator {
     async fn compare(&self, peers: &[Peer], workload: Workload, runs: usize) -> Result<Vec<Row>> {
         let peers: Vec<&Peer> = peers.iter().filter(|peer| peer.address(workload).is_some()).collect();
-        let mut sums = Vec::new();
+        let (mut sums, mut generator_most) = (Vec::new(), f64::INFINITY);
         for peer in &peers {
             let load = self.load(peer, workload, WARM_UP, None).await?;
             sums.push(Sums { requests_each: enough(load.per_second), ..Sums::default() });
+            // More than the clients themselves can do would only pile up before them.
+            let to = peer.address(workload).context("find the address")?;
+            let unpaced = load::by_the_clock(to, workload, WARM_UP, None).await;
+            let unpaced = unpaced.with_context(|| format!("{} at {}", peer.name, workload.words()))?;
+            generator_most = generator_most.min(unpaced.per_second);
         }
         for _ in 0..runs {
             for (peer, sums) in peers.iter().zip(&mut sums) {
@@ -134,7 +139,7 @@ impl Generator {
             }
         }
         let slowest = sums.iter().map(|sums| sums.rates.median()).fold(f64::INFINITY, f64::min);
-        let half = slowest * PART;
+        let half = slowest.min(generator_most) * PART;
         for _ in 0..runs {
             for (peer, sums) in peers.iter().zip(&mut sums) {
                 let before = cpu_ms(peer.pid()?);

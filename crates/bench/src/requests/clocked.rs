@@ -20,14 +20,15 @@ use tokio::time::{Instant, sleep_until};
 
 use super::load::Workload;
 
-/// Requests at once, where none waits for its time.
+/// Requests at once, and so connections that are kept. Clients that open one more whenever all are busy would make each hiccup of
+/// the machine an avalanche, since a new connection costs several requests.
 const AT_ONCE: usize = 64;
 
 /// Longest head of an answer.
 const HEAD_BYTES_MAX: usize = 4096;
 
 /// Asks `requests` times, by the clock if there is a rate, whatever became of those before. Gives a line of all seconds,
-/// and one of microseconds for each request from the moment on at which it was sent.
+/// and one of microseconds for each request from the moment on at which it was to be sent.
 ///
 /// # Errors
 /// When an answer is not 200 and whole.
@@ -39,19 +40,21 @@ pub(crate) async fn ask(
 ) -> Result<String> {
     let is_clocked = per_second > 0.0;
     let clients = Arc::new(Clients::new(to, workload).await?);
-    let at_once = Arc::new(Semaphore::new(if is_clocked { Semaphore::MAX_PERMITS } else { AT_ONCE }));
+    let is_bounded = !is_clocked || workload != Workload::New;
+    let at_once = Arc::new(Semaphore::new(if is_bounded { AT_ONCE } else { Semaphore::MAX_PERMITS }));
     let begun = Instant::now();
     let mut asked = JoinSet::new();
     for number in 0..requests {
         if is_clocked {
             sleep_until(begun + Duration::from_secs_f64(number as f64 / per_second)).await;
         }
-        let permit = at_once.clone().acquire_owned().await.context("wait for a turn")?;
-        let clients = clients.clone();
+        let (at_once, clients) = (at_once.clone(), clients.clone());
         asked.spawn(async move {
-            let asked = Instant::now();
+            // A wait for its turn is a part of what it takes.
+            let due = Instant::now();
+            let _permit = at_once.acquire_owned().await.context("wait for a turn")?;
+            let asked = if is_clocked { due } else { Instant::now() };
             clients.one(number).await?;
-            drop(permit);
             Ok::<_, anyhow::Error>(asked.elapsed().as_micros())
         });
     }

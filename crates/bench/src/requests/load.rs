@@ -118,7 +118,11 @@ pub(super) async fn run(
     Ok(Load { per_second, latencies_us: latencies_us(&log)? })
 }
 
-async fn by_the_clock(
+/// The same by our own generator, which keeps to a rate.
+///
+/// # Errors
+/// When a single request fails.
+pub(super) async fn by_the_clock(
     to: SocketAddr,
     workload: Workload,
     requests: u64,
