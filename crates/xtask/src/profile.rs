@@ -8,7 +8,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -41,12 +40,12 @@ pub(crate) fn run(workspace: &Workspace, words: &[String]) -> Result<ExitCode> {
 
     let directory = directory(&cache.directory);
     fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let before = all(&directory)?;
     // A name of its own each time: cargo builds anew when the path of a profile changes, and not when its content does.
-    let profile = directory.join(format!("{}-{seconds}{SUFFIX}", compiler.name));
+    let number = 1 + before.iter().filter_map(|path| number_of(path)).max().unwrap_or(0);
+    let profile = directory.join(format!("{}-{number}{SUFFIX}", compiler.name));
     let growing = directory.join("growing");
     process::run(Command::new(merge).args(["merge", "-o"]).arg(&growing).arg(&counts))?;
-    let before = all(&directory)?;
     fs::rename(&growing, &profile).context("keep the profile")?;
     for old in before {
         fs::remove_file(&old).with_context(|| format!("remove {}", old.display()))?;
@@ -83,6 +82,11 @@ fn all(directory: &Path) -> Result<Vec<PathBuf>> {
             Ok(paths.filter(|path| path.to_string_lossy().ends_with(SUFFIX)).collect())
         }
     }
+}
+
+fn number_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+    name.rsplit_once('-')?.1.parse().ok()
 }
 
 /// The compiler of this machine.
@@ -127,6 +131,19 @@ impl Compiler {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn profiles_are_numbered() {
+        let table = [
+            ("a/1.95.0-llvm22-7.profdata", Some(7)),
+            ("a/1.95.0-llvm22-7", None),
+            ("a/growing", None),
+            ("a/x.profdata", None),
+        ];
+        for (path, expected) in table {
+            assert_eq!(number_of(Path::new(path)), expected, "{path}");
+        }
+    }
 
     #[test]
     fn a_compiler_is_known_by_its_version_and_its_llvm() {

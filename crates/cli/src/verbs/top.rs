@@ -309,7 +309,7 @@ LOAD BALANCER  REQUESTS/S  IN FLIGHT  PROXIES
 front          30.0        4          2
 ";
         assert!(text.contains(balancers), "{text}");
-        assert!(text.contains("web    -        15.0        2"), "{text}");
+        assert!(text.contains("web    -      15.0        2\n"), "{text}");
         looks.take(&carried(130, 30), Duration::from_secs(2));
         assert_eq!(looks.rate(&group(&"web".parse().expect("a name"))), "10.0");
     }

@@ -33,7 +33,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         "cli",
         &["api", "plan", "store", "server", "dns", "vmm", "worker", "lab", "link", "guest", "image", "vsock"],
     ),
-    ("bench", &["api", "plan", "store", "link", "lab", "vmm", "worker"]),
+    ("bench", &["api", "plan", "store", "link", "lab", "vmm", "worker", "dns"]),
     ("xtask", &[]),
 ];
 
