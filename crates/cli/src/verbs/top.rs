@@ -173,7 +173,9 @@ impl Looks {
         let mut found: BTreeMap<&Name, (u64, usize)> = BTreeMap::new();
         for (name, proxy) in now.vms.iter().filter_map(|proxy| Some((proxy.balancer.as_ref()?, proxy))) {
             let (in_flight, proxies) = found.entry(name).or_default();
-            *in_flight += proxy.carried.iter().map(|to| to.carried.in_flight).sum::<u64>();
+            // Guests' own words, so they may be as large as can be.
+            let its = proxy.carried.iter().map(|to| to.carried.in_flight);
+            *in_flight = its.fold(*in_flight, u64::saturating_add);
             *proxies += 1;
         }
         let head = ["LOAD BALANCER", "REQUESTS/S", "IN FLIGHT", "PROXIES"].map(str::to_owned).to_vec();
@@ -310,6 +312,10 @@ front          30.0        4          2
 ";
         assert!(text.contains(balancers), "{text}");
         assert!(text.contains("web    -      15.0        2\n"), "{text}");
+        // A proxy may say what it likes.
+        let mut boast = carried(130, 30);
+        boast.vms.iter_mut().flat_map(|vm| &mut vm.carried).for_each(|to| to.carried.in_flight = u64::MAX);
+        assert!(looks.render(&boast, u16::MAX).contains(&u64::MAX.to_string()));
         looks.take(&carried(130, 30), Duration::from_secs(2));
         assert_eq!(looks.rate(&group(&"web".parse().expect("a name"))), "10.0");
     }
