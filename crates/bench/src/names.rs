@@ -13,7 +13,7 @@ use tokio::process::Command;
 use crate::Outcome;
 use crate::bed::Bed;
 use crate::figures::{Row, Samples};
-use crate::processes::{cpu_ms, settled};
+use crate::processes::{GENERATOR_CORE, TASKSET, cpu_ms, lacks_cores, settled};
 use crate::proxies::program;
 use peers::{Peer, Peers};
 
@@ -30,10 +30,6 @@ const SECONDS: u32 = 3;
 
 /// Zones that are handed over, one after the other.
 const UPDATES: u64 = 100;
-
-/// The processor of the resolver, and that of everything else.
-const RESOLVER_CORE: &str = "0";
-const GENERATOR_CORE: &str = "1";
 
 /// One resolver, all turns.
 #[derive(Debug, Default)]
@@ -52,8 +48,8 @@ pub(crate) async fn measure(bed: &Bed, runs: usize) -> Result<Outcome> {
     let Some(dnsperf) = program("dnsperf") else {
         return Ok(Outcome::Skipped("there is no `dnsperf`; `apt-get install dnsperf` installs it".into()));
     };
-    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
-        return Ok(Outcome::Skipped("the resolver and its clients need a processor each".into()));
+    if let Some(why) = lacks_cores() {
+        return Ok(Outcome::Skipped(why));
     }
     let mut peers = Peers::start(bed).await?;
     let queries = bed.path("queries");
@@ -95,7 +91,7 @@ struct Said {
 }
 
 async fn ask(dnsperf: &std::path::Path, queries: &std::path::Path, peer: &Peer) -> Result<Said> {
-    let mut command = Command::new("taskset");
+    let mut command = Command::new(TASKSET);
     command.args(["-c", GENERATOR_CORE]).arg(dnsperf).arg("-d").arg(queries);
     command.args(["-s", &peer.address.ip().to_string(), "-p", &peer.address.port().to_string()]);
     command.args(["-l", &SECONDS.to_string(), "-c", "4", "-q", "100", "-T", "1"]);

@@ -85,6 +85,26 @@ pub(crate) fn start_told(program: &Path, arguments: &[OsString], log: &Path) -> 
     start_with(program, arguments, log, Stdio::piped())
 }
 
+/// The processor of what is measured alone, and that of everything else.
+pub(crate) const MEASURED_CORE: &str = "0";
+pub(crate) const GENERATOR_CORE: &str = "1";
+
+/// Why nothing can be measured on a processor of its own, if it cannot.
+pub(crate) fn lacks_cores() -> Option<String> {
+    let is_alone = std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2);
+    is_alone.then(|| "what is measured and its clients need a processor each".to_owned())
+}
+
+/// The words by which `taskset` becomes the program on that processor, so that it keeps its id and ends with its `Child`.
+pub(crate) fn on_core(core: &str, program: &Path, arguments: &[OsString]) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["-c".into(), core.into(), program.as_os_str().to_owned()];
+    words.extend_from_slice(arguments);
+    words
+}
+
+/// What [`on_core`] gives words for.
+pub(crate) const TASKSET: &str = "taskset";
+
 fn start_with(program: &Path, arguments: &[OsString], log: &Path, input: Stdio) -> Result<Child> {
     let log = fs::File::options()
         .create(true)

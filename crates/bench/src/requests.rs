@@ -6,10 +6,10 @@
 //! ```
 //!
 //! All on one machine's loopback, each proxy with one thread, on a processor that it has for itself. Each gets every
-//! [`Workload`] twice: as fast as it can, and at half the rate of the slowest (of the clients, if those are), where they are compared: a proxy that
-//! is slower than its clients wakes them for each answer, which costs it more than the answer, and a faster one does not.
-//! They take turns. A request that is not answered with 200 ends the bench: it counts the cost of
-//! working.
+//! [`Workload`] twice: as fast as it can, and at half the rate of the slowest (of the clients, if those are). There they are
+//! compared, since a proxy that is slower than its clients wakes them for each answer, which costs it more than the answer,
+//! and a faster one does not. They take turns. A request that is not answered with 200 ends the bench: it counts the cost
+//! of working.
 
 mod clocked;
 mod load;
@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 use crate::Outcome;
 use crate::bed::Bed;
 use crate::figures::{Row, Samples};
-use crate::processes::{cpu_ms, settled};
+use crate::processes::{cpu_ms, lacks_cores, settled};
 use crate::proxies::program;
 use load::Load;
 use peers::{Peer, Peers};
@@ -43,10 +43,6 @@ const WARM_UP: u64 = 6_000;
 
 /// Requests of each load that is no measurement.
 const TRAINING: u64 = 20_000;
-
-/// The processor of the proxy, and that of everything else.
-const PROXY_CORE: &str = "0";
-const GENERATOR_CORE: &str = "1";
 
 /// Part of the slowest one's rate at which all are compared.
 const PART: f64 = 0.5;
@@ -78,8 +74,8 @@ pub(crate) async fn measure(bed: &Bed, runs: usize) -> Result<Outcome> {
             "there is no `h2load`; `apt-get install nghttp2-client` installs it".into(),
         ));
     };
-    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
-        return Ok(Outcome::Skipped("the proxy and its clients need a processor each".into()));
+    if let Some(why) = lacks_cores() {
+        return Ok(Outcome::Skipped(why));
     }
     let peers = match Peers::start(bed).await? {
         Ok(peers) => peers,

@@ -10,9 +10,9 @@ use lightbyte_api::wire::{CarriedTo, ClusterUsage, Measure, Measured, MeasuredVm
 use lightbyte_api::{Kind, Name, ObjectRef, Uid, VmId};
 use lightbyte_link::{Client, Endpoint};
 use lightbyte_plan::View;
+use lightbyte_plan::fronts::choice;
 use lightbyte_plan::guest;
 use lightbyte_plan::load::CpuTime;
-use lightbyte_plan::planner::loadbalancer::proxies;
 use lightbyte_plan::planner::vm::placement;
 
 use crate::api::answer::{Answer, Answered};
@@ -102,17 +102,12 @@ pub(crate) async fn usage(
 
 /// Load balancers by the VMs of their proxies.
 fn balancers(view: &View) -> BTreeMap<Uid, Name> {
-    let of_one = |balancer: &ObjectRef| {
-        let name = balancer.name.clone();
-        let proxies = proxies(view, balancer).into_iter();
-        proxies
-            .filter_map(|proxy| Some(view.asked(&proxy)?.meta.uid))
-            .map(move |uid| (uid, name.clone()))
-            .collect()
-    };
-    view.objects_of(Kind::LoadBalancer)
-        .flat_map(|balancer| -> Vec<(Uid, Name)> { of_one(balancer) })
-        .collect()
+    let mut found = BTreeMap::new();
+    for balancer in view.objects_of(Kind::LoadBalancer) {
+        let proxies = choice(view, balancer).into_iter().flat_map(|choice| &choice.proxies);
+        found.extend(proxies.map(|proxy| (proxy.uid, balancer.name.clone())));
+    }
+    found
 }
 
 fn group_of(view: &View, vm: &ObjectRef) -> Option<Name> {

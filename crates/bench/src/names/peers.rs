@@ -14,10 +14,10 @@ use tokio::net::UdpSocket;
 use tokio::process::{Child, ChildStdin};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{NAMES, RESOLVER_CORE};
+use super::NAMES;
 use crate::bed::Bed;
 use crate::figures::Samples;
-use crate::processes::{start, start_told};
+use crate::processes::{MEASURED_CORE, TASKSET, on_core, start, start_told};
 use crate::proxies::program;
 
 /// Names of rows.
@@ -96,8 +96,8 @@ impl Peers {
         let own = std::env::current_exe().context("find this program")?;
         let state = bed.make("names")?;
         let words = [crate::RESOLVER_WORD.into(), at(1).to_string().into(), state.into_os_string()];
-        let (taskset, arguments) = on_core(&own, &words);
-        let mut child = start_told(&taskset, &arguments, &bed.path("names.log"))?;
+        let arguments = on_core(MEASURED_CORE, &own, &words);
+        let mut child = start_told(Path::new(TASKSET), &arguments, &bed.path("names.log"))?;
         let mut ours = child.stdin.take().context("find the resolver's input")?;
         hand_over(&mut ours, FIRST).await?;
         let mut peers = Peers { all: vec![Peer { name: OURS, address: at(1), child }], ours };
@@ -108,8 +108,8 @@ impl Peers {
                 eprintln!("names: no {name}: `apt-get install knot dnsmasq-base unbound` installs it");
                 continue;
             };
-            let (taskset, arguments) = on_core(&path, &told(bed, at(last))?);
-            let child = start(&taskset, &arguments, &bed.path(&format!("{name}.log")))?;
+            let arguments = on_core(MEASURED_CORE, &path, &told(bed, at(last))?);
+            let child = start(Path::new(TASKSET), &arguments, &bed.path(&format!("{name}.log")))?;
             peers.all.push(Peer { name, address: at(last), child });
         }
         for peer in &peers.all {
@@ -172,12 +172,6 @@ async fn ask(resolver: SocketAddr) -> Option<Ipv4Addr> {
     let record = answer.get(query.len()..read)?;
     let data: [u8; 4] = record.get(12..16)?.try_into().ok()?;
     Some(data.into())
-}
-
-fn on_core(program: &Path, arguments: &[OsString]) -> (std::path::PathBuf, Vec<OsString>) {
-    let mut words: Vec<OsString> = vec!["-c".into(), RESOLVER_CORE.into(), program.as_os_str().to_owned()];
-    words.extend_from_slice(arguments);
-    ("taskset".into(), words)
 }
 
 /// Its own settings but for one thread each.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::process::Command;
 
-use super::{GENERATOR_CORE, origin};
+use super::origin;
 use crate::figures::Samples;
+use crate::processes::{GENERATOR_CORE, TASKSET};
 
 /// How long one load may take.
 const LOAD_MAX: Duration = Duration::from_secs(60);
@@ -98,7 +99,7 @@ pub(super) async fn run(
         return by_the_clock(to, workload, requests, per_second).await;
     }
     let (clients, streams) = workload.clients();
-    let mut command = Command::new("taskset");
+    let mut command = Command::new(TASKSET);
     command.args(["-c", GENERATOR_CORE]).arg(h2load).arg("--log-file").arg(log);
     // By number and not by time: it counts what the end of the time would cut off in different ways.
     command.args(["-t", "1", "-n", &requests.to_string(), "-c", &clients.to_string()]);
@@ -128,7 +129,7 @@ pub(super) async fn by_the_clock(
     requests: u64,
     per_second: Option<f64>,
 ) -> Result<Load> {
-    let mut command = Command::new("taskset");
+    let mut command = Command::new(TASKSET);
     command.args(["-c", GENERATOR_CORE]).arg(std::env::current_exe().context("find this program")?);
     command.args([
         crate::CLIENTS_WORD,

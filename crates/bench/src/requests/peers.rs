@@ -13,9 +13,8 @@ use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::load::Workload;
-use super::{GENERATOR_CORE, PROXY_CORE};
 use crate::bed::Bed;
-use crate::processes::start;
+use crate::processes::{GENERATOR_CORE, MEASURED_CORE, TASKSET, on_core, start};
 use crate::proxies::{self, OURS, program};
 
 /// Names of rows.
@@ -97,11 +96,11 @@ impl Peers {
         let origin = at(1, HTTP1_PORT);
         let own = std::env::current_exe().context("find this program")?;
         let words = [crate::ORIGIN_WORD.into(), origin.to_string().into()];
-        let child = on_core(GENERATOR_CORE, &own, &words, &bed.path("origin.log"))?;
+        let child = start_on(GENERATOR_CORE, &own, &words, &bed.path("origin.log"))?;
         peers.add(Peer { name: ORIGIN, http1: origin, http2: None, child }).await?;
 
         let arguments = proxies::lay_out(bed, &proxies::topology(at(2, HTTP1_PORT), &[origin])?)?;
-        let child = on_core(PROXY_CORE, &shipped.join(OURS), &arguments, &bed.path("ours.log"))?;
+        let child = start_on(MEASURED_CORE, &shipped.join(OURS), &arguments, &bed.path("ours.log"))?;
         let (http1, http2) = (at(2, HTTP1_PORT), Some(at(2, HTTP1_PORT)));
         peers.add(Peer { name: OURS, http1, http2, child }).await?;
         Ok(Ok(peers))
@@ -120,7 +119,7 @@ impl Peers {
         let (http1, http2) = (at(3, HTTP1_PORT), Some(at(3, HTTP1_PORT)));
         let arguments = [http1.to_string().into(), origin.to_string().into()];
         let bare = shipped.join("examples/bare");
-        let child = on_core(PROXY_CORE, &bare, &arguments, &bed.path("bare.log"))?;
+        let child = start_on(MEASURED_CORE, &bare, &arguments, &bed.path("bare.log"))?;
         peers.add(Peer { name: BARE, http1, http2, child }).await?;
 
         match program("haproxy") {
@@ -130,7 +129,7 @@ impl Peers {
                 let file = bed.path("haproxy.cfg");
                 fs::write(&file, haproxy_text(origin, http1, http2)).context("write a configuration")?;
                 let arguments = ["-db".into(), "-f".into(), file.into_os_string()];
-                let child = on_core(PROXY_CORE, &haproxy, &arguments, &bed.path("haproxy.log"))?;
+                let child = start_on(MEASURED_CORE, &haproxy, &arguments, &bed.path("haproxy.log"))?;
                 peers.add(Peer { name: HAPROXY, http1, http2: Some(http2), child }).await?;
             }
         }
@@ -143,7 +142,7 @@ impl Peers {
                 let prefix = bed.make("nginx")?.into_os_string();
                 let arguments =
                     ["-c".into(), file.into_os_string(), "-p".into(), prefix, "-e".into(), "stderr".into()];
-                let child = on_core(PROXY_CORE, &nginx, &arguments, &bed.path("nginx.log"))?;
+                let child = start_on(MEASURED_CORE, &nginx, &arguments, &bed.path("nginx.log"))?;
                 peers.add(Peer { name: "nginx", http1, http2: Some(http2), child }).await?;
             }
         }
@@ -165,11 +164,8 @@ impl Peers {
     }
 }
 
-/// `taskset` becomes the program, so it keeps its id and ends with its `Child`.
-fn on_core(core: &str, program: &Path, arguments: &[OsString], log: &Path) -> Result<Child> {
-    let mut words: Vec<OsString> = vec!["-c".into(), core.into(), program.as_os_str().to_owned()];
-    words.extend_from_slice(arguments);
-    start(Path::new("taskset"), &words, log)
+fn start_on(core: &str, program: &Path, arguments: &[OsString], log: &Path) -> Result<Child> {
+    start(Path::new(TASKSET), &on_core(core, program, arguments), log)
 }
 
 /// One thread, no log, connections to the backend kept and shared.
