@@ -16,6 +16,7 @@
 mod patch;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -71,12 +72,12 @@ fn some(workspace: &Workspace, prefixes: &[String]) -> Result<Outcome> {
         return Ok(Outcome::Skipped("crates/sim/planted holds no patch".into()));
     }
     let nursery = Nursery::open(workspace)?;
-    nursery.check_unpatched(&patches)?;
+    nursery.prepare(&patches)?;
     let mut counts = Counts::default();
     let mut table = row("patch", "invariant", "seconds", "verdict");
     for patch in &patches {
         let start = Instant::now();
-        let verdict = nursery.plant(patch);
+        let verdict = nursery.plant(patch).and_then(|noticed| nursery.is_green_without(patch, noticed));
         let seconds = format!("{:.1}", start.elapsed().as_secs_f64());
         let verdict = match verdict {
             Ok(how) => {
@@ -109,6 +110,17 @@ struct Nursery<'a> {
     _lock: File,
 }
 
+/// What noticed a bug.
+#[derive(Clone, Copy)]
+enum Noticed {
+    ByTest,
+    /// From this seed on, so many seeds: one that is named, or all where it is the sum of them that is red.
+    BySeeds {
+        from: u64,
+        seeds: u64,
+    },
+}
+
 /// How a run of the simulator or a test ended.
 enum Ended {
     Green,
@@ -123,28 +135,39 @@ impl<'a> Nursery<'a> {
         let lock = directory.join("lock");
         let lock = File::create(&lock).with_context(|| format!("create {}", lock.display()))?;
         lock.lock().context("wait for another run of planted")?;
-        Ok(Self { workspace, directory, _lock: lock })
+        let nursery = Self { workspace, directory, _lock: lock };
+        // Of an earlier run, and so of other sources.
+        match fs::remove_file(nursery.sound_simulator()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("remove the simulator of an earlier run")
+            }
+            _ => Ok(nursery),
+        }
     }
 
     fn tree(&self) -> Result<Tree> {
         Tree::restore(self.workspace, self.directory.join("tree"))
     }
 
-    /// Without bugs everything has to be green; otherwise red would prove nothing.
-    fn check_unpatched(&self, patches: &[Patch]) -> Result<()> {
+    /// Builds what has no bug, keeps its simulator, and runs the tests that patches name: with any of them red before
+    /// anything was planted, red would prove nothing.
+    fn prepare(&self, patches: &[Patch]) -> Result<()> {
         let tree = self.tree()?;
-        let mut wanted: Vec<RedBy> = Vec::new();
-        let seeds = |red_by: &RedBy| if let RedBy::Sim { seeds } = red_by { *seeds } else { 0 };
-        let most = patches.iter().map(|patch| seeds(&patch.red_by)).max().unwrap_or_default();
-        if most > 0 {
-            wanted.push(RedBy::Sim { seeds: most });
-        }
+        let mut tests = BTreeSet::new();
         for patch in patches {
-            if matches!(patch.red_by, RedBy::Test { .. }) && !wanted.contains(&patch.red_by) {
-                wanted.push(patch.red_by.clone());
+            match &patch.red_by {
+                red_by @ RedBy::Sim { .. } if !self.sound_simulator().exists() => {
+                    self.build(&tree, red_by).context("build the copy without any bug")?;
+                    fs::copy(self.simulator(), self.sound_simulator())
+                        .context("keep the simulator without any bug")?;
+                }
+                RedBy::Sim { .. } => {}
+                red_by @ RedBy::Test { .. } => {
+                    tests.insert(red_by);
+                }
             }
         }
-        for red_by in &wanted {
+        for red_by in tests {
             self.build(&tree, red_by).context("build the copy without any bug")?;
             if let Ended::Red { output } = self.run(&tree, red_by, "unpatched")? {
                 bail!("the copy is red without any bug ({red_by}):\n{}", end_of(&output));
@@ -153,8 +176,25 @@ impl<'a> Nursery<'a> {
         Ok(())
     }
 
+    /// That the seeds at which the bug was noticed are green without it; tests were looked at before.
+    fn is_green_without(&self, patch: &Patch, noticed: Noticed) -> Result<String> {
+        let Noticed::BySeeds { from, seeds } = noticed else {
+            return Ok(format!("red by {}", patch.red_by));
+        };
+        let mut command = Command::new(self.sound_simulator());
+        command.args(["--seeds", &seeds.to_string(), "--from", &from.to_string()]);
+        match ended(&mut command, &self.directory.join("unpatched.log"))? {
+            Ended::Green if seeds == 1 => Ok(format!("red at seed {from} of {}", patch.red_by)),
+            Ended::Green => Ok(format!("red by all of {}", patch.red_by)),
+            Ended::Red { output } => bail!(
+                "seed {from} and those after it, {seeds} in all, are red without the bug too:\n{}",
+                end_of(&output)
+            ),
+        }
+    }
+
     /// How the bug was noticed; an error if it was not, or not for its reason.
-    fn plant(&self, patch: &Patch) -> Result<String> {
+    fn plant(&self, patch: &Patch) -> Result<Noticed> {
         let tree = self.tree()?;
         let noticed = self.notice(&tree, patch);
         // Also after an error: the copy never keeps a bug.
@@ -162,16 +202,19 @@ impl<'a> Nursery<'a> {
         noticed
     }
 
-    fn notice(&self, tree: &Tree, patch: &Patch) -> Result<String> {
+    fn notice(&self, tree: &Tree, patch: &Patch) -> Result<Noticed> {
         tree.apply(&patch.path).context("broken: it no longer applies")?;
         self.build(tree, &patch.red_by).context("broken: it no longer compiles")?;
         match self.run(tree, &patch.red_by, &patch.name)? {
             Ended::Green => bail!("not noticed by {}", patch.red_by),
             Ended::Red { output } if patch.says.split(" | ").any(|says| output.contains(says)) => {
-                Ok(match first_seed(&output) {
-                    Some(seed) => format!("red at seed {seed} of {}", patch.red_by),
-                    None => format!("red by {}", patch.red_by),
-                })
+                match &patch.red_by {
+                    RedBy::Test { .. } => Ok(Noticed::ByTest),
+                    RedBy::Sim { seeds } => Ok(match first_seed(&output) {
+                        Some(seed) => Noticed::BySeeds { from: seed, seeds: 1 },
+                        None => Noticed::BySeeds { from: 0, seeds: *seeds },
+                    }),
+                }
             }
             Ended::Red { output } => {
                 let cause =
@@ -196,7 +239,7 @@ impl<'a> Nursery<'a> {
         command.args(["--kill-after=5", RUN_SECONDS_MAX]);
         match red_by {
             RedBy::Sim { seeds } => {
-                command.arg(self.target().join(PROFILE).join(sim::PACKAGE));
+                command.arg(self.simulator());
                 command.args(["--seeds", &seeds.to_string(), "--from", "0"]);
             }
             RedBy::Test { filter, package } => {
@@ -222,6 +265,15 @@ impl<'a> Nursery<'a> {
 
     fn target(&self) -> PathBuf {
         self.directory.join("target")
+    }
+
+    fn simulator(&self) -> PathBuf {
+        self.target().join(PROFILE).join(sim::PACKAGE)
+    }
+
+    /// The simulator without any bug.
+    fn sound_simulator(&self) -> PathBuf {
+        self.directory.join("sound-simulator")
     }
 
     /// A target directory of its own, because cargo names what it builds by the path within the workspace: in a shared
