@@ -382,7 +382,12 @@ impl Desk {
         let address = self.virtual_address();
         let address =
             is_up.then(|| self.address.errand(address, cut_off, now)).flatten().map(Action::Address);
-        report.into_iter().chain(step).chain(check).chain(proxy).chain(address).collect()
+        // One by one: a chain moves each large action through each of its links.
+        let mut actions = Vec::new();
+        for action in [report, step, check, proxy, address] {
+            actions.extend(action);
+        }
+        actions
     }
 
     /// The virtual address that its guest is to have: assigned, and let through.
