@@ -298,8 +298,8 @@ pub struct MeasuredVm {
     #[serde(flatten)]
     pub usage: Usage,
     /// What its proxy has carried, by backend, if that was asked and it answered; its own word too.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub carried: BTreeMap<Uid, Carried>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<BTreeMap<Uid, Carried>>,
 }
 
 /// Requests that a proxy has given to a backend.

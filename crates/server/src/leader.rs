@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use lightbyte_api::envelope::Envelope;
 use lightbyte_api::records::{Leader, Record};
-use lightbyte_api::{Key, ObjectRef, Timestamp, Uid, Writer};
-use lightbyte_plan::load::{self, CpuTime, Gauge, LOOK_PERIOD};
+use lightbyte_api::{Key, Timestamp, Uid, Writer};
+use lightbyte_plan::load::{Counted, Gauge, LOOK_PERIOD};
 use lightbyte_plan::{Reconciler, Transaction as Decision, View};
 use lightbyte_store::feed::{encode, met};
 use lightbyte_store::{Candidate, Guard, Leadership, LeaseId, Outcome, StoreError};
@@ -120,7 +120,7 @@ struct Term {
     subscription: Subscription,
     sending: Option<Boxed<Answer>>,
     gauge: Gauge,
-    looking: Option<Boxed<BTreeMap<Uid, CpuTime>>>,
+    looking: Option<Boxed<Counted>>,
     next_look: Instant,
 }
 
@@ -180,7 +180,7 @@ impl Term {
                 counted = when(&mut self.looking) => {
                     self.looking = None;
                     let groups = self.gauge.take(self.reconciler.view(), clock::now(), &counted);
-                    tracing::debug!(guests = counted.len(), groups = groups.len(), "looked at the load of groups");
+                    tracing::debug!(guests = counted.cpu.len(), proxies = counted.carried.len(), groups = groups.len(), "looked at the load of groups");
                     self.reconciler.measured(self.gauge.loads(), groups);
                 }
                 () = sleep_until(self.next_look), if self.looking.is_none() => {}
@@ -217,15 +217,14 @@ impl Term {
         Some(began.elapsed()).filter(|took| *took > FRESH_WITHIN)
     }
 
-    /// Begins to ask what the members of groups use that scale by it, if it is time.
+    /// Begins to ask for what groups scale by, if it is time.
     fn look(&mut self) {
         if self.looking.is_some() || Instant::now() < self.next_look {
             return;
         }
         self.next_look = Instant::now() + LOOK_PERIOD.duration();
         let view = self.reconciler.view().clone();
-        let members: Vec<ObjectRef> = load::wanted(&view).cloned().collect();
-        self.looking = Some(Box::pin(async move { usage::cpu_times(&view, members).await }));
+        self.looking = Some(Box::pin(async move { usage::counted(&view).await }));
     }
 
     /// Tells the reconciler how young its view is.

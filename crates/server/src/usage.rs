@@ -12,7 +12,7 @@ use lightbyte_link::{Client, Endpoint};
 use lightbyte_plan::View;
 use lightbyte_plan::fronts::choice;
 use lightbyte_plan::guest;
-use lightbyte_plan::load::CpuTime;
+use lightbyte_plan::load::{self, Counted};
 use lightbyte_plan::planner::vm::placement;
 
 use crate::api::answer::{Answer, Answered};
@@ -31,21 +31,31 @@ const ALL_WITHIN: Duration = Duration::from_millis(2_500);
 /// How long one of the people waits for his turn.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
 
-/// What the guests of `members` have counted by now. Those that cannot be asked, or do not answer, are not in it.
-pub(crate) async fn cpu_times(view: &View, members: Vec<ObjectRef>) -> BTreeMap<Uid, CpuTime> {
-    let mut by_address: BTreeMap<String, Vec<VmId>> = BTreeMap::new();
+/// What groups scale by, as the guests that it concerns have counted by now. Those that cannot be asked, or do not answer, are not
+/// in it.
+pub(crate) async fn counted(view: &View) -> Counted {
+    let mut by_address: BTreeMap<String, Measure> = BTreeMap::new();
+    let proxies = load::wanted_proxies(view);
+    let proxy_vms = proxies.iter().filter_map(|proxy| view.object_of(*proxy));
     // Of those on each worker it alone is asked, and heard.
-    for way in members.iter().filter_map(|member| guest::way_to(view, member).ok()) {
-        by_address.entry(way.address).or_default().push(way.vm);
+    for way in load::wanted(view).chain(proxy_vms).filter_map(|vm| guest::way_to(view, vm).ok()) {
+        let measure = by_address.entry(way.address).or_default();
+        measure.vms.push(way.vm);
+        if proxies.contains(&way.vm.uid()) {
+            measure.proxies.push(way.vm);
+        }
     }
-    let answers = stream::iter(by_address).map(|(address, vms)| async move {
-        let wanted = Measure { vms: vms.clone(), ..Measure::default() };
-        let said = of_worker(address, wanted, WORKER_WITHIN).await?.vms;
-        Some(said.into_iter().filter(|found| vms.contains(&found.vm)).collect::<Vec<MeasuredVm>>())
+    let answers = stream::iter(by_address).map(|(address, wanted)| async move {
+        let said = of_worker(address, wanted.clone(), WORKER_WITHIN).await?.vms;
+        Some(said.into_iter().filter(|found| wanted.vms.contains(&found.vm)).collect::<Vec<MeasuredVm>>())
     });
     let answers: Vec<Option<Vec<MeasuredVm>>> = answers.buffer_unordered(WORKERS_AT_ONCE_MAX).collect().await;
-    let vms = answers.into_iter().flatten().flatten();
-    vms.map(|found| (found.vm.uid(), found.usage.into())).collect()
+    let mut counted = Counted::default();
+    for found in answers.into_iter().flatten().flatten() {
+        counted.cpu.insert(found.vm.uid(), found.usage.into());
+        counted.carried.extend(found.carried.map(|carried| (found.vm.uid(), carried)));
+    }
+    counted
 }
 
 /// `GET /v1/usage`: what workers and VMs use, measured now.
@@ -117,7 +127,7 @@ fn group_of(view: &View, vm: &ObjectRef) -> Option<Name> {
 /// A proxy's word of VMs that there are: of others it is no news, or no truth.
 fn carried_to(view: &View, found: &MeasuredVm) -> Vec<CarriedTo> {
     let vm_of = |uid: &Uid| view.object_of(*uid).filter(|object| object.kind == Kind::Vm);
-    let known = found.carried.iter().filter_map(|(uid, carried)| Some((vm_of(uid)?, *carried)));
+    let known = found.carried.iter().flatten().filter_map(|(uid, carried)| Some((vm_of(uid)?, *carried)));
     known.map(|(vm, carried)| CarriedTo { vm: vm.name.clone(), group: group_of(view, vm), carried }).collect()
 }
 

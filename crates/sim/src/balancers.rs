@@ -73,6 +73,12 @@ impl Front {
         self.proxies.remove(&vm);
     }
 
+    /// The proxies that run, each with those whom it may send to.
+    pub(crate) fn senders(&self, running: &[VmId]) -> BTreeMap<Uid, Vec<Uid>> {
+        let running = self.proxies.iter().filter(|(vm, _)| running.contains(vm));
+        running.map(|(vm, proxy)| (vm.uid(), proxy.backends.keys().copied().collect())).collect()
+    }
+
     /// A machine is not there any more.
     pub(crate) fn break_off(&mut self, running: &[VmId]) {
         for (vm, proxy) in &mut self.proxies {

@@ -1,14 +1,17 @@
-//! Load: what groups' members use, how the leader comes to know of it, and what must hold of groups that scale themselves.
+//! Load: what groups' members use and are sent, how the leader comes to know of it, and what must hold of groups that scale
+//! themselves.
 
 use std::collections::BTreeMap;
 
 use lightbyte_api::kinds::scalegroup::autoscale::{Cron, EVERY_MIN, Zone};
 use lightbyte_api::kinds::scalegroup::{Autoscale, Percent, Rate, Schedule, Share, Spec as GroupSpec};
+use lightbyte_api::wire::Carried;
 use lightbyte_api::{Kind, ObjectRef, Span, Spec, Timestamp, Uid, VmId};
-use lightbyte_plan::load::{self, CpuTime, LOOK_PERIOD, WHOLE};
+use lightbyte_plan::load::{self, Counted, CpuTime, LOOK_PERIOD, WHOLE};
 use lightbyte_plan::status;
 use lightbyte_plan::view::View;
 
+use crate::balancers;
 use crate::cluster::{Checked, Cluster};
 use crate::groups::{choice, manifest};
 use crate::oracle::{told, violated};
@@ -16,13 +19,18 @@ use crate::oracle::{told, violated};
 /// A pattern that began at the beginning of time, and lasts for the whole of a run.
 const ALWAYS: &str = "0 0 1 1 *";
 
-/// What guests do with their CPUs.
+/// A group whose members would use all of one has so many requests a second, and as many in flight at once.
+const REQUESTS_OF_ONE: u64 = 100;
+
+/// What guests do with their CPUs, and proxies with their requests.
 #[derive(Default)]
 pub(crate) struct Demands {
     /// How many thousandths of a member all members of a group would use together.
     of_group: BTreeMap<Uid, u64>,
     /// What each guest has counted, and when that was brought forward last.
     counted: BTreeMap<Uid, (CpuTime, u64)>,
+    /// The requests, times the milliseconds of a second, that each proxy has carried to each VM, and when that was brought forward last.
+    carried: BTreeMap<(Uid, Uid), (u64, u64)>,
     /// Nobody measures.
     pub(crate) are_hidden: bool,
 }
@@ -37,11 +45,12 @@ impl Cluster {
             time_zone: Zone::default(),
             min: min + self.rng.below((max - min + 1) as usize) as u64,
         });
-        let cpu = if schedules.is_none() || self.rng.once_in(2) {
-            Some(Percent([30, 60, 90][self.rng.below(3)]))
-        } else {
-            None
-        };
+        // As much of one member, by any signal.
+        let target = [30, 60, 90][self.rng.below(3)];
+        let signal = if schedules.is_none() { self.rng.below(4) } else { self.rng.below(6) };
+        let cpu = matches!(signal, 0 | 1).then_some(Percent(target));
+        let requests_per_second = matches!(signal, 1 | 2).then_some(target * REQUESTS_OF_ONE / 100);
+        let concurrency = (signal == 3).then_some(target * REQUESTS_OF_ONE / 100);
         let mut rate = |window_most: usize| Rate {
             window: Span::from_secs(self.rng.below(window_most) as u64 * LOOK_PERIOD.millis() / 1_000),
             at_most: [Share::Count(1), Share::Count(2), Share::Percent(50), Share::Percent(100)]
@@ -49,7 +58,8 @@ impl Cluster {
             every: Span::from_millis(EVERY_MIN.millis() + self.rng.below(3) as u64 * 10_000),
         };
         let (scale_out, scale_in) = (rate(3), rate(4));
-        Autoscale { min, max, cpu, scale_out, scale_in, schedules: schedules.into_iter().collect() }
+        let schedules = schedules.into_iter().collect();
+        Autoscale { min, max, cpu, requests_per_second, concurrency, scale_out, scale_in, schedules }
     }
 
     /// The load of some group is another from now on.
@@ -62,12 +72,62 @@ impl Cluster {
         self.demands.of_group.insert(uid, demand);
     }
 
-    /// What the guests of `members` have counted by now; some do not answer.
-    pub(crate) fn count_cpu(&mut self, view: &View) -> BTreeMap<Uid, CpuTime> {
-        let mut found = BTreeMap::new();
+    /// What guests and proxies have counted by now; some do not answer.
+    pub(crate) fn count(&mut self, view: &View) -> Counted {
         if self.demands.are_hidden {
-            return found;
+            return Counted::default();
         }
+        Counted { cpu: self.count_cpu(view), carried: self.count_carried(view) }
+    }
+
+    /// Every running proxy that may send to a group has an equal part of its requests, and gives it to one member. Some lie, of
+    /// those to whom their load balancer sends nothing.
+    fn count_carried(&mut self, view: &View) -> BTreeMap<Uid, BTreeMap<Uid, Carried>> {
+        let mut found: BTreeMap<Uid, BTreeMap<Uid, Carried>> =
+            load::wanted_proxies(view).into_iter().map(|proxy| (proxy, BTreeMap::new())).collect();
+        let senders = self.senders();
+        found.retain(|proxy, _| senders.contains_key(proxy));
+        for group in view.objects_of(Kind::ScaleGroup) {
+            let Some(uid) = view.asked(group).map(|asked| asked.meta.uid) else { continue };
+            let all = requests(self.demands.of_group.get(&uid).copied().unwrap_or(0));
+            let to_it = senders_to(&senders, &members_of(view, group));
+            for (index, (proxy, to)) in to_it.iter().enumerate() {
+                let (now, senders) = (self.now_millis, to_it.len() as u64);
+                let in_flight = all / senders + u64::from((index as u64) < all % senders);
+                let (counted, at) = self.demands.carried.entry((*proxy, *to)).or_insert((0, now));
+                *counted += in_flight * now.saturating_sub(*at);
+                *at = now;
+                let carried = Carried { requests: *counted / 1_000, in_flight };
+                if let Some(said) = found.get_mut(proxy) {
+                    said.insert(*to, carried);
+                }
+            }
+        }
+        let vms: Vec<Uid> =
+            view.objects_of(Kind::Vm).filter_map(|vm| Some(view.asked(vm)?.meta.uid)).collect();
+        for (proxy, said) in &mut found {
+            for vm in &vms {
+                let is_fronted = senders.get(proxy).is_some_and(|to| to.contains(vm));
+                if !is_fronted && view.fronted_by(*vm).next().is_none() {
+                    let requests = self.now_millis.saturating_mul(1_000_000);
+                    said.insert(*vm, Carried { requests, in_flight: u64::MAX });
+                }
+            }
+        }
+        if self.faults {
+            found.retain(|_, _| !self.rng.once_in(10));
+        }
+        found
+    }
+
+    /// The proxies that run, each with those whom it may send to.
+    fn senders(&self) -> BTreeMap<Uid, Vec<Uid>> {
+        self.workers.iter().flat_map(|worker| worker.front.senders(&worker.host.running())).collect()
+    }
+
+    /// What the guests of members have counted by now; some do not answer.
+    fn count_cpu(&mut self, view: &View) -> BTreeMap<Uid, CpuTime> {
+        let mut found = BTreeMap::new();
         let running: Vec<Uid> =
             self.workers.iter().flat_map(|worker| worker.host.running()).map(VmId::uid).collect();
         let mut groups: BTreeMap<Uid, Vec<Uid>> = BTreeMap::new();
@@ -142,6 +202,7 @@ pub(crate) fn check_step(
     now: Timestamp,
     (before, after): (&View, &View),
 ) -> Checked {
+    let view = before;
     let (before, after) = (choice(before, group).scaling, choice(after, group).scaling);
     if before == after {
         return Ok(());
@@ -157,6 +218,14 @@ pub(crate) fn check_step(
     let rate = if after.desired > before.desired { &policy.scale_out } else { &policy.scale_in };
     let step = after.desired.abs_diff(before.desired);
     let rested = now.duration_since(before.changed_at).as_millis();
+    let is_by_requests = policy.is_by_requests() && policy.cpu.is_none();
+    let is_sent = |uid: &Uid| view.fronted_by(*uid).next().is_some();
+    if step > 0 && is_by_requests && after.desired > low && !members_of(view, group).iter().any(is_sent) {
+        return violated(
+            "scaling",
+            format!("nobody sends to {group}, and it goes from {before:?} to {after:?}"),
+        );
+    }
     if step > rate.step_from(before.desired) || (step > 0 && rested < i128::from(rate.every.millis())) {
         return violated("scaling", format!("{group} goes from {before:?} to {after:?} at {now}: {rate:?}"));
     }
@@ -180,29 +249,70 @@ impl Cluster {
             if !(low..=policy.max).contains(&size) {
                 return violated("scaling", format!("{group} has {size}, at least {low}: {policy:?}"));
             }
-            let Some(Percent(target)) = policy.cpu else {
+            if !policy.is_by_load() {
                 if size != low {
                     return violated("scaling", format!("{group} has {size}, and {low} are enough"));
                 }
                 continue;
-            };
+            }
             if !status::state(&view, group).is_some_and(|(_, is_ready)| is_ready) {
                 continue;
             }
             self.counts.add("group of the right size");
             let demand = self.demands.of_group.get(&asked.meta.uid).copied().unwrap_or(0);
-            let used = demand.min(size * WHOLE);
-            let needs = |percent: u64| (used * 100).div_ceil(percent * WHOLE);
-            let (fewest, most) = (needs(target * 110 / 100), needs(target * 9 / 10).max(low));
+            let sent =
+                self.sent_to(&view, group).map(|is_sent| if is_sent { requests(demand) * 10 } else { 0 });
+            let by_cpu = policy.cpu.map(|Percent(target)| (target, Some(demand.min(size * WHOLE))));
+            let by_requests = policy.requests_per_second.or(policy.concurrency).map(|target| (target, sent));
+            let signals: Vec<(u64, Option<u64>)> = by_cpu.into_iter().chain(by_requests).collect();
+            let needs = |used: u64, percent: u64| (used * 100).div_ceil(percent * WHOLE);
             // A load that is cut into parts is measured a little too small.
-            let is_few =
-                size + 1 < fewest.min(policy.max) || (size < policy.max && used * 10 > size * target * 111);
-            if is_few || size > most {
+            let is_few = |(target, used): &(u64, Option<u64>)| {
+                let Some(used) = *used else { return false };
+                let fewest = needs(used, target * 110 / 100);
+                size + 1 < fewest.min(policy.max) || (size < policy.max && used * 10 > size * target * 111)
+            };
+            // What is not known lets nobody go.
+            let allows = |(target, used): &(u64, Option<u64>)| {
+                used.is_none_or(|used| size <= needs(used, target * 9 / 10).max(low))
+            };
+            if signals.iter().any(is_few) || !signals.iter().any(allows) {
+                let told = told(&view, group);
                 let text =
-                    format!("{group} has {size} for a load of {demand}, {policy:?}: {}", told(&view, group));
+                    format!("{group} has {size} for a load of {demand}, sent {sent:?}, {policy:?}: {told}");
                 return violated("scaling", text);
             }
         }
         Ok(())
     }
+
+    /// Whether requests are sent to a group; nothing when not all who may do so can be asked, or nobody may.
+    fn sent_to(&self, view: &View, group: &ObjectRef) -> Option<bool> {
+        let members = members_of(view, group);
+        let balancers = members.iter().flat_map(|member| view.fronted_by(*member));
+        let proxies = balancers.flat_map(|name| {
+            let balancer = ObjectRef::new(Kind::LoadBalancer, name.clone());
+            balancers::choice(view, &balancer).proxies.into_iter().map(|proxy| proxy.uid)
+        });
+        let proxies: Vec<Uid> = proxies.collect();
+        let senders = self.senders();
+        let are_known = !proxies.is_empty() && proxies.iter().all(|proxy| senders.contains_key(proxy));
+        are_known.then(|| !senders_to(&senders, &members).is_empty())
+    }
+}
+
+/// How many requests a group has in a second, and in flight at once, whose members would use so much.
+const fn requests(demand: u64) -> u64 {
+    demand * REQUESTS_OF_ONE / WHOLE
+}
+
+fn members_of(view: &View, group: &ObjectRef) -> Vec<Uid> {
+    let vms = view.objects_of(Kind::Vm).filter(|vm| view.group_of(vm) == Some(group));
+    vms.filter_map(|vm| Some(view.asked(vm)?.meta.uid)).collect()
+}
+
+/// The proxies that send to any of `members`, each with one of them.
+fn senders_to(senders: &BTreeMap<Uid, Vec<Uid>>, members: &[Uid]) -> Vec<(Uid, Uid)> {
+    let to = |to: &[Uid]| to.iter().copied().find(|uid| members.contains(uid));
+    senders.iter().filter_map(|(proxy, known)| Some((*proxy, to(known)?))).collect()
 }

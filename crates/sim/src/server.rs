@@ -302,7 +302,7 @@ impl Cluster {
         let now = self.now();
         let term = self.servers[index].term.as_ref().filter(|term| term.next_look <= now);
         let Some(view) = term.map(|term| term.reconciler.view().clone()) else { return };
-        let counted = self.count_cpu(&view);
+        let counted = self.count(&view);
         let Some(term) = &mut self.servers[index].term else { return };
         term.next_look = planner::later(now, LOOK_PERIOD);
         let groups = term.gauge.take(&view, now, &counted);

@@ -76,7 +76,7 @@ async fn of_guest(meter: &Meter, vm: VmId, is_proxy: bool) -> Option<MeasuredVm>
         let said = metrics(drivers.guest.as_ref(), vm, GUEST_WITHIN)?;
         // A proxy may be silent while its guest is not.
         let carried = if is_proxy { carried(drivers.guest.as_ref(), vm, GUEST_WITHIN).ok() } else { None };
-        Ok((said, carried.unwrap_or_default()))
+        Ok((said, carried))
     });
     let (said, carried) = asked.await.ok()?;
     let usage = Usage {

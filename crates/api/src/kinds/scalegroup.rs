@@ -350,6 +350,14 @@ impl SpecRules for Spec {
         ("autoscale.min", "the fewest members, 1 to 1000; 1 when left out"),
         ("autoscale.max", "the most members, at least `min`"),
         ("autoscale.cpu", "how busy the members' CPUs are to be on average, 10% to 90%, as their agents measure"),
+        (
+            "autoscale.requests_per_second",
+            "how many requests of load balancers each member is to answer in a second on average, 1 to 1000000",
+        ),
+        (
+            "autoscale.concurrency",
+            "how many requests of load balancers each member is to have in flight on average, 1 to 1000000",
+        ),
         ("autoscale.scale_out", "how members are added when the load grows"),
         (
             "autoscale.scale_out.window",

@@ -20,6 +20,8 @@ pub const LASTS_MIN: Span = Span::from_secs(60);
 pub const LASTS_MAX: Span = Span::from_secs(31 * 24 * 60 * 60);
 /// The CPU targets that leave a measurable distance to idle and to saturated members, in hundredths.
 const CPU_RANGE: std::ops::RangeInclusive<u64> = 10..=90;
+/// The most requests in a second, or in flight, that one member can be said to take.
+const REQUESTS_MAX: u64 = 1_000_000;
 
 /// A policy of how many members a group has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,12 @@ pub struct Autoscale {
     /// How busy members' CPUs are to be on average.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Percent>,
+    /// How many requests of load balancers each member is to answer in a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
+    /// How many requests of load balancers each member is to have in flight at once, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u64>,
     /// How members are added when the load grows.
     #[serde(default = "Rate::out")]
     pub scale_out: Rate,
@@ -40,6 +48,20 @@ pub struct Autoscale {
     /// Times when there are more members at least.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedules: Vec<Schedule>,
+}
+
+impl Autoscale {
+    /// Whether it goes by what members use, or by what is sent to them.
+    #[must_use]
+    pub const fn is_by_load(&self) -> bool {
+        self.cpu.is_some() || self.is_by_requests()
+    }
+
+    /// Whether it goes by what load balancers send to members.
+    #[must_use]
+    pub const fn is_by_requests(&self) -> bool {
+        self.requests_per_second.is_some() || self.concurrency.is_some()
+    }
 }
 
 /// How fast a group follows its load in one direction.
@@ -236,11 +258,19 @@ pub(super) fn read(fields: &mut Reader<'_>) -> Option<Autoscale> {
     let min = fields.number("min", 1..=REPLICAS_MAX, 1);
     let max = fields.required::<u64>("max");
     let cpu: Option<Percent> = fields.optional("cpu");
+    let mut requests = |name: &'static str| {
+        let count = fields.optional::<u64>(name)?;
+        if !(1..=REQUESTS_MAX).contains(&count) {
+            fields.problem(name, format!("must be between 1 and {REQUESTS_MAX}, is {count}"), None);
+        }
+        Some(count)
+    };
+    let (requests_per_second, concurrency) = (requests("requests_per_second"), requests("concurrency"));
     let scale_out = fields.object("scale_out", |fields| read_rate(fields, Rate::out()));
     let scale_in = fields.object("scale_in", |fields| read_rate(fields, Rate::inwards()));
     let schedules = fields.list("schedules", SCHEDULES_MAX, read_schedule);
-    if !fields.has("cpu") && !fields.has("schedules") {
-        let hint = "such as cpu: 60%, or schedules".to_owned();
+    if !["cpu", "requests_per_second", "concurrency", "schedules"].iter().any(|name| fields.has(name)) {
+        let hint = "such as cpu: 60%, requests_per_second: 100, concurrency: 20, or schedules".to_owned();
         fields.problem("cpu", "is missing, and nothing else says how many members there are to be", Some(hint));
     }
     if let Some(Percent(percent)) = cpu.filter(|cpu| !CPU_RANGE.contains(&cpu.0)) {
@@ -257,7 +287,7 @@ pub(super) fn read(fields: &mut Reader<'_>) -> Option<Autoscale> {
         fields.problem(&format!("schedules[{index}].min"), message, None);
     }
     let (scale_out, scale_in) = (scale_out.unwrap_or(Rate::out()), scale_in.unwrap_or(Rate::inwards()));
-    Some(Autoscale { min, max, cpu, scale_out, scale_in, schedules })
+    Some(Autoscale { min, max, cpu, requests_per_second, concurrency, scale_out, scale_in, schedules })
 }
 
 fn read_rate(fields: &mut Reader<'_>, default: Rate) -> Option<Rate> {

@@ -109,38 +109,138 @@ struct Step<'a> {
     because: String,
 }
 
-/// What the load asks for, or where nothing is measured, the bounds.
-fn wish<'a>(policy: &'a Autoscale, known: &Known<'_>, current: u64, low: &Bound<'_>) -> Option<Step<'a>> {
-    let Some(Percent(target)) = policy.cpu else {
-        let step = Step { to: low.members, rate: &policy.scale_in, because: low.because() };
-        return (low.members < current).then_some(step);
-    };
-    let load = known.load?;
-    let because = |reading: &Reading| format!("its members' CPUs are {}% busy in all, and {target}% each is wanted", reading.cpu * 100 / WHOLE);
-    let least = load.of(policy.scale_out.window, known.now).and_then(|readings| readings.min_by_key(|reading| reading.cpu));
-    if let Some(reading) = least {
-        // Members that are all as busy as they can be show that there is more to do, and not how much: half as many again.
-        let is_full = reading.measured >= current
-            && reading.cpu * 100 >= reading.measured * WHOLE * FULL_PERCENT;
-        let more = if is_full { current + current.div_ceil(2) } else { 0 };
-        let to = needed(reading, target).max(more).min(policy.max);
-        // Half of what is free above a high target is tolerance too: nobody is measured to be busier than he can be.
-        let tolerance = (target * TOLERANCE_PERCENT).min((100 - target.min(100)) * 50);
-        let is_over = reading.cpu * 100 * 100 > current * (target * 100 + tolerance) * WHOLE;
-        if is_over && to > current {
-            return Some(Step { to, rate: &policy.scale_out, because: because(reading) });
-        }
+impl Step<'_> {
+    fn larger(self, other: Self) -> Self {
+        if other.to > self.to { other } else { self }
     }
-    let allowed = |reading: &Reading| {
-        // Whoever is silent may be as busy as he is to be.
-        needed(reading, target * (100 - TOLERANCE_PERCENT) / 100) + reading.silent
-    };
-    let most = load.of(policy.scale_in.window, known.now)?.max_by_key(|reading| allowed(reading))?;
-    let to = allowed(most).max(low.members);
-    (to < current).then(|| Step { to, rate: &policy.scale_in, because: because(most) })
 }
 
-/// How many members what was measured needs, when each is `target` hundredths busy.
-fn needed(reading: &Reading, target: u64) -> u64 {
-    (reading.cpu * 100).div_ceil(target.max(1) * WHOLE)
+/// What the load asks for, or where nothing is measured, the bounds. Of several signals the one that needs most members is
+/// followed; members go when all of them allow it.
+fn wish<'a>(policy: &'a Autoscale, known: &Known<'_>, current: u64, low: &Bound<'_>) -> Option<Step<'a>> {
+    if !policy.is_by_load() {
+        let step = Step { to: low.members, rate: &policy.scale_in, because: low.because() };
+        return (low.members < current).then_some(step);
+    }
+    let load = known.load?;
+    let out = Signal::all(policy).filter_map(|signal| {
+        let (to, reading) = signal.out(policy, load, known.now, current)?;
+        Some(Step { to, rate: &policy.scale_out, because: signal.because(reading) })
+    });
+    // Of two that need as many, the first one is told.
+    let most = out.reduce(Step::larger);
+    if most.is_some() {
+        return most;
+    }
+    let allowed = Signal::all(policy).map(|signal| {
+        let (to, reading) = signal.allowed(policy, load, known.now)?;
+        Some(Step { to: to.max(low.members), rate: &policy.scale_in, because: signal.because(reading) })
+    });
+    // One that is not known lets nobody go.
+    let allowed = allowed.collect::<Option<Vec<Step<'_>>>>()?;
+    allowed.into_iter().reduce(Step::larger).filter(|step| step.to < current)
+}
+
+/// Something by which a group scales, with how much of it each member is to have.
+#[derive(Clone, Copy)]
+enum Signal {
+    /// Hundredths of a member's CPUs.
+    Cpu(u64),
+    /// Requests in a second.
+    Requests(u64),
+    /// Requests in flight.
+    Concurrency(u64),
+}
+
+impl Signal {
+    fn all(policy: &Autoscale) -> impl Iterator<Item = Signal> {
+        let cpu = policy.cpu.map(|Percent(target)| Signal::Cpu(target));
+        let requests = policy.requests_per_second.map(Signal::Requests);
+        cpu.into_iter().chain(requests).chain(policy.concurrency.map(Signal::Concurrency))
+    }
+
+    /// How many members there are to be at least, if that is more than there are: the least of a window.
+    fn out<'a>(
+        self,
+        policy: &Autoscale,
+        load: &'a Load,
+        now: Timestamp,
+        current: u64,
+    ) -> Option<(u64, &'a Reading)> {
+        let reading = load.of(policy.scale_out.window, now)?.min_by_key(|reading| self.amount(reading))?;
+        // Members that are all as busy as they can be show that there is more to do, and not how much: half as many again.
+        let is_full = matches!(self, Signal::Cpu(_))
+            && reading.measured >= current
+            && reading.cpu * 100 >= reading.measured * WHOLE * FULL_PERCENT;
+        let more = if is_full { current + current.div_ceil(2) } else { 0 };
+        let to = self.needed(reading, 100).max(more).min(policy.max);
+        let most = u128::from(current) * u128::from(self.target() + self.tolerance());
+        (u128::from(self.amount(reading)) > most && to > current).then_some((to, reading))
+    }
+
+    /// How many members are enough: the most of a window.
+    fn allowed<'a>(self, policy: &Autoscale, load: &'a Load, now: Timestamp) -> Option<(u64, &'a Reading)> {
+        let enough = |reading: &Reading| {
+            let needed = self.needed(reading, 100 - TOLERANCE_PERCENT);
+            match self {
+                // Whoever is silent may be as busy as he is to be.
+                Signal::Cpu(_) => needed.saturating_add(reading.silent),
+                Signal::Requests(_) | Signal::Concurrency(_) if reading.sent.is_all => needed,
+                // A proxy that is silent may send any number.
+                Signal::Requests(_) | Signal::Concurrency(_) => u64::MAX,
+            }
+        };
+        let most = load.of(policy.scale_in.window, now)?.max_by_key(|reading| enough(reading))?;
+        Some((enough(most), most))
+    }
+
+    /// How much there is of it, in thousandths.
+    fn amount(self, reading: &Reading) -> u64 {
+        match self {
+            Signal::Cpu(_) => reading.cpu,
+            Signal::Requests(_) => reading.sent.requests,
+            Signal::Concurrency(_) => reading.sent.in_flight,
+        }
+    }
+
+    /// How much each member is to have, in thousandths.
+    fn target(self) -> u64 {
+        match self {
+            Signal::Cpu(percent) => percent.max(1) * WHOLE / 100,
+            Signal::Requests(count) | Signal::Concurrency(count) => count.clamp(1, u64::from(u32::MAX)) * WHOLE,
+        }
+    }
+
+    /// By how much each member may be above that until there are more.
+    fn tolerance(self) -> u64 {
+        let tolerance = self.target() * TOLERANCE_PERCENT / 100;
+        match self {
+            // Half of what is free above a high target is tolerance too: nobody is measured to be busier than he can be.
+            Signal::Cpu(_) => tolerance.min(WHOLE.saturating_sub(self.target()) / 2),
+            Signal::Requests(_) | Signal::Concurrency(_) => tolerance,
+        }
+    }
+
+    /// How many members what was measured needs, when each has so many hundredths of what it is to have.
+    fn needed(self, reading: &Reading, percent: u64) -> u64 {
+        let each = u128::from(self.target()) * u128::from(percent);
+        let needed = (u128::from(self.amount(reading)) * 100).div_ceil(each.max(1));
+        u64::try_from(needed).unwrap_or(u64::MAX)
+    }
+
+    fn because(self, reading: &Reading) -> String {
+        let amount = self.amount(reading) / WHOLE;
+        match self {
+            Signal::Cpu(target) => {
+                let busy = reading.cpu * 100 / WHOLE;
+                format!("its members' CPUs are {busy}% busy in all, and {target}% each is wanted")
+            }
+            Signal::Requests(target) => {
+                format!("it gets {amount} requests a second in all, and {target} for each member are wanted")
+            }
+            Signal::Concurrency(target) => {
+                format!("{amount} requests to it are in flight, and {target} for each member are wanted")
+            }
+        }
+    }
 }

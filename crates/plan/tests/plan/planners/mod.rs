@@ -5,6 +5,7 @@ mod delete;
 mod groups;
 mod keep;
 mod leases;
+mod load;
 mod moves;
 mod others;
 mod place;

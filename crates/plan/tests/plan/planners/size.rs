@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lightbyte_api::kinds::scalegroup::{Autoscale, Percent, Rate, Scaling, Share};
 use lightbyte_api::{Span, Timestamp};
-use lightbyte_plan::load::{CpuTime, GAP_MAX, LOOK_PERIOD, Load, Reading, WHOLE};
+use lightbyte_plan::load::{CpuTime, GAP_MAX, LOOK_PERIOD, Load, Reading, Sent, WHOLE};
 use lightbyte_plan::planner::scalegroup::size::{self, Known};
 
 use crate::world::at;
@@ -25,6 +25,8 @@ fn policy(cpu: u64) -> Autoscale {
         min: 1,
         max: 50,
         cpu: Some(Percent(cpu)),
+        requests_per_second: None,
+        concurrency: None,
         scale_out: Rate::out(),
         scale_in: Rate::inwards(),
         schedules: Vec::new(),
@@ -75,6 +77,7 @@ impl Group {
                 cpu: (used * WHOLE as f64) as u64,
                 measured: serving as u64,
                 silent: (all - serving) as u64,
+                sent: Sent::default(),
             });
             self.decide(now);
         }
@@ -170,7 +173,8 @@ fn without_a_whole_window_of_load_a_group_stays_as_it_is() {
         let known = Known { now, time_of_day: now, members: 4, before: Some(&before), load };
         size::next(&policy, &known).scaling.desired
     };
-    let idle = |second: i64| Reading { at: at(second), cpu: 0, measured: 4, silent: 0 };
+    let idle =
+        |second: i64| Reading { at: at(second), cpu: 0, measured: 4, silent: 0, sent: Sent::default() };
     let mut load = Load::default();
     assert_eq!(size(None, at(1_000)), 4, "nothing is measured");
     (0..20).for_each(|look| load.push(idle(1_000 + look * 15)));
@@ -184,6 +188,109 @@ fn without_a_whole_window_of_load_a_group_stays_as_it_is() {
     (0..30).for_each(|look| silent.push(Reading { measured: 1, silent: 3, ..idle(1_000 + look * 15) }));
     assert_eq!(size(Some(&silent), at(1_435)), 3, "those who are silent may be busy");
     assert!(GAP_MAX > LOOK_PERIOD);
+}
+
+/// `size because` after an hour of readings that say the same, for a group of four.
+fn settled(policy: &Autoscale, cpu: u64, sent: Sent) -> String {
+    let before = Scaling { desired: 4, changed_at: at(0), because: "as before".to_owned() };
+    let mut load = Load::default();
+    (0..240).for_each(|look| {
+        load.push(Reading { at: at(look * 15), cpu, measured: 4, silent: 0, sent });
+    });
+    let now = at(239 * 15);
+    let known = Known { now, time_of_day: now, members: 4, before: Some(&before), load: Some(&load) };
+    let scaling = size::next(policy, &known).scaling;
+    format!("{} {}", scaling.desired, scaling.because)
+}
+
+#[test]
+fn the_signal_that_needs_most_members_is_followed_and_all_must_let_them_go() {
+    let sent = |per_second: u64, in_flight: u64| Sent {
+        requests: per_second * WHOLE,
+        in_flight: in_flight * WHOLE,
+        is_all: true,
+    };
+    let by = |cpu: Option<u64>, requests_per_second, concurrency| Autoscale {
+        cpu: cpu.map(Percent),
+        requests_per_second,
+        concurrency,
+        max: 7,
+        ..policy(50)
+    };
+    let check = |policy: Autoscale, cpu: u64, sent: Sent, expect: &str| {
+        assert_eq!(settled(&policy, cpu, sent), expect, "{policy:?}");
+    };
+    let requests = by(None, Some(100), None);
+    check(
+        requests.clone(),
+        0,
+        sent(600, 0),
+        "6 it gets 600 requests a second in all, and 100 for each member are wanted",
+    );
+    check(requests.clone(), 0, sent(440, 0), "4 as before");
+    check(
+        requests.clone(),
+        0,
+        sent(441, 0),
+        "5 it gets 441 requests a second in all, and 100 for each member are wanted",
+    );
+    check(requests.clone(), 0, sent(271, 0), "4 as before");
+    check(
+        requests.clone(),
+        0,
+        sent(270, 0),
+        "3 it gets 270 requests a second in all, and 100 for each member are wanted",
+    );
+    check(
+        requests.clone(),
+        0,
+        sent(0, 0),
+        "2 it gets 0 requests a second in all, and 100 for each member are wanted",
+    );
+    // Whatever a proxy says.
+    let all = Sent { requests: u64::MAX, in_flight: u64::MAX, is_all: true };
+    check(
+        requests.clone(),
+        0,
+        all,
+        "7 it gets 18446744073709551 requests a second in all, and 100 for each member are wanted",
+    );
+    // One that is silent may send any number.
+    check(requests.clone(), 0, Sent { is_all: false, ..sent(0, 0) }, "4 as before");
+    check(
+        requests,
+        0,
+        Sent { is_all: false, ..sent(600, 0) },
+        "6 it gets 600 requests a second in all, and 100 for each member are wanted",
+    );
+    let concurrency = by(None, None, Some(10));
+    check(
+        concurrency.clone(),
+        0,
+        sent(0, 50),
+        "5 50 requests to it are in flight, and 10 for each member are wanted",
+    );
+    check(
+        concurrency,
+        0,
+        sent(900, 4),
+        "2 4 requests to it are in flight, and 10 for each member are wanted",
+    );
+    let all = by(Some(50), Some(100), Some(10));
+    check(
+        all.clone(),
+        2_500,
+        sent(600, 70),
+        "7 70 requests to it are in flight, and 10 for each member are wanted",
+    );
+    check(
+        all.clone(),
+        3_000,
+        sent(500, 40),
+        "6 its members' CPUs are 300% busy in all, and 50% each is wanted",
+    );
+    check(all.clone(), 0, sent(350, 0), "4 as before");
+    check(all, 1_000, sent(0, 0), "3 its members' CPUs are 100% busy in all, and 50% each is wanted");
 }
 
 #[test]
@@ -202,7 +309,9 @@ fn what_a_guest_counts_is_a_share() {
 #[test]
 fn readings_are_bounded() {
     let mut load = Load::default();
-    (0..10_000_i64).for_each(|look| load.push(Reading { at: at(look * 15), cpu: 0, measured: 1, silent: 0 }));
+    let reading =
+        |look: i64| Reading { at: at(look * 15), cpu: 0, measured: 1, silent: 0, sent: Sent::default() };
+    (0..10_000).for_each(|look| load.push(reading(look)));
     let hour = Span::from_secs(3_600);
     let readings = Arc::new(load).of(hour, at(9_999 * 15)).map(Iterator::count);
     assert_eq!(readings, Some(241));
