@@ -48,6 +48,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "forecast: nothing",
     "forecast: of what moves",
     "group of the right size",
+    "group of the right size for its requests",
     "guests wrote",
     "guest ready before its start was told",
     "leader: chained batch",

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
+
 use lightbyte_api::kinds::scalegroup::autoscale::{Cron, EVERY_MIN, Zone};
 use lightbyte_api::kinds::scalegroup::{Autoscale, Percent, Rate, Schedule, Share, Spec as GroupSpec};
 use lightbyte_api::wire::Carried;
-use lightbyte_api::{Kind, ObjectRef, Span, Spec, Timestamp, Uid, VmId};
+use lightbyte_api::{Kind, Manifest, ObjectRef, Span, Spec, Timestamp, Uid, VmId};
 use lightbyte_plan::load::{self, Counted, CpuTime, LOOK_PERIOD, WHOLE};
 use lightbyte_plan::status;
 use lightbyte_plan::view::View;
@@ -15,12 +17,16 @@ use crate::balancers;
 use crate::cluster::{Checked, Cluster};
 use crate::groups::{choice, manifest};
 use crate::oracle::{told, violated};
+use crate::specs;
 
 /// A pattern that began at the beginning of time, and lasts for the whole of a run.
 const ALWAYS: &str = "0 0 1 1 *";
 
 /// A group whose members would use all of one has so many requests a second, and as many in flight at once.
 const REQUESTS_OF_ONE: u64 = 100;
+
+/// How often the load changes in a run of [`Cluster::follow_requests`].
+const LOADS: usize = 4;
 
 /// What guests do with their CPUs, and proxies with their requests.
 #[derive(Default)]
@@ -158,6 +164,49 @@ impl Cluster {
         found
     }
 
+    /// Groups behind a load balancer and one to which nobody sends, on a cluster where all works: each comes to the size that its
+    /// load needs, however often that changes.
+    pub(crate) fn follow_requests(&mut self) -> Checked {
+        self.faults = false;
+        for _ in 0..2 {
+            // Workers come first.
+            self.calm_round()?;
+        }
+        let target = [30, 60, 90][self.rng.below(3)];
+        let signals = [
+            json!({ "requests_per_second": target }),
+            json!({ "concurrency": target }),
+            json!({ "requests_per_second": target, "cpu": format!("{}%", 120 - target) }),
+        ];
+        let group = |name: &str, signal: &Value| {
+            let mut policy = signal.clone();
+            (policy["min"], policy["max"]) = (json!(1), json!(3));
+            policy["scale_in"] = json!({ "window": "30s", "every": "15s" });
+            let template = json!({ "image": "demo", "memory": "64MiB" });
+            json!({ "kind": "scalegroup", "name": name, "spec": { "autoscale": policy, "template": template } })
+        };
+        let balancer = json!({ "kind": "loadbalancer", "name": "lb", "spec": {
+            "proxies": { "replicas": 1 + self.rng.below(2), "image": "demo", "memory": "64MiB" },
+            "listeners": [{ "port": 80 }],
+            "pools": [{ "name": "main", "group": "web", "port": 80 }],
+        }});
+        let groups = ["web", "lone"].map(|name| group(name, &signals[self.rng.below(signals.len())]));
+        for document in specs::ground().chain(groups).chain([balancer]) {
+            let manifest =
+                Manifest::read(&document).unwrap_or_else(|problems| unreachable!("{document}: {problems:?}"));
+            if let Err(refusal) = self.ask_for(&manifest)? {
+                return violated("scaling", format!("{manifest:?} is refused: {refusal}"));
+            }
+        }
+        for _ in 0..LOADS {
+            self.rest()?;
+            self.check_sizes()?;
+            self.load_changes();
+        }
+        self.rest()?;
+        self.check_sizes()
+    }
+
     /// Schedules begin and end no more: what is on stays so.
     pub(crate) fn rest_schedules(&mut self) -> Checked {
         let view = self.oracle.truth().clone();
@@ -262,6 +311,9 @@ impl Cluster {
             let demand = self.demands.of_group.get(&asked.meta.uid).copied().unwrap_or(0);
             let sent =
                 self.sent_to(&view, group).map(|is_sent| if is_sent { requests(demand) * 10 } else { 0 });
+            if policy.is_by_requests() && sent.is_some_and(|requests| requests > 0) {
+                self.counts.add("group of the right size for its requests");
+            }
             let by_cpu = policy.cpu.map(|Percent(target)| (target, Some(demand.min(size * WHOLE))));
             let by_requests = policy.requests_per_second.or(policy.concurrency).map(|target| (target, sent));
             let signals: Vec<(u64, Option<u64>)> = by_cpu.into_iter().chain(by_requests).collect();

@@ -37,13 +37,15 @@ use std::time::Instant;
 
 use lightbyte_api::Kind;
 
-use crate::cluster::{Cluster, FAULTY_STEPS, Violation};
+use crate::cluster::{Checked, Cluster, FAULTY_STEPS, Violation};
 use crate::counts::Counts;
 
 /// One in so many seeds ends with a forecast, besides those with groups.
 const FORECAST_IN_EVERY: u64 = 4;
 /// One in so many seeds ends with right and wrong specifications, in a cluster of its own.
 const SPECS_IN_EVERY: u64 = 16;
+/// One in so many seeds ends with groups that follow their requests, in a cluster of its own.
+const REQUESTS_IN_EVERY: u64 = 16;
 /// From this many seeds on, everything that can happen must have happened.
 const SEEDS_FOR_COVERAGE: u64 = 2_000;
 
@@ -89,11 +91,17 @@ fn run_one(seed: u64, trace: bool) -> Result<Counts, Violation> {
         if cluster.has_groups || seed.is_multiple_of(FORECAST_IN_EVERY) {
             cluster.foresee()?;
         }
-        if seed % SPECS_IN_EVERY == 1 {
+        let mut elsewhere = |run: fn(&mut Cluster) -> Checked| {
             let mut other = Cluster::new(seed, trace);
-            let outcome = other.take_wrong_turns();
+            let outcome = run(&mut other);
             cluster.counts.merge(&other.counts);
-            outcome?;
+            outcome
+        };
+        if seed % SPECS_IN_EVERY == 1 {
+            elsewhere(Cluster::take_wrong_turns)?;
+        }
+        if seed % REQUESTS_IN_EVERY == 2 {
+            elsewhere(Cluster::follow_requests)?;
         }
         Ok(())
     }));
