@@ -35,11 +35,17 @@ impl ProcessId {
     /// The process that has this number now; `None` when there is none.
     #[must_use]
     pub fn of(pid: i32) -> Option<ProcessId> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        ProcessId::read(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Reads the line of `stat`.
+    fn read(pid: i32, stat: &str) -> Option<ProcessId> {
         // The name stands in parentheses and may hold anything, so fields are counted after the last one.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let is_zombie = fields.first() == Some(&"Z");
-        (!is_zombie).then_some(())?;
+        let threads: u32 = fields.get(17)?.parse().ok()?;
+        // Its first thread may be gone while others are still about to close what they all share, its sockets among it.
+        let is_gone = fields.first() == Some(&"Z") && threads <= 1;
+        (!is_gone).then_some(())?;
         Some(ProcessId { pid, started: fields.get(19)?.parse().ok()? })
     }
 
@@ -128,6 +134,20 @@ mod tests {
         let mut begun = [0; 6];
         child.stdout.as_mut().expect("its output").read_exact(&mut begun).expect("it says that it runs");
         child
+    }
+
+    #[test]
+    fn a_process_is_gone_when_its_last_thread_is() {
+        let check = |name: &str, state: &str, threads: u32, expected: Option<u64>| {
+            let stat =
+                format!("7 ({name}) {state} 1 7 7 0 -1 4194304 5 0 0 0 1 2 0 0 20 0 {threads} 0 4711 0 0\n");
+            assert_eq!(ProcessId::read(7, &stat).map(|process| process.started), expected, "{stat}");
+        };
+        check("etcd", "S", 9, Some(4711));
+        check("a) Z 1 (b", "R", 1, Some(4711));
+        check("etcd", "Z", 9, Some(4711));
+        check("etcd", "Z", 1, None);
+        check("etcd", "Z", 0, None);
     }
 
     #[tokio::test]
