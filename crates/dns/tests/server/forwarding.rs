@@ -21,6 +21,9 @@ enum Does {
     Gone,
 }
 
+/// How many ports are looked at for one that is free.
+const PORT_TRIES: usize = 100;
+
 /// An answer with so many addresses.
 fn answer(query: &[u8], addresses: u8) -> Vec<u8> {
     let mut answer = query.to_vec();
@@ -43,16 +46,14 @@ async fn upstream(does: Does) -> SocketAddr {
     if matches!(does, Does::Gone) {
         return "127.0.0.1:1".parse().expect("an address");
     }
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+    let (socket, listener) = one_port().await;
     let address = socket.local_addr().expect("an address");
-    if let Ok(listener) = TcpListener::bind(address).await {
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let query = read_framed(&mut stream).await;
-                let _ = stream.write_all(&framed(&answer(&query, 100))).await;
-            }
-        });
-    }
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let query = read_framed(&mut stream).await;
+            let _ = stream.write_all(&framed(&answer(&query, 100))).await;
+        }
+    });
     tokio::spawn(async move {
         let mut query = [0; 4_096];
         while let Ok((length, from)) = socket.recv_from(&mut query).await {
@@ -77,6 +78,17 @@ async fn upstream(does: Does) -> SocketAddr {
         }
     });
     address
+}
+
+/// A port that is free for both. What is free for UDP may be the near end of anybody's connection, so that several are tried.
+async fn one_port() -> (UdpSocket, TcpListener) {
+    for _ in 0..PORT_TRIES {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+        if let Ok(listener) = TcpListener::bind(socket.local_addr().expect("an address")).await {
+            return (socket, listener);
+        }
+    }
+    panic!("none of {PORT_TRIES} ports is free for UDP and TCP");
 }
 
 async fn check(name: &str, upstreams: &[Does], udp: &str, tcp: &str) {
