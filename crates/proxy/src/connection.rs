@@ -1,4 +1,4 @@
-//! A client's connection: who it is, what it is doing, and the stream that the HTTP library reads.
+//! A client's connection: who it is, what it is doing, and the stream that notes when its bytes come.
 //!
 //! ```text
 //!   idle ──first byte──▶ head ──all headers read──▶ requests in flight ──the last ends──▶ idle
@@ -26,7 +26,7 @@ use pingora_core::protocols::{
     UniqueID, UniqueIDType,
 };
 use pingora_http::ResponseHeader;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     requests: AtomicUsize,
     /// Streams of HTTP/2 share a connection, so a byte says nothing about a head.
     is_h2: AtomicBool,
+    /// What comes is a WebSocket's by now.
+    has_changed_protocol: AtomicBool,
 }
 
 impl Connection {
@@ -86,6 +88,7 @@ impl Connection {
             idle_since_ms: AtomicU64::new(clock::now_ms()),
             requests: AtomicUsize::new(0),
             is_h2: AtomicBool::new(false),
+            has_changed_protocol: AtomicBool::new(false),
         })
     }
 
@@ -103,6 +106,15 @@ impl Connection {
         self.is_h2.store(is_h2, Ordering::Relaxed);
         self.head_since_ms.store(0, Ordering::Relaxed);
         Request(self.clone())
+    }
+
+    /// A backend has agreed to another protocol, and what the client sends from now on is not HTTP. Told before the client hears of it.
+    pub(crate) fn change_protocol(&self) {
+        self.has_changed_protocol.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_changed_protocol(&self) -> bool {
+        self.has_changed_protocol.load(Ordering::Relaxed)
     }
 
     fn bytes_came(&self) {
@@ -202,8 +214,6 @@ pub(crate) struct Watched {
     stream: BufWriter<TcpStream>,
     connection: Arc<Connection>,
     digest: Arc<ProxyDigest>,
-    /// Read ahead and not yet taken.
-    ahead: Vec<u8>,
     timing: TimingDigest,
 }
 
@@ -215,7 +225,7 @@ impl Watched {
         let header = Box::new(ResponseHeader::build(200, Some(0))?);
         let digest = Arc::new(ProxyDigest::new(header, Some(Box::new(connection.clone()))));
         let stream = BufWriter::with_capacity(WRITE_BUFFER_BYTES, stream);
-        Ok(Watched { stream, connection, digest, ahead: Vec::new(), timing: TimingDigest::default() })
+        Ok(Watched { stream, connection, digest, timing: TimingDigest::default() })
     }
 }
 
@@ -231,12 +241,6 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let length = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead[..length]);
-            self.ahead.drain(..length);
-            return Poll::Ready(Ok(()));
-        }
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
@@ -276,25 +280,7 @@ impl AsyncWrite for Watched {
     }
 }
 
-#[async_trait]
-impl Peek for Watched {
-    /// The library asks for the preface of HTTP/2. Bytes are read only while they could still be one: a short request
-    /// of HTTP/1 is shorter than the preface, and to wait for the rest would be to wait for ever.
-    async fn try_peek(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
-        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        let mut length = 0;
-        while length < buffer.len() && PREFACE.starts_with(&buffer[..length]) {
-            let read = self.read(&mut buffer[length..]).await?;
-            if read == 0 {
-                break;
-            }
-            length += read;
-        }
-        buffer[length..].fill(0);
-        self.ahead.splice(..0, buffer[..length].iter().copied());
-        Ok(true)
-    }
-}
+impl Peek for Watched {}
 
 #[async_trait]
 impl Shutdown for Watched {

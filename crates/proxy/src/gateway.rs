@@ -446,6 +446,11 @@ impl ProxyHttp for Gateway {
         if context.connection.as_ref().is_some_and(|connection| connection.is_to_end()) {
             session.set_keepalive(None);
         }
+        if let Some(connection) = context.connection.as_ref()
+            && response.status == StatusCode::SWITCHING_PROTOCOLS
+        {
+            connection.change_protocol();
+        }
         let Some(route) = context.route.as_ref() else {
             return Ok(());
         };

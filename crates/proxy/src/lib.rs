@@ -15,6 +15,8 @@ mod counts;
 mod disk;
 mod explain;
 mod forwarded;
+mod framed;
+mod framing;
 #[cfg(test)]
 mod fuzz;
 mod gateway;

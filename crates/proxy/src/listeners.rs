@@ -24,6 +24,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::certificates::Resolver;
 use crate::connection::{Connection, Watched};
+use crate::framed::Framed;
 use crate::gateway::Gateway;
 use crate::leaving::{self, Leaving};
 use crate::lock::lock;
@@ -356,5 +357,5 @@ async fn hello(
         Protocol::Http => Box::new(watched),
         Protocol::Https => Box::new(shared.acceptor.tls_handshake(watched).await.ok()?),
     };
-    Some((stream, connection))
+    Some((Box::new(Framed::new(stream, connection.clone())), connection))
 }

@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 use super::hold;
 use crate::disk;
 use crate::forwarded::{self, Origin};
+use crate::framing::{Flaw, Framing};
 use crate::gateway::probe;
 use crate::proxy_header::{self, Parsed};
 use crate::registry::Registry;
@@ -100,6 +101,73 @@ fn a_head_that_is_taken_can_be_read_in_one_way_only() {
         let host = probe::host_of(request);
         assert!(!host.contains(|letter: char| letter <= ' ' || "/?#@\\".contains(letter)), "{host}");
         assert!(request.version >= http::Version::HTTP_11 || count("transfer-encoding:") == 0, "{text}");
+        true
+    });
+}
+
+/// Where the first request ends.
+fn end_of_request(bytes: &[u8]) -> Option<usize> {
+    let mut framing = Framing::default();
+    let ends = |at: &usize| framing.read(&bytes[*at..=*at]).is_ok() && !framing.is_between();
+    let begin = (0..bytes.len()).find(|at| bytes[*at] > b' ')?;
+    let last = (begin..bytes.len()).take_while(ends).last()? + 1;
+    // What ended it was its own last byte, or a flaw.
+    let mut framing = Framing::default();
+    (framing.read(bytes.get(..=last)?).is_ok() && framing.is_between()).then_some(last + 1)
+}
+
+/// The library's reading of these bytes: whether it takes a request, and whether that is whole.
+fn library_reads(bytes: &[u8]) -> Option<bool> {
+    let mut session = Session::new_h1(Box::new(std::io::Cursor::new(bytes.to_vec())));
+    let Some(Ok(true)) = at_once(session.as_downstream_mut().read_request()) else { return None };
+    probe::check(&session).ok()?;
+    loop {
+        match at_once(session.as_downstream_mut().read_request_body())? {
+            Ok(Some(_)) => {}
+            Ok(None) => return Some(session.as_downstream_mut().is_body_done()),
+            Err(_) => return Some(false),
+        }
+    }
+}
+
+#[test]
+fn a_request_ends_where_the_library_says_that_it_does() {
+    let words = [
+        "\r\n",
+        "\r\n\r\n",
+        "Host: a\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Content-Length: 4\r\n",
+        "0\r\n\r\n",
+        "4\r\nabcd\r\n",
+        ";a=b",
+        " ",
+        "\0",
+        "a\r\n",
+        "X: y\r\n",
+        " HTTP/1.1",
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ];
+    hold("request", &words, |bytes| {
+        let (mut whole, mut parts) = (Framing::default(), Framing::default());
+        let flaw = whole.read(bytes).err();
+        let broken = bytes.chunks(3).enumerate().find_map(|(part, bytes)| {
+            let flaw = parts.read(bytes).err()?;
+            Some(Flaw { passes: part * 3 + flaw.passes, ..flaw })
+        });
+        assert_eq!(flaw, broken, "in parts");
+        if let Some(flaw) = flaw {
+            assert_eq!(whole.read(b"G").map_err(|flaw| flaw.passes), Err(0), "a flaw is for ever");
+            assert_eq!(Framing::default().read(&bytes[..flaw.passes]), Ok(()), "what comes before it passes");
+        } else {
+            assert_eq!(whole, parts);
+        }
+        let Some(end) = end_of_request(bytes) else { return false };
+        let Some(is_whole) = library_reads(&bytes[..end]) else { return false };
+        assert!(is_whole, "the library waits for more");
+        assert_ne!(library_reads(&bytes[..end - 1]), Some(true), "the library has it all before");
+        let line = bytes[..end].split(|byte| *byte == b'\r').find(|line| line.len() > 1).expect("a line");
+        assert_eq!(line.iter().filter(|byte| **byte == b' ').count(), 2, "a line of three words");
         true
     });
 }

@@ -6,11 +6,12 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::rig::{Backend, Rig, free_port, get, pool, sealed};
+use crate::rig::{Answer, Backend, Rig, free_port, get, pool, sealed};
 
 struct Issued {
     entry: Value,
@@ -118,5 +119,21 @@ async fn a_key_of_another_certificate_is_refused() {
         let (status, body) = rig.control(method, path, &topology).await;
         assert_eq!(status, 422, "{body}");
         assert!(body.contains("certificates[0]: certificate and key are not usable together"), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_over_tls_is_looked_at_too() {
+    let (rig, port, plain_port) = (Rig::start().await, free_port(), free_port());
+    let (one, issued) = (Backend::start("one").await, issue("a.example"));
+    rig.apply(&topology(1, port, plain_port, &[&issued], &one)).await;
+    for (path, status) in [("/a", 200), ("/a b", 400)] {
+        let mut stream = connect(port, "a.example", &issued, b"http/1.1").await.expect("shakes hands");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sends");
+        let mut answer = Vec::new();
+        // A refusal may come without a farewell of TLS.
+        let _ = stream.read_to_end(&mut answer).await;
+        assert_eq!(Answer::parse(&answer).status, status, "{path}");
     }
 }

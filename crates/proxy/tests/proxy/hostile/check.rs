@@ -35,8 +35,6 @@ pub(super) enum Expected {
     Taken,
     /// Refused or taken: no harm is in either. What both peers refuse is refused all the same.
     Either,
-    /// Taken by ours alone, which is known and harmless, and stands under "Open" in decision 0024.
-    Open,
 }
 
 /// Bytes, and what is expected. `@case@` and `@smuggled@` stand for paths of this case only: the first is asked for, the
@@ -170,7 +168,7 @@ async fn hostile_bytes_meet_the_fate_that_is_expected() {
     let wrong = |(case, fate): (&Case, &Fate)| {
         let is_fine = match case.expected {
             Expected::Refused(statuses) => !fate.is_taken() && statuses.contains(&fate.status),
-            Expected::Taken | Expected::Open => fate.status == 200 && fate.is_forwarded,
+            Expected::Taken => fate.status == 200 && fate.is_forwarded,
             Expected::Either => true,
         };
         let is_fine = is_fine && !fate.is_smuggled;
@@ -196,8 +194,7 @@ async fn ours_takes_nothing_that_both_peers_refuse() {
     let (mut wrong, mut differing) = (Vec::new(), Vec::new());
     for (((case, own), one), other) in all().iter().zip(&own).zip(&ones).zip(&others) {
         let line = format!("{}: ours {own:?}, haproxy {one:?}, nginx {other:?}", case.what);
-        let is_known = matches!(case.expected, Expected::Open);
-        if own.is_taken() && !one.is_taken() && !other.is_taken() && !is_known {
+        if own.is_taken() && !one.is_taken() && !other.is_taken() {
             wrong.push(line);
         } else if own.is_taken() != one.is_taken() || own.is_taken() != other.is_taken() {
             differing.push(line);
