@@ -44,6 +44,9 @@ pub struct Topology {
     /// For listeners with `https`.
     #[serde(default)]
     pub certificates: Vec<Certificate>,
+    /// What a certification authority asks by HTTP, to see that names lead here; answered on every port before all routes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub challenges: Vec<Challenge>,
     /// Which request goes where. Of several that fit, the more precise one is taken (host before path, the exact
     /// before the longest prefix), and among equals the first.
     #[serde(default)]
@@ -134,6 +137,18 @@ pub struct Certificate {
     /// Its key.
     pub key_pem: SecretText,
 }
+
+/// What is answered to a request for `/.well-known/acme-challenge/TOKEN` (RFC 8555, 8.3). It is no secret: whoever asks is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// What is asked for: letters, digits, `-` and `_`.
+    pub token: String,
+    /// The answer, of ASCII that can be seen.
+    pub answer: String,
+}
+
+/// Where challenges are asked for.
+pub const CHALLENGE_PATH: &str = "/.well-known/acme-challenge/";
 
 /// A text that is not to be seen in logs.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -270,6 +270,18 @@ pub enum WaitingOn {
         /// Why.
         because: String,
     },
+    /// A certification authority is asked for a certificate.
+    Ordered {
+        /// Whose directory.
+        directory: String,
+    },
+    /// A certification authority gave no certificate.
+    OrderFailed {
+        /// Why.
+        because: String,
+        /// When it is asked again.
+        again_at: Timestamp,
+    },
     /// Nobody in a pool serves.
     NoBackends {
         /// The pool.
@@ -367,12 +379,15 @@ impl WaitingOn {
             | WaitingOn::CertificateExpires { .. }
             | WaitingOn::CertificateExpired { .. }
             | WaitingOn::CertificateUnusable { .. }
+            | WaitingOn::OrderFailed { .. }
             | WaitingOn::LossBrake
             | WaitingOn::Staying { .. }
             | WaitingOn::InUse { .. } => Span::from_secs(0),
             WaitingOn::VolumeGiven { .. } | WaitingOn::Source { .. } | WaitingOn::Preempting { .. } => {
                 Span::from_secs(60)
             }
+            // The proxies must have what they are to answer, and the authority looks more than once.
+            WaitingOn::Ordered { .. } => Span::from_secs(5 * 60),
             // As long as one member may take to start, twice: its own reasons are told sooner.
             WaitingOn::Member { .. }
             | WaitingOn::Proxies { .. }

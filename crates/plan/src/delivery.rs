@@ -89,10 +89,10 @@ fn told(view: &View, object: HostObject, open: Open<'_>) -> Option<Told> {
 fn certificate(view: &View, shown: &ShownCertificate, open: Open<'_>) -> Option<Certificate> {
     let object = ObjectRef::new(Kind::Secret, shown.secret.clone());
     let version = secret::version(view, &object, shown.uid, shown.version)?;
-    let PrivateKey::Sealed(sealed) = &version.spec.key else { return None };
+    let PrivateKey::Sealed(sealed) = &version.pair.key else { return None };
     Some(Certificate {
         server_names: version.server_names.clone(),
-        chain_pem: version.spec.chain.clone(),
+        chain_pem: version.pair.chain.clone(),
         key_pem: open(&shown.secret, sealed)?,
     })
 }

@@ -29,6 +29,7 @@ use lightbyte_api::{Key, ObjectRef, Span, Timestamp, Uid, WaitingOn};
 
 use self::waking::waits_elsewhere;
 use crate::load::Load;
+use crate::planner::secret::acme::News;
 use crate::planner::{self, Inputs, Plan, later};
 use crate::transaction::{GUARDS_MAX, LARGE_BYTES_MAX, Transaction, WRITES_MAX, Write};
 use crate::view::{PENDING, View};
@@ -73,6 +74,8 @@ pub struct Reconciler {
     next_resync: Option<Timestamp>,
     /// What the members of groups use.
     loads: BTreeMap<Uid, Arc<Load>>,
+    /// What came of the last step of each order, in this term.
+    news: BTreeMap<ObjectRef, Arc<News>>,
     /// The time that schedules stand at; `None` when they go on.
     time_of_day: Option<Timestamp>,
     counters: Counters,
@@ -126,6 +129,7 @@ impl Reconciler {
             quarantined: BTreeMap::new(),
             next_resync: None,
             loads: BTreeMap::new(),
+            news: BTreeMap::new(),
             time_of_day: None,
             counters: Counters::default(),
         };
@@ -185,6 +189,18 @@ impl Reconciler {
     pub fn measured(&mut self, loads: &BTreeMap<Uid, Arc<Load>>, groups: Vec<ObjectRef>) {
         self.loads.clone_from(loads);
         self.queue.extend(groups);
+    }
+
+    /// Takes what came of a step of the order of a secret.
+    pub fn learned(&mut self, object: ObjectRef, news: Arc<News>) {
+        self.news.insert(object.clone(), news);
+        self.queue.insert(object);
+    }
+
+    /// What came of the last step of the order of a secret, in this term.
+    #[must_use]
+    pub fn news_of(&self, object: &ObjectRef) -> Option<&News> {
+        self.news.get(object).map(Arc::as_ref)
     }
 
     /// Nothing more is planned until the feed has reached `revision`, which a linearizable read returned. Used when
@@ -258,6 +274,7 @@ impl Reconciler {
                 now,
                 fresh: fresh(),
                 view_read_at: self.read_at,
+                news: self.news.get(&object).cloned(),
                 load: self.view.asked(&object).and_then(|asked| self.loads.get(&asked.meta.uid)).cloned(),
                 time_of_day: self.time_of_day,
             };

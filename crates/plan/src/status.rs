@@ -495,22 +495,28 @@ fn of_secret<'a>(
     asked: &Asked,
     spec: &'a secret_kind::Spec,
 ) -> Found<'a> {
-    let newest = secret::choice(view, object).and_then(|choice| choice.newest());
-    let newest = newest.filter(|newest| newest.spec == *spec);
+    let choice = secret::choice(view, object);
+    let newest = choice.and_then(|choice| choice.newest());
+    let newest = newest.filter(|newest| match spec {
+        secret_kind::Spec::Given(pair) => newest.pair == *pair,
+        secret_kind::Spec::Ordered { acme } => secret::acme::is_of(newest, acme),
+    });
     let state = |waiting: &Waiting| match waiting.on {
         WaitingOn::CertificateExpires { .. } => Some("expiring"),
         WaitingOn::CertificateExpired { .. } => Some("expired"),
         WaitingOn::CertificateUnusable { .. } => Some("unusable"),
+        WaitingOn::OrderFailed { .. } if newest.is_none() => Some("refused"),
         _ => None,
     };
     let waiting_on = view.decided(object).map(|decided| decided.waiting_on.as_slice()).unwrap_or_default();
     let trouble = waiting_on.iter().find_map(state);
     let state = trouble.unwrap_or(if newest.is_some() { "ready" } else { "pending" });
-    let versions = secret::choice(view, object).map(|choice| choice.versions.as_slice()).unwrap_or_default();
+    let versions = choice.map(|choice| choice.versions.as_slice()).unwrap_or_default();
     let more = move || {
         // Which sealing keys are needed for as long as some load balancer shows what they sealed.
-        let sealed_with = versions.iter().filter_map(|version| version.spec.key.sealed_with());
-        let sealed_with: BTreeSet<&str> = sealed_with.chain(spec.key.sealed_with()).collect();
+        let sealed_with = versions.iter().filter_map(|version| version.pair.key.sealed_with());
+        let sealed_with: BTreeSet<&str> =
+            sealed_with.chain(spec.given().and_then(|pair| pair.key.sealed_with())).collect();
         let of = |version: &secret_kind::Version| {
             fields(json!({
                 "server_names": version.server_names,
@@ -520,9 +526,26 @@ fn of_secret<'a>(
                 "sealed_with": sealed_with,
             }))
         };
-        newest.map(of).unwrap_or_default()
+        let mut more = newest.map(of).unwrap_or_default();
+        if spec.ordered().is_some() {
+            more.extend(order_of(choice, newest));
+        }
+        more
     };
     Found { state, ready: state == "ready", since: Some(asked.meta.changed_at), more: Box::new(more) }
+}
+
+/// How an order stands.
+fn order_of(
+    choice: Option<&secret_kind::Choice>,
+    newest: Option<&secret_kind::Version>,
+) -> Map<String, Value> {
+    let failure = choice.and_then(|choice| choice.failure.as_ref());
+    fields(json!({
+        "order": choice.and_then(|choice| Some(&choice.order.as_ref()?.url)),
+        "failed": failure.map(|failure| &failure.because),
+        "ordered_again_at": failure.map(secret::acme::again_at).or(newest.map(secret::acme::renewed_at)),
+    }))
 }
 
 fn of_network<'a>(view: &'a View, name: &'a Name, spec: &'a network::Spec) -> Found<'a> {

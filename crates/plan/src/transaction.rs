@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::assigned::Assigned;
 use lightbyte_api::kinds::loadbalancer::SERVING_BYTES_MAX;
+use lightbyte_api::kinds::secret::Pair;
 use lightbyte_api::records::Record;
 use lightbyte_api::{Choice, Key, Spec};
 
@@ -45,7 +46,7 @@ impl Write {
                 Spec::Vm(spec) => spec.first_boot.bytes(),
                 Spec::ScaleGroup(spec) => spec.template.vm.first_boot.bytes(),
                 Spec::LoadBalancer(_) => SERVING_BYTES_MAX,
-                Spec::Secret(spec) => spec.bytes(),
+                Spec::Secret(spec) => spec.given().map_or(0, Pair::bytes),
                 _ => 0,
             },
             Write::Put(_, Record::Assigned(assigned)) => match assigned.as_ref() {
@@ -60,7 +61,7 @@ impl Write {
                     let told = choice.configurations.len() + usize::from(choice.rejected.is_some());
                     told * SERVING_BYTES_MAX + choice.members.len() * MEMBER_BYTES
                 }
-                Choice::Secret(choice) => choice.versions.iter().map(|version| version.spec.bytes()).sum(),
+                Choice::Secret(choice) => choice.versions.iter().map(|version| version.pair.bytes()).sum(),
                 _ => 0,
             },
             _ => 0,

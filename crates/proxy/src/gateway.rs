@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{Method, StatusCode, header};
 use lightbyte_api::topology::BackendProtocol;
 use pingora_core::connectors::L4Connect;
 use pingora_core::protocols::{ALPN, Digest};
@@ -286,6 +286,11 @@ impl ProxyHttp for Gateway {
         let connection = context.connection.as_ref().ok_or_else(|| status(500, "no connection"))?;
         if connection.is_to_end() {
             session.set_keepalive(None);
+        }
+        let is_read = matches!(session.req_header().method, Method::GET | Method::HEAD);
+        let challenge = is_read.then(|| table.challenge(session.req_header().uri.path())).flatten();
+        if let Some(answer) = challenge {
+            return answers::challenge(session, answer.to_owned()).await;
         }
         let redirect = match table.listeners.get(&connection.port) {
             Some(listener) => listener.redirect_to_https,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderName, HeaderValue, Method};
 use lightbyte_api::topology::{
-    BackendProtocol, Check, Ejection, Limits, Listener, Network, Redirect, Sticky, Timeouts,
+    BackendProtocol, CHALLENGE_PATH, Check, Ejection, Limits, Listener, Network, Redirect, Sticky, Timeouts,
 };
 
 use crate::certificates::Certificates;
@@ -30,6 +30,8 @@ pub(crate) struct Table {
     pub(crate) revision: u64,
     pub(crate) listeners: HashMap<u16, Listener>,
     pub(crate) certificates: Certificates,
+    /// Answers to certification authorities, by token.
+    challenges: HashMap<String, String>,
     pub(crate) routes: Vec<Arc<Route>>,
     pub(crate) pools: Vec<Arc<Pool>>,
     pub(crate) limits: Limits,
@@ -107,6 +109,14 @@ impl Table {
         let index =
             exact.or_else(|| self.by_wildcard(host, path, fits)).or_else(|| self.any_host.find(path, fits));
         index.map(|index| &self.routes[index])
+    }
+
+    /// What a certification authority is answered that asks for this path.
+    pub(crate) fn challenge(&self, path: &str) -> Option<&str> {
+        if self.challenges.is_empty() {
+            return None;
+        }
+        self.challenges.get(path.strip_prefix(CHALLENGE_PATH)?).map(String::as_str)
     }
 
     fn by_wildcard(&self, host: &str, path: &str, fits: impl Fn(&usize) -> bool + Copy) -> Option<usize> {

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
+use crate::acme::Issuer;
 use crate::news::{News, Subscription};
 use crate::{Server, chain, clock, events, usage};
 
@@ -122,6 +123,7 @@ struct Term {
     gauge: Gauge,
     looking: Option<Boxed<Counted>>,
     next_look: Instant,
+    issuer: Issuer,
 }
 
 impl Term {
@@ -141,6 +143,7 @@ impl Term {
             gauge: Gauge::default(),
             looking: None,
             next_look: Instant::now(),
+            issuer: Issuer::default(),
         })
     }
 
@@ -162,6 +165,7 @@ impl Term {
             // While a batch is on its way nothing is planned, whatever is due.
             let wake = if self.sending.is_some() { FRESH_WITHIN } else { until(self.reconciler.next_wake()) };
             self.look();
+            self.issuer.look(&self.server, &self.reconciler);
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break End::Stopped,
@@ -183,6 +187,7 @@ impl Term {
                     tracing::debug!(guests = counted.cpu.len(), proxies = counted.carried.len(), groups = groups.len(), "looked at the load of groups");
                     self.reconciler.measured(self.gauge.loads(), groups);
                 }
+                (object, news) = self.issuer.done() => self.reconciler.learned(object, Arc::new(news)),
                 () = sleep_until(self.next_look), if self.looking.is_none() => {}
                 () = sleep(wake) => {}
             }

@@ -23,6 +23,7 @@
 //! | `sealing` | private keys, sealed before they are stored |
 //! | `clock` | the wall clock and fresh identities |
 
+mod acme;
 mod affected;
 mod api;
 mod clock;

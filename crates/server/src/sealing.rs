@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use lightbyte_api::kinds::secret::{PrivateKey, SEALED_PREFIX, Spec as SecretSpec};
+use lightbyte_api::kinds::secret::{Pair, PrivateKey, SEALED_PREFIX, Spec as SecretSpec};
 use lightbyte_api::topology::{self, SecretText};
 use lightbyte_api::{Manifest, Name, ObjectRef, Spec};
 use lightbyte_certificate::{Certificate, certified, only_certificates};
@@ -106,8 +106,14 @@ impl SealingKeys {
         }
     }
 
+    /// One key, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_line(line: &str) -> SealingKeys {
+        SealingKeys { keys: SealingKey::of(line).into_iter().collect() }
+    }
+
     /// Seals a key for the secret of that name; nothing when the system has no random bytes.
-    fn seal(&self, name: &Name, text: &SecretText) -> Option<String> {
+    pub(crate) fn seal(&self, name: &Name, text: &SecretText) -> Option<String> {
         let SealingKey { id, key } = self.keys.first()?;
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new().fill(&mut nonce).ok()?;
@@ -124,7 +130,7 @@ impl SealingKeys {
     }
 
     /// Opens what was sealed for the secret of that name; nothing when it was not, or with another key.
-    fn open(&self, name: &Name, sealed: &str) -> Option<SecretText> {
+    pub(crate) fn open(&self, name: &Name, sealed: &str) -> Option<SecretText> {
         let (form, rest) = sealed.strip_prefix(SEALED_PREFIX)?.split_once(':')?;
         let (id, bytes) = rest.split_once(':').filter(|_| form == FORM)?;
         let key = self.keys.iter().find(|key| key.id == id)?;
@@ -168,7 +174,7 @@ impl Server {
     /// # Errors
     /// Refuses a key that does not fit its certificate, and one that was not sealed for this secret in this cluster.
     pub(crate) fn sealed(&self, view: &View, manifest: Manifest) -> Result<Manifest, Failure> {
-        let Spec::Secret(spec) = &manifest.spec else { return Ok(manifest) };
+        let Spec::Secret(SecretSpec::Given(spec)) = &manifest.spec else { return Ok(manifest) };
         let object = manifest.object();
         let keys = self.sealing_keys.as_ref().ok_or_else(|| {
             Failure::unavailable(
@@ -196,7 +202,7 @@ impl Server {
         };
         let chain =
             only_certificates(&spec.chain).map_err(|error| problem(format!("spec.chain: {error}")))?;
-        let spec = SecretSpec { chain, key };
+        let spec = SecretSpec::Given(Pair { chain, key });
         Ok(Manifest { spec: Spec::Secret(spec), ..manifest })
     }
 }
@@ -216,7 +222,7 @@ fn judge(chain: &str, key: &SecretText) -> Result<(), String> {
 /// The key that is stored for a secret.
 fn stored<'a>(view: &'a View, object: &ObjectRef) -> Option<&'a PrivateKey> {
     match &view.asked(object)?.spec {
-        Spec::Secret(spec) => Some(&spec.key),
+        Spec::Secret(spec) => spec.given().map(|pair| &pair.key),
         _ => None,
     }
 }

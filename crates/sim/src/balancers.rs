@@ -10,7 +10,7 @@ use lightbyte_api::kinds::loadbalancer::{
 };
 use lightbyte_api::observed::Observed;
 use lightbyte_api::records::Record;
-use lightbyte_api::topology::{BackendProtocol, Balance, Protocol, Target, Topology};
+use lightbyte_api::topology::{BackendProtocol, Balance, Challenge, Protocol, Target, Topology};
 use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Uid, VmId};
 use lightbyte_plan::agent::address;
 use lightbyte_plan::agent::proxy::Answer;
@@ -50,6 +50,7 @@ pub(crate) enum Errand {
 struct Sim {
     revision: u64,
     backends: BTreeMap<Uid, Ipv4Addr>,
+    challenges: Vec<Challenge>,
     in_flight: Vec<(Uid, Ipv4Addr)>,
     begun_millis: u64,
 }
@@ -77,6 +78,16 @@ impl Front {
     pub(crate) fn senders(&self, running: &[VmId]) -> BTreeMap<Uid, Vec<Uid>> {
         let running = self.proxies.iter().filter(|(vm, _)| running.contains(vm));
         running.map(|(vm, proxy)| (vm.uid(), proxy.backends.keys().copied().collect())).collect()
+    }
+
+    /// What a proxy answers to certification authorities, if it was told anything.
+    pub(crate) fn challenges(&self, vm: VmId) -> Option<&[Challenge]> {
+        self.proxies.get(&vm).filter(|proxy| proxy.revision > 0).map(|proxy| proxy.challenges.as_slice())
+    }
+
+    /// The revision that a proxy has taken.
+    pub(crate) fn revision(&self, vm: VmId) -> u64 {
+        self.proxies.get(&vm).map_or(0, |proxy| proxy.revision)
     }
 
     /// A machine is not there any more.
@@ -308,6 +319,7 @@ impl Sim {
             return Err(format!("revision {} is older than {}", topology.revision, self.revision));
         }
         self.revision = topology.revision;
+        self.challenges.clone_from(&topology.challenges);
         let backends = topology.pools.iter().flat_map(|pool| &pool.backends);
         let v4 = |address| if let IpAddr::V4(address) = address { Some(address) } else { None };
         self.backends =
@@ -463,7 +475,7 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef, workers: &[Worker]) ->
         let vm = VmId::new(proxy.uid);
         let Some(worker) = workers.iter().find(|worker| worker.id == proxy.worker) else { continue };
         let runs = worker.ready().contains(&vm);
-        let holds = worker.front.proxies.get(&vm).map_or(0, |proxy| proxy.revision);
+        let holds = worker.front.revision(vm);
         if runs && holds != choice.revision {
             return wrong(&format!("has proxy {vm} at revision {holds}"));
         }

@@ -345,6 +345,7 @@ impl Cluster {
         self.rest()?;
         self.count_protected();
         self.oracle.check_goal(&self.workers)?;
+        self.check_orders()?;
         self.check_sizes()?;
         self.stay_quiet()
     }

@@ -4,6 +4,7 @@
 //! tells every step. A seed and a commit replay everything.
 
 mod addresses;
+mod authority;
 mod balancers;
 mod cluster;
 mod counts;
@@ -169,6 +170,8 @@ fn count_waits(cluster: &mut Cluster) {
                 WaitingOn::Trial { .. } => "wait: trial",
                 WaitingOn::TrialFailed { .. } => "wait: trial failed",
                 WaitingOn::NoBackends { .. } => "wait: no backends",
+                WaitingOn::Ordered { .. } => "wait: certificate ordered",
+                WaitingOn::OrderFailed { .. } => "wait: order failed",
                 WaitingOn::CertificateExpires { .. } => "wait: certificate expires",
                 WaitingOn::CertificateExpired { .. } => "wait: certificate expired",
                 _ => "wait: other",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lightbyte_api::kinds::loadbalancer::{Choice, Configuration};
-use lightbyte_api::kinds::secret::{PrivateKey, Spec as SecretSpec};
+use lightbyte_api::kinds::secret::{Pair, PrivateKey, Spec as SecretSpec};
 use lightbyte_api::{Key, Kind, Manifest, Name, ObjectRef, Spec};
 use lightbyte_plan::View;
 use lightbyte_plan::fronts::choice;
@@ -13,6 +13,7 @@ use lightbyte_plan::status;
 
 use crate::cluster::{Checked, Cluster};
 use crate::oracle::{told, violated};
+use crate::rng::Rng;
 use crate::user::name;
 
 /// A proxy refuses whatever has a certificate with this key.
@@ -21,7 +22,7 @@ const POISON: &str = "sealed:poison";
 const SECRETS: [&str; 2] = ["shop", "wiki"];
 
 /// A certificate, and the state that it is in for as long as a simulation lasts.
-const CHAINS: [(&str, &str); 4] = [
+pub(crate) const CHAINS: [(&str, &str); 4] = [
     (include_str!("../certificates/lasting.pem"), "ready"),
     (include_str!("../certificates/other.pem"), "ready"),
     (include_str!("../certificates/expiring.pem"), "expiring"),
@@ -39,9 +40,12 @@ impl Cluster {
         if self.rng.once_in(6) {
             return ("delete", object.clone(), request::delete(view, &object, context));
         }
-        let key = if self.rng.once_in(5) { POISON } else { "sealed:good" };
-        let key = PrivateKey::Sealed(key.to_owned());
-        let spec = SecretSpec { chain: CHAINS[self.rng.below(CHAINS.len())].0.to_owned(), key };
+        let spec = if self.rng.once_in(3) {
+            SecretSpec::Ordered { acme: self.some_acme() }
+        } else {
+            let key = PrivateKey::Sealed(some_key(&mut self.rng).to_owned());
+            SecretSpec::Given(Pair { chain: CHAINS[self.rng.below(CHAINS.len())].0.to_owned(), key })
+        };
         let manifest =
             Manifest { name: object.name.clone(), labels: BTreeMap::new(), spec: Spec::Secret(spec) };
         ("change", object, request::apply(view, &manifest, context))
@@ -57,6 +61,11 @@ impl Cluster {
     }
 }
 
+/// A key that proxies take, or sometimes one that they do not.
+pub(crate) fn some_key(rng: &mut Rng) -> &'static str {
+    if rng.once_in(5) { POISON } else { "sealed:good" }
+}
+
 /// Whether a proxy refuses a certificate with this key.
 pub(crate) fn is_poison(key: &str) -> bool {
     key == POISON
@@ -67,7 +76,7 @@ pub(crate) fn has_poison(view: &View, configuration: &Configuration) -> bool {
     configuration.certificates.iter().any(|shown| {
         let object = ObjectRef::new(Kind::Secret, shown.secret.clone());
         let version = secret::version(view, &object, shown.uid, shown.version);
-        version.is_some_and(|version| version.spec.key == PrivateKey::Sealed(POISON.to_owned()))
+        version.is_some_and(|version| version.pair.key == PrivateKey::Sealed(POISON.to_owned()))
     })
 }
 
@@ -75,9 +84,16 @@ pub(crate) fn has_poison(view: &View, configuration: &Configuration) -> bool {
 pub(crate) fn can_be_shown(view: &View, secrets: &[Name]) -> Option<bool> {
     let good = |name: &Name| {
         let object = ObjectRef::new(Kind::Secret, name.clone());
-        view.living(&object)?;
-        let newest = secret::choice(view, &object)?.newest()?;
-        Some(newest.spec.key != PrivateKey::Sealed(POISON.to_owned()))
+        let asked = view.living(&object)?;
+        let newest = secret::choice(view, &object).and_then(|choice| choice.newest());
+        // What is yet to come is left out.
+        let is_left_out =
+            newest.is_none() && matches!(&asked.spec, Spec::Secret(spec) if spec.ordered().is_some());
+        if is_left_out {
+            return Some(true);
+        }
+        let newest = newest?;
+        Some(newest.pair.key != PrivateKey::Sealed(POISON.to_owned()))
     };
     let good: Vec<bool> = secrets.iter().map(good).collect::<Option<_>>()?;
     Some(good.into_iter().all(|good| good))
@@ -103,7 +119,7 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef) -> Checked {
     let Some(Spec::Secret(spec)) = view.living(object).map(|asked| &asked.spec) else { return Ok(()) };
     let choice_of = secret::choice(view, object).cloned().unwrap_or_default();
     let wrong = |what: &str| violated("secret", format!("{object} {what}: {}", told(view, object)));
-    if choice_of.newest().is_none_or(|newest| newest.spec != *spec) {
+    if spec.given().is_some_and(|pair| choice_of.newest().is_none_or(|newest| newest.pair != *pair)) {
         return wrong("has not as its newest what is asked");
     }
     let balancers = view.objects_of(Kind::LoadBalancer).filter_map(|balancer| choice(view, balancer));
@@ -113,7 +129,8 @@ pub(crate) fn check_goal(view: &View, object: &ObjectRef) -> Checked {
     if choice_of.versions.iter().any(|one| Some(one.number) != newest && !shown.contains(&one.number)) {
         return wrong("keeps what nobody shows");
     }
-    let expected = CHAINS.iter().find(|(chain, _)| *chain == spec.chain).map(|(_, state)| *state);
+    let chain = spec.given().map(|pair| pair.chain.as_str());
+    let expected = CHAINS.iter().find(|(text, _)| Some(*text) == chain).map(|(_, state)| *state);
     let state = status::state(view, object).map(|(state, _)| state);
     if expected.is_some() && state != expected {
         return wrong(&format!("is {state:?}, not {expected:?}"));

@@ -39,7 +39,7 @@ pub(crate) struct Server {
 
 /// A term of leadership.
 pub(crate) struct Term {
-    reconciler: Reconciler,
+    pub(crate) reconciler: Reconciler,
     lease: LeaseId,
     /// The batch under way: sent or not yet, and what the store said.
     batch: Option<InFlight>,
@@ -254,6 +254,7 @@ impl Cluster {
     /// The leader's loop turns once: plan, send, or take the answer. A kill may come between any two.
     pub(crate) fn lead(&mut self, index: usize) -> Checked {
         self.look(index);
+        self.issue(index)?;
         let (now, fresh_base) = (self.now(), self.rng.bits());
         let Some(term) = &mut self.servers[index].term else { return Ok(()) };
         let Some(mut batch) = term.batch.take() else {

@@ -1,8 +1,11 @@
-//! A **secret**: a certificate with its private key, for load balancers that speak TLS.
+//! A **secret**: a certificate with its private key, for load balancers that speak TLS: one that somebody has, or one that is asked of
+//! a certification authority, again and again.
 //!
 //! The key of a stored one is sealed: whoever reads the store, a backup of it, or what the API shows, has not read the key. The
 //! text of a sealed key may stand in a manifest like any other, and is taken by the cluster that sealed it, under the name that
 //! it was sealed for.
+
+mod acme;
 
 use std::fmt;
 
@@ -14,6 +17,8 @@ use super::{Field, SpecRules};
 use crate::reader::Reader;
 use crate::topology::SecretText;
 
+pub use self::acme::{Account, Acme, CONTACTS_MAX, DIRECTORY_DEFAULT, Failure, Issued, NAMES_MAX, Order};
+
 /// The longest chain, in bytes of PEM: a version of it lies in the store for each that load balancers still show.
 pub const CHAIN_BYTES_MAX: usize = 32 << 10;
 /// The longest key, in bytes of PEM: one of RSA with 8,192 bits has about 6,400.
@@ -23,9 +28,22 @@ pub const SEALED_BYTES_MAX: usize = 12 << 10;
 /// What a sealed text begins with.
 pub const SEALED_PREFIX: &str = "sealed:";
 
-/// What is asked of a secret.
+/// What is asked of a secret: where its certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
+#[serde(untagged)]
+pub enum Spec {
+    /// Somebody has it.
+    Given(Pair),
+    /// A certification authority gives it.
+    Ordered {
+        /// Which, and for what.
+        acme: Acme,
+    },
+}
+
+/// A certificate with its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
     /// The chain, the server's own certificate first, as PEM. Everybody who connects is shown it.
     pub chain: String,
     /// The key that fits it.
@@ -99,16 +117,28 @@ impl<'de> Deserialize<'de> for PrivateKey {
 pub struct Choice {
     /// The newest, and before it those that a load balancer still shows.
     pub versions: Vec<Version>,
+    /// With whom certificates are ordered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
+    /// The certificate that is ordered now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+    /// Why the last order brought none; nothing once one has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
 }
 
-/// A certificate as it was asked for at some time.
+/// A certificate as it was asked for, or came, at some time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
-    /// The generation in which it was asked for.
+    /// Higher than those of all before it. Of one that somebody has it is the generation in which that was asked for, where that is so.
     pub number: u64,
     /// The chain and its sealed key.
     #[serde(flatten)]
-    pub spec: Spec,
+    pub pair: Pair,
+    /// What it was ordered for; nothing where somebody had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Issued>,
     /// The names that it is shown for.
     pub server_names: Vec<String>,
     /// From when it is good.
@@ -119,11 +149,31 @@ pub struct Version {
     pub fingerprint: String,
 }
 
-impl Spec {
+impl Pair {
     /// How much text it has.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.chain.len() + self.key.length().0
+    }
+}
+
+impl Spec {
+    /// What is given, if it is.
+    #[must_use]
+    pub const fn given(&self) -> Option<&Pair> {
+        match self {
+            Spec::Given(pair) => Some(pair),
+            Spec::Ordered { .. } => None,
+        }
+    }
+
+    /// What is to be ordered, if it is.
+    #[must_use]
+    pub const fn ordered(&self) -> Option<&Acme> {
+        match self {
+            Spec::Given(_) => None,
+            Spec::Ordered { acme } => Some(acme),
+        }
     }
 }
 
@@ -141,9 +191,21 @@ impl SpecRules for Spec {
     const FIELDS: &'static [Field] = &[
         ("chain", "the certificates as PEM, the server's own first"),
         ("key", "the private key as PEM, which is sealed before it is stored; or the sealed text of one, as `get -o yaml` shows it"),
+        ("acme", "in place of `chain` and `key`: a certification authority is asked for it (RFC 8555), and again before it ends"),
+        ("acme.names", "the names that it is for, at most 32, whose port 80 leads to a load balancer that names this secret"),
+        ("acme.directory", "the authority's directory; Let's Encrypt's when left out. To ask is to agree to its terms"),
+        ("acme.contact", "e-mail addresses that the authority may write to, at most 8"),
     ];
 
     fn read(fields: &mut Reader<'_>) -> Option<Spec> {
+        if fields.has("acme") {
+            for field in ["chain", "key"] {
+                if fields.optional::<serde_json::Value>(field).is_some() {
+                    fields.problem(field, "cannot stand beside `acme`", None);
+                }
+            }
+            return fields.object("acme", Acme::read).map(|acme| Spec::Ordered { acme });
+        }
         let chain: Option<String> = fields.required("chain");
         let key: Option<PrivateKey> = fields.required("key");
         let lengths = [
@@ -159,7 +221,7 @@ impl SpecRules for Spec {
             let rule = "has something else than certificates in it";
             fields.problem("chain", rule, Some("leave in only what stands between BEGIN CERTIFICATE and END CERTIFICATE".to_owned()));
         }
-        Some(Spec { chain: chain?, key: key? })
+        Some(Spec::Given(Pair { chain: chain?, key: key? }))
     }
 }
 
@@ -207,5 +269,28 @@ mod tests {
         check(json!({ "chain": combined, "key": "k" }), &["spec.chain: has something else than certificates in it (leave in only what stands between BEGIN CERTIFICATE and END CERTIFICATE)"]);
         let told = read(&json!({ "chain": "c", "key": 4711 })).expect_err("is refused").join("");
         assert!(told.contains("spec.key"), "{told}");
+    }
+
+    #[test]
+    fn what_is_ordered_has_names_that_lead_somewhere() {
+        let spec = read(&json!({ "acme": { "names": ["WWW.example.org"] } })).expect("a manifest");
+        let whole = json!({ "acme": { "names": ["www.example.org"], "directory": DIRECTORY_DEFAULT } });
+        assert_eq!(spec.to_json().expect("plain data"), whole);
+        assert_eq!(read(&whole), Ok(spec));
+        let check = |acme: Value, expected: &str| {
+            let told = read(&json!({ "acme": acme })).expect_err("is refused").join("; ");
+            assert!(told.starts_with(expected), "{told}");
+        };
+        check(json!({}), "spec.acme.names: is missing");
+        check(json!({ "names": [] }), "spec.acme.names: must have 1 to 32 names, has 0");
+        check(json!({ "names": ["a.b", "A.b"] }), "spec.acme.names[1]: is there twice");
+        check(json!({ "names": ["*.a.b"] }), "spec.acme.names[0]: cannot be a wildcard");
+        for name in ["localhost", "", ".", "a..b", "-a.b", "a_b.c", "10.0.0.1", "a b.c", &format!("{}.b", "a".repeat(64))] {
+            check(json!({ "names": [name] }), "spec.acme.names[0]: must be a DNS name");
+        }
+        check(json!({ "names": ["a.b"], "directory": "http://a/" }), "spec.acme.directory: must be the https:// address");
+        check(json!({ "names": ["a.b"], "contact": ["me"] }), "spec.acme.contact[0]: must be an e-mail address");
+        let both = read(&json!({ "chain": "c", "key": "very secret", "acme": { "names": ["a.b"] } }));
+        assert_eq!(both.expect_err("is refused"), ["spec.chain: cannot stand beside `acme`", "spec.key: cannot stand beside `acme`"]);
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{
-    Backend, BackendProtocol, Balance, Certificate, Check, Ejection, FORMAT, HashKey, HeaderEdits, Limits,
-    Listener, Network, PathMatch, Pool, Probe, Protocol, ProxyProtocol, RateLimit, Redirect, Route, Sticky,
-    Target, Timeouts, Topology,
+    Backend, BackendProtocol, Balance, Certificate, Challenge, Check, Ejection, FORMAT, HashKey, HeaderEdits,
+    Limits, Listener, Network, PathMatch, Pool, Probe, Protocol, ProxyProtocol, RateLimit, Redirect, Route,
+    Sticky, Target, Timeouts, Topology,
 };
 
 /// Upper limits. They hold for what a proxy takes, so that no document can make one too big or too slow.
@@ -17,6 +17,10 @@ pub mod maximum {
     pub const CERTIFICATES: usize = 1_000;
     /// Server names of a certificate.
     pub const SERVER_NAMES: usize = 100;
+    /// Challenges of certification authorities: each name of a certificate that is ordered has one.
+    pub const CHALLENGES: usize = 1_000;
+    /// A token or an answer. Real ones have 43 and 87 bytes.
+    pub const CHALLENGE_BYTES: usize = 256;
     /// Routes.
     pub const ROUTES: usize = 2_000;
     /// Hosts, methods, headers or targets of one route.
@@ -92,6 +96,9 @@ impl Topology {
         for (index, certificate) in self.certificates.iter().enumerate() {
             certificate.check(&format!("certificates[{index}]"))?;
         }
+        for (index, challenge) in self.challenges.iter().enumerate() {
+            challenge.check(&format!("challenges[{index}]"))?;
+        }
         for (index, route) in self.routes.iter().enumerate() {
             route.check(&format!("routes[{index}]"))?;
         }
@@ -109,6 +116,7 @@ impl Topology {
     fn check_lengths(&self) -> Checked {
         length("listeners", self.listeners.len(), maximum::LISTENERS)?;
         length("certificates", self.certificates.len(), maximum::CERTIFICATES)?;
+        length("challenges", self.challenges.len(), maximum::CHALLENGES)?;
         length("routes", self.routes.len(), maximum::ROUTES)?;
         length("pools", self.pools.len(), maximum::POOLS)?;
         length("trusted_peers", self.trusted_peers.len(), maximum::TRUSTED_PEERS)?;
@@ -119,6 +127,7 @@ impl Topology {
     fn check_uniqueness(&self) -> Checked {
         unique("listeners", "name", self.listeners.iter().map(|listener| listener.name.as_str()))?;
         unique("listeners", "port", self.listeners.iter().map(|listener| listener.port))?;
+        unique("challenges", "token", self.challenges.iter().map(|challenge| challenge.token.as_str()))?;
         unique("routes", "name", self.routes.iter().map(|route| route.name.as_str()))?;
         unique("pools", "name", self.pools.iter().map(|pool| pool.name.as_str()))
     }
@@ -162,6 +171,24 @@ impl Listener {
                 format!("{at}.redirect_to_https"),
                 "would send clients of `https` round in circles",
             );
+        }
+        Ok(())
+    }
+}
+
+impl Challenge {
+    /// Whether a proxy can answer it: what an authority says is put into a path and into an answer.
+    ///
+    /// # Errors
+    /// The [`Problem`].
+    pub fn check(&self, path: &str) -> Checked {
+        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        let is_short = |text: &str| (1..=maximum::CHALLENGE_BYTES).contains(&text.len());
+        if !is_short(&self.token) || !self.token.bytes().all(is_letter) {
+            return problem(format!("{path}.token"), "is no token of ACME");
+        }
+        if !is_short(&self.answer) || !self.answer.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return problem(format!("{path}.answer"), "is no answer of ACME");
         }
         Ok(())
     }

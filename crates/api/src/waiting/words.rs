@@ -132,6 +132,12 @@ impl WaitingOn {
             | WaitingOn::CertificateUnusable { .. } => {
                 "`lightbyte import certificate NAME --chain FILE --key FILE` puts another in its place".to_owned()
             }
+            WaitingOn::Ordered { .. } => {
+                "a load balancer must name it among its `certificates`, and its names must lead there on port 80".to_owned()
+            }
+            WaitingOn::OrderFailed { .. } => {
+                "port 80 of its names must lead to a load balancer that names it; `lightbyte describe secret/NAME` shows when it is asked again".to_owned()
+            }
             WaitingOn::NoBackends { .. } => {
                 "its VMs must run, and pass their `health` checks if they have any".to_owned()
             }
@@ -302,6 +308,10 @@ impl fmt::Display for WaitingOn {
                 write!(formatter, "another certificate: this one was good till {}", day(*at))
             }
             WaitingOn::CertificateUnusable { because } => write!(formatter, "another certificate: {because}"),
+            WaitingOn::Ordered { directory } => write!(formatter, "a certificate from {directory}"),
+            WaitingOn::OrderFailed { because, .. } => {
+                write!(formatter, "a certificate, which was not given: {because}")
+            }
             WaitingOn::NoBackends { pool } => write!(formatter, "somebody in pool `{pool}` to serve"),
             WaitingOn::LossBrake => {
                 formatter.write_str("too many workers are away at once for any to be taken for lost")

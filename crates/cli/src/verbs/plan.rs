@@ -71,7 +71,7 @@ pub(crate) async fn run(cluster: &Cluster, words: &Plan) -> Result<Code> {
 /// A plan that is kept has its manifests in it, and no private key is to be kept.
 fn refuse_keys(changes: &[Supposed]) -> Result<(), Failure> {
     let has_key = |manifest: &Manifest| match &manifest.spec {
-        Spec::Secret(secret) => matches!(secret.key, PrivateKey::Plain(_)),
+        Spec::Secret(secret) => secret.given().is_some_and(|pair| matches!(pair.key, PrivateKey::Plain(_))),
         _ => false,
     };
     let with_key = |change: &Supposed| match change {

@@ -87,6 +87,7 @@ impl Balancer<'_> {
         }
         if !is_ending {
             self.configure(&mut choice, &mut plan);
+            choice.challenges = self.challenges();
         }
         self.fill(&mut choice, &mut plan);
         self.tell(&before, &mut choice);
@@ -319,5 +320,5 @@ fn look_again(plan: &mut Plan, pause: Span) {
 /// All that what proxies are told is made from, but for the revision.
 fn told(choice: &BalancerChoice) -> impl PartialEq {
     let trial = choice.trial.as_ref().map(|trial| (trial.number, trial.proxy));
-    (&choice.configurations, choice.accepted, trial, &choice.members)
+    (&choice.configurations, choice.accepted, trial, &choice.members, &choice.challenges)
 }

@@ -47,6 +47,8 @@ pub struct Inputs {
     pub view_read_at: Option<Timestamp>,
     /// What the members of the group that is planned use, as far as it was measured.
     pub load: Option<Arc<Load>>,
+    /// What came of the last step of the order of the secret that is planned.
+    pub news: Option<Arc<secret::acme::News>>,
     /// The time that schedules go by, where that is not `now`: who asks what a change would do looks into no other day.
     pub time_of_day: Option<Timestamp>,
 }
@@ -61,7 +63,7 @@ impl Inputs {
     /// What there is without a leader: the time, and a number that nobody else has.
     #[must_use]
     pub const fn at(now: Timestamp, fresh: u128) -> Inputs {
-        Inputs { now, fresh, view_read_at: None, load: None, time_of_day: None }
+        Inputs { now, fresh, view_read_at: None, load: None, news: None, time_of_day: None }
     }
 
     /// The fresh uid number `index` of this plan.

@@ -1,13 +1,14 @@
-//! Secrets: the newest certificate, and those before it that a load balancer still shows.
+//! Secrets: the newest certificate, and those before it that a load balancer still shows. One that nobody has is ordered (`acme`).
 //!
 //! A load balancer tries a new certificate with one proxy before the others get it, and goes back to the one before if that does
 //! not go well. So a version stays for as long as a load balancer names it, and no longer: a key that nobody needs is not kept.
 
+pub mod acme;
+
 use std::collections::BTreeSet;
 
 use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, ShownCertificate};
-use lightbyte_api::kinds::secret::{Choice as SecretChoice, Spec as SecretSpec, Version};
-use lightbyte_api::object::Meta;
+use lightbyte_api::kinds::secret::{Acme, Choice as SecretChoice, Failure, Issued, Pair, Spec as SecretSpec, Version};
 use lightbyte_api::{Choice, Kind, ObjectRef, Span, Spec, Timestamp, Uid, WaitingOn};
 use lightbyte_certificate::Certificate;
 
@@ -41,9 +42,12 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
         return plan;
     }
     let mut choice = choice(view, object).cloned().unwrap_or_default();
-    match newest(spec, &asked.meta, &choice) {
-        Ok(version) => choice.versions.extend(version),
-        Err(because) => plan.waiting_on.push(WaitingOn::CertificateUnusable { because }),
+    match spec {
+        SecretSpec::Given(pair) => {
+            choice = SecretChoice { versions: choice.versions, ..SecretChoice::default() };
+            take(pair, None, asked.meta.generation, &mut choice, &mut plan);
+        }
+        SecretSpec::Ordered { acme } => take_news(acme, asked.meta.generation, inputs, &mut choice, &mut plan),
     }
     let newest = choice.newest().map(|version| version.number);
     choice.versions.retain(|version| {
@@ -57,15 +61,54 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     plan
 }
 
-/// What is asked, as a version, unless that is the newest already.
-fn newest(spec: &SecretSpec, meta: &Meta, choice: &SecretChoice) -> Result<Option<Version>, String> {
-    if choice.newest().is_some_and(|newest| newest.spec == *spec) {
-        return Ok(None);
+/// Makes a certificate the newest version, unless it is that already. Whether it is one.
+fn take(pair: &Pair, issued: Option<Issued>, generation: u64, choice: &mut SecretChoice, plan: &mut Plan) -> bool {
+    if choice.newest().is_some_and(|newest| newest.pair == *pair) {
+        return true;
     }
-    let read = Certificate::read(&spec.chain).map_err(|error| error.to_string())?;
-    let Certificate { server_names, begins_at, expires_at, fingerprint } = read;
-    let number = meta.generation;
-    Ok(Some(Version { number, spec: spec.clone(), server_names, begins_at, expires_at, fingerprint }))
+    let Certificate { server_names, begins_at, expires_at, fingerprint } = match Certificate::read(&pair.chain) {
+        Ok(read) => read,
+        Err(error) => {
+            plan.waiting_on.push(WaitingOn::CertificateUnusable { because: error.to_string() });
+            return false;
+        }
+    };
+    // No number comes twice while somebody may show what had it.
+    let number = choice.newest().map_or(generation, |newest| generation.max(newest.number + 1));
+    let pair = pair.clone();
+    choice.versions.push(Version { number, pair, issued, server_names, begins_at, expires_at, fingerprint });
+    true
+}
+
+/// Notes what came of the last step of an order, and says how it stands.
+fn take_news(acme: &Acme, generation: u64, inputs: &Inputs, choice: &mut SecretChoice, plan: &mut Plan) {
+    // What is asked has changed, and with it what the authority is to be asked.
+    choice.order = choice.order.take().filter(|order| order.acme == *acme);
+    choice.failure = choice.failure.take().filter(|failure| failure.acme == *acme);
+    match inputs.news.as_deref().filter(|news| news.is_news(acme, choice)) {
+        None => {}
+        Some(acme::News::Ordered { account, order }) => {
+            (choice.account, choice.order) = (Some(account.clone()), Some(order.clone()));
+        }
+        Some(acme::News::Issued { pair, .. }) => {
+            choice.order = None;
+            let issued = Issued { acme: acme.clone(), at: inputs.now };
+            if take(pair, Some(issued), generation, choice, plan) {
+                choice.failure = None;
+            }
+        }
+        Some(acme::News::Failed { because, at, .. }) => {
+            let times = choice.failure.as_ref().map_or(0, |failure| failure.times).saturating_add(1);
+            choice.order = None;
+            choice.failure = Some(Failure { acme: acme.clone(), because: because.clone(), at: *at, times });
+        }
+    }
+    if let Some(failure) = &choice.failure {
+        let (because, again_at) = (failure.because.clone(), acme::again_at(failure));
+        plan.waiting_on.push(WaitingOn::OrderFailed { because, again_at });
+    } else if choice.order.is_some() || choice.newest().is_none_or(|newest| !acme::is_of(newest, acme)) {
+        plan.waiting_on.push(WaitingOn::Ordered { directory: acme.directory.clone() });
+    }
 }
 
 /// Says that a certificate is near its end, or looks again when it is.

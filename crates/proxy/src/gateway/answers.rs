@@ -31,6 +31,20 @@ pub(super) async fn redirect(session: &mut Session, redirect: &Redirect, scheme:
     write_redirect(session, redirect.status, location).await
 }
 
+/// Answers a certification authority (RFC 8555, 8.3). Always true: the answer is written.
+pub(super) async fn challenge(session: &mut Session, answer: String) -> Result<bool> {
+    let mut response = ResponseHeader::build(200, Some(3))?;
+    response.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
+    response.insert_header(header::CONTENT_LENGTH, answer.len().to_string())?;
+    response.insert_header(header::CACHE_CONTROL, "no-store")?;
+    let has_body = session.req_header().method != http::Method::HEAD;
+    session.write_response_header(Box::new(response), !has_body).await?;
+    if has_body {
+        session.write_response_body(Some(Bytes::from(answer)), true).await?;
+    }
+    Ok(true)
+}
+
 /// The same place by `https`. `path` has its query.
 pub(crate) fn location_of_https(host: &str, port: u16, path: &str) -> String {
     let port = if port == 443 { String::new() } else { format!(":{port}") };

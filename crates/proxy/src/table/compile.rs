@@ -29,6 +29,11 @@ impl Table {
             revision: topology.revision,
             listeners: topology.listeners.iter().map(|listener| (listener.port, listener.clone())).collect(),
             certificates,
+            challenges: topology
+                .challenges
+                .iter()
+                .map(|one| (one.token.clone(), one.answer.clone()))
+                .collect(),
             pools,
             limits: topology.limits,
             trusted_peers: topology.trusted_peers.clone(),

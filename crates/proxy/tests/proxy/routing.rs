@@ -163,3 +163,27 @@ async fn a_request_that_is_sent_early_is_answered_in_its_turn() {
     let places = ["GET /first", "abc", "GET /last"].map(|text| answer.body.find(text));
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certification_authority_is_answered_before_all_routes() {
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    let mut topology = simple(1, port, &[&one]);
+    topology["listeners"][0]["redirect_to_https"] = json!(443);
+    topology["challenges"] = json!([{"token": "abc-_1", "answer": "abc-_1.thumb"}]);
+    rig.apply(&topology).await;
+    let asked = get(port, "a.example/.well-known/acme-challenge/abc-_1").await;
+    assert_eq!((asked.status, asked.body.as_str()), (200, "abc-_1.thumb"));
+    for other in ["abc", "abc-_1/x", "", "../acme-challenge/abc-_1"] {
+        let asked = get(port, &format!("a.example/.well-known/acme-challenge/{other}")).await;
+        assert!(asked.status == 308 || asked.status == 400, "{other}: {}", asked.status);
+    }
+    let posted = b"POST /.well-known/acme-challenge/abc-_1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(send(port, posted).await.status, 308);
+    for (token, answer) in [("a/b", "x"), ("", "x"), ("a", ""), ("a", "x\r\ny")] {
+        topology["revision"] = json!(2);
+        topology["challenges"] = json!([{"token": token, "answer": answer}]);
+        let (status, body) = rig.control("PUT", "/topology", &sealed(&topology)).await;
+        assert!(status == 422 && body.contains("challenges[0]"), "{token:?} {answer:?}: {status} {body}");
+    }
+}

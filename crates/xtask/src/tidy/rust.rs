@@ -17,6 +17,10 @@ const TCP_MODULES: &[(&str, &str)] = &[
         "listens for clients of a load balancer; TLS of its certificates, not the cluster's",
     ),
     ("crates/proxy/src/connection.rs", "the stream of such a client"),
+    (
+        "crates/server/src/acme/http.rs",
+        "asks certification authorities by HTTPS: no peer, and trusted as this machine trusts",
+    ),
     ("crates/proxy/src/checks.rs", "tries whether backends answer"),
     ("crates/bench/src/deaths/backend.rs", "a backend of proxies that are measured"),
     ("crates/bench/src/deaths/client.rs", "a client of theirs"),

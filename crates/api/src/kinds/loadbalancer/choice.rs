@@ -10,6 +10,7 @@ use super::Serving;
 use crate::assigned::{HostObject, VirtualAddress};
 use crate::kinds::Kind;
 use crate::name::Name;
+use crate::topology::Challenge;
 use crate::uid::{Uid, WorkerId};
 use crate::units::Span;
 
@@ -30,6 +31,9 @@ pub struct Choice {
     /// The last one that was tried and refused; what is asked now, unless it has changed since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Rejected>,
+    /// What is answered to certification authorities, for the secrets that are named.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub challenges: Vec<Challenge>,
     /// Everybody that a configuration has in a pool.
     pub members: Vec<Member>,
     /// Everybody that was a member, and that a proxy may still send to.

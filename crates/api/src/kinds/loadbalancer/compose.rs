@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Choice, Configuration, Listener, Pool, Route, Serving, ShownCertificate};
-use crate::topology::{self, Backend, Certificate, ProxyProtocol, Target, Topology};
+use crate::topology::{self, Backend, Certificate, Protocol, ProxyProtocol, Target, Topology};
 use crate::uid::Uid;
 use crate::units::ByteSize;
 
@@ -25,14 +25,19 @@ impl Choice {
 
     fn topology(&self, configuration: &Configuration, certificates: Vec<Certificate>) -> Topology {
         let address_of = |uid: &Uid| self.members.iter().find(|member| member.uid == *uid).map(|member| member.address);
-        configuration.serving.topology(self.revision, certificates, |pool| {
+        let has_certificates = !certificates.is_empty();
+        let mut topology = configuration.serving.topology(self.revision, certificates, |pool| {
             let members = configuration.pools.get(&pool.name).into_iter().flatten();
             let backend = |uid: &Uid| {
                 let address = IpAddr::V4(address_of(uid)?);
                 Some(Backend { uid: uid.to_string(), address, port: pool.port, weight: 1, retiring: false })
             };
             members.filter_map(backend).collect()
-        })
+        });
+        topology.challenges.clone_from(&self.challenges);
+        // Where all certificates are yet to come, nobody could be greeted by TLS.
+        topology.listeners.retain(|one| one.protocol == Protocol::Http || has_certificates);
+        topology
     }
 }
 
@@ -53,6 +58,7 @@ impl Serving {
             revision,
             listeners: self.listeners.iter().map(listener).collect(),
             certificates,
+            challenges: Vec::new(),
             routes,
             pools: self.pools.iter().map(|one| pool(one, backends(one))).collect(),
             limits: topology::Limits::default(),

@@ -4,7 +4,8 @@
 use lightbyte_api::kinds::loadbalancer::{
     Choice as BalancerChoice, Configuration, Proxy, Rejected, ShownCertificate, Trial,
 };
-use lightbyte_api::{Key, Kind, Name, ObjectRef, Span, Timestamp, WaitingOn};
+use lightbyte_api::topology::Challenge;
+use lightbyte_api::{Key, Kind, Name, ObjectRef, Span, Spec, Timestamp, WaitingOn};
 
 use super::{Balancer, look_again, observed};
 use crate::planner::{Plan, later, secret, since};
@@ -55,20 +56,32 @@ impl Balancer<'_> {
         plan.waiting_on.extend(tester.map(|proxy| WaitingOn::Trial { proxy: proxy.clone() }));
     }
 
-    /// The newest of each certificate that is asked for; nothing while one is not there.
+    /// The newest of each certificate that is asked for; nothing while one is not there. One that is ordered keeps nobody waiting: it
+    /// is these proxies that the authority comes to.
     fn certificates(&self, plan: &mut Plan) -> Option<Vec<ShownCertificate>> {
         let shown = |name: &Name| {
             let object = ObjectRef::new(Kind::Secret, name.clone());
             plan.rests_on.push(Key::Decided(object.clone()));
             // One that is missing is told with all that is.
-            let uid = self.view.living(&object)?.meta.uid;
+            let asked = self.view.living(&object)?;
+            let is_ordered = matches!(&asked.spec, Spec::Secret(spec) if spec.ordered().is_some());
+            let uid = asked.meta.uid;
             let Some(newest) = secret::choice(self.view, &object).and_then(|choice| choice.newest()) else {
                 plan.waiting_on.push(WaitingOn::Source { object });
-                return None;
+                return is_ordered.then_some(None);
             };
-            Some(ShownCertificate { secret: name.clone(), uid, version: newest.number })
+            Some(Some(ShownCertificate { secret: name.clone(), uid, version: newest.number }))
         };
-        self.spec.serving.certificates.iter().map(shown).collect()
+        let shown: Option<Vec<Option<ShownCertificate>>> =
+            self.spec.serving.certificates.iter().map(shown).collect();
+        Some(shown?.into_iter().flatten().collect())
+    }
+
+    /// What the authorities are answered that certificates are ordered of.
+    pub(super) fn challenges(&self) -> Vec<Challenge> {
+        let objects = self.spec.serving.certificates.iter().map(|name| ObjectRef::new(Kind::Secret, name.clone()));
+        let orders = objects.filter_map(|object| secret::choice(self.view, &object)?.order.as_ref());
+        orders.flat_map(|order| order.challenges.iter().cloned()).collect()
     }
 
     /// Whether this is what is asked.

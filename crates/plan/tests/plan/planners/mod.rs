@@ -7,6 +7,7 @@ mod keep;
 mod leases;
 mod load;
 mod moves;
+mod orders;
 mod others;
 mod place;
 mod secrets;

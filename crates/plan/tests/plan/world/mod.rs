@@ -29,6 +29,7 @@ mod render;
 mod store;
 
 use lightbyte_api::{Key, Kind, Name, ObjectRef, Timestamp, Uid};
+use lightbyte_plan::planner::secret::acme::News;
 use lightbyte_plan::planner::{self, Inputs};
 
 pub(crate) use random::Random;
@@ -87,10 +88,24 @@ pub(crate) fn apply_next(
     object_text: &str,
     seconds: i64,
 ) -> Option<(lightbyte_plan::View, lightbyte_plan::Transaction)> {
+    apply_with(store, object_text, seconds, None)
+}
+
+/// The same with news of an order.
+fn apply_with(
+    store: &mut Store,
+    object_text: &str,
+    seconds: i64,
+    news: Option<News>,
+) -> Option<(lightbyte_plan::View, lightbyte_plan::Transaction)> {
     let view = store.view();
     view.check().expect("indexes that say what the entries say");
     let fresh = u128::from(store.revision()) << 64;
-    let inputs = Inputs { view_read_at: Some(at(seconds)), ..Inputs::at(at(seconds), fresh) };
+    let inputs = Inputs {
+        view_read_at: Some(at(seconds)),
+        news: news.map(Into::into),
+        ..Inputs::at(at(seconds), fresh)
+    };
     let found = decide(&view, &object(object_text), &inputs)?;
     store.commit(&found).expect("a plan fits the view that it was made from");
     Some((view, found))
@@ -99,6 +114,12 @@ pub(crate) fn apply_next(
 /// The same in words.
 pub(crate) fn next_plan(store: &mut Store, object_text: &str, seconds: i64) -> String {
     let applied = apply_next(store, object_text, seconds);
+    applied.map_or_else(|| "nothing".to_owned(), |(view, found)| writes(&Names::of(&view), &found))
+}
+
+/// The same with news of an order.
+pub(crate) fn plan_with_news(store: &mut Store, object_text: &str, seconds: i64, news: News) -> String {
+    let applied = apply_with(store, object_text, seconds, Some(news));
     applied.map_or_else(|| "nothing".to_owned(), |(view, found)| writes(&Names::of(&view), &found))
 }
 

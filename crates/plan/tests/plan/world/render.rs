@@ -261,10 +261,15 @@ impl Show for Decided {
             Choice::Secret(choice) => {
                 let version =
                     |one: &secret::Version| format!("{} of {}", one.number, one.server_names.join(","));
-                Some(format!(
-                    "versions {}",
-                    choice.versions.iter().map(version).collect::<Vec<_>>().join(" ")
-                ))
+                let mut text =
+                    format!("versions {}", choice.versions.iter().map(version).collect::<Vec<_>>().join(" "));
+                if let Some(order) = &choice.order {
+                    text.push_str(&format!(", ordered {}", order.url));
+                }
+                if let Some(failure) = &choice.failure {
+                    text.push_str(&format!(", failed {} times", failure.times));
+                }
+                Some(text)
             }
             _ => None,
         };
@@ -326,6 +331,9 @@ fn balancer(names: &Names, choice: &loadbalancer::Choice) -> String {
     }
     if let Some(trial) = &choice.trial {
         text.push_str(&format!(", {} tries {}", names.show(trial.proxy), trial.revision));
+    }
+    for challenge in &choice.challenges {
+        text.push_str(&format!(", answers {} for {}", challenge.answer, challenge.token));
     }
     if let Some(held) = &choice.virtual_address {
         let holder = held.holder.map_or_else(|| "nobody".to_owned(), |holder| names.show(holder));

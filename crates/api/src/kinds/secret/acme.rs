@@ -1,0 +1,124 @@
+//! Certificates that a certification authority gives to whoever shows that names lead to him (ACME, RFC 8555).
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::reader::Reader;
+use crate::topology::Challenge;
+
+/// Where certificates come from that do not say where.
+pub const DIRECTORY_DEFAULT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+/// Names of one certificate.
+pub const NAMES_MAX: usize = 32;
+/// Addresses for messages of the authority.
+pub const CONTACTS_MAX: usize = 8;
+/// The longest address of a directory or a person.
+const TEXT_BYTES_MAX: usize = 512;
+/// The longest name (RFC 1035, 2.3.4).
+const NAME_BYTES_MAX: usize = 253;
+
+/// A certificate is to be asked for, and again before it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acme {
+    /// The names that it is for, in lower case. Requests to port 80 of each of them reach a load balancer that names the secret.
+    pub names: Vec<String>,
+    /// The directory of the authority (RFC 8555, 7.1.1).
+    pub directory: String,
+    /// E-mail addresses that the authority may write to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contact: Vec<String>,
+}
+
+/// An account of a certification authority, with which all orders of a secret are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Whose it is.
+    pub directory: String,
+    /// Its address and key, sealed as private keys are.
+    pub sealed: String,
+}
+
+/// A certificate that was ordered and has not come yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// What was asked for then.
+    pub acme: Acme,
+    /// Its address at the authority.
+    pub url: String,
+    /// What proxies are to answer to the authority.
+    pub challenges: Vec<Challenge>,
+    /// When it was made, on the leader's clock.
+    pub since: Timestamp,
+}
+
+/// What a certificate was ordered for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// What was asked for then.
+    pub acme: Acme,
+    /// When it came, on the leader's clock.
+    pub at: Timestamp,
+}
+
+/// The last time that no certificate came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What was asked for then.
+    pub acme: Acme,
+    /// Why, in words for people.
+    pub because: String,
+    /// When, on the leader's clock.
+    pub at: Timestamp,
+    /// How often in a row.
+    pub times: u32,
+}
+
+impl Acme {
+    /// Its fields.
+    pub(super) fn read(fields: &mut Reader<'_>) -> Option<Acme> {
+        let names: Option<Vec<String>> = fields.required("names");
+        let directory = fields.or("directory", DIRECTORY_DEFAULT.to_owned());
+        let contact: Vec<String> = fields.or("contact", Vec::new());
+        let names: Vec<String> = names?.iter().map(|name| name.to_ascii_lowercase()).collect();
+        if names.is_empty() || names.len() > NAMES_MAX {
+            fields.problem("names", format!("must have 1 to {NAMES_MAX} names, has {}", names.len()), None);
+        }
+        for (index, name) in names.iter().enumerate() {
+            if let Some(wrong) = wrong_with(name) {
+                fields.problem(&format!("names[{index}]"), wrong, None);
+            } else if names[..index].contains(name) {
+                fields.problem(&format!("names[{index}]"), "is there twice", None);
+            }
+        }
+        if directory.len() > TEXT_BYTES_MAX || !directory.starts_with("https://") || !is_plain(&directory) {
+            fields.problem("directory", "must be the https:// address of a directory of ACME", None);
+        }
+        if contact.len() > CONTACTS_MAX {
+            fields.problem("contact", format!("has {} items, at most {CONTACTS_MAX} are allowed", contact.len()), None);
+        }
+        let is_address = |text: &String| text.len() <= TEXT_BYTES_MAX && text.contains('@') && is_plain(text);
+        if let Some(index) = contact.iter().position(|text| !is_address(text)) {
+            fields.problem(&format!("contact[{index}]"), "must be an e-mail address", None);
+        }
+        Some(Acme { names, directory, contact })
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// Why no certificate can be had for a name by requests of HTTP to it.
+fn wrong_with(name: &str) -> Option<String> {
+    if name.starts_with("*.") {
+        return Some("cannot be a wildcard: nobody can show by HTTP that all its names lead here".to_owned());
+    }
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(is_letter) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let is_name = name.len() <= NAME_BYTES_MAX && name.contains('.') && name.split('.').all(is_label);
+    // An address would be a name of digits alone.
+    let is_address = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    (!is_name || is_address).then(|| "must be a DNS name with a dot in it, as `www.example.org`".to_owned())
+}
