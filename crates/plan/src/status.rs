@@ -527,8 +527,10 @@ fn of_secret<'a>(
             }))
         };
         let mut more = newest.map(of).unwrap_or_default();
-        if spec.ordered().is_some() {
+        if let Some(acme) = spec.ordered() {
             more.extend(order_of(choice, newest));
+            // Those that it is to have.
+            more.entry("server_names").or_insert_with(|| json!(acme.names));
         }
         more
     };
