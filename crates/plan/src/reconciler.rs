@@ -75,7 +75,7 @@ pub struct Reconciler {
     /// What the members of groups use.
     loads: BTreeMap<Uid, Arc<Load>>,
     /// What came of the last step of each order, in this term.
-    news: BTreeMap<ObjectRef, Arc<News>>,
+    news: BTreeMap<Uid, Arc<News>>,
     /// The time that schedules stand at; `None` when they go on.
     time_of_day: Option<Timestamp>,
     counters: Counters,
@@ -191,16 +191,23 @@ impl Reconciler {
         self.queue.extend(groups);
     }
 
-    /// Takes what came of a step of the order of a secret.
-    pub fn learned(&mut self, object: ObjectRef, news: Arc<News>) {
-        self.news.insert(object.clone(), news);
-        self.queue.insert(object);
+    /// Takes what came of a step of the order of the secret with this uid.
+    pub fn learned(&mut self, uid: Uid, news: Arc<News>) {
+        self.news.retain(|known, _| self.view.object_of(*known).is_some());
+        self.news.insert(uid, news);
+        self.queue.extend(self.view.object_of(uid).cloned());
     }
 
-    /// What came of the last step of the order of a secret, in this term.
+    /// What came of the last step of the order of the secret with this uid, in this term.
     #[must_use]
-    pub fn news_of(&self, object: &ObjectRef) -> Option<&News> {
-        self.news.get(object).map(Arc::as_ref)
+    pub fn news_of(&self, uid: Uid) -> Option<&News> {
+        self.news.get(&uid).map(Arc::as_ref)
+    }
+
+    /// Whether the view is one that may be acted upon: whatever this loop and the leader before have written is in it.
+    #[must_use]
+    pub fn may_act(&self) -> bool {
+        !self.is_held()
     }
 
     /// Nothing more is planned until the feed has reached `revision`, which a linearizable read returned. Used when
@@ -270,12 +277,13 @@ impl Reconciler {
         };
         for _ in 0..PLANS_PER_TURN_MAX {
             let Some(object) = self.queue.pop_first() else { break };
+            let uid = self.view.asked(&object).map(|asked| asked.meta.uid);
             let inputs = Inputs {
                 now,
                 fresh: fresh(),
                 view_read_at: self.read_at,
-                news: self.news.get(&object).cloned(),
-                load: self.view.asked(&object).and_then(|asked| self.loads.get(&asked.meta.uid)).cloned(),
+                news: uid.and_then(|uid| self.news.get(&uid)).cloned(),
+                load: uid.and_then(|uid| self.loads.get(&uid)).cloned(),
                 time_of_day: self.time_of_day,
             };
             let Some(transaction) = self.plan_one(&object, &inputs) else { continue };

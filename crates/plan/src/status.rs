@@ -515,8 +515,10 @@ fn of_secret<'a>(
     let more = move || {
         // Which sealing keys are needed for as long as some load balancer shows what they sealed.
         let sealed_with = versions.iter().filter_map(|version| version.pair.key.sealed_with());
-        let sealed_with: BTreeSet<&str> =
-            sealed_with.chain(spec.given().and_then(|pair| pair.key.sealed_with())).collect();
+        let account = choice.and_then(|choice| choice.account.as_ref());
+        let account = account.and_then(|account| secret_kind::sealed_with(&account.sealed));
+        let given = spec.given().and_then(|pair| pair.key.sealed_with());
+        let sealed_with: BTreeSet<&str> = sealed_with.chain(given).chain(account).collect();
         let of = |version: &secret_kind::Version| {
             fields(json!({
                 "server_names": version.server_names,

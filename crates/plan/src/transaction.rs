@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lightbyte_api::assigned::Assigned;
 use lightbyte_api::kinds::loadbalancer::SERVING_BYTES_MAX;
-use lightbyte_api::kinds::secret::Pair;
+use lightbyte_api::kinds::secret::{Order, Pair};
 use lightbyte_api::records::Record;
 use lightbyte_api::{Choice, Key, Spec};
 
@@ -59,9 +59,14 @@ impl Write {
                 }
                 Choice::LoadBalancer(choice) => {
                     let told = choice.configurations.len() + usize::from(choice.rejected.is_some());
-                    told * SERVING_BYTES_MAX + choice.members.len() * MEMBER_BYTES
+                    let challenges: usize =
+                        choice.challenges.iter().map(|one| one.token.len() + one.answer.len()).sum();
+                    told * SERVING_BYTES_MAX + choice.members.len() * MEMBER_BYTES + challenges
                 }
-                Choice::Secret(choice) => choice.versions.iter().map(|version| version.pair.bytes()).sum(),
+                Choice::Secret(choice) => {
+                    let versions: usize = choice.versions.iter().map(|version| version.pair.bytes()).sum();
+                    versions + choice.order.as_ref().map_or(0, Order::bytes)
+                }
                 _ => 0,
             },
             _ => 0,

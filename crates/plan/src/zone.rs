@@ -4,6 +4,7 @@
 //!   VM.vm           its addresses, while it is to run and its worker says that it does
 //!   GROUP.group     those of its members that serve
 //!   LB.lb           its virtual address, or those of its proxies that know what to do;  _http._tcp.LB.lb  and at which port
+//!   _acme-challenge.NAME   what a certification authority looks for, while a certificate is ordered
 //!   …               what people write (`dnsrecord`), beside these and never in their place
 //!   reverse         VM.vm for every address of a network with a pool
 //! ```
@@ -25,7 +26,7 @@ use lightbyte_api::zone::{APEX, Records, Service, Set, Zone, canonical, maximum}
 use lightbyte_api::{Key, Kind, Name, ObjectRef, Spec, Uid};
 
 use crate::fronts;
-use crate::planner::{scalegroup, vm};
+use crate::planner::{scalegroup, secret, vm};
 use crate::view::View;
 
 /// How many addresses of one family one name has at most. So many fit into one answer, and nobody who looks a name up
@@ -33,6 +34,9 @@ use crate::view::View;
 pub const ADDRESSES_MAX: usize = 2_000;
 /// How many texts one name has at most, for the same reason.
 pub const TEXTS_MAX: usize = 200;
+
+/// How long others may keep what a certification authority looks for.
+const CHALLENGE_TTL_S: u32 = 1;
 
 /// The zone of a view, and whether all that is named is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +57,9 @@ pub const fn concerns(key: &Key) -> bool {
             object.kind,
             Kind::Vm | Kind::ScaleGroup | Kind::LoadBalancer | Kind::Network | Kind::DnsRecord
         ),
-        Key::Decided(object) => matches!(object.kind, Kind::Vm | Kind::ScaleGroup | Kind::LoadBalancer),
+        Key::Decided(object) => {
+            matches!(object.kind, Kind::Vm | Kind::ScaleGroup | Kind::LoadBalancer | Kind::Secret)
+        }
         Key::Assigned(_, object) | Key::Observed(_, object) => matches!(object.kind, Kind::Vm),
         Key::Alive(_) => true,
         _ => false,
@@ -68,6 +74,7 @@ pub fn compose(view: &View, name: &str) -> Composed {
     view.objects_of(Kind::LoadBalancer).for_each(|balancer| composer.balancer(balancer));
     view.objects_of(Kind::ScaleGroup).for_each(|group| composer.group(group));
     view.objects_of(Kind::Vm).for_each(|vm| composer.vm(vm));
+    view.objects_of(Kind::Secret).for_each(|secret| composer.texts(secret));
     // The alias last: whether it stands alone is known then.
     for aliases in [false, true] {
         view.objects_of(Kind::DnsRecord).for_each(|record| composer.record(record, aliases));
@@ -280,6 +287,22 @@ impl<'a> Composer<'a> {
             self.add(service, Records { srv: vec![service_is].into(), ..Records::default() });
         }
         self.add(owner, records);
+    }
+
+    /// What a certification authority looks for. Names that are not in this zone are not ours to answer for.
+    fn texts(&mut self, object: &ObjectRef) {
+        let order = secret::choice(self.view, object).and_then(|choice| choice.order.as_ref());
+        for text in order.into_iter().flat_map(|order| &order.texts) {
+            let owner =
+                text.name.strip_suffix(&self.composed.zone.name).and_then(|name| name.strip_suffix('.'));
+            let Some(owner) = owner.map(str::to_owned) else { continue };
+            let mut records = self.composed.zone.names.get(&owner).cloned().unwrap_or_default();
+            let before = records.count();
+            merge(&mut records.txt, std::iter::once(text.value.clone()), CHALLENGE_TTL_S, TEXTS_MAX);
+            if self.has_room(records.count() - before) {
+                self.composed.zone.names.insert(owner, records);
+            }
+        }
     }
 
     /// A record that somebody wrote: first all but aliases, then aliases, which need a name for themselves.

@@ -75,6 +75,8 @@ impl AsyncRead for Framed {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.bytes {
+            // It was no request, but something that came too early: what is lost of it cannot be had again.
+            Bytes::Unheard if self.connection.has_changed_protocol() => return Poll::Ready(Ok(())),
             // Nobody has to be woken: the NUL before this ends the connection as soon as it is read.
             Bytes::Unheard => return Poll::Pending,
             Bytes::Over => return Poll::Ready(Ok(())),

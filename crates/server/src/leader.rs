@@ -187,7 +187,9 @@ impl Term {
                     tracing::debug!(guests = counted.cpu.len(), proxies = counted.carried.len(), groups = groups.len(), "looked at the load of groups");
                     self.reconciler.measured(self.gauge.loads(), groups);
                 }
-                (object, news) = self.issuer.done() => self.reconciler.learned(object, Arc::new(news)),
+                (uid, news) = self.issuer.done() => {
+                    news.into_iter().for_each(|news| self.reconciler.learned(uid, Arc::new(news)));
+                }
                 () = sleep_until(self.next_look), if self.looking.is_none() => {}
                 () = sleep(wake) => {}
             }

@@ -91,6 +91,11 @@ impl Names {
         Names { zone: zone.to_owned(), newest: watch::Sender::new(None), wanted: Notify::new() }
     }
 
+    /// The zone's name.
+    pub(crate) fn zone(&self) -> &str {
+        &self.zone
+    }
+
     /// A place among those who are told. The first thing that it sees may be from a time when nobody was.
     pub(crate) fn follow(&self) -> watch::Receiver<Option<Told>> {
         let told = self.newest.subscribe();

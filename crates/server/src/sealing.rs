@@ -208,7 +208,7 @@ impl Server {
 }
 
 /// Whether proxies could show it.
-fn judge(chain: &str, key: &SecretText) -> Result<(), String> {
+pub(crate) fn judge(chain: &str, key: &SecretText) -> Result<(), String> {
     let read = Certificate::read(chain).map_err(|error| format!("spec.chain: {error}"))?;
     certified(chain, key.reveal()).map_err(|error| format!("spec: {error}"))?;
     let certificate = topology::Certificate {

@@ -343,6 +343,7 @@ impl Cluster {
         self.rest_schedules()?;
         self.tell(|| "------ calm ------".to_owned());
         self.rest()?;
+        self.rest_orders()?;
         self.count_protected();
         self.oracle.check_goal(&self.workers)?;
         self.check_orders()?;

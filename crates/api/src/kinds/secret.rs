@@ -17,7 +17,7 @@ use super::{Field, SpecRules};
 use crate::reader::Reader;
 use crate::topology::SecretText;
 
-pub use self::acme::{Account, Acme, CONTACTS_MAX, DIRECTORY_DEFAULT, Failure, Issued, NAMES_MAX, Order};
+pub use self::acme::{Account, Acme, CONTACTS_MAX, DIRECTORY_DEFAULT, Failure, Issued, NAMES_MAX, Order, Proof, Text};
 
 /// The longest chain, in bytes of PEM: a version of it lies in the store for each that load balancers still show.
 pub const CHAIN_BYTES_MAX: usize = 32 << 10;
@@ -59,6 +59,12 @@ pub enum PrivateKey {
     Sealed(String),
 }
 
+/// Which sealing key a text was sealed with, as far as it says so.
+#[must_use]
+pub fn sealed_with(sealed: &str) -> Option<&str> {
+    sealed.strip_prefix(SEALED_PREFIX)?.split(':').nth(1)
+}
+
 impl PrivateKey {
     /// Its text, sealed or not.
     fn of(text: String) -> PrivateKey {
@@ -73,7 +79,7 @@ impl PrivateKey {
     pub fn sealed_with(&self) -> Option<&str> {
         match self {
             PrivateKey::Plain(_) => None,
-            PrivateKey::Sealed(text) => text.strip_prefix(SEALED_PREFIX)?.split(':').nth(1),
+            PrivateKey::Sealed(text) => sealed_with(text),
         }
     }
 
@@ -192,7 +198,8 @@ impl SpecRules for Spec {
         ("chain", "the certificates as PEM, the server's own first"),
         ("key", "the private key as PEM, which is sealed before it is stored; or the sealed text of one, as `get -o yaml` shows it"),
         ("acme", "in place of `chain` and `key`: a certification authority is asked for it (RFC 8555), and again before it ends"),
-        ("acme.names", "the names that it is for, at most 32, whose port 80 leads to a load balancer that names this secret"),
+        ("acme.names", "the names that it is for, at most 32"),
+        ("acme.challenge", "http: port 80 of the names leads to a load balancer that names this secret; dns: they are in the cluster's zone; http when left out"),
         ("acme.directory", "the authority's directory; Let's Encrypt's when left out. To ask is to agree to its terms"),
         ("acme.contact", "e-mail addresses that the authority may write to, at most 8"),
     ];
@@ -284,7 +291,10 @@ mod tests {
         check(json!({}), "spec.acme.names: is missing");
         check(json!({ "names": [] }), "spec.acme.names: must have 1 to 32 names, has 0");
         check(json!({ "names": ["a.b", "A.b"] }), "spec.acme.names[1]: is there twice");
-        check(json!({ "names": ["*.a.b"] }), "spec.acme.names[0]: cannot be a wildcard");
+        check(json!({ "names": ["*.a.b"] }), "spec.acme.names[0]: cannot be a wildcard, unless with `challenge: dns`");
+        check(json!({ "names": ["*.*.a.b"], "challenge": "dns" }), "spec.acme.names[0]: must be a DNS name");
+        check(json!({ "names": ["a.b"], "challenge": "mail" }), "spec.acme.challenge: ");
+        read(&json!({ "acme": { "names": ["*.a.b", "a.b"], "challenge": "dns" } })).expect("a wildcard and its domain");
         for name in ["localhost", "", ".", "a..b", "-a.b", "a_b.c", "10.0.0.1", "a b.c", &format!("{}.b", "a".repeat(64))] {
             check(json!({ "names": [name] }), "spec.acme.names[0]: must be a DNS name");
         }

@@ -45,7 +45,9 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     match spec {
         SecretSpec::Given(pair) => {
             choice = SecretChoice { versions: choice.versions, ..SecretChoice::default() };
-            take(pair, None, asked.meta.generation, &mut choice, &mut plan);
+            if let Err(because) = take(pair, None, asked.meta.generation, &mut choice) {
+                plan.waiting_on.push(WaitingOn::CertificateUnusable { because });
+            }
         }
         SecretSpec::Ordered { acme } => take_news(acme, asked.meta.generation, inputs, &mut choice, &mut plan),
     }
@@ -61,23 +63,23 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
     plan
 }
 
-/// Makes a certificate the newest version, unless it is that already. Whether it is one.
-fn take(pair: &Pair, issued: Option<Issued>, generation: u64, choice: &mut SecretChoice, plan: &mut Plan) -> bool {
+/// Makes a certificate the newest version, unless it is that already; or says why it is none.
+fn take(
+    pair: &Pair,
+    issued: Option<Issued>,
+    generation: u64,
+    choice: &mut SecretChoice,
+) -> Result<(), String> {
     if choice.newest().is_some_and(|newest| newest.pair == *pair) {
-        return true;
+        return Ok(());
     }
-    let Certificate { server_names, begins_at, expires_at, fingerprint } = match Certificate::read(&pair.chain) {
-        Ok(read) => read,
-        Err(error) => {
-            plan.waiting_on.push(WaitingOn::CertificateUnusable { because: error.to_string() });
-            return false;
-        }
-    };
+    let read = Certificate::read(&pair.chain).map_err(|error| error.to_string())?;
+    let Certificate { server_names, begins_at, expires_at, fingerprint } = read;
     // No number comes twice while somebody may show what had it.
     let number = choice.newest().map_or(generation, |newest| generation.max(newest.number + 1));
     let pair = pair.clone();
     choice.versions.push(Version { number, pair, issued, server_names, begins_at, expires_at, fingerprint });
-    true
+    Ok(())
 }
 
 /// Notes what came of the last step of an order, and says how it stands.
@@ -93,15 +95,23 @@ fn take_news(acme: &Acme, generation: u64, inputs: &Inputs, choice: &mut SecretC
         Some(acme::News::Issued { pair, .. }) => {
             choice.order = None;
             let issued = Issued { acme: acme.clone(), at: inputs.now };
-            if take(pair, Some(issued), generation, choice, plan) {
-                choice.failure = None;
+            match take(pair, Some(issued), generation, choice) {
+                Ok(()) => choice.failure = None,
+                Err(because) => fail(acme, because, inputs.now, choice),
             }
         }
-        Some(acme::News::Failed { because, at, .. }) => {
-            let times = choice.failure.as_ref().map_or(0, |failure| failure.times).saturating_add(1);
-            choice.order = None;
-            choice.failure = Some(Failure { acme: acme.clone(), because: because.clone(), at: *at, times });
+        Some(acme::News::Failed { because, at, account, .. }) => {
+            choice.account = account.clone().or(choice.account.take());
+            fail(acme, because.clone(), *at, choice);
         }
+    }
+    let left = choice.order.as_ref().map(|order| {
+        acme::ORDER_LASTS.millis().saturating_sub(since(order.since, inputs.now).millis())
+    });
+    match left {
+        Some(0) => fail(acme, "nobody has answered the authority in time".to_owned(), inputs.now, choice),
+        Some(left) => plan.again = Some(Span::from_millis(left)),
+        None => {}
     }
     if let Some(failure) = &choice.failure {
         let (because, again_at) = (failure.because.clone(), acme::again_at(failure));
@@ -109,6 +119,13 @@ fn take_news(acme: &Acme, generation: u64, inputs: &Inputs, choice: &mut SecretC
     } else if choice.order.is_some() || choice.newest().is_none_or(|newest| !acme::is_of(newest, acme)) {
         plan.waiting_on.push(WaitingOn::Ordered { directory: acme.directory.clone() });
     }
+}
+
+/// Ends an order without a certificate.
+fn fail(acme: &Acme, because: String, at: Timestamp, choice: &mut SecretChoice) {
+    let times = choice.failure.as_ref().map_or(0, |failure| failure.times).saturating_add(1);
+    choice.order = None;
+    choice.failure = Some(Failure { acme: acme.clone(), because, at, times });
 }
 
 /// Says that a certificate is near its end, or looks again when it is.
@@ -128,7 +145,7 @@ fn warn(version: &Version, now: Timestamp, plan: &mut Plan) {
         }
         (false, false) => Span::from_millis(since(now, at).millis().saturating_sub(warned_within.millis())),
     };
-    plan.again = Some(left);
+    plan.again = Some(plan.again.map_or(left, |again| again.min(left)));
 }
 
 /// Whatever load balancers show of secrets of this name.

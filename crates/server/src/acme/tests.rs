@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -17,6 +17,11 @@ use super::*;
 
 /// A test that waits for longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers by path.
+type Shown = Arc<Mutex<BTreeMap<String, String>>>;
+/// Texts by name.
+type Texts = Arc<Mutex<Vec<(String, String)>>>;
 
 /// Says why a test cannot run: on standard error, and as a line of the file that `LIGHTBYTE_SKIPPED` names.
 fn skip(test: &str, why: &str) {
@@ -34,9 +39,13 @@ struct Authority {
     process: Child,
     directory: PathBuf,
     url: String,
+    port: u16,
+    names: SocketAddr,
     root: rustls::pki_types::CertificateDer<'static>,
     /// What is answered at the place where names lead, by path.
-    answers: Arc<Mutex<BTreeMap<String, String>>>,
+    answers: Shown,
+    /// What texts its names have.
+    texts: Texts,
 }
 
 impl Drop for Authority {
@@ -52,21 +61,38 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// Answers every question for an address with this machine's, and every other with nothing.
-async fn names_lead_here() -> SocketAddr {
+/// Answers every question for an address with this machine's, one for a text with those that are known, and every other with nothing.
+async fn names_lead_here(texts: Texts) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
     let address = socket.local_addr().expect("an address");
     tokio::spawn(async move {
         let mut query = [0; 1_024];
         while let Ok((length, from)) = socket.recv_from(&mut query).await {
             let end = 12 + query[12..length].iter().position(|byte| *byte == 0).expect("a name") + 5;
-            let is_for_address = query[end - 4..end - 2] == [0, 1];
+            let records: Vec<Vec<u8>> = match query[end - 3] {
+                1 => vec![Ipv4Addr::LOCALHOST.octets().to_vec()],
+                16 => {
+                    let name = String::from_utf8_lossy(&query[13..end - 5]).to_ascii_lowercase();
+                    let texts = texts.lock().expect("whole");
+                    // Labels are compared with their lengths for dots: no length here is a letter.
+                    let is_asked = |known: &str| {
+                        known.len() == name.len()
+                            && known.bytes().zip(name.bytes()).all(|(k, n)| k == n || (k == b'.' && n < 64))
+                    };
+                    let texts = texts.iter().filter(|(known, _)| is_asked(known)).map(|(_, text)| text);
+                    texts
+                        .map(|text| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat())
+                        .collect()
+                }
+                _ => Vec::new(),
+            };
             let mut answer = query[..end].to_vec();
             (answer[2], answer[3]) = (0x81, 0x80);
-            answer[6..12].copy_from_slice(&[0, u8::from(is_for_address), 0, 0, 0, 0]);
-            if is_for_address {
-                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-                answer.extend(Ipv4Addr::LOCALHOST.octets());
+            answer[6..12].copy_from_slice(&[0, u8::try_from(records.len()).expect("few"), 0, 0, 0, 0]);
+            for record in records {
+                answer.extend([0xc0, 12, 0, query[end - 3], 0, 1, 0, 0, 0, 0, 0]);
+                answer.push(u8::try_from(record.len()).expect("short"));
+                answer.extend(record);
             }
             let _ = socket.send_to(&answer, from).await;
         }
@@ -75,7 +101,7 @@ async fn names_lead_here() -> SocketAddr {
 }
 
 /// Where all names lead.
-async fn answer_by(answers: Arc<Mutex<BTreeMap<String, String>>>) -> u16 {
+async fn answer_by(answers: Shown) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
@@ -96,6 +122,18 @@ async fn answer_by(answers: Arc<Mutex<BTreeMap<String, String>>>) -> u16 {
     port
 }
 
+fn pebble(directory: &Path, names: SocketAddr) -> Child {
+    Command::new("pebble")
+        .arg("-config")
+        .arg(directory.join("config.json"))
+        .args(["-dnsserver", &names.to_string()])
+        .env("PEBBLE_VA_NOSLEEP", "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts")
+}
+
 impl Authority {
     /// Nothing, where the authority is not installed.
     async fn start(test: &str) -> Option<Authority> {
@@ -113,54 +151,61 @@ impl Authority {
         };
         let certificate = file("certificate.pem", issued.cert.pem());
         let key = file("key.pem", issued.signing_key.serialize_pem());
-        let answers = Arc::new(Mutex::new(BTreeMap::new()));
-        let (names, http_port) = (names_lead_here().await, answer_by(Arc::clone(&answers)).await);
+        let (answers, texts) = (Shown::default(), Texts::default());
+        let (names, http_port) =
+            (names_lead_here(Arc::clone(&texts)).await, answer_by(Arc::clone(&answers)).await);
         let port = free_port();
         let config = serde_json::json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{port}"), "certificate": certificate, "privateKey": key,
             "httpPort": http_port, "tlsPort": free_port(),
         }});
-        let config = file("config.json", config.to_string());
-        let process = Command::new("pebble")
-            .arg("-config")
-            .arg(config)
-            .args(["-dnsserver", &names.to_string()])
-            .env("PEBBLE_VA_NOSLEEP", "1")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
+        file("config.json", config.to_string());
+        let process = pebble(&directory, names);
         let url = format!("https://localhost:{port}/dir");
-        let authority = Authority { process, directory, url, root: issued.cert.der().clone(), answers };
+        let root = issued.cert.der().clone();
+        let authority = Authority { process, directory, url, port, names, root, answers, texts };
+        authority.listens().await;
+        Some(authority)
+    }
+
+    async fn listens(&self) {
         let listens = async {
-            while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         timeout(PATIENCE, listens).await.expect("listens");
-        Some(authority)
     }
 
-    fn builder(&self) -> AccountBuilder {
+    /// It begins anew and knows nobody.
+    async fn forget(&mut self) {
+        self.process.kill().expect("is ended");
+        self.process.wait().expect("is reaped");
+        self.process = pebble(&self.directory, self.names);
+        self.listens().await;
+    }
+
+    fn builder(&self) -> Result<AccountBuilder> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.root.clone()).expect("is a certificate");
-        Account::builder_with_http(Box::new(http::Https::trusting(roots).expect("a client")))
+        roots.add(self.root.clone())?;
+        Ok(Account::builder_with_http(Box::new(http::Https::trusting(roots)?)))
     }
 
     fn acme(&self, names: &[&str]) -> Acme {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Acme { names, directory: self.url.clone(), contact: vec!["me@example.org".to_owned()] }
+        let contact = vec!["me@example.org".to_owned()];
+        Acme { names, challenge: Proof::Http, directory: self.url.clone(), contact }
     }
 
     async fn order(&self, acme: &Acme, account: Option<SealedAccount>) -> (SealedAccount, Order) {
-        let news = order(self.builder(), &keys(), &name(), acme.clone(), account).await.expect("is ordered");
+        let news = customer().order(|| self.builder(), acme.clone(), account).await.expect("is ordered");
         let News::Ordered { account, order } = news else { panic!("{news:?}") };
         (account, order)
     }
 
     async fn answer(&self, account: &SealedAccount, order: Order) -> Result<News> {
-        let account = self.builder().from_credentials(opened(&keys(), &name(), account)?).await?;
-        answer(&account, &keys(), &name(), order).await
+        let account = self.builder()?.from_credentials(customer().opened(account)?).await?;
+        customer().answer(&account, order).await?.context("the authority takes its time")
     }
 
     fn show(&self, order: &Order) {
@@ -170,38 +215,68 @@ impl Authority {
     }
 }
 
-fn keys() -> SealingKeys {
-    SealingKeys::of_line(&"07".repeat(32))
-}
-
-fn name() -> Name {
-    "shop".parse().expect("a name")
+fn customer() -> Customer {
+    let keys = Arc::new(SealingKeys::of_line(&"07".repeat(32)));
+    Customer { keys, name: "shop".parse().expect("a name"), zone: "cloud.example.org".to_owned() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_shows_that_names_lead_to_him_is_given_a_certificate() {
-    let Some(authority) = Authority::start("given").await else { return };
+    let Some(mut authority) = Authority::start("given").await else { return };
     let acme = authority.acme(&["a.example.org", "b.example.org"]);
     let (account, ordered) = authority.order(&acme, None).await;
     assert_eq!(ordered.acme, acme);
     assert_eq!(ordered.challenges.len(), 2, "one for each name");
     assert!(!format!("{account:?}").contains("key"), "{account:?}");
     authority.show(&ordered);
-    let news = authority.answer(&account, ordered.clone()).await.expect("is given");
-    let News::Issued { url, pair: Pair { chain, key: PrivateKey::Sealed(key) } } = news else {
-        panic!("{news:?}")
+    let given = authority.answer(&account, ordered.clone()).await.expect("is given");
+    let News::Issued { url, pair: Pair { chain, key: PrivateKey::Sealed(key) } } = given.clone() else {
+        panic!("{given:?}")
     };
     assert_eq!(url, ordered.url);
     let mut names = Certificate::read(&chain).expect("a chain").server_names;
     names.sort();
     assert_eq!(names, acme.names);
-    let key = keys().open(&name(), &key).expect("was sealed for it");
+    let key = customer().keys.open(&customer().name, &key).expect("was sealed for it");
     certified(&chain, key.reveal()).expect("the key fits");
-    // Whoever comes late to an order has no key to its certificate.
-    let late = authority.answer(&account, ordered).await.expect_err("is over");
-    assert!(late.to_string().contains("its order is Valid"), "{late:#}");
+    // Whoever leads next goes on with an order, wherever it stands.
+    let late = authority.answer(&account, ordered).await.expect("is given again");
+    assert_eq!(late, given);
     let (again, _) = authority.order(&acme, Some(account.clone())).await;
     assert_eq!(again, account, "the account is used again");
+    // One that nobody can open, or that the authority has forgotten, is replaced.
+    let closed = SealedAccount { sealed: "sealed:1:00000000:AAAA".to_owned(), ..account.clone() };
+    let (opened, _) = authority.order(&acme, Some(closed)).await;
+    assert_ne!(opened, account);
+    authority.forget().await;
+    let (new, _) = authority.order(&acme, Some(account.clone())).await;
+    assert_ne!(new, account);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_the_zone_are_shown_by_texts_and_so_are_wildcards() {
+    let Some(authority) = Authority::start("texts").await else { return };
+    let by_dns = |names: &[&str]| Acme { challenge: Proof::Dns, ..authority.acme(names) };
+    let acme = by_dns(&["*.cloud.example.org", "a.cloud.example.org", "cloud.example.org"]);
+    let (account, ordered) = authority.order(&acme, None).await;
+    let mut names: Vec<&str> = ordered.texts.iter().map(|text| text.name.as_str()).collect();
+    names.sort_unstable();
+    let apex = "_acme-challenge.cloud.example.org";
+    assert_eq!(names, ["_acme-challenge.a.cloud.example.org", apex, apex]);
+    assert!(ordered.challenges.is_empty());
+    let refused = authority.answer(&account, ordered).await.expect_err("nothing is there");
+    assert!(format!("{refused:#}").contains("cloud.example.org"), "{refused:#}");
+    let (_, ordered) = authority.order(&acme, Some(account.clone())).await;
+    let texts = ordered.texts.iter().map(|text| (text.name.clone(), text.value.clone()));
+    authority.texts.lock().expect("whole").extend(texts);
+    let news = authority.answer(&account, ordered).await.expect("is given");
+    let News::Issued { pair, .. } = news else { panic!("{news:?}") };
+    let mut names = Certificate::read(&pair.chain).expect("a chain").server_names;
+    names.sort();
+    assert_eq!(names, acme.names);
+    let elsewhere = customer().order(|| authority.builder(), by_dns(&["a.example.org"]), Some(account)).await;
+    let told = elsewhere.expect_err("is not ours").to_string();
+    assert!(told.starts_with("a.example.org is not in the zone cloud.example.org"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,11 +292,10 @@ async fn who_does_not_is_told_for_which_name() {
 #[tokio::test]
 async fn an_authority_that_is_not_there_is_named() {
     let (url, acme) = (format!("https://localhost:{}/dir", free_port()), ["a.example.org".to_owned()]);
-    let acme = Acme { names: acme.into(), directory: url.clone(), contact: Vec::new() };
-    let builder = Account::builder_with_http(Box::new(
-        http::Https::trusting(RootCertStore::empty()).expect("a client"),
-    ));
-    let failed = order(builder, &keys(), &name(), acme, None).await.expect_err("nobody is there");
+    let acme =
+        Acme { names: acme.into(), challenge: Proof::Http, directory: url.clone(), contact: Vec::new() };
+    let builder = || Ok(Account::builder_with_http(Box::new(http::Https::trusting(RootCertStore::empty())?)));
+    let failed = customer().order(builder, acme, None).await.expect_err("nobody is there");
     let told = format!("{failed:#}");
     assert!(told.contains(&url) && told.contains("connect"), "{told}");
 }

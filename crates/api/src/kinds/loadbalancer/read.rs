@@ -128,6 +128,10 @@ fn check(serving: &Serving, fields: &mut Reader<'_>) {
         let rule = format!("has {} items, at most {CERTIFICATES_MAX} are allowed", serving.certificates.len());
         fields.problem("certificates", rule, None);
     }
+    let names = &serving.certificates;
+    if let Some(index) = (0..names.len()).find(|index| names[..*index].contains(&names[*index])) {
+        fields.problem(&format!("certificates[{index}]"), format!("`{}` is there twice", names[index]), None);
+    }
     if let Err(problem) = serving.topology(1, serving.certificates.iter().map(any).collect(), |_| Vec::new()).check() {
         let path = problem.path.replace(".tries_max", ".tries").replace("_ms", "");
         fields.problem(&path, problem.what, None);

@@ -20,13 +20,42 @@ const NAME_BYTES_MAX: usize = 253;
 /// A certificate is to be asked for, and again before it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acme {
-    /// The names that it is for, in lower case. Requests to port 80 of each of them reach a load balancer that names the secret.
+    /// The names that it is for, in lower case.
     pub names: Vec<String>,
+    /// How the authority is shown that they lead here.
+    #[serde(default, skip_serializing_if = "Proof::is_http")]
+    pub challenge: Proof,
     /// The directory of the authority (RFC 8555, 7.1.1).
     pub directory: String,
     /// E-mail addresses that the authority may write to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub contact: Vec<String>,
+}
+
+/// How a certification authority is shown that names lead here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// It asks on port 80 of each name, and proxies of a load balancer that names the secret answer (RFC 8555, 8.3).
+    #[default]
+    Http,
+    /// It looks for a text in the cluster's zone, which the names are in (RFC 8555, 8.4).
+    Dns,
+}
+
+impl Proof {
+    const fn is_http(&self) -> bool {
+        matches!(self, Proof::Http)
+    }
+}
+
+/// A text in the zone that a certification authority looks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// The whole name, without a dot at its end.
+    pub name: String,
+    /// The text.
+    pub value: String,
 }
 
 /// An account of a certification authority, with which all orders of a secret are made.
@@ -45,8 +74,14 @@ pub struct Order {
     pub acme: Acme,
     /// Its address at the authority.
     pub url: String,
+    /// The key that the certificate will fit, sealed as private keys are. Whoever leads may go on with the order.
+    pub key: String,
     /// What proxies are to answer to the authority.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub challenges: Vec<Challenge>,
+    /// What it is to find in the zone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<Text>,
     /// When it was made, on the leader's clock.
     pub since: Timestamp,
 }
@@ -73,10 +108,21 @@ pub struct Failure {
     pub times: u32,
 }
 
+impl Order {
+    /// How much text it has.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let challenges = self.challenges.iter().map(|one| one.token.len() + one.answer.len());
+        let texts = self.texts.iter().map(|text| text.name.len() + text.value.len());
+        self.key.len() + challenges.chain(texts).sum::<usize>()
+    }
+}
+
 impl Acme {
     /// Its fields.
     pub(super) fn read(fields: &mut Reader<'_>) -> Option<Acme> {
         let names: Option<Vec<String>> = fields.required("names");
+        let challenge: Proof = fields.or("challenge", Proof::Http);
         let directory = fields.or("directory", DIRECTORY_DEFAULT.to_owned());
         let contact: Vec<String> = fields.or("contact", Vec::new());
         let names: Vec<String> = names?.iter().map(|name| name.to_ascii_lowercase()).collect();
@@ -84,7 +130,7 @@ impl Acme {
             fields.problem("names", format!("must have 1 to {NAMES_MAX} names, has {}", names.len()), None);
         }
         for (index, name) in names.iter().enumerate() {
-            if let Some(wrong) = wrong_with(name) {
+            if let Some(wrong) = wrong_with(name, challenge) {
                 fields.problem(&format!("names[{index}]"), wrong, None);
             } else if names[..index].contains(name) {
                 fields.problem(&format!("names[{index}]"), "is there twice", None);
@@ -100,7 +146,7 @@ impl Acme {
         if let Some(index) = contact.iter().position(|text| !is_address(text)) {
             fields.problem(&format!("contact[{index}]"), "must be an e-mail address", None);
         }
-        Some(Acme { names, directory, contact })
+        Some(Acme { names, challenge, directory, contact })
     }
 }
 
@@ -108,11 +154,14 @@ fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Why no certificate can be had for a name by requests of HTTP to it.
-fn wrong_with(name: &str) -> Option<String> {
-    if name.starts_with("*.") {
-        return Some("cannot be a wildcard: nobody can show by HTTP that all its names lead here".to_owned());
+/// Why no certificate can be had for a name in this way.
+fn wrong_with(name: &str, challenge: Proof) -> Option<String> {
+    let below = name.strip_prefix("*.");
+    if below.is_some() && challenge == Proof::Http {
+        let why = "nobody can show by HTTP that all its names lead here";
+        return Some(format!("cannot be a wildcard, unless with `challenge: dns`: {why}"));
     }
+    let name = below.unwrap_or(name);
     let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let is_label = |label: &str| {
         (1..=63).contains(&label.len()) && label.bytes().all(is_letter) && !label.starts_with('-') && !label.ends_with('-')

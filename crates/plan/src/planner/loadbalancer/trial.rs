@@ -4,7 +4,7 @@
 use lightbyte_api::kinds::loadbalancer::{
     Choice as BalancerChoice, Configuration, Proxy, Rejected, ShownCertificate, Trial,
 };
-use lightbyte_api::topology::Challenge;
+use lightbyte_api::topology::{Challenge, maximum};
 use lightbyte_api::{Key, Kind, Name, ObjectRef, Span, Spec, Timestamp, WaitingOn};
 
 use super::{Balancer, look_again, observed};
@@ -77,11 +77,19 @@ impl Balancer<'_> {
         Some(shown?.into_iter().flatten().collect())
     }
 
-    /// What the authorities are answered that certificates are ordered of.
+    /// What the authorities are answered that certificates are ordered of. A token that comes twice would have proxies refuse all of it.
     pub(super) fn challenges(&self) -> Vec<Challenge> {
-        let objects = self.spec.serving.certificates.iter().map(|name| ObjectRef::new(Kind::Secret, name.clone()));
+        let objects =
+            self.spec.serving.certificates.iter().map(|name| ObjectRef::new(Kind::Secret, name.clone()));
         let orders = objects.filter_map(|object| secret::choice(self.view, &object)?.order.as_ref());
-        orders.flat_map(|order| order.challenges.iter().cloned()).collect()
+        let mut challenges: Vec<Challenge> = Vec::new();
+        for challenge in orders.flat_map(|order| &order.challenges) {
+            let is_known = challenges.iter().any(|known| known.token == challenge.token);
+            if !is_known && challenges.len() < maximum::CHALLENGES {
+                challenges.push(challenge.clone());
+            }
+        }
+        challenges
     }
 
     /// Whether this is what is asked.

@@ -10,7 +10,9 @@
 //! ([`News`]); all that the next leader must know to go on is in the choice.
 
 use lightbyte_api::kinds::loadbalancer::Choice as BalancerChoice;
-use lightbyte_api::kinds::secret::{Account, Acme, Choice as SecretChoice, Failure, Order, Pair, Version};
+use lightbyte_api::kinds::secret::{
+    Account, Acme, Choice as SecretChoice, Failure, Order, Pair, Proof, Version,
+};
 use lightbyte_api::{Kind, ObjectRef, Span, Spec, Timestamp};
 
 use crate::fronts;
@@ -21,6 +23,10 @@ use crate::view::View;
 pub const FAILURE_PAUSE_MIN: Span = Span::from_secs(60);
 /// The longest such pause.
 pub const FAILURE_PAUSE_MAX: Span = Span::from_secs(6 * 60 * 60);
+/// An order that has brought nothing after so long is given up.
+pub const ORDER_LASTS: Span = Span::from_secs(60 * 60);
+/// How long resolvers may take to know a new text, and those who ask them to forget that there was none.
+pub const NAMED_WITHIN: Span = Span::from_secs(10);
 /// A certificate that has come is not ordered anew before so long.
 pub const RENEWED_AFTER_MIN: Span = Span::from_secs(60 * 60);
 /// The authority is told to look although some proxy has not said that it answers, if another has.
@@ -74,6 +80,8 @@ pub enum News {
         because: String,
         /// When, on the leader's clock.
         at: Timestamp,
+        /// The account that was made before it did: authorities do not make many.
+        account: Option<Account>,
     },
 }
 
@@ -83,7 +91,10 @@ impl News {
     pub fn is_news(&self, acme: &Acme, choice: &SecretChoice) -> bool {
         let ordered = choice.order.as_ref().map(|order| order.url.as_str());
         match self {
-            News::Ordered { order, .. } => ordered.is_none() && order.acme == *acme,
+            News::Ordered { order, .. } => {
+                let is_over = choice.failure.as_ref().is_some_and(|failure| failure.at >= order.since);
+                ordered.is_none() && order.acme == *acme && !is_over
+            }
             News::Issued { url, .. } => ordered == Some(url),
             News::Failed { acme: of, url, at, .. } => {
                 let is_known = choice.failure.as_ref().is_some_and(|failure| failure.at == *at);
@@ -99,6 +110,10 @@ pub fn next_step(view: &View, object: &ObjectRef, news: Option<&News>, now: Time
     let Some(asked) = view.living(object) else { return Step::Rest };
     let Spec::Secret(spec) = &asked.spec else { return Step::Rest };
     let Some(acme) = spec.ordered() else { return Step::Rest };
+    // The planner of secrets would take no news.
+    if view.unreadable_decided(Kind::LoadBalancer).is_some() {
+        return Step::Rest;
+    }
     // Before the planner has seen it there is nothing to go on from, and another's choice may still lie there.
     let is_own = view.decided(object).is_some_and(|decided| decided.uid == asked.meta.uid);
     let Some(choice) = super::choice(view, object).filter(|_| is_own) else { return Step::Rest };
@@ -111,7 +126,7 @@ pub fn next_step(view: &View, object: &ObjectRef, news: Option<&News>, now: Time
             Step::Answer { order: order.clone(), account }
         }
         (Some(_), _) => Step::Rest,
-        (None, account) if is_due(acme, choice, now) && balancers(view, object).next().is_some() => {
+        (None, account) if is_due(acme, choice, now) && can_be_answered(view, object, acme) => {
             Step::Order { acme: acme.clone(), account }
         }
         (None, _) => Step::Rest,
@@ -159,8 +174,17 @@ fn balancers<'a>(view: &'a View, object: &'a ObjectRef) -> impl Iterator<Item = 
     })
 }
 
+/// Whether there is anybody who could answer the authority.
+fn can_be_answered(view: &View, object: &ObjectRef, acme: &Acme) -> bool {
+    acme.challenge == Proof::Dns || balancers(view, object).next().is_some()
+}
+
 /// Whether the authority may look: every proxy answers its challenges that can be told so, and at least one.
 fn is_answered(view: &View, object: &ObjectRef, order: &Order, now: Timestamp) -> bool {
+    if order.acme.challenge == Proof::Dns {
+        // Resolvers say nothing of what they have.
+        return since(order.since, now) >= NAMED_WITHIN;
+    }
     let choices: Vec<&BalancerChoice> =
         balancers(view, object).filter_map(|balancer| fronts::choice(view, balancer)).collect();
     let knows = |choice: &&&BalancerChoice| order.challenges.iter().all(|one| choice.challenges.contains(one));

@@ -1,9 +1,10 @@
 //! Certificates that are ordered: when, when the authority may look, and what becomes of what it says.
 
 use insta::assert_snapshot;
-use lightbyte_api::kinds::secret::{Account, Acme, DIRECTORY_DEFAULT, Order, Pair, PrivateKey};
+use lightbyte_api::kinds::secret::{Account, Acme, DIRECTORY_DEFAULT, Order, Pair, PrivateKey, Proof, Text};
 use lightbyte_api::topology::Challenge;
 use lightbyte_plan::planner::secret::acme::{ANSWERED_WITHIN, News, Step, next_step};
+use lightbyte_plan::zone::{compose, concerns};
 
 use crate::world::{Store, add, at, next_plan, object, plan_with_news, world};
 
@@ -22,7 +23,12 @@ fn proxy(number: u32, said: &str) -> String {
 }
 
 fn acme(name: &str) -> Acme {
-    Acme { names: vec![name.to_owned()], directory: DIRECTORY_DEFAULT.to_owned(), contact: Vec::new() }
+    Acme {
+        names: vec![name.to_owned()],
+        challenge: Proof::Http,
+        directory: DIRECTORY_DEFAULT.to_owned(),
+        contact: Vec::new(),
+    }
 }
 
 fn account() -> Account {
@@ -32,8 +38,14 @@ fn account() -> Account {
 /// News that a certificate for a name is ordered.
 fn ordered(name: &str, url: &str, seconds: i64) -> News {
     let challenge = Challenge { token: "t".to_owned(), answer: "t.a".to_owned() };
-    let order =
-        Order { acme: acme(name), url: url.to_owned(), challenges: vec![challenge], since: at(seconds) };
+    let order = Order {
+        acme: acme(name),
+        url: url.to_owned(),
+        key: "sealed:key".to_owned(),
+        challenges: vec![challenge],
+        texts: Vec::new(),
+        since: at(seconds),
+    };
     News::Ordered { account: account(), order }
 }
 
@@ -44,7 +56,7 @@ fn issued(url: &str, chain: &str) -> News {
 
 fn failed(url: Option<&str>, seconds: i64) -> News {
     let url = url.map(str::to_owned);
-    News::Failed { acme: acme("a.example"), url, because: "no".to_owned(), at: at(seconds) }
+    News::Failed { acme: acme("a.example"), url, because: "no".to_owned(), at: at(seconds), account: None }
 }
 
 /// What is to be done next.
@@ -133,4 +145,80 @@ fn where_no_load_balancer_names_it_nothing_is_ordered() {
     assert_eq!(step(&store, 60), "rest");
     assert_snapshot!(next_plan(&mut store, "secret/shop", 60), @"put decided secret/shop versions , since 60 waits: a certificate from https://acme-v02.api.letsencrypt.org/directory");
     assert_eq!(step(&store, 60), "rest");
+}
+
+#[test]
+fn what_is_shown_by_texts_needs_no_load_balancer_and_time_for_resolvers() {
+    let mut store = world(
+        "rack\nasked secret/shop { \"acme\": { \"names\": [\"*.lab.example\"], \"challenge\": \"dns\" } }",
+    );
+    next_plan(&mut store, "secret/shop", 60);
+    assert_eq!(step(&store, 60), "order");
+    let text = |name: &str| Text { name: name.to_owned(), value: format!("of {name}") };
+    let acme = Acme { challenge: Proof::Dns, ..acme("*.lab.example") };
+    let texts = vec![
+        text("_acme-challenge.lab.example"),
+        text("_acme-challenge.lab.example.elsewhere"),
+        text("_acme-challenge.slab.example"),
+    ];
+    let order = Order {
+        acme,
+        url: "o1".to_owned(),
+        key: "sealed:key".to_owned(),
+        challenges: Vec::new(),
+        texts,
+        since: at(61),
+    };
+    plan_with_news(&mut store, "secret/shop", 61, News::Ordered { account: account(), order });
+    let zone = compose(&store.view(), "lab.example").zone;
+    let texts = zone.names.iter().filter(|(_, records)| !records.txt.is_empty());
+    let texts: Vec<(&str, &str)> =
+        texts.map(|(name, records)| (name.as_str(), records.txt.values[0].as_str())).collect();
+    assert_eq!(texts, [("_acme-challenge", "of _acme-challenge.lab.example")]);
+    assert_eq!((step(&store, 70), step(&store, 71)), ("rest", "answer"));
+    plan_with_news(&mut store, "secret/shop", 72, issued("o1", LASTING));
+    assert!(compose(&store.view(), "lab.example").zone.names.values().all(|records| records.txt.is_empty()));
+    assert!(concerns(&"decided/secret/shop".parse().expect("a key")), "the zone is looked at again");
+}
+
+#[test]
+fn an_account_is_kept_though_its_first_order_failed() {
+    let mut store = begun();
+    let News::Failed { acme, url, because, at, .. } = failed(None, 100) else { panic!("is one") };
+    let news = News::Failed { acme, url, because, at, account: Some(account()) };
+    plan_with_news(&mut store, "secret/shop", 100, news);
+    assert_eq!(step(&store, 160), "order with the account");
+}
+
+#[test]
+fn what_comes_and_is_no_certificate_is_a_failure() {
+    let mut store = begun();
+    plan_with_news(&mut store, "secret/shop", 61, ordered("a.example", "o1", 61));
+    assert_snapshot!(plan_with_news(&mut store, "secret/shop", 62, issued("o1", "nothing")), @"put decided secret/shop versions , failed 1 times, since 62 waits: a certificate, which was not given: its chain has 0 certificates, not 1 to 16");
+    assert_eq!((step(&store, 121), step(&store, 122)), ("rest", "order with the account"));
+}
+
+#[test]
+fn an_order_that_nobody_answers_for_is_given_up() {
+    let mut store = begun();
+    plan_with_news(&mut store, "secret/shop", 61, ordered("a.example", "o1", 61));
+    assert_snapshot!(next_plan(&mut store, "secret/shop", 61 + 3_599), @"nothing");
+    assert_snapshot!(next_plan(&mut store, "secret/shop", 61 + 3_600), @"put decided secret/shop versions , failed 1 times, since 3661 waits: a certificate, which was not given: nobody has answered the authority in time");
+    // What was told of it is no news any more.
+    let late = plan_with_news(&mut store, "secret/shop", 61 + 3_601, ordered("a.example", "o1", 61));
+    assert_snapshot!(late, @"nothing");
+    assert_eq!(step(&store, 61 + 3_660), "order with the account");
+}
+
+#[test]
+fn a_token_that_comes_twice_is_answered_once() {
+    let mut store = begun();
+    add(&mut store, &SECRET.replace("shop", "other"));
+    add(&mut store, &BALANCER.replace(r#"["shop"]"#, r#"["shop", "other"]"#));
+    next_plan(&mut store, "secret/other", 60);
+    for name in ["shop", "other"] {
+        plan_with_news(&mut store, &format!("secret/{name}"), 61, ordered("a.example", "o1", 61));
+    }
+    let told = next_plan(&mut store, "loadbalancer/lb", 62);
+    assert_eq!(told.matches("answers t.a for t").count(), 1, "{told}");
 }
