@@ -133,10 +133,11 @@ impl WaitingOn {
                 "`lightbyte import certificate NAME --chain FILE --key FILE` puts another in its place".to_owned()
             }
             WaitingOn::Ordered { .. } => {
-                "a load balancer must name it among its `certificates`, and its names must lead there on port 80".to_owned()
+                "it takes some seconds; without `challenge: dns` a load balancer must name it among its `certificates`, and its names must lead there on port 80"
+                    .to_owned()
             }
             WaitingOn::OrderFailed { .. } => {
-                "port 80 of its names must lead to a load balancer that names it; `lightbyte describe secret/NAME` shows when it is asked again".to_owned()
+                "without `challenge: dns`, port 80 of its names must lead to a load balancer that names it; `lightbyte describe secret/NAME` shows when it is asked again".to_owned()
             }
             WaitingOn::NoBackends { .. } => {
                 "its VMs must run, and pass their `health` checks if they have any".to_owned()
