@@ -225,6 +225,20 @@ impl<'a> Composer<'a> {
         }
     }
 
+    /// Adds to what an owner has by now.
+    fn add_to(&mut self, owner: String, change: impl FnOnce(&mut Records)) {
+        let mut records = self.composed.zone.names.get(&owner).cloned().unwrap_or_default();
+        let before = records.count();
+        change(&mut records);
+        if self.has_room(records.count() - before) {
+            self.composed.zone.names.insert(owner, records);
+        }
+    }
+
+    fn is_too_long(&self, owner: &str) -> bool {
+        owner != APEX && owner.len() + 1 + self.composed.zone.name.len() > DOMAIN_NAME_LENGTH_MAX
+    }
+
     fn vm(&mut self, object: &ObjectRef) {
         let owner = format!("{}.vm", object.name);
         self.own.insert(owner.clone());
@@ -293,15 +307,13 @@ impl<'a> Composer<'a> {
     fn texts(&mut self, object: &ObjectRef) {
         let order = secret::choice(self.view, object).and_then(|choice| choice.order.as_ref());
         for text in order.into_iter().flat_map(|order| &order.texts) {
+            let owner = text.name.strip_suffix(&self.composed.zone.name);
             let owner =
-                text.name.strip_suffix(&self.composed.zone.name).and_then(|name| name.strip_suffix('.'));
+                owner.and_then(|name| name.strip_suffix('.')).filter(|owner| !self.is_too_long(owner));
             let Some(owner) = owner.map(str::to_owned) else { continue };
-            let mut records = self.composed.zone.names.get(&owner).cloned().unwrap_or_default();
-            let before = records.count();
-            merge(&mut records.txt, std::iter::once(text.value.clone()), CHALLENGE_TTL_S, TEXTS_MAX);
-            if self.has_room(records.count() - before) {
-                self.composed.zone.names.insert(owner, records);
-            }
+            self.add_to(owner, |records| {
+                merge(&mut records.txt, std::iter::once(text.value.clone()), CHALLENGE_TTL_S, TEXTS_MAX);
+            });
         }
     }
 
@@ -313,22 +325,14 @@ impl<'a> Composer<'a> {
             return;
         }
         let owner = spec.host.as_deref().map_or_else(|| object.name.to_string(), canonical);
-        let is_too_long =
-            owner != APEX && owner.len() + 1 + self.composed.zone.name.len() > DOMAIN_NAME_LENGTH_MAX;
         // A text beside a name of the cluster's own says more about it; an address would be somebody else's.
         let stands_in = self.own.contains(&owner) && spec.record_type != RecordType::Txt;
         let is_taken = aliases && (owner == APEX || self.composed.zone.names.contains_key(&owner));
-        if is_too_long || stands_in || is_taken {
+        if self.is_too_long(&owner) || stands_in || is_taken {
             self.composed.clashes.push(object.clone());
             return;
         }
-        let found = self.composed.zone.names.get(&owner);
-        let mut records = found.cloned().unwrap_or_default();
-        let before = records.count();
-        write(&mut records, spec);
-        if self.has_room(records.count() - before) {
-            self.composed.zone.names.insert(owner, records);
-        }
+        self.add_to(owner, |records| write(records, spec));
     }
 }
 

@@ -23,7 +23,7 @@ use instant_acme::{
     ChallengeType, Identifier, NewAccount, NewOrder, OrderStatus, RetryPolicy,
 };
 use lightbyte_api::kinds::secret::{
-    Account as SealedAccount, Acme, CHAIN_BYTES_MAX, Order, Pair, PrivateKey, Proof, Text,
+    Account as SealedAccount, Acme, CHAIN_BYTES_MAX, CHALLENGE_LABEL, Order, Pair, PrivateKey, Proof, Text,
 };
 use lightbyte_api::topology::{Challenge, SecretText};
 use lightbyte_api::{Kind, Name, Uid};
@@ -212,7 +212,9 @@ impl Customer {
                     challenge.check("challenge")?;
                     challenges.push(challenge);
                 }
-                Proof::Dns => texts.push(self.text(challenge.identifier().identifier, key.dns_value())?),
+                Proof::Dns => {
+                    texts.push(self.text(acme, challenge.identifier().identifier, key.dns_value())?);
+                }
             }
         }
         let key = KeyPair::generate().context("make a key")?.serialize_pem();
@@ -222,8 +224,12 @@ impl Customer {
     }
 
     /// The text that shows that a name leads here.
-    fn text(&self, identifier: &Identifier, value: String) -> Result<Text> {
+    fn text(&self, acme: &Acme, identifier: &Identifier, value: String) -> Result<Text> {
         let Identifier::Dns(name) = identifier else { bail!("it asks for something else than a name") };
+        // What an authority says does not come to stand in the zone.
+        if !acme.names.iter().any(|wanted| wanted.strip_prefix("*.").unwrap_or(wanted) == name) {
+            bail!("it asks for {name}, which is not ordered");
+        }
         let is_ours =
             name.strip_suffix(&self.zone).is_some_and(|above| above.is_empty() || above.ends_with('.'));
         if !is_ours {
@@ -232,7 +238,7 @@ impl Customer {
                 self.zone
             );
         }
-        Ok(Text { name: format!("_acme-challenge.{name}"), value })
+        Ok(Text { name: format!("{CHALLENGE_LABEL}.{name}"), value })
     }
 
     async fn make_account(&self, builder: AccountBuilder, acme: &Acme) -> Result<(Account, SealedAccount)> {

@@ -1,7 +1,7 @@
 //! A certification authority: the leader orders certificates of it, and it looks whether a proxy answers.
 
 use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Proxy};
-use lightbyte_api::kinds::secret::{Account, Acme, Order, Pair, PrivateKey, Proof, Text};
+use lightbyte_api::kinds::secret::{Account, Acme, CHALLENGE_LABEL, Order, Pair, PrivateKey, Proof, Text};
 use lightbyte_api::topology::Challenge;
 use lightbyte_api::{Kind, ObjectRef, Spec, Timestamp, Uid, VmId};
 use lightbyte_plan::fronts::choice;
@@ -90,7 +90,7 @@ impl Cluster {
             let (token, answer) = (format!("t-{number}-{index}"), format!("a-{number}"));
             match acme.challenge {
                 Proof::Http => challenges.push(Challenge { token, answer }),
-                Proof::Dns => texts.push(Text { name: format!("_acme-challenge.{name}"), value: answer }),
+                Proof::Dns => texts.push(Text { name: format!("{CHALLENGE_LABEL}.{name}"), value: answer }),
             }
         }
         let account = account.unwrap_or_else(|| account_of(&acme));

@@ -116,7 +116,7 @@ impl RecordType {
 }
 
 /// Whether `text` is a name as hosts and services have it: letters, digits, - and _, in labels that dots part.
-fn is_domain_name(text: &str) -> bool {
+pub(super) fn is_domain_name(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=LABEL_LENGTH_MAX).contains(&label.len())
             && label.chars().all(|character| character.is_ascii_alphanumeric() || "-_".contains(character))

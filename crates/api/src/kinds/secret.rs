@@ -17,7 +17,7 @@ use super::{Field, SpecRules};
 use crate::reader::Reader;
 use crate::topology::SecretText;
 
-pub use self::acme::{Account, Acme, CONTACTS_MAX, DIRECTORY_DEFAULT, Failure, Issued, NAMES_MAX, Order, Proof, Text};
+pub use self::acme::{Account, Acme, CHALLENGE_LABEL, CONTACTS_MAX, DIRECTORY_DEFAULT, Failure, Issued, NAMES_MAX, Order, Proof, Text};
 
 /// The longest chain, in bytes of PEM: a version of it lies in the store for each that load balancers still show.
 pub const CHAIN_BYTES_MAX: usize = 32 << 10;
@@ -294,6 +294,10 @@ mod tests {
         check(json!({ "names": ["*.a.b"] }), "spec.acme.names[0]: cannot be a wildcard, unless with `challenge: dns`");
         check(json!({ "names": ["*.*.a.b"], "challenge": "dns" }), "spec.acme.names[0]: must be a DNS name");
         check(json!({ "names": ["a.b"], "challenge": "mail" }), "spec.acme.challenge: ");
+        // The text that shows it has a longer name, which no resolver would take.
+        let long = format!("{}.b", ["a".repeat(59).as_str(); 4].join("."));
+        read(&json!({ "acme": { "names": [&long] } })).expect("is short enough");
+        check(json!({ "names": [&long], "challenge": "dns" }), "spec.acme.names[0]: must be a DNS name");
         read(&json!({ "acme": { "names": ["*.a.b", "a.b"], "challenge": "dns" } })).expect("a wildcard and its domain");
         for name in ["localhost", "", ".", "a..b", "-a.b", "a_b.c", "10.0.0.1", "a b.c", &format!("{}.b", "a".repeat(64))] {
             check(json!({ "names": [name] }), "spec.acme.names[0]: must be a DNS name");

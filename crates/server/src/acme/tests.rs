@@ -301,6 +301,22 @@ async fn an_authority_that_is_not_there_is_named() {
 }
 
 #[test]
+fn nothing_comes_to_stand_in_the_zone_but_what_is_ordered() {
+    let names = ["*.cloud.example.org", "www.example.org"].map(str::to_owned).into();
+    let acme = Acme { names, challenge: Proof::Dns, directory: String::new(), contact: Vec::new() };
+    let check = |name: &str, expected: &str| {
+        let text = customer().text(&acme, &Identifier::Dns(name.to_owned()), "v".to_owned());
+        let told = text.map_or_else(|error| error.to_string(), |text| text.name);
+        assert!(told.starts_with(expected), "{name}: {told}");
+    };
+    check("cloud.example.org", "_acme-challenge.cloud.example.org");
+    check("www.example.org", "www.example.org is not in the zone cloud.example.org");
+    for other in ["db.cloud.example.org", "a b.cloud.example.org", ""] {
+        check(other, &format!("it asks for {other}, which is not ordered"));
+    }
+}
+
+#[test]
 fn what_somebody_far_away_says_is_made_harmless() {
     assert_eq!(harmless("a\u{1b}[2Jb\nc"), "a [2Jb c");
     assert_eq!(harmless(&"x".repeat(10_000)).len(), BECAUSE_CHARS_MAX);

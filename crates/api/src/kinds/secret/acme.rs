@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::kinds::dnsrecord::{DOMAIN_NAME_LENGTH_MAX, is_domain_name};
 use crate::reader::Reader;
 use crate::topology::Challenge;
 
@@ -14,8 +15,8 @@ pub const NAMES_MAX: usize = 32;
 pub const CONTACTS_MAX: usize = 8;
 /// The longest address of a directory or a person.
 const TEXT_BYTES_MAX: usize = 512;
-/// The longest name (RFC 1035, 2.3.4).
-const NAME_BYTES_MAX: usize = 253;
+/// The label below which an authority looks for a text (RFC 8555, 8.4).
+pub const CHALLENGE_LABEL: &str = "_acme-challenge";
 
 /// A certificate is to be asked for, and again before it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,11 +163,15 @@ fn wrong_with(name: &str, challenge: Proof) -> Option<String> {
         return Some(format!("cannot be a wildcard, unless with `challenge: dns`: {why}"));
     }
     let name = below.unwrap_or(name);
-    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(is_letter) && !label.starts_with('-') && !label.ends_with('-')
+    let shown_at_bytes = match challenge {
+        Proof::Http => 0,
+        Proof::Dns => CHALLENGE_LABEL.len() + 1,
     };
-    let is_name = name.len() <= NAME_BYTES_MAX && name.contains('.') && name.split('.').all(is_label);
+    let is_name = name.len() + shown_at_bytes <= DOMAIN_NAME_LENGTH_MAX
+        && name.contains('.')
+        && !name.ends_with('.')
+        && !name.contains('_')
+        && is_domain_name(name);
     // An address would be a name of digits alone.
     let is_address = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
     (!is_name || is_address).then(|| "must be a DNS name with a dot in it, as `www.example.org`".to_owned())
