@@ -131,7 +131,10 @@ impl Cluster {
         let (mut foreseen, mut found) =
             (picture(&end, named, addressed), picture(self.oracle.truth(), named, addressed));
         // What is in trouble stays so in a forecast; a real agent tries again when rules of its firewall change, and says so.
-        for object in view.objects().filter(|object| has_crashed_for_good(&view, object)) {
+        // Nor does it know what an authority makes of an order.
+        let is_chance =
+            |object: &&ObjectRef| has_crashed_for_good(&view, object) || is_ordered(&view, object);
+        for object in view.objects().filter(is_chance) {
             foreseen.remove(object);
             found.remove(object);
         }
@@ -348,6 +351,12 @@ fn has_crashed_for_good(view: &View, object: &ObjectRef) -> bool {
     let waits = view.decided(object).into_iter().flat_map(|decided| &decided.waiting_on);
     let is_hopeless = waits.into_iter().any(|waiting| matches!(waiting.on, WaitingOn::WorkerProblem { .. }));
     is_hopeless && status::state(view, object).is_some_and(|(state, _)| state == "crashed")
+}
+
+/// Whether it is a certificate that an authority is to give.
+fn is_ordered(view: &View, object: &ObjectRef) -> bool {
+    let spec = view.asked(object).map(|asked| &asked.spec);
+    matches!(spec, Some(Spec::Secret(secret)) if secret.ordered().is_some())
 }
 
 /// How everything is: what is asked, where it is, and what it waits for; without the place, or which addresses it has there,

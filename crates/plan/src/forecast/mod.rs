@@ -320,9 +320,11 @@ impl Course {
         }
     }
 
-    /// When something happens next. Copies of volumes are made for ever, and nobody waits for them.
+    /// When something happens next. Copies of volumes are made for ever, and nobody waits for them; what an authority makes of an
+    /// order is not foreseen, so it is not waited for either.
     fn next(&self) -> Option<Timestamp> {
-        let pause = self.reconciler.next_pause_ends(|object| object.kind != Kind::Volume);
+        let pause =
+            self.reconciler.next_pause_ends(|object| !matches!(object.kind, Kind::Volume | Kind::Secret));
         let pause = pause.filter(|at| since(self.last_at, *at) < PAUSE_MAX);
         self.workers.next_due().into_iter().chain(pause).min()
     }

@@ -49,6 +49,10 @@ pub fn plan(view: &View, object: &ObjectRef, inputs: &Inputs) -> Plan {
                 plan.waiting_on.push(WaitingOn::CertificateUnusable { because });
             }
         }
+        // Whoever deletes it wants no certificate, though a load balancer may show the one that is there for a while.
+        SecretSpec::Ordered { .. } if asked.meta.deleting_since.is_some() => {
+            (choice.order, choice.failure) = (None, None);
+        }
         SecretSpec::Ordered { acme } => take_news(acme, asked.meta.generation, inputs, &mut choice, &mut plan),
     }
     let newest = choice.newest().map(|version| version.number);

@@ -5,7 +5,7 @@ use lightbyte_api::parts::{PartState, RegisteredParts};
 use lightbyte_link::{Client, ClientError};
 use lightbyte_store::MemoryStore;
 
-use crate::cluster::TestServer;
+use crate::cluster::{TestServer, begin};
 
 /// Of `abcdef`.
 const SHA256: &str = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721";
@@ -63,10 +63,7 @@ async fn what_is_wrong_is_not_shown_and_can_be_sent_again() {
 
 #[tokio::test]
 async fn registered_parts_are_said_with_the_epoch_that_they_are_of() {
-    let store = MemoryStore::new();
-    let server = TestServer::start("s1", &store);
-    lightbyte_server::init(&store, lightbyte_api::Uid::from_bits(7)).await.expect("set up");
-    let client = Client::new(vec![server.endpoint.clone()]);
+    let (_store, _server, client) = begin().await;
     let part = serde_json::json!({"sha256": SHA256, "size": "6"});
     let image = serde_json::json!({"kind": "image", "name": "demo", "spec": {"current": "v1",
         "versions": [{"version": "v1", "kernel": part, "root": part}]}});

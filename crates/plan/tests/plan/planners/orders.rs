@@ -1,8 +1,10 @@
 //! Certificates that are ordered: when, when the authority may look, and what becomes of what it says.
 
 use insta::assert_snapshot;
+use lightbyte_api::Span;
 use lightbyte_api::kinds::secret::{Account, Acme, DIRECTORY_DEFAULT, Order, Pair, PrivateKey, Proof, Text};
 use lightbyte_api::topology::Challenge;
+use lightbyte_plan::forecast::{BootEstimate, Context, end_of};
 use lightbyte_plan::planner::secret::acme::{ANSWERED_WITHIN, News, Step, next_step};
 use lightbyte_plan::zone::{compose, concerns};
 
@@ -223,4 +225,25 @@ fn a_token_that_comes_twice_is_answered_once() {
     }
     let told = next_plan(&mut store, "loadbalancer/lb", 62);
     assert_eq!(told.matches("answers t.a for t").count(), 1, "{told}");
+}
+
+#[test]
+fn a_secret_that_is_being_deleted_orders_nothing_more() {
+    let mut store = begun();
+    plan_with_news(&mut store, "secret/shop", 61, ordered("a.example", "o1", 61));
+    add(&mut store, &format!("{SECRET} deleting"));
+    assert_snapshot!(next_plan(&mut store, "secret/shop", 62), @"put decided secret/shop versions , since 62 waits: loadbalancer/lb still uses it");
+    let late = plan_with_news(&mut store, "secret/shop", 63, issued("o1", LASTING));
+    assert_snapshot!(late, @"nothing");
+}
+
+#[test]
+fn a_forecast_does_not_wait_for_an_authority() {
+    let mut store = begun();
+    plan_with_news(&mut store, "secret/shop", 61, ordered("a.example", "o1", 61));
+    let boot = BootEstimate { lasts: Span::from_secs(10), measured: 0 };
+    let context = Context { now: at(62), fresh: 1 << 80, boot };
+    let end = end_of(&store.view(), &[], &context).expect("nothing that could be refused");
+    let shop = object("secret/shop");
+    assert_eq!(end.decided(&shop), store.view().decided(&shop), "the order is neither given up nor answered");
 }
