@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub use proxy::{
     Addressed, BackendStatus, PROXY_ANSWER_BYTES_MAX, PROXY_ANSWER_MS_MAX, ProxyStatus, TOPOLOGY_BYTES_MAX,
-    Told, Tried, TriedRoute, VirtualAddress,
+    Told, VirtualAddress,
 };
 
 /// vsock port of the agent's HTTP server.

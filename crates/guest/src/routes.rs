@@ -38,7 +38,6 @@ pub(crate) async fn answer(agent: &Rc<Agent>, place: &Place, request: Request<In
         (&Method::POST, "/v1/freeze") => freeze(agent, request).await,
         (&Method::POST, "/v1/thaw") => thaw(agent, request).await,
         (&Method::PUT, "/v1/topology") => hand_on(agent, "/topology", request).await,
-        (&Method::POST, "/v1/topology/try") => hand_on(agent, "/try", request).await,
         (&Method::PUT, "/v1/virtual-address") => virtual_address(agent, request).await,
         (&Method::GET, "/v1/proxy") => get_of_proxy(agent, "/status").await,
         (&Method::POST, "/v1/proxy/explain") => hand_on(agent, "/explain", request).await,

@@ -3,7 +3,6 @@
 //! | | |
 //! |---|---|
 //! | `PUT /topology` | a sealed topology; 200 with its revision once it is on disk and holds |
-//! | `POST /try` | a sealed topology; what it would do |
 //! | `POST /explain` | a request; where it would go, and why |
 //! | `PUT /leaving/10.77.0.40/30000` | leave this address within so many milliseconds; whether it is left |
 //! | `DELETE /leaving` | leave none |
@@ -109,10 +108,6 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Full
             Ok(sealed) => apply(state, sealed).await,
             Err(refused) => refused,
         },
-        (&Method::POST, "/try") => match read(body).await {
-            Ok(sealed) => try_out(sealed).await,
-            Err(refused) => refused,
-        },
         (&Method::POST, "/explain") => match read(body).await {
             Ok(question) => explained(state, &question),
             Err(refused) => refused,
@@ -167,14 +162,6 @@ async fn apply(state: &Arc<State>, sealed: Bytes) -> Response<Full<Bytes>> {
             StatusCode::INTERNAL_SERVER_ERROR,
             "the topology made the proxy panic; the former one holds",
         ),
-    }
-}
-
-async fn try_out(sealed: Bytes) -> Response<Full<Bytes>> {
-    match tokio::task::spawn_blocking(move || State::try_out(&sealed)).await {
-        Ok(Ok(tried)) => with_json(StatusCode::OK, &json!({"routes": tried})),
-        Ok(Err(reason)) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &reason),
-        Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the topology made the proxy panic"),
     }
 }
 

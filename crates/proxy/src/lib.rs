@@ -30,6 +30,7 @@ mod proxy;
 mod proxy_header;
 mod rate;
 mod registry;
+mod rehearsal;
 mod retry;
 mod say;
 mod state;

@@ -72,7 +72,7 @@ impl Proxy {
         let table = Arc::new(ArcSwap::from_pointee(Table::default()));
         let access = AccessLog::new(options.access_log).context("start the access log")?;
         let (stopping, stopped) = watch::channel(false);
-        let gateway = gateway(Gateway::new(table.clone(), access.clone()))?;
+        let gateway = http_proxy(Gateway::new(table.clone(), access.clone()))?;
         let shared = Shared::new(table.clone(), gateway.clone(), stopped).context("set up TLS")?;
         let state = Arc::new(State::new(table, Listeners::new(shared), disk, access));
         state.hold_back().await?;
@@ -114,7 +114,8 @@ impl Proxy {
     }
 }
 
-fn gateway(gateway: Gateway) -> anyhow::Result<Arc<HttpProxy<Gateway>>> {
+/// The HTTP library around a gateway.
+pub(crate) fn http_proxy(gateway: Gateway) -> anyhow::Result<Arc<HttpProxy<Gateway>>> {
     let conf = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         upstream_keepalive_pool_size: BACKEND_POOL_SIZE,

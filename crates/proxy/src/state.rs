@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use http::Method;
-use lightbyte_api::topology::{PathMatch, Topology};
-use serde::Serialize;
+use lightbyte_api::topology::Topology;
 use tokio::sync::Notify;
 
 use crate::access::AccessLog;
@@ -19,6 +17,7 @@ use crate::disk::{self, Disk, Unsealed};
 use crate::listeners::{Listeners, Unbound};
 use crate::lock::lock;
 use crate::registry::Registry;
+use crate::rehearsal;
 use crate::say::say;
 use crate::table::Table;
 
@@ -40,6 +39,8 @@ pub(crate) struct State {
 #[derive(Default)]
 struct Applied {
     checksum: Option<String>,
+    /// What of the topology that holds was rehearsed.
+    script: Option<Topology>,
     /// Of the disk, and not served yet.
     held_back: Option<Unsealed>,
     checks: Checks,
@@ -62,20 +63,6 @@ pub(crate) enum NotApplied {
     /// This machine cannot carry it out, or not now.
     #[error("{0}")]
     NotHere(String),
-}
-
-/// Where a request that fits a route would go.
-#[derive(Debug, Serialize)]
-pub(crate) struct Tried {
-    route: String,
-    request: String,
-    /// The route that the request was given: another one if that is more precise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    found: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pool: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    redirect: Option<u16>,
 }
 
 impl State {
@@ -134,6 +121,8 @@ impl State {
         // Better the other ports than none: whoever asks for the status hears of it.
         self.tell_of(&mut applied, failed);
         self.switch(&mut applied, table, bound, unsealed.checksum);
+        // It has held before.
+        applied.script = Some(rehearsal::script(&unsealed.topology));
     }
 
     /// The same, after a time in which a fresh topology may come.
@@ -181,6 +170,10 @@ impl State {
     ) -> Result<(), NotApplied> {
         let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
         let table = compiled.map_err(|problem| NotApplied::Bad(problem.to_string()))?;
+        let script = rehearsal::script(&unsealed.topology);
+        if applied.script.as_ref() != Some(&script) {
+            rehearsal::rehearse(&script, applied.script.as_ref()).await?;
+        }
         let (bound, failed) = self.listeners.bind(&table);
         // One that was not open before is no reason to keep the rest from a newer topology.
         if let Some(new) = failed.iter().find(|unbound| !applied.unopened.contains(&unbound.address)) {
@@ -194,6 +187,7 @@ impl State {
         }
         self.tell_of(applied, failed);
         self.switch(applied, table, bound, unsealed.checksum);
+        applied.script = Some(script);
         Ok(())
     }
 
@@ -220,41 +214,8 @@ impl State {
         self.fresh.notify_one();
     }
 
-    /// What a topology would do, without applying it: one made-up request for each route.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub(crate) fn try_out(sealed: &[u8]) -> Result<Vec<Tried>, String> {
-        let unsealed = disk::unseal(sealed).map_err(|refusal| refusal.to_string())?;
-        let mut registry = Registry::default();
-        let table =
-            Table::compile(&unsealed.topology, &mut registry).map_err(|problem| problem.to_string())?;
-        Ok(try_routes(&unsealed.topology, &table))
-    }
-
     /// How long the process has run.
     pub(crate) fn uptime_ms() -> u64 {
         clock::now_ms()
     }
-}
-
-fn try_routes(topology: &Topology, table: &Table) -> Vec<Tried> {
-    let one = |route: &lightbyte_api::topology::Route| {
-        let host =
-            route.hosts.first().map_or("example.invalid".to_owned(), |host| match host.strip_prefix("*.") {
-                Some(domain) => format!("example.{domain}"),
-                None => host.clone(),
-            });
-        let (PathMatch::Prefix(path) | PathMatch::Exact(path)) = &route.path;
-        let method = route.methods.first().and_then(|method| method.parse().ok()).unwrap_or(Method::GET);
-        let found = table.route(&host, path, &method);
-        Tried {
-            route: route.name.clone(),
-            request: format!("{method} {host}{path}"),
-            found: found.map(|found| found.name.clone()),
-            pool: found.and_then(|found| found.pool()).map(|pool| pool.name.clone()),
-            redirect: found.and_then(|found| found.redirect.as_ref()).map(|redirect| redirect.status),
-        }
-    };
-    topology.routes.iter().map(one).collect()
 }

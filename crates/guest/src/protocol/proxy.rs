@@ -3,7 +3,6 @@
 //! | | |
 //! |---|---|
 //! | `PUT /v1/topology` | a sealed topology; [`Told`] once it is on disk and holds |
-//! | `POST /v1/topology/try` | a sealed topology; [`Tried`]: what it would do |
 //! | `PUT /v1/virtual-address` | a [`VirtualAddress`]; [`Addressed`] once this guest has it |
 //! | `GET /v1/proxy` | [`ProxyStatus`] |
 //! | `POST /v1/proxy/explain` | a request; where the proxy would send it, and why |
@@ -18,7 +17,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// Largest body of `PUT /v1/topology` and `POST /v1/topology/try`: as much as the proxy takes.
+/// Largest body of `PUT /v1/topology`: as much as the proxy takes.
 pub const TOPOLOGY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How long the agent waits for the proxy, the body's coming included. A topology is on disk by then, unless file systems
@@ -53,33 +52,6 @@ pub struct VirtualAddress {
 pub struct Addressed {
     /// The proxy was to leave it, and nothing is open to it any more.
     pub left: bool,
-}
-
-/// Answer to `POST /v1/topology/try`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Tried {
-    /// One made-up request for each route.
-    pub routes: Vec<TriedRoute>,
-}
-
-/// Where a request that fits a route would go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct TriedRoute {
-    /// The route's name.
-    pub route: String,
-    /// `GET example.org/path`.
-    pub request: String,
-    /// The route that the request was given: another one if that is more precise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub found: Option<String>,
-    /// The pool that it goes to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<String>,
-    /// The status of the redirect that it gets.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub redirect: Option<u16>,
 }
 
 /// `GET /v1/proxy`. Counts are of this process: they begin anew when it was started again, which `uptime_ms` shows.

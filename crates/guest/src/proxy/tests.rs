@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use lightbyte_guest::protocol::{
-    BODY_BYTES_MAX, BackendStatus, Problem, ProxyStatus, TOPOLOGY_BYTES_MAX, Told, Tried,
+    BODY_BYTES_MAX, BackendStatus, Problem, ProxyStatus, TOPOLOGY_BYTES_MAX, Told,
 };
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -111,7 +111,6 @@ fn an_image_without_a_proxy_says_so() {
         supervise(bed.agent.clone()).await;
         for (method, path, bytes) in [
             (Method::PUT, "/v1/topology", TOPOLOGY_BYTES_MAX),
-            (Method::POST, "/v1/topology/try", TOPOLOGY_BYTES_MAX),
             (Method::GET, "/v1/proxy", 0),
             (Method::GET, "/v1/proxy/metrics", 0),
         ] {
@@ -185,8 +184,6 @@ fn the_real_proxy_is_told_started_again_and_ended() {
         assert_eq!((status, found.revision), (200, 0), "nothing was said yet");
 
         let sealed = TOPOLOGY.replace("CHECKSUM", CHECKSUM);
-        let (status, tried): (u16, Tried) = bed.json(Method::POST, "/v1/topology/try", sealed.clone()).await;
-        assert_eq!((status, tried.routes[0].pool.as_deref()), (200, Some("web")));
         let (status, refused): (u16, Problem) = bed.json(Method::PUT, "/v1/topology", TOPOLOGY).await;
         assert!(status == 422 && refused.error.starts_with("its checksum is"), "{refused:?}");
         let told: (u16, Told) = bed.json(Method::PUT, "/v1/topology", sealed).await;

@@ -116,20 +116,6 @@ async fn a_cookie_keeps_a_client_with_its_backend() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_topology_would_do_is_told_without_doing_it() {
-    let rig = Rig::start().await;
-    let one = Backend::start("one").await;
-    let topology = simple(5, free_port(), &[&one]);
-    let (status, body) = rig.control("POST", "/try", &sealed(&topology)).await;
-    assert_eq!(status, 200, "{body}");
-    assert!(
-        body.contains(r#""route":"web","request":"GET example.invalid/","found":"web","pool":"web""#),
-        "{body}"
-    );
-    assert_eq!(rig.status().await["revision"], 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_fails_requests_is_ejected_for_a_while() {
     let (rig, port) = (Rig::start().await, free_port());
     let (bad, good) = (Backend::start("bad").await, Backend::start("good").await);

@@ -21,6 +21,7 @@ const TCP_MODULES: &[(&str, &str)] = &[
         "crates/server/src/acme/http.rs",
         "asks certification authorities by HTTPS: no peer, and trusted as this machine trusts",
     ),
+    ("crates/proxy/src/rehearsal.rs", "asks itself over loopback"),
     ("crates/proxy/src/checks.rs", "tries whether backends answer"),
     ("crates/bench/src/deaths/backend.rs", "a backend of proxies that are measured"),
     ("crates/bench/src/deaths/client.rs", "a client of theirs"),
