@@ -126,6 +126,18 @@ impl InterfaceId {
         InterfaceId(u64::from_be_bytes([first ^ 0x02, second, third, 0xff, 0xfe, fourth, fifth, sixth]))
     }
 
+    /// That of an address of IPv6.
+    #[must_use]
+    pub const fn of_address(address: Ipv6Addr) -> InterfaceId {
+        InterfaceId(address.to_bits() as u64)
+    }
+
+    /// The IPv4 address that it is made from, if it can be one's.
+    #[must_use]
+    pub fn address4(self) -> Option<Ipv4Addr> {
+        u32::try_from(self.0).ok().filter(|bits| *bits != 0).map(Ipv4Addr::from)
+    }
+
     /// Its bits.
     #[must_use]
     pub const fn bits(self) -> u64 {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::address::{InterfaceId, MacAddress};
+use crate::address::{InterfaceId, MacAddress, Subnet6};
 use crate::firewall::Wall;
 use crate::first_boot::FirstBoot;
 use crate::health::HealthCheck;
@@ -157,6 +157,16 @@ impl AssignedNic {
     pub fn interface6(&self) -> Option<InterfaceId> {
         let of_mac = || InterfaceId::of_mac(self.mac);
         self.ipv6.as_ref().map(|_| self.address.map_or_else(of_mac, InterfaceId::of))
+    }
+
+    /// The virtual addresses that it has: that of IPv4, and where its IPv6 address is known the one that is made from it likewise.
+    pub fn virtual_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let address = self.virtual_address.map(|has| has.address);
+        let address6 = address.zip(self.ipv6.as_ref()).and_then(|(address, ipv6)| {
+            let subnet = Subnet6::of(ipv6.address?, ipv6.prefix_length);
+            Some(InterfaceId::of(address).within(subnet))
+        });
+        [address.map(IpAddr::V4), address6.map(IpAddr::V6)].into_iter().flatten()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the agent knows: milestones of the boot and who it is. One thread uses it, so plain cells are enough.
 
 use std::cell::{Cell, RefCell};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use lightbyte_guest::protocol::{FirstBootState, Identity, Info, Milestones};
@@ -38,7 +38,7 @@ pub(crate) struct Agent {
     pub(crate) set_up: watch::Sender<bool>,
     pub(crate) proxy: Proxy,
     /// The address that the first card has besides its own.
-    pub(crate) virtual_address: Cell<Option<Ipv4Addr>>,
+    pub(crate) virtual_addresses: RefCell<Vec<IpAddr>>,
 }
 
 impl Agent {
@@ -59,7 +59,7 @@ impl Agent {
             dhcp: RefCell::default(),
             set_up: watch::Sender::default(),
             proxy,
-            virtual_address: Cell::default(),
+            virtual_addresses: RefCell::default(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -75,28 +75,30 @@ pub(crate) fn take_lease(
     }
 }
 
-/// Gives the first card an address besides its own, or none, in place of the one that it had.
+/// Gives the first card these addresses besides its own, in place of those that it had.
 ///
 /// # Errors
 /// If there is no card, or the kernel refuses a step.
-pub(crate) fn set_virtual_address(
+pub(crate) fn set_virtual_addresses(
     identity: Option<&Identity>,
-    before: Option<Ipv4Addr>,
-    address: Option<Ipv4Addr>,
+    before: &[IpAddr],
+    addresses: &[IpAddr],
 ) -> anyhow::Result<()> {
     /// Nobody else is reached by it.
-    const ALONE: u8 = 32;
+    const fn alone(address: IpAddr) -> u8 {
+        if address.is_ipv4() { 32 } else { 128 }
+    }
     let nic = identity.and_then(|identity| identity.nics.first()).context("this guest has no card yet")?;
     let index = interface(&nic.mac).context("there is no such interface")?;
     let mut netlink = Netlink::open().context("open netlink")?;
-    if let Some(before) = before.filter(|before| address != Some(*before)) {
+    for before in before.iter().filter(|before| !addresses.contains(before)) {
         // One that is not there any more is as it should be.
-        let _ = netlink.remove_address(index, before.into(), ALONE);
+        let _ = netlink.remove_address(index, *before, alone(*before));
     }
-    match address {
-        Some(address) => netlink.add_address(index, address.into(), ALONE).context("set the virtual address"),
-        None => Ok(()),
-    }
+    let mut addresses = addresses.iter();
+    addresses
+        .try_for_each(|address| netlink.add_address(index, *address, alone(*address)))
+        .context("set the virtual address")
 }
 
 /// Lets interfaces that come up say to whom their addresses belong (RFC 5227, 2.3; `arp_notify` of the kernel's

@@ -1,5 +1,6 @@
 //! The agent's HTTP API.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -159,7 +160,7 @@ async fn hand_on(agent: &Agent, path: &str, request: Request<Incoming>) -> Resul
 
 /// The proxy first: one that still leaves the address answers nobody there.
 async fn virtual_address(agent: &Agent, request: Request<Incoming>) -> Result<Answer, Answer> {
-    let VirtualAddress { address, leaves_within_ms } = body(request).await?;
+    let VirtualAddress { address, address6, leaves_within_ms } = body(request).await?;
     let (method, path) = match address.zip(leaves_within_ms) {
         Some((address, within_ms)) => (Method::PUT, format!("/leaving/{address}/{within_ms}")),
         None => (Method::DELETE, "/leaving".to_owned()),
@@ -168,10 +169,13 @@ async fn virtual_address(agent: &Agent, request: Request<Incoming>) -> Result<An
     if !said.status().is_success() {
         return Ok(said);
     }
-    let before = agent.virtual_address.get();
-    let set = network::set_virtual_address(agent.identity.borrow().as_ref(), before, address);
+    let addresses: Vec<IpAddr> =
+        address.map(IpAddr::V4).into_iter().chain(address6.map(IpAddr::V6)).collect();
+    let identity = agent.identity.borrow();
+    let set =
+        network::set_virtual_addresses(identity.as_ref(), &agent.virtual_addresses.borrow(), &addresses);
     set.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")))?;
-    agent.virtual_address.set(address);
+    agent.virtual_addresses.replace(addresses);
     Ok(said)
 }
 

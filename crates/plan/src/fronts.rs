@@ -4,6 +4,8 @@
 //! flight to it any more (`planner/loadbalancer.rs` keeps the list). The time for that is bounded: by the load balancer, and where that
 //! cannot decide, by the VM itself. Its address rests for as long as any proxy may still send there.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use imbl::OrdSet;
 use lightbyte_api::assigned::VirtualAddress;
 use lightbyte_api::kinds::loadbalancer::{Choice as BalancerChoice, Member, Members};
@@ -38,6 +40,17 @@ enum Words {
     Group(Name),
     Vm(Name),
     Label(String, String),
+}
+
+/// The virtual address of IPv6 that goes with that of IPv4, where the network says what its first half is.
+#[must_use]
+pub fn address6(view: &View, balancer: &ObjectRef, address: Ipv4Addr) -> Option<Ipv6Addr> {
+    let Spec::LoadBalancer(spec) = &view.asked(balancer)?.spec else { return None };
+    let network = ObjectRef::new(Kind::Network, spec.proxies.network.clone());
+    match &view.asked(&network)?.spec {
+        Spec::Network(network) => network.address6(address),
+        _ => None,
+    }
 }
 
 impl Fronts {

@@ -3,7 +3,7 @@
 //! ```text
 //!   VM.vm           its addresses, while it is to run and its worker says that it does
 //!   GROUP.group     those of its members that serve
-//!   LB.lb           its virtual address, or those of its proxies that know what to do;  _http._tcp.LB.lb  and at which port
+//!   LB.lb           its virtual addresses, or those of its proxies that know what to do;  _http._tcp.LB.lb  and at which port
 //!   _acme-challenge.NAME   what a certification authority looks for, while a certificate is ordered
 //!   …               what people write (`dnsrecord`), beside these and never in their place
 //!   reverse         VM.vm for every address of a network with a pool
@@ -160,10 +160,11 @@ fn serving<'a>(view: &'a View, group: &ObjectRef, is_wanted: impl Fn(&Named<'_>)
     members
 }
 
-/// The virtual address of a load balancer, once some proxy has had it.
-fn virtual_address(view: &View, balancer: &ObjectRef) -> Option<Ipv4Addr> {
-    let held = fronts::choice(view, balancer)?.virtual_address.as_ref()?;
-    (held.turn > 0).then_some(held.address)
+/// The virtual addresses of a load balancer, once some proxy has had them.
+fn virtual_addresses(view: &View, balancer: &ObjectRef) -> Option<Addresses> {
+    let held = fronts::choice(view, balancer)?.virtual_address.as_ref().filter(|held| held.turn > 0)?;
+    let address6 = fronts::address6(view, balancer, held.address);
+    Some(Addresses { v4: vec![held.address], v6: address6.into_iter().collect() })
 }
 
 fn addresses_of(members: &[Named<'_>]) -> Addresses {
@@ -287,11 +288,14 @@ impl<'a> Composer<'a> {
         }
         let is_told =
             |proxy: &Named<'_>| proxy.observed.proxy.as_ref().is_some_and(|proxy| proxy.revision > 0);
-        let records = match virtual_address(self.view, object) {
-            Some(address) => {
+        let records = match virtual_addresses(self.view, object) {
+            Some(addresses) => {
                 let target = format!("{owner}.{}", self.composed.zone.name);
-                self.pointer(&spec.proxies.network, address.into(), &target);
-                Records { a: vec![address].into(), ..Records::default() }
+                let v4 = addresses.v4.iter().copied().map(IpAddr::V4);
+                for address in v4.chain(addresses.v6.iter().copied().map(IpAddr::V6)) {
+                    self.pointer(&spec.proxies.network, address, &target);
+                }
+                addresses.records()
             }
             None => addresses_of(&serving(self.view, &group, is_told)).records(),
         };

@@ -13,15 +13,18 @@
 //! To hold is to drop the first packet of connections (SYN) before the kernel sees it, by a filter on the listening sockets:
 //! a refusal would be an error for the client, and silence is a second's delay. So it lasts no longer than that: what is
 //! still open then would keep all others waiting.
+//!
+//! With an address of IPv4 that of IPv6 is left whose last half it is: both are somebody's together.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use lightbyte_api::address::InterfaceId;
 use socket2::{SockFilter, SockRef};
 use tokio::sync::watch;
 
@@ -91,6 +94,14 @@ impl Default for Leaving {
     fn default() -> Leaving {
         let (told, held) = (watch::Sender::new(None), watch::Sender::new(None));
         Leaving { address: AtomicU32::new(0), told, held, progress: Mutex::default() }
+    }
+}
+
+/// Where a connection came in: the address of IPv4, or the one that is the last half of that of IPv6; no address if neither is.
+pub(crate) fn place_of(local: IpAddr) -> Ipv4Addr {
+    match local.to_canonical() {
+        IpAddr::V4(local) => local,
+        IpAddr::V6(local) => InterfaceId::of_address(local).address4().unwrap_or(Ipv4Addr::UNSPECIFIED),
     }
 }
 
@@ -183,9 +194,10 @@ pub(crate) fn hold(socket: &impl AsFd, address: Option<Ipv4Addr>) -> io::Result<
 
 /// A program of the kernel's packet filter (its documentation, `networking/filter`): it is given a packet from the head of TCP
 /// on, and finds that of IP at an offset of its own.
-fn filter(address: Ipv4Addr) -> [SockFilter; 6] {
+fn filter(address: Ipv4Addr) -> [SockFilter; 13] {
     const LOAD_BYTE: u16 = 0x30;
     const LOAD_WORD: u16 = 0x20;
+    const AND: u16 = 0x54;
     const JUMP_IF_ANY: u16 = 0x45;
     const JUMP_IF_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
@@ -194,12 +206,24 @@ fn filter(address: Ipv4Addr) -> [SockFilter; 6] {
     /// Where the flags are (RFC 9293, 3.1), and the one for an acknowledgement, which the first packet does not have.
     const FLAGS_AT: u32 = 13;
     const ACK: u32 = 0x10;
-    /// Where the destination is (RFC 791, 3.1).
+    /// Where the version is, and that of IPv6 (RFC 8200, 3).
+    const VERSION: u32 = 0xf0;
+    const IPV6: u32 = 0x60;
+    /// Where the destination of IPv4 is (RFC 791, 3.1), and the two last words of that of IPv6.
     const DESTINATION_AT: u32 = 16;
+    const DESTINATION6_AT: [u32; 2] = [32, 36];
+    // The last half of the address of IPv6 is that of IPv4. Jumps count the steps that are left out if so, and if not.
     [
         SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_AT),
-        SockFilter::new(JUMP_IF_ANY, 3, 0, ACK),
+        SockFilter::new(JUMP_IF_ANY, 10, 0, ACK),
+        SockFilter::new(LOAD_BYTE, 0, 0, NETWORK),
+        SockFilter::new(AND, 0, 0, VERSION),
+        SockFilter::new(JUMP_IF_EQUAL, 2, 0, IPV6),
         SockFilter::new(LOAD_WORD, 0, 0, NETWORK + DESTINATION_AT),
+        SockFilter::new(JUMP_IF_EQUAL, 4, 5, address.to_bits()),
+        SockFilter::new(LOAD_WORD, 0, 0, NETWORK + DESTINATION6_AT[0]),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 3, 0),
+        SockFilter::new(LOAD_WORD, 0, 0, NETWORK + DESTINATION6_AT[1]),
         SockFilter::new(JUMP_IF_EQUAL, 0, 1, address.to_bits()),
         SockFilter::new(RETURN, 0, 0, 0),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
@@ -232,6 +256,19 @@ mod tests {
                 before,
             };
             assert_eq!(standing.next(), expected, "{standing:?}");
+        }
+    }
+
+    #[test]
+    fn both_families_are_one_place() {
+        for (local, place) in [
+            ("10.77.0.40", "10.77.0.40"),
+            ("::ffff:10.77.0.40", "10.77.0.40"),
+            ("fd00:77::10.77.0.40", "10.77.0.40"),
+            ("fe80::ff:fe00:1", "0.0.0.0"),
+        ] {
+            let local = local.parse().expect("an address");
+            assert_eq!(place_of(local).to_string(), place);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,8 +17,8 @@ use lightbyte_api::topology::{Listener, Protocol, ProxyProtocol};
 use pingora_core::apps::ServerApp as _;
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
-
 use pingora_proxy::HttpProxy;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -164,6 +164,10 @@ impl Listeners {
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        // All addresses are those of both families, whatever the machine's default is.
+        SockRef::from(&socket).set_only_v6(false)?;
+    }
     socket.set_reuseaddr(true)?;
     // So that a listener may move to another address of its port, which overlaps with the one that it leaves. A socket of
     // somebody else is in the way all the same: both have to ask for this.
@@ -271,6 +275,8 @@ impl Drop for Open {
 }
 
 fn begin(shared: &Arc<Shared>, listener: Listener, stream: TcpStream, peer: SocketAddr) {
+    // A port of IPv6 takes those of IPv4 too, under a name that nobody knows them by.
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     shared.connections.fetch_add(1, Ordering::Relaxed);
     let open = Open(shared.clone());
     // A panic in a request ends this task and the connection with it, nothing else.
@@ -282,11 +288,7 @@ fn begin(shared: &Arc<Shared>, listener: Listener, stream: TcpStream, peer: Sock
 
 async fn serve(shared: &Arc<Shared>, listener: &Listener, stream: TcpStream, peer: SocketAddr) {
     let Ok(local) = stream.local_addr() else { return };
-    let local = match local.ip() {
-        IpAddr::V4(local) => local,
-        // No virtual address is one of IPv6.
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-    };
+    let local = leaving::place_of(local.ip());
     let _counted = Counted::new(shared.leaving.clone(), local);
     let hello = tokio::time::timeout(HELLO_MAX, hello(shared, listener, stream, (peer, local))).await;
     // Who says nothing, or nonsense, before the first request is closed without a word.

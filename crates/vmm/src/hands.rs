@@ -1,7 +1,9 @@
 //! Carries out one step of the agent on the drivers, and reads back what the host shows. No choice is made here: a
 //! step names one driver's verb, and facts are what the drivers say.
 
-use lightbyte_api::assigned::{Assigned, AssignedVolume, HostObject, Source};
+use std::net::IpAddr;
+
+use lightbyte_api::assigned::{Assigned, AssignedNic, AssignedVolume, HostObject, Source};
 use lightbyte_api::health::HealthCheck;
 use lightbyte_api::kinds::image::Part;
 use lightbyte_api::{ByteSize, Kind, VmId, VolumeId};
@@ -86,14 +88,17 @@ fn tell_of_address(
     vm: VmId,
     errand: address::Errand,
 ) -> Result<address::Told, DriverError> {
-    let nics =
-        || drivers.records.load(object).map(|saved| saved.map(|saved| saved.nics()).unwrap_or_default());
-    if errand.ask && drivers.network.is_taken(&nics()?)? {
+    let nics = drivers.records.load(object)?.map(|saved| saved.nics()).unwrap_or_default();
+    if errand.ask && drivers.network.is_taken(&nics)? {
         return Ok(address::Told::Taken);
     }
-    let left = ask::tell_address(drivers.guest.as_ref(), vm, errand.wanted)?;
+    let address6 = nics.iter().flat_map(AssignedNic::virtual_addresses).find_map(|address| match address {
+        IpAddr::V6(address) => Some(address),
+        IpAddr::V4(_) => None,
+    });
+    let left = ask::tell_address(drivers.guest.as_ref(), vm, errand.wanted, address6)?;
     if errand.announce {
-        drivers.network.announce(&nics()?)?;
+        drivers.network.announce(&nics)?;
     }
     Ok(address::Told::Done { left })
 }

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use lightbyte_api::address::{InterfaceId, tap_name};
-use lightbyte_api::assigned::{AssignedNic, VirtualAddress};
+use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::kinds::vm::NICS_MAX;
 use lightbyte_api::observed::{Lease, Squatter};
 use lightbyte_api::{MacAddress, Uid, VmId};
@@ -206,9 +206,10 @@ impl Network for Taps {
         let links = links()?;
         let mut questions = Vec::new();
         for nic in nics {
-            let Some(VirtualAddress { address, .. }) = nic.virtual_address else { continue };
-            let (bridge, from) = on_bridge(&links, nic)?;
-            questions.push(Question { bridge, from, own: nic.mac, address: address.into() });
+            for address in nic.virtual_addresses() {
+                let (bridge, from) = on_bridge(&links, nic)?;
+                questions.push(Question { bridge, from, own: nic.mac, address });
+            }
         }
         let answers = probe::ask(&questions).map_err(system("ask who has the virtual address"))?;
         Ok(answers.iter().any(Option::is_some))
@@ -217,13 +218,13 @@ impl Network for Taps {
     fn announce(&self, nics: &[AssignedNic]) -> Result<(), DriverError> {
         let links = links()?;
         for nic in nics {
-            let Some(VirtualAddress { address, .. }) = nic.virtual_address else { continue };
-            let bridge = links
-                .iter()
-                .find(|link| link.name == nic.bridge)
-                .ok_or_else(|| DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge)))?;
-            probe::announce(bridge.index, nic.mac, address)
-                .map_err(system(format!("tell {} that {address} is at {}", nic.bridge, nic.mac)))?;
+            for address in nic.virtual_addresses() {
+                let bridge = links.iter().find(|link| link.name == nic.bridge).ok_or_else(|| {
+                    DriverError::Refused(format!("this host has no bridge `{}`", nic.bridge))
+                })?;
+                probe::announce(bridge.index, nic.mac, address)
+                    .map_err(system(format!("tell {} that {address} is at {}", nic.bridge, nic.mac)))?;
+            }
         }
         Ok(())
     }

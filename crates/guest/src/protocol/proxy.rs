@@ -13,7 +13,7 @@
 //! not up or does not answer, and 404 in an image that has none.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub struct Told {
 pub struct VirtualAddress {
     /// The address; none if it is to have none.
     pub address: Option<Ipv4Addr>,
+    /// That of IPv6 which goes with it: its last half is `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// Within so long the proxy is to let what is open to it end, and then to answer nobody new. Say it again until it has left.
     pub leaves_within_ms: Option<u64>,
 }

@@ -30,7 +30,7 @@ pub(super) fn of<'a>(view: &'a View, object: &'a ObjectRef, asked: &'a Asked, sp
         Some(_) => "degraded",
     };
     let since = decided.and_then(|decided| decided.at_rest_since).unwrap_or(asked.meta.changed_at);
-    let more = move || choice.map(|choice| shown(view, choice, spec)).unwrap_or_default();
+    let more = move || choice.map(|choice| shown(view, object, choice, spec)).unwrap_or_default();
     Found { state, ready: state == "ready", since: Some(since), more: Box::new(more) }
 }
 
@@ -39,7 +39,7 @@ fn told_of<'a>(view: &'a View, choice: &'a Choice) -> impl Iterator<Item = &'a P
     choice.proxies.iter().filter(move |proxy| report(view, proxy).is_some_and(|report| report.revision > 0))
 }
 
-fn shown(view: &View, choice: &Choice, spec: &Spec) -> Map<String, Value> {
+fn shown(view: &View, object: &ObjectRef, choice: &Choice, spec: &Spec) -> Map<String, Value> {
     let proxies = choice.proxies.iter().map(|proxy| shown_proxy(view, choice, proxy));
     let accepted = choice.accepted.and_then(|number| choice.configuration(number));
     let pools = accepted.into_iter().flat_map(|accepted| &accepted.pools);
@@ -58,7 +58,7 @@ fn shown(view: &View, choice: &Choice, spec: &Spec) -> Map<String, Value> {
         "backends": backends.len(),
         "members": backends.into_iter().take(BACKENDS_SHOWN_MAX).collect::<Vec<_>>(),
         "leaving": leaving.collect::<Vec<_>>(),
-        "virtual_address": choice.virtual_address.as_ref().map(|held| shown_address(view, choice, held)),
+        "virtual_address": choice.virtual_address.as_ref().map(|held| shown_address(view, object, choice, held)),
         "certificates": accepted.map(|accepted| shown_certificates(view, accepted)).filter(|shown| !shown.is_empty()),
         "refused": choice.rejected.as_ref().map(|rejected| &rejected.because),
     }))
@@ -93,17 +93,21 @@ fn shown_proxy(view: &View, choice: &Choice, proxy: &Proxy) -> Value {
     })
 }
 
-fn shown_address(view: &View, choice: &Choice, held: &HeldAddress) -> Value {
+fn shown_address(view: &View, balancer: &ObjectRef, choice: &Choice, held: &HeldAddress) -> Value {
     let holder = held.holder.and_then(|holder| choice.proxy(holder));
     let has = holder.and_then(|holder| observed(view, holder)?.virtual_address);
     let told = has.is_some_and(|has| has.address == held.address && has.turn == held.turn);
-    json!({
+    let mut shown = json!({
         "address": held.address,
         "held_by": held.holder.map(|holder| name(view, holder)),
         "announced": told,
         "leaving": held.leaving_since.is_some(),
         "may_still_have_it": held.former.iter().map(|uid| name(view, *uid)).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(address6) = fronts::address6(view, balancer, held.address) {
+        shown["address6"] = json!(address6);
+    }
+    shown
 }
 
 fn shown_leaving(view: &View, choice: &Choice, leaving: &Leaving) -> Value {

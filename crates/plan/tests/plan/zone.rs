@@ -5,7 +5,7 @@ use lightbyte_api::kinds::scalegroup::{Choice as GroupChoice, RetiredFor, Retiri
 use lightbyte_api::{Choice, Decided, Key};
 use lightbyte_plan::zone::{ADDRESSES_MAX, compose};
 
-use crate::world::{Store, object, uid, world};
+use crate::world::{Store, next_plan, object, uid, world};
 
 /// The zone of a store, a line for each name.
 fn zone_of(store: &Store) -> String {
@@ -177,6 +177,28 @@ fn a_load_balancer_has_the_addresses_of_proxies_that_know_what_to_do() {
     assert_snapshot!(named(&balancer("deleting", "owner=loadbalancer/shop")), @"");
     // Somebody's own group of that name is none of its business.
     assert_snapshot!(named(&balancer("", "")), @"");
+}
+
+#[test]
+fn a_virtual_address_is_named_in_both_families() {
+    let mut store = world(
+        "rack\nasked network/six {\"subnet\":\"10.79.0.0/24\",\"subnet6\":\"fd00:79::/64\"}\n\
+         asked loadbalancer/shop {\"virtual_address\":\"10.79.0.40\",\"proxies\":{\"network\":\"six\"},\
+         \"listeners\":[{\"port\":80}],\"pools\":[{\"name\":\"web\",\"group\":\"web\",\"port\":80}]}\n\
+         asked scalegroup/shop-proxy {\"replicas\":1,\"template\":{\"image\":\"proxy\"}} owner=loadbalancer/shop\n\
+         vm shop-proxy-1 owner=scalegroup/shop-proxy on=n1 observed=running nic=six:10.79.0.2 address6=fd00:79::a4f:2 told=1",
+    );
+    next_plan(&mut store, "loadbalancer/shop", 60);
+    assert_snapshot!(zone_of(&store), @r"
+    _http._tcp.shop.lb: shop.lb.lab:80
+    shop-proxy-1.vm: 10.79.0.2 fd00:79::a4f:2
+    shop-proxy.group: 10.79.0.2 fd00:79::a4f:2
+    shop.lb: 10.79.0.40 fd00:79::a4f:28
+    10.79.0.2 is shop-proxy-1.vm.lab
+    10.79.0.40 is shop.lb.lab
+    fd00:79::a4f:2 is shop-proxy-1.vm.lab
+    fd00:79::a4f:28 is shop.lb.lab
+    ");
 }
 
 #[test]

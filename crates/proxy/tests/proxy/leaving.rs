@@ -28,8 +28,8 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
     tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.is_ok()
 }
 
-async fn leave(rig: &Rig, within_ms: u64) -> bool {
-    let (status, answer) = rig.control("PUT", &format!("/leaving/{LEFT}/{within_ms}"), "").await;
+async fn leave(rig: &Rig, address: &str, within_ms: u64) -> bool {
+    let (status, answer) = rig.control("PUT", &format!("/leaving/{address}/{within_ms}"), "").await;
     let answer: Value = serde_json::from_str(&answer).expect("JSON");
     assert_eq!(status, 200, "{answer}");
     answer["left"] == true
@@ -49,12 +49,12 @@ async fn what_is_open_to_an_address_ends_before_it_is_left_and_nobody_is_refused
     until("the request is with its backend", || async { one.requests() == 3 }).await;
     let mut elsewhere = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
 
-    assert!(!leave(&rig, 30_000).await, "three are open");
+    assert!(!leave(&rig, LEFT, 30_000).await, "three are open");
     assert!(ask(&mut active, "/").await.contains("connection: close"), "each answer is the last");
     assert!(is_closed(&mut active).await);
     assert!(ask(&mut connect(port).await, "/").await.contains("connection: close"), "new ones are taken");
     assert!(is_closed(&mut idle).await, "it had nothing to do");
-    assert!(!leave(&rig, 30_000).await, "one is busy");
+    assert!(!leave(&rig, LEFT, 30_000).await, "one is busy");
     one.gate.add_permits(1);
     let mut answer = String::new();
     busy.read_to_string(&mut answer).await.expect("an answer");
@@ -62,7 +62,7 @@ async fn what_is_open_to_an_address_ends_before_it_is_left_and_nobody_is_refused
         answer.ends_with("slow") && answer.to_ascii_lowercase().contains("connection: close"),
         "{answer}"
     );
-    until("it is left", || leave(&rig, 30_000)).await;
+    until("it is left", || leave(&rig, LEFT, 30_000)).await;
 
     let begun = tokio::spawn(connect(port));
     assert!(ask(&mut elsewhere, "/").await.starts_with("http/1.1 200"), "other addresses go on");
@@ -88,9 +88,40 @@ async fn a_connection_that_does_not_end_has_its_time_and_keeps_nobody_else_waiti
     until("the request is with its backend", || async { one.requests() == 1 }).await;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(500) {
-        assert!(!leave(&rig, 2_500).await, "one is open");
+        assert!(!leave(&rig, LEFT, 2_500).await, "one is open");
         assert!(ask(&mut connect(port).await, "/").await.starts_with("http/1.1 200"), "others are taken");
     }
-    until("it is left, though one is open", || leave(&rig, 2_500)).await;
+    until("it is left, though one is open", || leave(&rig, LEFT, 2_500)).await;
     assert!(begun.elapsed() >= Duration::from_secs(2), "it had its time");
+}
+
+/// `::1` has `0.0.0.1` as its last half, as a virtual address of IPv6 has that of IPv4.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_of_ipv6_is_left_with_the_one_that_it_is_made_from() {
+    const MADE_FROM: &str = "0.0.0.1";
+    let (rig, port) = (Rig::start().await, free_port());
+    let one = Backend::start("one").await;
+    let mut topology = simple(1, port, &[&one]);
+    topology["listeners"][0]["address"] = json!("::");
+    rig.apply(&topology).await;
+    let by6 = || TcpStream::connect(("::1", port));
+    let mut kept = by6().await.expect("it is taken");
+    assert!(ask(&mut kept, "/").await.contains(r#""x-forwarded-for": "::1""#));
+    let by4 = get(port, "a/").await;
+    assert!(
+        by4.body.contains(r#""x-forwarded-for": "127.0.0.1""#),
+        "as if it had come by IPv4: {}",
+        by4.body
+    );
+
+    until("it is left", || leave(&rig, MADE_FROM, 30_000)).await;
+    assert!(is_closed(&mut kept).await);
+    let begun = tokio::spawn(by6());
+    for _ in 0..3 {
+        assert_eq!(get(port, "a/").await.status, 200, "the other family is another address");
+    }
+    assert!(!begun.is_finished(), "nobody is answered there");
+    assert_eq!(rig.control("DELETE", "/leaving", "").await.0, 200);
+    let mut stream = begun.await.expect("goes on").expect("it asks again, and is taken");
+    assert!(ask(&mut stream, "/").await.starts_with("http/1.1 200"));
 }

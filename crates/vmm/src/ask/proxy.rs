@@ -1,6 +1,7 @@
 //! What the host says to the proxy in a guest, and asks it, by way of the guest's agent.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use lightbyte_api::assigned::VirtualAddress;
@@ -86,14 +87,16 @@ fn make_harmless(value: &mut Value) {
     }
 }
 
-/// Tells a guest that it has a virtual address, or none. Whether it was to leave it, and has.
+/// Tells a guest that it has a virtual address, with one of IPv6 that goes with it, or none. Whether it was to leave it, and has.
 pub(crate) fn tell_address(
     guest: &dyn Guest,
     vm: VmId,
     wanted: Option<VirtualAddress>,
+    address6: Option<Ipv6Addr>,
 ) -> Result<bool, DriverError> {
     let said = protocol::VirtualAddress {
         address: wanted.map(|wanted| wanted.address),
+        address6: address6.filter(|_| wanted.is_some()),
         leaves_within_ms: wanted.and_then(|wanted| wanted.leaves_within).map(Span::millis),
     };
     let body = serde_json::json!(said).to_string();

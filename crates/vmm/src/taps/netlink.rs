@@ -2,7 +2,7 @@
 //! bridge and brings it up.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use lightbyte_api::MacAddress;
@@ -29,6 +29,8 @@ const DUMP: u16 = 0x300;
 const DELETE_NEIGHBOUR: u16 = 29;
 /// `AF_INET`.
 const INET: u8 = 2;
+/// `AF_INET6`.
+const INET6: u8 = 10;
 /// `struct ndmsg`: family, index, state, flags and kind.
 const NEIGHBOUR_BYTES: usize = 12;
 /// `NDA_DST`.
@@ -104,7 +106,7 @@ impl Netlink {
     }
 
     /// Forgets where on a bridge an address is, if anything is remembered of it.
-    pub(super) fn forget_neighbour(&mut self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+    pub(super) fn forget_neighbour(&mut self, index: u32, address: IpAddr) -> io::Result<()> {
         match self.request(&neighbour(index, address)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             outcome => outcome,
@@ -138,11 +140,14 @@ fn message(kind: u16, flags: u16, index: u32, up: u32, attributes: &[u8]) -> Vec
 }
 
 /// A message that has an entry of the neighbour table deleted: `struct ndmsg` of 12 bytes (rtnetlink(7)), and the address.
-fn neighbour(index: u32, address: Ipv4Addr) -> Vec<u8> {
+fn neighbour(index: u32, address: IpAddr) -> Vec<u8> {
     let mut attributes = Vec::new();
-    attribute(&mut attributes, DESTINATION, &address.octets());
+    match address {
+        IpAddr::V4(address) => attribute(&mut attributes, DESTINATION, &address.octets()),
+        IpAddr::V6(address) => attribute(&mut attributes, DESTINATION, &address.octets()),
+    }
     let mut message = message(DELETE_NEIGHBOUR, REQUEST | ACKNOWLEDGE, index, 0, &attributes);
-    message[HEADER_BYTES] = INET;
+    message[HEADER_BYTES] = if address.is_ipv4() { INET } else { INET6 };
     // Index, then state, flags and kind, which stay nought; it is shorter than that of a link.
     message.drain(HEADER_BYTES + NEIGHBOUR_BYTES..HEADER_BYTES + LINK_BYTES);
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX);

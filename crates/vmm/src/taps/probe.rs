@@ -10,7 +10,7 @@ mod arp;
 mod ndp;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -76,10 +76,14 @@ impl Question {
 ///
 /// # Errors
 /// If it cannot be sent.
-pub(super) fn announce(bridge: u32, mac: MacAddress, address: Ipv4Addr) -> io::Result<()> {
+pub(super) fn announce(bridge: u32, mac: MacAddress, address: IpAddr) -> io::Result<()> {
     let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    bind(&socket, &LinkAddress::on(bridge, arp::PROTOCOL)?)?;
-    send(&socket, &arp::announcement(mac, address), SendFlags::empty()).map(|_| ())?;
+    let (protocol, frame) = match address {
+        IpAddr::V4(address) => (arp::PROTOCOL, arp::announcement(mac, address)),
+        IpAddr::V6(address) => (ndp::PROTOCOL, ndp::announcement(mac, address)),
+    };
+    bind(&socket, &LinkAddress::on(bridge, protocol)?)?;
+    send(&socket, &frame, SendFlags::empty()).map(|_| ())?;
     // A host does not hear what it sends itself, and may remember another one.
     Netlink::open()?.forget_neighbour(bridge, address)
 }

@@ -3,14 +3,14 @@
 //! frames, ARP and neighbour discovery of others, tags of VLANs, what is neither IPv4 nor ARP nor IPv6, and what only a router
 //! or a DHCP server says.
 //!
-//! A proxy that has the virtual address of its load balancer has a second key for that.
+//! A proxy that has the virtual address of its load balancer has further keys for that, and for what is made of it for IPv6.
 //! One set holds a key for each tap, so that making or removing one changes an element and no rule. A tap without a key
 //! may send nothing. Rules are made by the program `nft`, which alone knows how the kernel wants them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lightbyte_api::MacAddress;
-use lightbyte_api::address::InterfaceId;
+use lightbyte_api::address::{InterfaceId, Subnet6};
 
 use super::leases;
 use super::nft::{NFT, NO_TABLE, run};
@@ -95,6 +95,9 @@ add rule bridge lightbyte-taps received drop
 /// The sets of the table that say what is known of taps. What DHCP servers have said is only in the table.
 const SETS: [&str; 7] = ["sources", "addresses6", "interfaces6", "clients", "walled", "walls", "walls6"];
 
+/// Where the last half of an address of IPv6 begins.
+const INTERFACE_ID_BITS: u8 = 64;
+
 /// What one tap may send from, and whether what comes to it is filtered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Source {
@@ -102,7 +105,7 @@ pub(super) struct Source {
     pub(super) mac: MacAddress,
     /// Its IPv4 address; without, a DHCP server says which.
     pub(super) address: Option<Ipv4Addr>,
-    /// A virtual address that it has besides.
+    /// A virtual address that it has besides, and with it that of IPv6 that is made from it.
     pub(super) virtual_address: Option<Ipv4Addr>,
     /// What it sends of IPv6; without, none of it.
     pub(super) ipv6: Option<Source6>,
@@ -127,11 +130,21 @@ impl Source {
         self.ipv6.map(|_| self.address.map_or_else(of_mac, InterfaceId::of))
     }
 
+    /// The last half of the virtual address of IPv6 that goes with that of IPv4, where the first half is known.
+    fn virtual_interface6(&self) -> Option<InterfaceId> {
+        let is_known = matches!(self.ipv6, Some(Source6::Address(_)));
+        self.virtual_address.filter(|_| is_known).map(InterfaceId::of)
+    }
+
     /// The addresses of IPv6 that it may send from, where they are known.
     fn addresses6(&self) -> impl Iterator<Item = Ipv6Addr> + use<> {
         let known = match (self.ipv6, self.interface6()) {
-            (Some(Source6::Address(address)), Some(interface)) => Some([address, interface.link_local()]),
-            _ => None,
+            (Some(Source6::Address(address)), Some(interface)) => {
+                let subnet = Subnet6::of(address, INTERFACE_ID_BITS);
+                let also = self.virtual_interface6().map(|interface| interface.within(subnet));
+                [Some(address), Some(interface.link_local()), also]
+            }
+            _ => [None; 3],
         };
         known.into_iter().flatten()
     }
@@ -215,8 +228,10 @@ fn elements(verb: &str, sources: &[Source]) -> String {
         .flat_map(|source| source.addresses6().map(|address| of_tap(source, address.to_bits())));
     let auto = sources.iter().filter(|source| source.ipv6 == Some(Source6::Auto));
     let interfaces6 = auto.filter_map(|source| Some(of_tap(source, source.interface6()?.bits().into())));
-    let walls6 =
-        open().filter_map(|source| Some(format!("\"{}\" . {}", source.tap, source.interface6()?.bits())));
+    let walls6 = open().flat_map(|source| {
+        let interfaces = source.interface6().into_iter().chain(source.virtual_interface6());
+        interfaces.map(|interface| format!("\"{}\" . {}", source.tap, interface.bits()))
+    });
     [
         line("sources", known.collect()),
         line("clients", clients.collect()),
@@ -268,6 +283,11 @@ mod tests {
         let interfaces6 =
             "add element bridge lightbyte-taps interfaces6 { \"lba\" . 02:00:00:00:00:01 . 0xa000001 }\n";
         check(&[], &[&both], &format!("add {{ \"lba\" 1 }}\n{interfaces6}"));
+        let address6 = Source6::Address("fd00:77::a00:1".parse().expect("an address"));
+        let proxy = Source { ipv6: Some(address6), wall: Walled::Open, ..proxy };
+        let found = difference(&[], std::slice::from_ref(&proxy));
+        assert!(found.contains(". 0xfd000077000000000000000000000000a000009"), "{found}");
+        assert!(found.contains("walls6 { \"lba\" . 167772161, \"lba\" . 167772169 }"), "{found}");
         let by_dhcp = Source { address: None, ..a.clone() };
         let client = "add element bridge lightbyte-taps clients { \"lba\" . 0x20000000001 }\n";
         check(&[], &[&by_dhcp], client);

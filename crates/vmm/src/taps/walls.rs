@@ -14,8 +14,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 
-use lightbyte_api::address::Cidr;
+use lightbyte_api::address::{Cidr, InterfaceId};
 use lightbyte_api::assigned::AssignedNic;
 use lightbyte_api::firewall::{Opening, Protocol, Wall};
 use serde_json::Value;
@@ -90,17 +91,22 @@ pub(super) fn rules(tap: &str, nic: &AssignedNic) -> String {
         let chain = format!("{WALL}{tap}");
         begin(&mut script, &chain);
         wall_rules(&mut script, &chain, wall);
-        let bridge = &nic.bridge;
-        let _ = writeln!(
-            script,
-            "add element inet lightbyte walls {{ \"{bridge}\" . {address} : jump {chain} }}"
-        );
-        if let Some(interface) = nic.interface6() {
+        let mut element = |set: &str, key: &dyn std::fmt::Display| {
+            let bridge = &nic.bridge;
             let _ = writeln!(
                 script,
-                "add element inet lightbyte walls6 {{ \"{bridge}\" . {} : jump {chain} }}",
-                interface.bits()
+                "add element inet lightbyte {set} {{ \"{bridge}\" . {key} : jump {chain} }}"
             );
+        };
+        element("walls", &address);
+        if let Some(interface) = nic.interface6() {
+            element("walls6", &interface.bits());
+        }
+        for also in nic.virtual_addresses() {
+            match also {
+                IpAddr::V4(address) => element("walls", &address),
+                IpAddr::V6(address) => element("walls6", &InterfaceId::of_address(address).bits()),
+            }
         }
     }
     if !nic.ports.is_empty() {

@@ -70,7 +70,8 @@ impl Serving {
 fn listener(listener: &Listener) -> topology::Listener {
     topology::Listener {
         name: format!("port-{}", listener.port),
-        address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        // Those of IPv4 come in by it too.
+        address: IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
         port: listener.port,
         protocol: listener.protocol,
         proxy_protocol: if listener.proxy_protocol { ProxyProtocol::Required } else { ProxyProtocol::Off },

@@ -22,18 +22,43 @@ const ADVERTISEMENT: u8 = 136;
 pub(super) fn probe(from: MacAddress, address: Ipv6Addr) -> Vec<u8> {
     let [.., a, b, c] = address.octets();
     let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
-    let mut frame = vec![0; ICMP + ICMP_BYTES];
-    frame[..6].copy_from_slice(&[0x33, 0x33, 0xff, a, b, c]);
+    frame(from, (Ipv6Addr::UNSPECIFIED, group), &[SOLICITATION, 0, 0, 0, 0, 0, 0, 0], address, &[])
+}
+
+/// An advertisement to everybody that `address` is at `mac`, whatever they remember (RFC 4861, 7.2.6).
+pub(super) fn announcement(mac: MacAddress, address: Ipv6Addr) -> Vec<u8> {
+    /// Nobody has asked, and what is remembered is to be replaced.
+    const OVERRIDE: u8 = 0x20;
+    /// The option that says where the address is, and its length in units of eight bytes (RFC 4861, 4.6.1).
+    const TARGET_AT: [u8; 2] = [2, 1];
+    let everybody = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let option = [&TARGET_AT[..], &mac.bytes()].concat();
+    frame(mac, (address, everybody), &[ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0], address, &option)
+}
+
+/// A frame to a group of neighbours about an address. `head` is that of ICMPv6, whose checksum is nought.
+fn frame(
+    from: MacAddress,
+    (sender, group): (Ipv6Addr, Ipv6Addr),
+    head: &[u8; 8],
+    target: Ipv6Addr,
+    option: &[u8],
+) -> Vec<u8> {
+    let content_bytes = (ICMP_BYTES + option.len()) as u16;
+    let mut frame = vec![0; ICMP];
+    // Where groups are on Ethernet (RFC 2464, 7).
+    frame[..2].copy_from_slice(&[0x33, 0x33]);
+    frame[2..6].copy_from_slice(&group.octets()[12..]);
     frame[6..12].copy_from_slice(&from.bytes());
     frame[12..14].copy_from_slice(&PROTOCOL.to_be_bytes());
     frame[IPV6] = 6 << 4;
-    frame[IPV6 + 5] = ICMP_BYTES as u8;
+    frame[IPV6 + 4..IPV6 + 6].copy_from_slice(&content_bytes.to_be_bytes());
     frame[IPV6 + 6] = ICMPV6;
     frame[IPV6 + 7] = HOP_LIMIT;
+    frame[IPV6 + 8..IPV6 + 24].copy_from_slice(&sender.octets());
     frame[IPV6 + 24..ICMP].copy_from_slice(&group.octets());
-    frame[ICMP] = SOLICITATION;
-    frame[ICMP + 8..].copy_from_slice(&address.octets());
-    let sum = checksum(&frame, ICMP_BYTES as u16);
+    frame.extend([&head[..], &target.octets(), option].concat());
+    let sum = checksum(&frame, content_bytes);
     frame[ICMP + 2..ICMP + 4].copy_from_slice(&sum.to_be_bytes());
     frame
 }
@@ -103,6 +128,16 @@ mod tests {
         );
         // With its checksum in it, the sum over all is nought.
         assert_eq!(checksum(&frame, ICMP_BYTES as u16), 0);
+    }
+
+    #[test]
+    fn an_announcement_says_who_has_the_address() {
+        let frame = announcement(OTHER, WANTED);
+        assert_eq!(claimed_by(&frame, WANTED), Some(OTHER));
+        assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1], "to everybody");
+        assert_eq!(frame[ICMP + 4], 0x20, "whatever they remember");
+        assert_eq!(frame[frame.len() - 8..], [2, 1, 2, 0, 0, 0, 0, 9], "where it is");
+        assert_eq!(checksum(&frame, 32), 0);
     }
 
     #[test]

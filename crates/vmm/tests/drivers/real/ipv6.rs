@@ -1,9 +1,10 @@
 //! What a tap may send and get of IPv6: its own addresses are those whose last half is its own.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
 
 use lightbyte_api::address::{InterfaceId, tap_name};
-use lightbyte_api::assigned::{AssignedIpv6, AssignedNic};
+use lightbyte_api::assigned::{AssignedIpv6, AssignedNic, VirtualAddress};
 use lightbyte_api::firewall::Wall;
 use lightbyte_api::observed::Squatter;
 use lightbyte_api::{MacAddress, Uid, VmId};
@@ -11,7 +12,7 @@ use lightbyte_vmm::{Network as _, Taps};
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::taps::{self, FRAME_MAX, MARK, frame, mac_bytes, receive, send, until_ports_forward};
+use super::taps::{self, FRAME_MAX, MARK, frame, heard, mac_bytes, receive, send, until_ports_forward};
 use super::{in_namespace, network_is_possible};
 
 const VM: VmId = VmId::new(Uid::from_bits(0xa1));
@@ -230,5 +231,53 @@ fn a_squatter_of_the_ipv6_address_is_heard() {
         other.ip(&format!("addr add {OWN_LINK_LOCAL}/64 dev eth0 nodad"));
         assert_eq!(probe(&auto()), squatted);
         driver.remove(VM).expect("remove it");
+    });
+}
+
+#[test]
+fn a_virtual_address_of_ipv6_goes_with_that_of_ipv4() {
+    let name = "real::ipv6::a_virtual_address_of_ipv6_goes_with_that_of_ipv4";
+    in_namespace(name, network_is_possible(), |()| {
+        let driver = Taps::new().expect("make the rules");
+        let address = Ipv4Addr::new(10, 77, 0, 40);
+        let virtual_address = Some(VirtualAddress { address, turn: 1, leaves_within: None });
+        let also = AssignedNic { virtual_address, ..nic(VM, ADDRESS) };
+        let address6 = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0x0a4d, 40);
+        assert!(also.virtual_addresses().eq([IpAddr::V4(address), IpAddr::V6(address6)]));
+        driver.ensure(VM, std::slice::from_ref(&also)).expect("make a tap");
+        driver.ensure(B, &[nic(B, Ipv4Addr::new(10, 77, 0, 52))]).expect("make a tap");
+        let (vm, other) = (taps::open(VM), taps::open(B));
+        let own = mac_bytes(MacAddress::of_nic(VM.uid(), 0));
+        let sent =
+            |source: Ipv6Addr, number| frame(own, &[0x86, 0xdd], &packet(source, ALL, NOTHING, &[]), number);
+        until_ports_forward(&vm, &other, &sent(OWN, 1));
+        let gets_out = || {
+            send(&vm, &sent(address6, 7));
+            send(&vm, &sent(OWN, 8));
+            let mut heard = Vec::new();
+            while heard.last() != Some(&8) {
+                heard.extend(receive(&other, &FRAME_MAX));
+            }
+            heard
+        };
+        assert_eq!(gets_out(), [7, 8]);
+        // An agent begins: what its taps say still holds.
+        Taps::new().expect("make the rules");
+        assert_eq!(gets_out(), [7, 8]);
+        driver.ensure(VM, &[nic(VM, ADDRESS)]).expect("let it through no more");
+        assert_eq!(gets_out(), [8]);
+
+        // What the host and everybody else remember of it is replaced.
+        let ip = |words: &str| Command::new("ip").args(words.split(' ')).output().expect("run ip");
+        assert!(ip("neigh replace fd00:77::a4d:28 lladdr 02:00:00:00:00:09 dev br0").status.success());
+        driver.announce(std::slice::from_ref(&also)).expect("tell the network");
+        let known = String::from_utf8(ip("-6 neigh show dev br0").stdout).expect("text");
+        assert!(!known.contains("02:00:00:00:00:09"), "{known}");
+        // An advertisement to everybody, with the option that says where the address is.
+        let told = heard(&other, "the address", |frame| {
+            let is_word = frame.get(54..55) == Some(&[136]) && frame.get(62..78) == Some(&address6.octets());
+            is_word.then(|| frame[80..86].to_vec())
+        });
+        assert_eq!(told, own, "it is at the card that has it");
     });
 }

@@ -115,19 +115,24 @@ pub(super) fn receive(tap: &File, wait: &Timespec) -> Option<u16> {
     }
 }
 
-/// Where the address is by the next word of ARP about it that comes to `tap`.
-fn announced(tap: &File, address: Ipv4Addr) -> Vec<u8> {
+/// What `find` finds in one of the frames that come to `tap`.
+pub(super) fn heard<T>(tap: &File, what: &str, find: impl Fn(&[u8]) -> Option<T>) -> T {
     loop {
         let ready = poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(&FRAME_MAX)).expect("wait");
-        assert!(ready > 0, "nothing is said about {address}");
+        assert!(ready > 0, "nothing is heard of {what}");
         let mut frame = vec![0; 65_536];
         let mut reader = tap;
         let length = reader.read(&mut frame).expect("read a frame");
-        let frame = &frame[OFFLOAD.len()..length];
-        if frame.get(12..14) == Some(&[8, 6]) && frame.get(28..32) == Some(&address.octets()) {
-            return frame[22..28].to_vec();
+        if let Some(found) = find(&frame[OFFLOAD.len()..length]) {
+            return found;
         }
     }
+}
+
+/// Where the address is by this frame, if that is a word of ARP from it.
+fn announced(frame: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
+    let is_word = frame.get(12..14) == Some(&[8, 6]) && frame.get(28..32) == Some(&address.octets());
+    is_word.then(|| frame[22..28].to_vec())
 }
 
 pub(super) fn send(mut tap: &File, frame: &[u8]) {
@@ -266,7 +271,8 @@ fn a_virtual_address_is_let_through_while_it_is_assigned_and_the_network_is_told
         assert!(neighbours().contains("10.77.0.40"), "{}", neighbours());
         driver.announce(&also(A, OWN)).expect("tell the network");
         assert!(!neighbours().contains("lladdr"), "{}", neighbours());
-        assert_eq!(announced(&b, address), own, "it is at the card that has it");
+        let told = heard(&b, "the address", |frame| announced(frame, address));
+        assert_eq!(told, own, "it is at the card that has it");
     });
 }
 
