@@ -58,6 +58,8 @@ pub enum Answer {
     },
     /// It answers 404 itself.
     NoRoute,
+    /// It proves to a certification authority that the host leads here (RFC 8555, 8.3).
+    Proves,
     /// It sends the client elsewhere.
     Redirects {
         /// The route that says so; none where the listener does.

@@ -42,6 +42,10 @@ fn answer(table: &Table, question: &Question, host: &str, request: &RequestHeade
     if listener.protocol != question.protocol {
         return Answer::Speaks { protocol: listener.protocol };
     }
+    let is_read = matches!(request.method, Method::GET | Method::HEAD);
+    if is_read && table.challenge(request.uri.path()).is_some() {
+        return Answer::Proves;
+    }
     let whole = request.uri.path_and_query().map_or("/", |path| path.as_str());
     if let Some(port) = listener.redirect_to_https {
         let location = location_of_https(host, port, whole);
@@ -134,6 +138,7 @@ mod tests {
                 { "name": "named", "hosts": ["other"], "targets": [{ "pool": "b" }] },
                 { "name": "mine", "path": { "prefix": "/mine" }, "targets": [{ "pool": "h" }] },
             ],
+            "challenges": [{ "token": "t", "answer": "t.a" }],
             "pools": [
                 { "name": "a", "backends": [backend("u1"), backend("u2")] },
                 { "name": "b", "backends": [backend("u3")], "balance": "least_connections" },
@@ -168,6 +173,8 @@ mod tests {
         };
         check(82, "/", json!({ "does": "not_listening" }));
         check(80, "/", json!({ "does": "no_route" }));
+        check(81, "/.well-known/acme-challenge/t", json!({ "does": "proves" }));
+        check(80, "/.well-known/acme-challenge/u", json!({ "does": "no_route" }));
         let by_tls = Question { protocol: Protocol::Https, ..question(80, "/", json!({})) };
         let found = explain(&table, &by_tls).expect("a question").answer;
         assert_eq!(found, Answer::Speaks { protocol: Protocol::Http });

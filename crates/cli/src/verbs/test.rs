@@ -21,7 +21,7 @@ pub(crate) async fn run(cluster: &Cluster, words: &arguments::Test) -> Result<Co
     print(&render(&object, &tested))?;
     let is_served = |explained: &Explained| match &explained.answer {
         Answer::Forwards { pools, .. } => pools.iter().any(|pool| !pool.backends.is_empty()),
-        Answer::Redirects { .. } => true,
+        Answer::Redirects { .. } | Answer::Proves => true,
         Answer::NotListening | Answer::Speaks { .. } | Answer::NoRoute => false,
     };
     let is_served = tested.proxies.iter().any(|proxy| proxy.explained.as_ref().is_some_and(is_served));
@@ -102,6 +102,7 @@ fn words(answer: &Answer) -> String {
         Answer::NotListening => "nobody listens at this port".to_owned(),
         Answer::Speaks { protocol } => format!("this port speaks {}", protocol.scheme()),
         Answer::NoRoute => "404, no route fits".to_owned(),
+        Answer::Proves => "the proof for the certification authority that asks for it".to_owned(),
         Answer::Redirects { route: None, status, location } => {
             format!("{status} to {location}, as its listener says")
         }

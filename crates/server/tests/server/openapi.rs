@@ -275,6 +275,7 @@ async fn every_answer_of_a_proxy_fits_its_description() {
     let answers = [
         Answer::NotListening,
         Answer::NoRoute,
+        Answer::Proves,
         Answer::Speaks { protocol: Protocol::Https },
         redirects(None),
         redirects(Some("r".to_owned())),

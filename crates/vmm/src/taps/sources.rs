@@ -286,7 +286,7 @@ mod tests {
         let address6 = Source6::Address("fd00:77::a00:1".parse().expect("an address"));
         let proxy = Source { ipv6: Some(address6), wall: Walled::Open, ..proxy };
         let found = difference(&[], std::slice::from_ref(&proxy));
-        assert!(found.contains(". 0xfd000077000000000000000000000000a000009"), "{found}");
+        assert!(found.contains(". 0xfd00007700000000000000000a000009"), "{found}");
         assert!(found.contains("walls6 { \"lba\" . 167772161, \"lba\" . 167772169 }"), "{found}");
         let by_dhcp = Source { address: None, ..a.clone() };
         let client = "add element bridge lightbyte-taps clients { \"lba\" . 0x20000000001 }\n";
