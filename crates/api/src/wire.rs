@@ -409,6 +409,9 @@ pub struct ClusterStatus {
     pub leader: Option<Name>,
     /// The members of etcd, as far as they are known.
     pub etcd: Vec<EtcdMember>,
+    /// What people are to know of them: that one is away, or full, or soon will be.
+    #[serde(default)]
+    pub etcd_worries: Vec<String>,
     /// The workers.
     pub workers: Vec<Object>,
     /// What the loss of each worker that has VMs would do; see [`Loss`].
@@ -434,6 +437,29 @@ pub struct EtcdMember {
     pub leader: bool,
     /// Its version.
     pub version: String,
-    /// The size of its database in bytes.
+    /// The size of its database's file in bytes.
     pub size_bytes: u64,
+    /// How many of them are in use; the rest is free pages.
+    #[serde(default)]
+    pub used_bytes: u64,
+    /// How large the file may be; members of etcd before 3.6 do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
+}
+
+/// Body of `POST /v1/etcd/defragment`: a member of etcd is to write its file anew, without the pages that are free.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Defragment {
+    /// Where its clients connect, as in [`EtcdMember::endpoint`].
+    pub endpoint: String,
+}
+
+/// Answer to that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Defragmented {
+    /// The size of its file before, in bytes.
+    pub before_bytes: u64,
+    /// And now.
+    pub after_bytes: u64,
 }

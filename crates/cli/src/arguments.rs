@@ -150,6 +150,12 @@ pub(crate) enum Verb {
     Wait(Wait),
     /// Shows the cluster: servers, etcd, workers, and whether anything is stuck
     Status(Status),
+    /// Shows the members of etcd, or makes their files smaller
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lightbyte etcd status\n  lightbyte etcd defrag     (the server that leads does so by itself when it is worth it)"
+    )]
+    Etcd(Etcd),
     /// Tells whether this machine is fit to be a VM host, and what to do where it is not
     #[command(after_help = "Example: sudo lightbyte doctor --state /var/lib/lightbyte --bridge br0")]
     Doctor(Doctor),
@@ -343,6 +349,19 @@ pub(crate) struct Status {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = StatusForm::Table)]
     pub(crate) output: StatusForm,
+}
+
+/// What is to be shown or done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Etcd {
+    /// Shows the members: who leads, how full they are, and what to worry about; exit code 2 when there is anything
+    Status(Status),
+    /// Has members write their files anew, without the pages that are free; one after the other, each answers nobody meanwhile
+    Defrag {
+        /// Only the member whose clients connect here; all of them when left out
+        #[arg(value_name = "URL")]
+        endpoint: Option<String>,
+    },
 }
 
 /// How the cluster's status is printed.

@@ -147,6 +147,7 @@ async fn ask(cluster: &Cluster, verb: &Verb) -> Result<Code> {
         Verb::Top(words) => verbs::top::run(cluster, words).await,
         Verb::Wait(words) => verbs::wait::run(cluster, words).await,
         Verb::Status(words) => verbs::status::run(cluster, words).await,
+        Verb::Etcd(words) => verbs::etcd::run(cluster, words).await,
         Verb::Events(words) => verbs::events::run(cluster, words).await,
         Verb::Console(words) => verbs::console::run(cluster, words).await,
         Verb::Logs(words) => verbs::logs::run(cluster, words).await,

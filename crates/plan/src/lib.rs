@@ -13,6 +13,7 @@
 //! people who ask what a change would do or why something waits.
 
 pub mod agent;
+pub mod care;
 pub mod delivery;
 pub mod forecast;
 pub mod fronts;

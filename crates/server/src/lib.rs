@@ -26,6 +26,7 @@
 mod acme;
 mod affected;
 mod api;
+mod care;
 mod clock;
 mod events;
 mod follower;
@@ -206,6 +207,9 @@ pub async fn serve(
     background.spawn(async move { follower.follower.confirm().await });
     background.spawn(events::record(Arc::clone(&server)));
     background.spawn(names::keep(Arc::clone(&server)));
+    if let Some(etcd) = server.etcd.clone() {
+        background.spawn(care::keep(Arc::clone(&server), etcd));
+    }
 
     let mut ending = JoinSet::new();
     ending.spawn(leader::lead(Arc::clone(&server), stop));

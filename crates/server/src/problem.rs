@@ -111,8 +111,7 @@ impl From<StoreError> for Failure {
             }
             StoreError::Unknown(_) => Failure::outcome_unknown(),
             StoreError::Full => {
-                let hint = "on an etcd member: `etcdctl compact REVISION`, `etcdctl defrag --cluster`, \
-                            `etcdctl alarm disarm`; or give etcd a larger --quota-backend-bytes";
+                let hint = "the server that leads makes room within a minute or two; if that does not help, `lightbyte etcd status` tells more";
                 Failure::unavailable("the store is full; nothing was written", hint)
             }
             StoreError::TooLarge { what, actual, limit } => {
@@ -163,7 +162,7 @@ mod tests {
         };
         check(StoreError::Unavailable(cause()), 503, "nothing was written");
         check(StoreError::Unknown(cause()), 504, "it may have been");
-        check(StoreError::Full, 503, "etcdctl defrag");
+        check(StoreError::Full, 503, "lightbyte etcd status");
         check(StoreError::TooLarge { what: "bytes", actual: 2, limit: 1 }, 413, "2 bytes");
         check(StoreError::Rejected(cause()), 500, "report this as a bug");
     }

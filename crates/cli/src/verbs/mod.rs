@@ -9,6 +9,7 @@ pub(crate) mod diff;
 pub(crate) mod disks;
 pub(crate) mod doctor;
 pub(crate) mod edit;
+pub(crate) mod etcd;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod explain;

@@ -89,15 +89,21 @@ fn server((endpoint, answer): &Answer, best: &ClusterStatus) -> Vec<String> {
     }
 }
 
-fn member(member: &EtcdMember) -> Vec<String> {
+pub(super) fn member(member: &EtcdMember) -> Vec<String> {
     let state = if member.healthy { "ready" } else { "away" };
     let leads = if member.leader { "leads, " } else { "" };
     let details = match member.healthy {
-        true => format!("{leads}{} stored", table::size(member.size_bytes)),
+        true => format!("{leads}{}", sizes(member)),
         false => table::NOTHING.to_owned(),
     };
     let version = if member.version.is_empty() { table::NOTHING } else { &member.version };
     row("etcd", &member.endpoint, state, version, &details)
+}
+
+/// `20MiB of 2GiB, 12MiB used`.
+fn sizes(member: &EtcdMember) -> String {
+    let quota = member.quota_bytes.map_or_else(String::new, |quota| format!(" of {}", table::size(quota)));
+    format!("{}{quota} stored, {} used", table::size(member.size_bytes), table::size(member.used_bytes))
 }
 
 fn worker(object: &Object, now: Timestamp) -> Vec<String> {
@@ -121,6 +127,7 @@ fn last_words(best: &ClusterStatus) -> String {
         Some(_) => String::new(),
         None => "no server leads: nothing new is decided until one does\n".to_owned(),
     };
+    best.etcd_worries.iter().for_each(|worry| text.push_str(&format!("{worry}\n")));
     for key in &best.unreadable {
         text.push_str(&format!("stored value `{key}` cannot be read by this version\n"));
     }
@@ -183,7 +190,7 @@ mod tests {
         let status: ClusterStatus = serde_json::from_value(json!({
             "cluster": null, "server": "n1", "version": "0.1.0", "revision": 42, "view_age_millis": 1250, "leader": "n1",
             "etcd": [
-                {"endpoint": "http://10.0.0.1:2379", "healthy": true, "leader": true, "version": "3.4.23", "size_bytes": 20480},
+                {"endpoint": "http://10.0.0.1:2379", "healthy": true, "leader": true, "version": "3.4.23", "size_bytes": 20480, "used_bytes": 8192},
                 {"endpoint": "http://10.0.0.2:2379", "healthy": false, "leader": false, "version": "", "size_bytes": 0},
             ],
             "workers": [{
@@ -192,7 +199,7 @@ mod tests {
                 "status": {"state": "ready", "ready": true, "since": "2026-11-22T10:00:00Z", "waiting_on": [], "deadline": null,
                     "vms": 2, "cpus_used": 2, "cpus": 4, "memory_used": "256MiB", "memory": "2GiB", "version": "0.1.0"},
             }],
-            "stuck": 1, "unreadable": [],
+            "etcd_worries": ["1 member of etcd does not answer"], "stuck": 1, "unreadable": [],
         }))
         .unwrap();
         let answers = [
@@ -203,10 +210,11 @@ mod tests {
 PART    NAME                  STATE  VERSION  DETAILS
 server  n1                    ready  0.1.0    leads, http://10.0.0.1:7700
 server  http://10.0.0.2:7700  away   -        no answer
-etcd    http://10.0.0.1:2379  ready  3.4.23   leads, 20KiB stored
+etcd    http://10.0.0.1:2379  ready  3.4.23   leads, 20KiB stored, 8KiB used
 etcd    http://10.0.0.2:2379  away   -        -
 worker  n1                    ready  0.1.0    2 VMs, 2/4 CPUs, 256MiB/2GiB memory, since 60s
 
+1 member of etcd does not answer
 1 thing is stuck: `lightbyte stuck` tells which; this answer of server `n1` is at revision 42, at most 1.2s old
 ";
         assert_eq!(render(&status, &answers, "2026-11-22T10:01:00Z".parse().unwrap()), expect);

@@ -1,5 +1,6 @@
 //! What lightbyte decides, tested from outside: a small world in, the plan out. One binary, so that it is linked once.
 
+mod care;
 mod delivery;
 mod forecast;
 mod guest;

@@ -3,15 +3,17 @@
 use std::sync::{Arc, PoisonError};
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use lightbyte_api::Key;
 use lightbyte_api::Kind;
 use lightbyte_api::records::Record;
-use lightbyte_api::wire::{ClusterStatus, EtcdMember};
+use lightbyte_api::wire::{ClusterStatus, Defragment, Defragmented};
 use lightbyte_plan::{View, room, status, why};
 
 use crate::api::answer::{Answer, Answered};
-use crate::api::input::Parameters;
-use crate::{Server, clock};
+use crate::api::input::{Input, Parameters};
+use crate::problem::Failure;
+use crate::{Server, care, clock};
 
 /// How many unreadable keys are named; a newer version may have written thousands.
 const UNREADABLE_NAMED_MAX: usize = 100;
@@ -23,7 +25,13 @@ pub(crate) async fn cluster(
 ) -> Answered<ClusterStatus> {
     parameters.only(&["min_revision"])?;
     let view = server.view_for(&parameters).await?;
-    let etcd = members(&server).await;
+    let (etcd, etcd_worries) = match &server.etcd {
+        Some(etcd) => {
+            let looked_at = care::look(&server, etcd).await;
+            (looked_at.told, looked_at.standing.worries())
+        }
+        None => Default::default(),
+    };
     let cluster = match view.record(&Key::Epoch) {
         Some(Record::Epoch(epoch)) => Some(epoch.cluster),
         _ => None,
@@ -43,6 +51,7 @@ pub(crate) async fn cluster(
         view_age_millis: age.and_then(|age| u64::try_from(age).ok()).unwrap_or(u64::MAX),
         leader,
         etcd,
+        etcd_worries,
         workers: view.objects_of(Kind::Worker).filter_map(|object| status::object(&view, object)).collect(),
         losses: losses.tried,
         losses_untried: losses.untried,
@@ -77,17 +86,39 @@ impl Server {
     }
 }
 
-async fn members(server: &Server) -> Vec<EtcdMember> {
-    let Some(etcd) = &server.etcd else { return Vec::new() };
-    let member = |(endpoint, told): (String, Result<lightbyte_store::etcd::MemberStatus, _>)| {
-        let told = told.ok();
-        EtcdMember {
-            endpoint,
-            healthy: told.is_some(),
-            leader: told.as_ref().is_some_and(|told| told.is_leader),
-            version: told.as_ref().map(|told| told.version.clone()).unwrap_or_default(),
-            size_bytes: told.map_or(0, |told| told.database_bytes),
-        }
-    };
-    etcd.members().await.into_iter().map(member).collect()
+/// `POST /v1/etcd/defragment`
+pub(crate) async fn defragment(
+    State(server): State<Arc<Server>>,
+    parameters: Parameters,
+    Input(Defragment { endpoint }): Input<Defragment>,
+) -> Answered<Defragmented> {
+    parameters.only(&[])?;
+    let Some(etcd) = &server.etcd else { return Err(no_member(&endpoint)) };
+    let looked_at = care::look(&server, etcd).await;
+    let Some(member) = looked_at.standing.members.get(&endpoint) else { return Err(no_member(&endpoint)) };
+    let before = member.as_ref().ok_or_else(|| away(&endpoint))?;
+    let mut others = looked_at.standing.members.iter().filter(|(other, _)| **other != endpoint);
+    if let Some((other, _)) = others.find(|(_, member)| member.is_none()) {
+        let title = format!("etcd {other} does not answer: with {endpoint} busy nothing might be written");
+        return Err(
+            Failure::new(StatusCode::CONFLICT, title).hint("`lightbyte etcd status` shows the members")
+        );
+    }
+    etcd.defragment(&endpoint).await?;
+    let after = care::look(&server, etcd).await.standing.members.remove(&endpoint).flatten();
+    let after = after.ok_or_else(|| away(&endpoint))?;
+    let revision = server.follower.view().map_or(0, |view| view.revision());
+    Ok(Answer::at(revision, Defragmented { before_bytes: before.file_bytes, after_bytes: after.file_bytes }))
+}
+
+fn no_member(endpoint: &str) -> Failure {
+    let title = format!("no member of etcd is at `{endpoint}`, as far as this server was told");
+    Failure::new(StatusCode::NOT_FOUND, title).hint("`lightbyte etcd status` lists them")
+}
+
+fn away(endpoint: &str) -> Failure {
+    Failure::unavailable(
+        format!("etcd {endpoint} does not answer"),
+        "`lightbyte etcd status` shows the members",
+    )
 }

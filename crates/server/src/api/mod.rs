@@ -111,6 +111,8 @@ pub(crate) fn routes() -> Vec<Route> {
             reading, None, "ClusterUsage", get(usage::usage)),
         route("get", "/v1/status", "Shows the cluster at a glance",
             reading, None, "ClusterStatus", get(cluster::cluster)),
+        route("post", "/v1/etcd/defragment", "Has a member of etcd write its file anew, without the pages that are free; it answers nobody meanwhile",
+            &[], Some("Defragment"), "Defragmented", post(cluster::defragment)),
         route("get", "/metrics", "Tells what this server knows as numbers for a monitoring system (OpenMetrics)",
             &[], None, "Bytes", get(metrics::metrics)),
         route("post", "/v1/apply", "Makes manifests true, or tells what that would change",

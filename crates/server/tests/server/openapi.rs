@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lightbyte_api::explain::{Answer, By, Candidate, Candidates, Explained, Tested, TestedProxy};
 use lightbyte_api::topology::Protocol;
+use lightbyte_api::wire::{Defragmented, EtcdMember};
 use lightbyte_link::Client;
 use serde_json::{Value, json};
 
@@ -203,6 +204,23 @@ async fn every_answer_fits_its_description() {
     let released = client.post::<_, Value>("/v1/objects/network/default/release?address=10.0.0.9", &()).await;
     assert_eq!(released.unwrap_err().status(), Some(409));
     asked.insert(format!("post {path}"));
+    // This store has no members; how they are described is looked at all the same.
+    let defragment = json!({"endpoint": "http://127.0.0.1:2379"});
+    let refused = client.post::<_, Value>("/v1/etcd/defragment", &defragment).await;
+    assert_eq!(refused.unwrap_err().status(), Some(404));
+    asked.insert("post /v1/etcd/defragment".to_owned());
+    check(&document, "Defragment", &defragment);
+    check(&document, "Defragmented", &json!(Defragmented { before_bytes: 7, after_bytes: 5 }));
+    let member = EtcdMember {
+        endpoint: "http://127.0.0.1:2379".to_owned(),
+        healthy: true,
+        leader: true,
+        version: "3.6.1".to_owned(),
+        size_bytes: 7,
+        used_bytes: 5,
+        quota_bytes: Some(9),
+    };
+    check(&document, "EtcdMember", &json!(member));
     let said = json!({"name": "n9", "boot_id": "b", "architecture": "x86_64", "cpus": 1, "memory": "1GiB", "vmm": "fake",
         "version": "1"});
     let question = json!({"protocol": "http", "port": 80, "method": "GET", "host": "web", "path": "/", "headers": {"a": "b"}});

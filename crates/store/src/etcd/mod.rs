@@ -11,7 +11,7 @@
 //! | `commit` | transactions; the else branch reads what was guarded |
 //! | `lease` | grant, renewal on kept streams, revoke |
 //! | `join` | fragments of one revision joined |
-//! | `members` | the members' state for people, compaction |
+//! | `members` | the members' state for people, compaction, room |
 //! | `watch` | a watch that goes on: resumed, checked for muteness, never past a compaction |
 
 mod call;
@@ -32,7 +32,7 @@ use async_trait::async_trait;
 use etcd_client::{Channel as EtcdChannel, Client, ConnectOptions};
 use tower::util::BoxCloneSyncService;
 
-pub use self::members::MemberStatus;
+pub use self::members::{Alarm, MemberStatus};
 
 use self::channel::{Failover, Members};
 use self::keys::Root;

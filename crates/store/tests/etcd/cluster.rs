@@ -83,6 +83,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts `count` members and waits until they serve.
     pub(crate) async fn start(binary: &Path, count: usize) -> Self {
+        Self::start_with(binary, count, &[]).await
+    }
+
+    /// The same, with more words for each member.
+    pub(crate) async fn start_with(binary: &Path, count: usize, more: &[&str]) -> Self {
         let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("lightbyte-etcd-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("make a directory");
@@ -111,6 +116,7 @@ impl Cluster {
         drop(listeners);
         for (member, [_, peer]) in members.iter_mut().zip(&ports) {
             member.arguments = arguments(member, *peer, &directory, &peers.join(","));
+            member.arguments.extend(more.iter().map(|word| (*word).to_owned()));
             member.start();
         }
         let cluster = Self { members, directory };

@@ -5,6 +5,7 @@ mod cluster;
 mod conform;
 mod faults;
 mod proxy;
+mod room;
 
 use std::io::Write as _;
 use std::path::PathBuf;
