@@ -58,7 +58,7 @@ pub enum StoreError {
         lease: LeaseId,
     },
 
-    /// The database has reached its quota: puts and lease grants fail, deletes work. Cure: compact, defragment,
+    /// The database has reached its quota: puts and lease grants fail, deletes work. Nothing was written. Cure: compact, defragment,
     /// disarm the alarm.
     #[error("the store has reached its space quota")]
     Full,

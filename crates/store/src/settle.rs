@@ -111,7 +111,7 @@ where
 }
 
 /// What the guarded keys tell about an earlier try.
-enum Trace {
+pub(crate) enum Trace {
     /// It was committed at this revision.
     Ours(Revision),
     /// It was not committed: a key that it would have written is as it was before.
@@ -120,7 +120,12 @@ enum Trace {
     Covered,
 }
 
-fn look(transaction: &Transaction, revision: Revision, current: &[(String, Option<Versioned>)]) -> Trace {
+/// What is told by guarded keys that are not as they were to be.
+pub(crate) fn look(
+    transaction: &Transaction,
+    revision: Revision,
+    current: &[(String, Option<Versioned>)],
+) -> Trace {
     let now = |key: &str| current.iter().find(|(name, _)| name == key).and_then(|(_, value)| value.as_ref());
     let mut written_at = None;
     let mut ours = true;

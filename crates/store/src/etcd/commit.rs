@@ -10,19 +10,41 @@ use super::keys::{revision, to_etcd, versioned};
 use super::{Inner, incomplete};
 use crate::error::StoreError;
 use crate::rules::{GUARDS_MAX, TRANSACTION_BYTES_MAX};
-use crate::settle::AttemptError;
+use crate::settle::{AttemptError, Trace, look};
 use crate::store::{LeaseId, Operation, Outcome, Transaction, Versioned};
 
 /// The largest answer: a conflict whose guarded keys all hold as much as a key can. What is committed answers little.
 const CONFLICT_BYTES_MAX: usize = (GUARDS_MAX + 1) * TRANSACTION_BYTES_MAX;
 
 impl Inner {
-    /// Sends a transaction once, as the try with this number.
+    /// Sends a transaction, as the try with this number.
+    ///
+    /// A member whose file has just reached its quota carries a transaction out and says that it is full, as if it had not
+    /// (`quotaApplierV3` of etcd's `server/etcdserver/apply`); what the guarded keys are then tells which of both it was.
     pub(super) async fn attempt(
         &self,
         transaction: &Transaction,
         tried: u32,
     ) -> Result<Outcome, AttemptError> {
+        match self.send(transaction, tried).await {
+            Err(AttemptError::Failed(StoreError::Full)) => {}
+            ended => return ended,
+        }
+        // A transaction that writes nothing is taken by a full store too.
+        let guards = Transaction { guards: transaction.guards.clone(), operations: Vec::new() };
+        match self.send(&guards, tried).await {
+            Ok(Outcome::Committed { .. }) => Err(AttemptError::Failed(StoreError::Full)),
+            Ok(Outcome::Conflict { revision, current }) => match look(transaction, revision, &current) {
+                Trace::Ours(revision) => Ok(Outcome::Committed { revision }),
+                Trace::None => Ok(Outcome::Conflict { revision, current }),
+                Trace::Covered => Err(AttemptError::Unknown(Arc::new(StoreError::Full))),
+            },
+            Err(AttemptError::Failed(error)) => Err(AttemptError::Unknown(Arc::new(error))),
+            Err(unknown) => Err(unknown),
+        }
+    }
+
+    async fn send(&self, transaction: &Transaction, tried: u32) -> Result<Outcome, AttemptError> {
         let request = self.encode(transaction);
         let mut kv = self.client.kv_client().max_decoding_message_size(CONFLICT_BYTES_MAX);
         let about = About { lease: first_lease(transaction), ..About::default() };

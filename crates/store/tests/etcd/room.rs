@@ -23,7 +23,7 @@ async fn write(store: &EtcdStore, before: Revision) -> Result<Revision, StoreErr
     let operations = vec![Operation::put("key", Bytes::from(vec![7; VALUE_BYTES]))];
     match store.commit(Transaction { guards: vec![Guard::at("key", before)], operations }).await? {
         Outcome::Committed { revision } => Ok(revision),
-        other => panic!("nobody else writes: {other:?}"),
+        Outcome::Conflict { revision, .. } => panic!("nobody else writes, but at {revision} it differs"),
     }
 }
 
