@@ -27,6 +27,7 @@ const NESTED: u16 = 0x8000;
 const INET6: u8 = 10;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_CACHEINFO: u16 = 6;
 /// Nobody is asked whether they have the address: the host has.
 const ADDRESS_UNASKED: u8 = 2;
 const RTA_OIF: u16 = 4;
@@ -87,6 +88,16 @@ impl Netlink {
     /// Gives a link an address; it may have it already.
     pub(crate) fn add_address(&mut self, index: u32, address: IpAddr, length: u8) -> io::Result<()> {
         self.request(RTM_NEWADDR, FLAG_CREATE | FLAG_REPLACE, &address_body(index, address, length))
+    }
+
+    /// Gives a link an address of IPv6 that it is reached by, and that nothing is sent from unless somebody asks for that; it may have it
+    /// already.
+    pub(crate) fn add_unused_address6(&mut self, index: u32, address: Ipv6Addr) -> io::Result<()> {
+        let mut body = address_body(index, address.into(), 128);
+        // `struct ifa_cacheinfo` (linux/if_addr.h): it is preferred for no time, and good for ever; then two times that the kernel sets.
+        let lifetimes = [0, u32::MAX, 0, 0].map(u32::to_ne_bytes).concat();
+        attribute(&mut body, IFA_CACHEINFO, &lifetimes);
+        self.request(RTM_NEWADDR, FLAG_CREATE | FLAG_REPLACE, &body)
     }
 
     /// Takes an address from a link.

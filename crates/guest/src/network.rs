@@ -75,13 +75,14 @@ pub(crate) fn take_lease(
     }
 }
 
-/// Gives the first card these addresses besides its own, in place of those that it had.
+/// Gives the first card these addresses besides its own, in place of those that it `has`, which is kept true whatever goes wrong. One of
+/// IPv6 that the kernel does not take is told, and keeps nobody from that of IPv4.
 ///
 /// # Errors
 /// If there is no card, or the kernel refuses a step.
 pub(crate) fn set_virtual_addresses(
     identity: Option<&Identity>,
-    before: &[IpAddr],
+    has: &mut Vec<IpAddr>,
     addresses: &[IpAddr],
 ) -> anyhow::Result<()> {
     /// Nobody else is reached by it.
@@ -91,14 +92,28 @@ pub(crate) fn set_virtual_addresses(
     let nic = identity.and_then(|identity| identity.nics.first()).context("this guest has no card yet")?;
     let index = interface(&nic.mac).context("there is no such interface")?;
     let mut netlink = Netlink::open().context("open netlink")?;
-    for before in before.iter().filter(|before| !addresses.contains(before)) {
-        // One that is not there any more is as it should be.
-        let _ = netlink.remove_address(index, *before, alone(*before));
+    has.retain(|old| {
+        let stays = addresses.contains(old);
+        if !stays {
+            // One that is not there any more is as it should be.
+            let _ = netlink.remove_address(index, *old, alone(*old));
+        }
+        stays
+    });
+    for address in addresses {
+        let result = match address {
+            IpAddr::V4(_) => netlink.add_address(index, *address, alone(*address)),
+            // Who begins a connection has it from an address of his own: this one may be another's in a moment.
+            IpAddr::V6(address) => netlink.add_unused_address6(index, *address),
+        };
+        match result {
+            Ok(()) if has.contains(address) => {}
+            Ok(()) => has.push(*address),
+            Err(error) if address.is_ipv6() => println!("lightbyte-guest: set {address}: {error}"),
+            Err(error) => return Err(error).context("set the virtual address"),
+        }
     }
-    let mut addresses = addresses.iter();
-    addresses
-        .try_for_each(|address| netlink.add_address(index, *address, alone(*address)))
-        .context("set the virtual address")
+    Ok(())
 }
 
 /// Lets interfaces that come up say to whom their addresses belong (RFC 5227, 2.3; `arp_notify` of the kernel's

@@ -172,10 +172,9 @@ async fn virtual_address(agent: &Agent, request: Request<Incoming>) -> Result<An
     let addresses: Vec<IpAddr> =
         address.map(IpAddr::V4).into_iter().chain(address6.map(IpAddr::V6)).collect();
     let identity = agent.identity.borrow();
-    let set =
-        network::set_virtual_addresses(identity.as_ref(), &agent.virtual_addresses.borrow(), &addresses);
-    set.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")))?;
-    agent.virtual_addresses.replace(addresses);
+    let mut has = agent.virtual_addresses.borrow_mut();
+    network::set_virtual_addresses(identity.as_ref(), &mut has, &addresses)
+        .map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")))?;
     Ok(said)
 }
 

@@ -140,7 +140,8 @@ impl Leaving {
 
     /// Whether connections to this address are to end.
     pub(crate) fn is_left(&self, address: Ipv4Addr) -> bool {
-        self.address.load(Ordering::Relaxed) == address.to_bits()
+        // Nought is no address: neither of who comes nor of what is left.
+        !address.is_unspecified() && self.address.load(Ordering::Relaxed) == address.to_bits()
     }
 
     /// Returns once connections to this address are to end.
@@ -269,6 +270,7 @@ mod tests {
         ] {
             let local = local.parse().expect("an address");
             assert_eq!(place_of(local).to_string(), place);
+            assert!(!Leaving::default().is_left(place_of(local)), "nothing is left");
         }
     }
 

@@ -18,6 +18,7 @@ use pingora_core::apps::ServerApp as _;
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_proxy::HttpProxy;
+use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot, watch};
@@ -74,7 +75,7 @@ pub(crate) type Bound = Vec<(Listener, TcpListener)>;
 #[derive(Debug)]
 pub(crate) struct Unbound {
     pub(crate) name: String,
-    pub(crate) address: SocketAddr,
+    pub(crate) port: u16,
     pub(crate) reason: String,
 }
 
@@ -130,8 +131,8 @@ impl Listeners {
             match bind(listener.address()) {
                 Ok(socket) => bound.push((listener.clone(), socket)),
                 Err(error) => {
-                    let (name, address) = (listener.name.clone(), listener.address());
-                    failed.push(Unbound { name, address, reason: format!("listen on {address}: {error}") });
+                    let reason = format!("listen on {}: {error}", listener.address());
+                    failed.push(Unbound { name: listener.name.clone(), port: listener.port, reason });
                 }
             }
         }
@@ -163,8 +164,16 @@ impl Listeners {
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+    let is_for_all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = match socket {
+        // A kernel without IPv6: all addresses are those of IPv4.
+        Err(error) if is_for_all && error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
+            return bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())));
+        }
+        socket => socket?,
+    };
+    if is_for_all {
         // All addresses are those of both families, whatever the machine's default is.
         SockRef::from(&socket).set_only_v6(false)?;
     }

@@ -4,14 +4,16 @@
 //! It runs through a gateway and counts of its own, over loopback. TLS is no part of it: that keys fit their certificates is seen
 //! when these are read.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::Method;
 use lightbyte_api::topology::{
-    Backend, BackendProtocol, Listener, PathMatch, Pool, Protocol, ProxyProtocol, Route, Timeouts, Topology,
+    Backend, BackendProtocol, Listener, PathMatch, Pool, Protocol, ProxyProtocol, Route, Target, Timeouts,
+    Topology,
 };
 use pingora_core::apps::ServerApp as _;
 use pingora_core::protocols::Stream;
@@ -35,8 +37,12 @@ use crate::table::Table;
 /// How long a request may take, which goes nowhere.
 const REQUEST_MAX: Duration = Duration::from_secs(2);
 
-/// How long all may take: whoever tells the proxy waits for it. Routes that are not reached by then are taken as they are.
+/// After how long no more of them are begun: whoever tells the proxy waits for it. Routes that are not reached by then are taken as they
+/// are, and tried with what the proxy is told next.
 const REHEARSAL_MAX: Duration = Duration::from_secs(3);
+
+/// The pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the made-up backend says to everything.
 const BACKEND_SAYS: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
@@ -71,36 +77,45 @@ pub(crate) fn script(topology: &Topology) -> Topology {
     }
 }
 
-/// Asks each route of a script that `before` did not have.
+/// Asks each route of a script that `before` did not have, once for each of its targets. Returns what of the script needs no more of
+/// that: all of it, but for routes that time did not suffice for.
 ///
 /// # Errors
-/// [`NotApplied::Bad`] if the proxy breaks off or fails by itself, [`NotApplied::NotHere`] if it takes too long.
-pub(crate) async fn rehearse(script: &Topology, before: Option<&Topology>) -> Result<(), NotApplied> {
+/// [`NotApplied::Bad`] if the proxy breaks off or fails by itself, [`NotApplied::NotHere`] if this machine fails it.
+pub(crate) async fn rehearse(script: &Topology, before: Option<&Topology>) -> Result<Topology, NotApplied> {
     let routes = new_routes(script, before);
     let listeners = script.listeners.iter();
     let Some(listener) = listeners.clone().find(|listener| listener.redirect_to_https.is_none()) else {
-        return Ok(());
+        return Ok(script.clone());
     };
-    let stage = Stage::set(script).await.map_err(|error| NotApplied::NotHere(error.to_string()))?;
-    let others = listeners.filter(|other| other.port != listener.port);
-    let scenes = routes.iter().map(|route| (listener, *route));
+    let rounds = routes.iter().map(|route| route.targets.len()).max().unwrap_or(0).max(1);
+    let mut stages = Vec::with_capacity(rounds);
+    for round in 0..rounds {
+        let stage = Stage::set(script, round).await;
+        stages.push(stage.map_err(|error| NotApplied::NotHere(format!("try the topology: {error}")))?);
+    }
+    let end = Instant::now() + REHEARSAL_MAX;
     // Ports differ in little, so one request for each of them.
-    let scenes = scenes.chain(others.filter_map(|other| Some((other, *routes.first()?))));
-    let number = scenes.clone().count();
-    let mut done = 0;
-    let all = async {
-        for (listener, route) in scenes {
-            stage.play(listener, route).await?;
-            done += 1;
+    for other in listeners.filter(|other| other.port != listener.port) {
+        if let Some(route) = routes.first() {
+            stages[0].play(other, route).await?;
         }
-        Ok(())
-    };
-    tokio::time::timeout(REHEARSAL_MAX, all).await.unwrap_or_else(|_| {
-        say(format_args!(
-            "{done} of {number} routes were tried within {REHEARSAL_MAX:?}; the others are not"
-        ));
-        Ok(())
-    })
+    }
+    let mut untried = HashSet::new();
+    for route in routes {
+        for stage in &stages[..route.targets.len().max(1)] {
+            if Instant::now() >= end {
+                untried.insert(route.name.as_str());
+                break;
+            }
+            stage.play(listener, route).await?;
+        }
+    }
+    if !untried.is_empty() {
+        say(format_args!("{} routes were not tried within {REHEARSAL_MAX:?}; they will be", untried.len()));
+    }
+    let routes = script.routes.iter().filter(|route| !untried.contains(route.name.as_str()));
+    Ok(Topology { routes: routes.cloned().collect(), ..script.clone() })
 }
 
 /// The routes that `before` did not have. What holds for every route makes all of them new.
@@ -112,44 +127,59 @@ fn new_routes<'a>(script: &'a Topology, before: Option<&Topology>) -> Vec<&'a Ro
     script.routes.iter().filter(is_new).collect()
 }
 
-/// A made-up request that a route is meant for, as `GET example.org/path`.
-fn request_for(route: &Route) -> (Method, String, &str) {
+/// A made-up request that comes to a route: its method, host and path. None if others are more precise for whatever is made up.
+fn request_for(table: &Table, route: &Route) -> Option<(Method, String, String)> {
     let host =
         route.hosts.first().map_or("example.invalid".to_owned(), |host| match host.strip_prefix("*.") {
             Some(domain) => format!("example.{domain}"),
             None => host.clone(),
         });
-    let (PathMatch::Prefix(path) | PathMatch::Exact(path)) = &route.path;
     let method = route.methods.first().and_then(|method| method.parse().ok()).unwrap_or(Method::GET);
-    (method, host, path)
+    let paths = match &route.path {
+        PathMatch::Exact(path) => vec![path.clone()],
+        PathMatch::Prefix(path) => {
+            vec![path.clone(), format!("{}/made-up-to-try-it", path.trim_end_matches('/'))]
+        }
+    };
+    let comes_to_it =
+        |path: &String| table.route(&host, path, &method).is_some_and(|found| found.name == route.name);
+    let path = paths.into_iter().find(comes_to_it)?;
+    Some((method, host, path))
 }
 
 /// A gateway that holds a script, and the backend that all its pools have.
 struct Stage {
+    table: Arc<Table>,
     proxy: Arc<HttpProxy<Gateway>>,
     door: TcpListener,
     _backend: JoinSet<()>,
 }
 
 impl Stage {
-    async fn set(script: &Topology) -> anyhow::Result<Stage> {
+    /// With the target of that number of each route that has one.
+    async fn set(script: &Topology, round: usize) -> anyhow::Result<Stage> {
         let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let table = Table::compile(&staged(script, backend.local_addr()?), &mut Registry::default())?;
-        Stage::with(table, backend).await
+        let staged = staged(script, backend.local_addr()?, round);
+        // Thousands of routes take their time, and requests go on meanwhile.
+        let table = tokio::task::spawn_blocking(move || Table::compile(&staged, &mut Registry::default()));
+        Stage::with(table.await??, backend).await
     }
 
     async fn with(table: Table, backend: TcpListener) -> anyhow::Result<Stage> {
-        let table = Arc::new(ArcSwap::from_pointee(table));
-        let proxy = http_proxy(Gateway::new(table, AccessLog::new(false)?))?;
+        let table = Arc::new(table);
+        let held = Arc::new(ArcSwap::new(table.clone()));
+        let proxy =
+            tokio::task::spawn_blocking(move || http_proxy(Gateway::new(held, AccessLog::new(false)?)));
+        let proxy = proxy.await??;
         let door = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(answer_all(backend));
-        Ok(Stage { proxy, door, _backend: tasks })
+        Ok(Stage { table, proxy, door, _backend: tasks })
     }
 
     /// One request, as if it had come in by `listener`.
     async fn play(&self, listener: &Listener, route: &Route) -> Result<(), NotApplied> {
-        let (method, host, path) = request_for(route);
+        let Some((method, host, path)) = request_for(&self.table, route) else { return Ok(()) };
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         );
@@ -163,11 +193,12 @@ impl Stage {
             Err(_) => Err(NotApplied::NotHere(told(&format!("has no answer within {REQUEST_MAX:?}")))),
             Ok(Err(error)) => Err(NotApplied::NotHere(told(&format!("could not be sent: {error}")))),
             Ok(Ok(None)) => Err(NotApplied::Bad(told("is broken off without an answer"))),
-            // The backend has not failed, so it was the proxy.
-            Ok(Ok(Some(status))) if matches!(status.as_str(), "500" | "502" | "504") => {
-                Err(NotApplied::Bad(told(&format!("is answered {status}"))))
-            }
-            Ok(Ok(Some(_))) => Ok(()),
+            Ok(Ok(Some(status))) => match status.as_str() {
+                "500" => Err(NotApplied::Bad(told("is answered 500"))),
+                // The backend that it made up as well was not reached: so it is not the topology.
+                "502" | "504" => Err(NotApplied::NotHere(told(&format!("is answered {status}")))),
+                _ => Ok(()),
+            },
         }
     }
 
@@ -200,14 +231,18 @@ impl Stage {
     }
 }
 
-/// A script whose pools have one backend each, with ports that speak plainly.
-fn staged(script: &Topology, backend: SocketAddr) -> Topology {
+/// A script whose pools have one backend each, of HTTP/1.1, and whose routes have one target each; with ports that speak plainly.
+fn staged(script: &Topology, backend: SocketAddr, round: usize) -> Topology {
+    // More patience than a request has: what is late is told as that.
+    let patience_ms = 10 * u64::try_from(REQUEST_MAX.as_millis()).unwrap_or(u64::MAX / 10);
     let mut staged = script.clone();
     for listener in &mut staged.listeners {
         (listener.protocol, listener.proxy_protocol) = (Protocol::Http, ProxyProtocol::Off);
     }
     for route in &mut staged.routes {
-        route.timeouts = Timeouts::default();
+        route.timeouts = Timeouts { connect_ms: patience_ms, read_ms: patience_ms, write_ms: patience_ms };
+        let target = route.targets.get(round).or(route.targets.first()).cloned();
+        route.targets = target.map(|target| Target { weight: 1, ..target }).into_iter().collect();
     }
     for pool in &mut staged.pools {
         (pool.protocol, pool.check, pool.ejection) = (BackendProtocol::H1, None, None);
@@ -224,8 +259,12 @@ fn staged(script: &Topology, backend: SocketAddr) -> Topology {
 
 async fn answer_all(backend: TcpListener) {
     let mut talks = JoinSet::new();
-    while let Ok((stream, _)) = backend.accept().await {
-        talks.spawn(answer(stream));
+    loop {
+        match backend.accept().await {
+            Ok((stream, _)) => drop(talks.spawn(answer(stream))),
+            // No descriptors are left: there may be in a moment.
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
         while talks.try_join_next().is_some() {}
     }
 }
@@ -282,8 +321,8 @@ mod tests {
     async fn what_can_be_done_passes() {
         let script = script_of(&every_kind());
         assert!(script.pools.iter().all(|pool| pool.backends.is_empty()));
-        rehearse(&script, None).await.expect("passes");
-        rehearse(&script, Some(&script)).await.expect("there is nothing new");
+        assert_eq!(rehearse(&script, None).await.expect("passes"), script);
+        assert_eq!(rehearse(&script, Some(&script)).await.expect("there is nothing new"), script);
     }
 
     #[tokio::test]
@@ -291,7 +330,7 @@ mod tests {
         let script =
             script_of(&json!([{ "name": "web", "hosts": ["a.example"], "targets": [{ "pool": "a" }] }]));
         let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-        let staged = staged(&script, backend.local_addr().expect("an address"));
+        let staged = staged(&script, backend.local_addr().expect("an address"), 0);
         let table = Table::compile(&staged, &mut Registry::default()).expect("compiles").poisoned();
         let stage = Stage::with(table, backend).await.expect("is set");
         let failed = stage.play(&script.listeners[1], &script.routes[0]).await.expect_err("breaks off");
@@ -300,6 +339,43 @@ mod tests {
             "route web: `GET a.example/`, which the proxy made up to try it, is broken off without an answer"
         );
         assert!(matches!(failed, NotApplied::Bad(_)));
+    }
+
+    #[test]
+    fn what_is_made_up_comes_to_its_route() {
+        let script = script_of(&json!([
+            { "name": "all" },
+            { "name": "root", "path": { "exact": "/" } },
+            { "name": "deep", "path": { "prefix": "/a/" }, "hosts": ["*.b.example"], "methods": ["POST"] },
+            { "name": "shadowed", "path": { "exact": "/" } },
+        ]));
+        let table = Table::compile(&script, &mut Registry::default()).expect("compiles");
+        let made_up = |route: &Route| {
+            request_for(&table, route).map(|(method, host, path)| format!("{method} {host}{path}"))
+        };
+        let made_up: Vec<Option<String>> = script.routes.iter().map(made_up).collect();
+        let expected = [
+            Some("GET example.invalid/made-up-to-try-it"),
+            Some("GET example.invalid/"),
+            Some("POST example.b.example/a/"),
+            None,
+        ];
+        assert_eq!(made_up, expected.map(|text| text.map(str::to_owned)));
+    }
+
+    #[test]
+    fn each_round_has_another_target() {
+        let script = script_of(&json!([
+            { "name": "two", "targets": [{ "pool": "a", "weight": 99 }, { "pool": "h" }] },
+            { "name": "none" },
+        ]));
+        let pools = |round| {
+            let staged = staged(&script, SocketAddr::from(([127, 0, 0, 1], 9)), round);
+            let names =
+                staged.routes.iter().flat_map(|route| &route.targets).map(|target| target.pool.clone());
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!([pools(0), pools(1)], ["a", "h"]);
     }
 
     #[test]

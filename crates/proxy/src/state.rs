@@ -1,7 +1,6 @@
 //! The proxy as a whole: which topology holds, and how another one comes to hold.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,8 +43,8 @@ struct Applied {
     /// Of the disk, and not served yet.
     held_back: Option<Unsealed>,
     checks: Checks,
-    /// Addresses that the topology has and that could not be listened on.
-    unopened: HashSet<SocketAddr>,
+    /// Ports that the topology has and that could not be listened on.
+    unopened: HashSet<u16>,
 }
 
 /// Why a topology was not applied.
@@ -170,13 +169,13 @@ impl State {
     ) -> Result<(), NotApplied> {
         let compiled = Table::compile(&unsealed.topology, &mut lock(&self.registry));
         let table = compiled.map_err(|problem| NotApplied::Bad(problem.to_string()))?;
-        let script = rehearsal::script(&unsealed.topology);
+        let mut script = rehearsal::script(&unsealed.topology);
         if applied.script.as_ref() != Some(&script) {
-            rehearsal::rehearse(&script, applied.script.as_ref()).await?;
+            script = rehearsal::rehearse(&script, applied.script.as_ref()).await?;
         }
         let (bound, failed) = self.listeners.bind(&table);
         // One that was not open before is no reason to keep the rest from a newer topology.
-        if let Some(new) = failed.iter().find(|unbound| !applied.unopened.contains(&unbound.address)) {
+        if let Some(new) = failed.iter().find(|unbound| !applied.unopened.contains(&unbound.port)) {
             return Err(NotApplied::NotHere(new.reason.clone()));
         }
         if !is_same {
@@ -196,7 +195,7 @@ impl State {
         for unbound in &failed {
             say(format_args!("{}", unbound.reason));
         }
-        applied.unopened = failed.iter().map(|unbound| unbound.address).collect();
+        applied.unopened = failed.iter().map(|unbound| unbound.port).collect();
         *lock(&self.not_listening) =
             failed.into_iter().map(|unbound| (unbound.name, unbound.reason)).collect();
     }

@@ -15,7 +15,7 @@ pub use self::choice::{
     Choice, Configuration, HeldAddress, Leaving, Member, Proxy, Rejected, ShownCertificate, Trial,
 };
 use super::{Field, SpecRules, vm};
-use crate::address::Subnet;
+use crate::address::Cidr;
 use crate::kinds::Kind;
 use crate::name::Name;
 use crate::object::ObjectRef;
@@ -127,7 +127,7 @@ pub struct Serving {
     pub pools: Vec<Pool>,
     /// Peers whose word about the client is believed, and who alone may connect to listeners with a PROXY header.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub trusted_peers: Vec<Subnet>,
+    pub trusted_peers: Vec<Cidr>,
 }
 
 /// A port of every proxy.

@@ -42,7 +42,7 @@ add rule inet lightbyte own fib daddr type local meta l4proto . th dport vmap @p
 ";
 
 /// Told apart from rules as an earlier version makes them, which are made again.
-const WALL_VERSION: u32 = 2;
+const WALL_VERSION: u32 = 3;
 
 /// What the names of chains begin with; the tap's follows.
 const WALL: &str = "wall-";

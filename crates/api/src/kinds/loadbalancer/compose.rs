@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Choice, Configuration, Listener, Pool, Route, Serving, ShownCertificate};
+use crate::address::Cidr;
 use crate::topology::{self, Backend, Certificate, Protocol, ProxyProtocol, Target, Topology};
 use crate::uid::Uid;
 use crate::units::ByteSize;
@@ -79,8 +80,12 @@ fn listener(listener: &Listener) -> topology::Listener {
     }
 }
 
-fn network(subnet: &crate::address::Subnet) -> topology::Network {
-    topology::Network { address: IpAddr::V4(subnet.base()), prefix_bits: subnet.prefix_length() }
+fn network(subnet: &Cidr) -> topology::Network {
+    let (address, prefix_bits) = match subnet {
+        Cidr::V4(subnet) => (IpAddr::V4(subnet.base()), subnet.prefix_length()),
+        Cidr::V6(subnet) => (IpAddr::V6(subnet.base()), subnet.prefix_length()),
+    };
+    topology::Network { address, prefix_bits }
 }
 
 fn to_the_only_pool(pool: &Pool) -> topology::Route {
