@@ -86,14 +86,22 @@ fn run(arguments: &Arguments) -> Result<Exit> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let servers = context::servers(arguments.context.as_deref())?;
     let cluster = Cluster::new(Client::new(servers)).back_at(arguments.verb.past()).asked_by(who::is_here());
-    runtime.block_on(async {
+    let client = cluster.client().clone();
+    let ended = runtime.block_on(async {
         match &arguments.verb {
             Verb::Exec(words) => verbs::exec::run(&cluster, words).await,
             Verb::Ssh(words) => verbs::ssh::run(&cluster, words, arguments.context.as_deref()).await,
             Verb::Forward(words) => Ok(verbs::forward::run(cluster, words).await?.into()),
             verb => Ok(ask(&cluster, verb).await?.into()),
         }
-    })
+    });
+    if let Some(millis) = client.oldest_answer_millis() {
+        terminal::say_hint(&format!(
+            "what servers said may be {} old: they cannot ask the store; `lightbyte status` shows its members",
+            table::seconds(millis / 1_000)
+        ));
+    }
+    ended
 }
 
 /// What needs no cluster; `None` for all that does.

@@ -275,7 +275,11 @@ pub(crate) fn plain(value: &Value) -> String {
 /// How long ago, in the largest unit that gives at least 2: `45s`, `90s`, `3m`, `5h`, `9d`. A clock that runs behind
 /// the server's sees the future, which counts as now.
 pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(since).as_secs().max(0);
+    seconds(now.duration_since(since).as_secs().max(0).unsigned_abs())
+}
+
+/// So many seconds, in the largest unit that says enough.
+pub(crate) fn seconds(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7_200 => format!("{}m", seconds / 60),

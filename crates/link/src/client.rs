@@ -1,7 +1,7 @@
 //! A client of the HTTP API: JSON in and out, lines of JSON for streams, and another server when one is dead.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -127,6 +127,9 @@ pub struct Response<T> {
 /// The header that carries the revision of a server's view.
 pub const REVISION_HEADER: &str = "lightbyte-revision";
 
+/// The header that says how many milliseconds old a server's view may be, where that is more than a moment.
+pub const AGE_HEADER: &str = "lightbyte-age-millis";
+
 /// The header that says what the sender of a request calls himself. Nothing proves it.
 pub const WHO_HEADER: &str = "lightbyte-who";
 
@@ -151,6 +154,8 @@ impl Body {
 pub struct Client {
     endpoints: Arc<[Endpoint]>,
     current: Arc<AtomicUsize>,
+    /// How old the oldest answer so far may be, in milliseconds.
+    oldest_millis: Arc<AtomicU64>,
     answer_within: Duration,
 }
 
@@ -158,13 +163,25 @@ impl Client {
     /// A client of these servers.
     #[must_use]
     pub fn new(endpoints: impl Into<Arc<[Endpoint]>>) -> Client {
-        Client { endpoints: endpoints.into(), current: Arc::default(), answer_within: ANSWER_WITHIN }
+        Client {
+            endpoints: endpoints.into(),
+            current: Arc::default(),
+            oldest_millis: Arc::default(),
+            answer_within: ANSWER_WITHIN,
+        }
     }
 
     /// The same client, for requests that are of no use when they take longer.
     #[must_use]
     pub fn within(&self, answer_within: Duration) -> Client {
         Client { answer_within, ..self.clone() }
+    }
+
+    /// How old the oldest answer so far may be, in milliseconds, if any server said so: it does not know whether there is anything
+    /// newer.
+    #[must_use]
+    pub fn oldest_answer_millis(&self) -> Option<u64> {
+        Some(self.oldest_millis.load(Ordering::Relaxed)).filter(|millis| *millis > 0)
     }
 
     /// The servers.
@@ -358,6 +375,8 @@ impl Client {
             .await
             .map_err(|error| broken(error.into()))?
             .map_err(|error| broken(error.into()))?;
+        let age = response.headers().get(AGE_HEADER).and_then(|age| age.to_str().ok()?.parse().ok());
+        self.oldest_millis.fetch_max(age.unwrap_or(0), Ordering::Relaxed);
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok((endpoint, response));

@@ -102,6 +102,8 @@ impl Gateway {
         let Some(route) = &context.route else {
             return Err(status(404, "no route"));
         };
+        #[cfg(test)]
+        assert_ne!(route.name, POISON, "as a test wants it");
         // What stands after the prefix is cut out as text.
         if route.is_rewriting() && std::str::from_utf8(request.raw_path()).is_err() {
             return Err(status(400, "a path that is not UTF-8"));
@@ -514,6 +516,10 @@ impl ProxyHttp for Gateway {
         context.log(session, error, &self.access);
     }
 }
+
+/// A route of this name ends in a panic, in tests of what comes of that.
+#[cfg(test)]
+pub(crate) const POISON: &str = "poison";
 
 /// The address of a client that nobody knows.
 pub(crate) const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);

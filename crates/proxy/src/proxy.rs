@@ -134,3 +134,49 @@ pub(crate) fn http_proxy(gateway: Gateway) -> anyhow::Result<Arc<HttpProxy<Gatew
     proxy.handle_init_modules();
     Ok(Arc::new(proxy))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::disk::checksum;
+    use crate::gateway::POISON;
+    use crate::state::NotApplied;
+
+    fn sealed(revision: u64, port: u16, route: &str) -> bytes::Bytes {
+        let topology: Value = json!({
+            "format": 1, "revision": revision,
+            "listeners": [{ "name": "web", "address": "127.0.0.1", "port": port, "protocol": "http" }],
+            "routes": [{ "name": route, "targets": [{ "pool": "web" }] }],
+            "pools": [{ "name": "web" }],
+        });
+        let text = topology.to_string();
+        format!(r#"{{"checksum":"{}","topology":{text}}}"#, checksum(&text)).into()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_topology_that_breaks_its_rehearsal_changes_nothing() {
+        let directory = std::env::temp_dir().join(format!("lightbyte-rehearsed-{}", std::process::id()));
+        let (control, state) = (directory.join("control.sock"), directory.join("state"));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let options = Options { control, state, access_log: false, wait_for_fresh: Duration::ZERO };
+        let proxy = Proxy::start(options.clone()).await.expect("starts");
+        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let ports = [free(), free()].map(|held| held.local_addr().expect("an address").port());
+        proxy.state.apply(sealed(1, ports[0], "web")).await.expect("is good");
+        let refused = proxy.state.apply(sealed(2, ports[1], POISON)).await.expect_err("breaks off");
+        assert!(matches!(refused, NotApplied::Bad(_)), "{refused}");
+        assert_eq!(proxy.state.table.load().revision, 1);
+        assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, ports[1])).is_ok(), "nobody listens there");
+        proxy.state.apply(sealed(3, ports[1], "web")).await.expect("it goes on");
+        proxy.state.apply(sealed(4, ports[1], POISON)).await.expect_err("breaks off again");
+        proxy.leave().await;
+        let proxy = Proxy::start(options).await.expect("starts again");
+        assert_eq!(proxy.state.table.load().revision, 3, "what lies on disk is the last that passed");
+        proxy.leave().await;
+        std::fs::remove_dir_all(&directory).expect("remove the directory");
+    }
+}

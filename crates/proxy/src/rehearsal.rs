@@ -285,6 +285,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::gateway::POISON;
 
     fn script_of(routes: &Value) -> Topology {
         let document = json!({
@@ -327,16 +328,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_route_that_breaks_the_proxy_is_found_by_name() {
-        let script =
-            script_of(&json!([{ "name": "web", "hosts": ["a.example"], "targets": [{ "pool": "a" }] }]));
-        let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-        let staged = staged(&script, backend.local_addr().expect("an address"), 0);
-        let table = Table::compile(&staged, &mut Registry::default()).expect("compiles").poisoned();
-        let stage = Stage::with(table, backend).await.expect("is set");
-        let failed = stage.play(&script.listeners[1], &script.routes[0]).await.expect_err("breaks off");
+        let script = script_of(&json!([
+            { "name": "web", "targets": [{ "pool": "a" }] },
+            { "name": POISON, "hosts": ["a.example"], "targets": [{ "pool": "a" }] },
+        ]));
+        let failed = rehearse(&script, None).await.expect_err("breaks off");
         assert_eq!(
             failed.to_string(),
-            "route web: `GET a.example/`, which the proxy made up to try it, is broken off without an answer"
+            "route poison: `GET a.example/`, which the proxy made up to try it, is broken off without an answer"
         );
         assert!(matches!(failed, NotApplied::Bad(_)));
     }

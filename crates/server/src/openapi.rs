@@ -52,10 +52,16 @@ fn document() -> Value {
             "responses": {
                 "200": {
                     "description": "Done",
-                    "headers": { "lightbyte-revision": {
-                        "description": "The revision of the view, or of the write",
-                        "schema": { "type": "integer" },
-                    } },
+                    "headers": {
+                        "lightbyte-revision": {
+                            "description": "The revision of the view, or of the write",
+                            "schema": { "type": "integer" },
+                        },
+                        "lightbyte-age-millis": {
+                            "description": "How old the view may be, while the store does not confirm that there is nothing newer",
+                            "schema": { "type": "integer" },
+                        },
+                    },
                     "content": { content_type: { "schema": schema(route.answer) } },
                 },
                 "default": {

@@ -9,20 +9,6 @@ fn table(routes: &Value, pools: &Value) -> Table {
     Table::compile(&topology, &mut Registry::default()).expect("compiles")
 }
 
-impl Table {
-    /// With routes whose requests panic: they lead to a pool that has turns for members who are not there.
-    pub(crate) fn poisoned(mut self) -> Table {
-        self.pools.clear();
-        for route in &mut self.routes {
-            let route = Arc::get_mut(route).expect("nobody else has it yet");
-            for (_, pool) in &mut route.targets {
-                Arc::get_mut(pool).expect("one route has it").members.clear();
-            }
-        }
-        self
-    }
-}
-
 fn pool(name: &str, uids: &[&str]) -> Value {
     let backends: Vec<Value> = uids
         .iter()

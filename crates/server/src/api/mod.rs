@@ -1,5 +1,6 @@
 //! HTTP. One table names every route; the router and the OpenAPI document are both made from it.
 
+mod age;
 pub(crate) mod answer;
 pub(crate) mod apply;
 pub(crate) mod caller;
@@ -157,6 +158,7 @@ fn router(server: Arc<Server>) -> Router {
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn(lightbyte_link::guard::keep_pages_out))
         .layer(middleware::from_fn(caller::note))
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), age::tell))
         .with_state(server)
 }
 
