@@ -234,10 +234,13 @@ impl Standing {
         }
         let (count, away) =
             (self.members.len(), self.members.values().filter(|member| member.is_none()).count());
-        // What most of them do not do is told by whoever asks for the rest.
-        if away > 0 && away * 2 < count {
-            let more = count.div_ceil(2) - away;
+        let needed = count / 2 + 1;
+        if count > 0 && count - away < needed {
+            let why = format!("{away} of {count} members of etcd do not answer");
+            worries.push(format!("{why}: nothing is written until {needed} of them do; what runs goes on"));
+        } else if away > 0 {
             let words = if away == 1 { "member of etcd does" } else { "members of etcd do" };
+            let more = count - away + 1 - needed;
             worries.push(format!("{away} {words} not answer: with {more} more nothing can be written"));
         }
         worries

@@ -159,7 +159,12 @@ fn people_are_told_before_it_hurts() {
     assert_eq!(away(2, 1), "1 member of etcd does not answer: with 1 more nothing can be written");
     assert_eq!(away(4, 1), "1 member of etcd does not answer: with 2 more nothing can be written");
     assert_eq!(away(3, 2), "2 members of etcd do not answer: with 1 more nothing can be written");
-    assert_eq!(away(1, 2), "", "that is told by whoever asks for anything");
+    assert_eq!(away(4, 2), "2 members of etcd do not answer: with 1 more nothing can be written");
+    assert_eq!(away(0, 0), "", "a store in memory has none");
+    for (answer, gone) in [(1, 2), (0, 3)] {
+        let most = "nothing is written until 2 of them do; what runs goes on";
+        assert_eq!(away(answer, gone), format!("{gone} of 3 members of etcd do not answer: {most}"));
+    }
     let corrupt = Member { is_corrupt: true, ..member(1, 10, 10) };
     assert!(told(vec![Some(corrupt)]).starts_with("etcd a has other data than its neighbours"));
 }
