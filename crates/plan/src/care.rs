@@ -123,6 +123,10 @@ impl Care {
         let newest = standing.answering().map(|(_, member)| member.revision).max();
         let is_early = self.newest.back().is_some_and(|(at, _)| now < later(*at, SAMPLE_PERIOD));
         let Some(newest) = newest.filter(|_| !is_early) else { return };
+        if self.newest.back().is_some_and(|(_, before)| newest < *before) {
+            // It was restored, or is another: what was seen before is not its history.
+            (self.newest, self.compacted) = (VecDeque::new(), 0);
+        }
         self.newest.push_back((now, newest));
         // The oldest that is kept is older than all that is kept of the history.
         while self.newest.get(1).is_some_and(|(at, _)| later(*at, HISTORY_KEPT) <= now) {

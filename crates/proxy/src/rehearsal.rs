@@ -88,7 +88,9 @@ pub(crate) async fn rehearse(script: &Topology, before: Option<&Topology>) -> Re
     let Some(listener) = listeners.clone().find(|listener| listener.redirect_to_https.is_none()) else {
         return Ok(script.clone());
     };
-    let rounds = routes.iter().map(|route| route.targets.len()).max().unwrap_or(0).max(1);
+    let Some(rounds) = routes.iter().map(|route| route.targets.len().max(1)).max() else {
+        return Ok(script.clone());
+    };
     let mut stages = Vec::with_capacity(rounds);
     for round in 0..rounds {
         let stage = Stage::set(script, round).await;

@@ -67,6 +67,10 @@ fn history_of_more_than_an_hour_is_forgotten_when_it_is_worth_it() {
         (119, 9_000, compact(9_000)),
         (300, 9_999, vec![]),
         (360, 9_999, vec![]),
+        // It was restored.
+        (361, 2_000, vec![]),
+        (420, 4_000, vec![]),
+        (421, 4_000, compact(2_000)),
     ] {
         assert_eq!(look(minutes, newest), expected, "after {minutes} minutes");
     }
