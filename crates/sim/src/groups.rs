@@ -13,7 +13,8 @@ use lightbyte_api::observed::{Observed, ObservedVm, VmPhase};
 use lightbyte_api::records::Record;
 use lightbyte_api::wire::RolloutStep;
 use lightbyte_api::{ByteSize, Choice, Key, Kind, Manifest, ObjectRef, Span, Spec, Timestamp, Uid, WorkerId};
-use lightbyte_plan::planner::VIEW_AGE_MAX;
+use lightbyte_plan::planner::worker::{self as worker_planner, LOST_AFTER};
+use lightbyte_plan::planner::{VIEW_AGE_MAX, since};
 use lightbyte_plan::request::{self, Context, Outcome, Refusal};
 use lightbyte_plan::view::View;
 use lightbyte_plan::{Transaction, Write, status};
@@ -164,8 +165,13 @@ impl Cluster {
         let view = self.oracle.truth();
         if view.assigned_to(worker).next().is_some() {
             let object = ObjectRef::new(Kind::Worker, self.workers[lost].said.name.clone());
-            let is_lost = matches!(view.decided(&object).map(|decided| &decided.choice),
-                Some(Choice::Worker(choice)) if choice.lost);
+            let choice = worker_planner::choice(view, &object);
+            let is_lost = choice.lost;
+            // What was given to it a moment ago, such as the copy of a volume, is waited for from then on.
+            let is_early = |at: Timestamp| since(at, self.now()).millis() < LOST_AFTER.millis();
+            if choice.away_since.is_some_and(is_early) {
+                return Ok(());
+            }
             let can_be =
                 view.asked(&object).is_some() && view.unreadable(&Key::Decided(object.clone())).is_none();
             if can_be && !is_lost {
