@@ -9,6 +9,7 @@ mod inside;
 mod network;
 mod plan;
 mod reading;
+mod status;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -31,6 +32,7 @@ pub(crate) use self::inside::{Cp, Exec, Forward, Logs, Ports, Ssh};
 pub(crate) use self::network::Release;
 pub(crate) use self::plan::{Plan, PlanForm, PlanStep, Supposition};
 pub(crate) use self::reading::{Describe, Diff, Form, Get, Test, Top, Why};
+pub(crate) use self::status::{Etcd, Status, StatusForm};
 
 /// A small cloud that you own: virtual machines, kept as you asked for them, that explains itself.
 #[derive(Debug, Parser)]
@@ -342,35 +344,6 @@ pub(crate) enum Goal {
     Stopped,
     /// Nothing of it is left
     Deleted,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Status {
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t = StatusForm::Table)]
-    pub(crate) output: StatusForm,
-}
-
-/// What is to be shown or done.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Etcd {
-    /// Shows the members: who leads, how full they are, and what to worry about; exit code 2 when there is anything
-    Status(Status),
-    /// Has members write their files anew, without the pages that are free; one after the other, each answers nobody meanwhile
-    Defrag {
-        /// Only the member whose clients connect here; all of them when left out
-        #[arg(value_name = "URL")]
-        endpoint: Option<String>,
-    },
-}
-
-/// How the cluster's status is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StatusForm {
-    /// One table
-    Table,
-    /// What the server said
-    Json,
 }
 
 #[derive(Debug, Args)]

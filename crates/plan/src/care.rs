@@ -44,6 +44,8 @@ const ROOM_PERCENT: u64 = 90;
 pub struct Member {
     /// Its id.
     pub id: u64,
+    /// Its version, for people.
+    pub version: String,
     /// Whether it leads the others.
     pub leads: bool,
     /// The size of its file.
@@ -172,8 +174,7 @@ impl Care {
     }
 
     fn defragmentation(&self, standing: &Standing, is_full: bool, now: Timestamp) -> Option<Step> {
-        // With one away, another that answers nobody would stop all writes.
-        if standing.members.values().any(Option::is_none) {
+        if standing.away().is_some() {
             return None;
         }
         let is_worth_it = |member: &Member| {
@@ -211,6 +212,12 @@ impl Care {
 impl Standing {
     fn answering(&self) -> impl Iterator<Item = (&str, &Member)> {
         self.members.iter().filter_map(|(endpoint, member)| Some((endpoint.as_str(), member.as_ref()?)))
+    }
+
+    /// A member that does not answer. While there is one no other is to be busy with its file: with both away nothing might be written.
+    #[must_use]
+    pub fn away(&self) -> Option<&str> {
+        self.members.iter().find(|(_, member)| member.is_none()).map(|(endpoint, _)| endpoint.as_str())
     }
 
     /// What people are to know, the worst first: what has happened, and what to do.

@@ -163,16 +163,12 @@ impl Stage {
         let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let staged = staged(script, backend.local_addr()?, round);
         // Thousands of routes take their time, and requests go on meanwhile.
-        let table = tokio::task::spawn_blocking(move || Table::compile(&staged, &mut Registry::default()));
-        Stage::with(table.await??, backend).await
-    }
-
-    async fn with(table: Table, backend: TcpListener) -> anyhow::Result<Stage> {
-        let table = Arc::new(table);
-        let held = Arc::new(ArcSwap::new(table.clone()));
-        let proxy =
-            tokio::task::spawn_blocking(move || http_proxy(Gateway::new(held, AccessLog::new(false)?)));
-        let proxy = proxy.await??;
+        let made = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            let table = Arc::new(Table::compile(&staged, &mut Registry::default())?);
+            let held = Arc::new(ArcSwap::new(table.clone()));
+            Ok((table, http_proxy(Gateway::new(held, AccessLog::new(false)?))?))
+        });
+        let (table, proxy) = made.await??;
         let door = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(answer_all(backend));

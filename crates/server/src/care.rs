@@ -8,7 +8,7 @@ use lightbyte_api::records::Record;
 use lightbyte_api::wire::EtcdMember;
 use lightbyte_plan::care::{Care, Leads, Member, Standing, Step};
 use lightbyte_store::StoreError;
-use lightbyte_store::etcd::{Alarm, EtcdStore, MemberStatus};
+use lightbyte_store::etcd::{Alarm, EtcdStore};
 use tokio::time::{Instant, sleep};
 
 use crate::{Server, chain, clock};
@@ -16,18 +16,11 @@ use crate::{Server, chain, clock};
 /// From one look at the members to the next.
 const LOOK_PERIOD: Duration = Duration::from_secs(30);
 
-/// How etcd stands, for those who decide and for people.
-pub(crate) struct LookedAt {
-    pub(crate) standing: Standing,
-    pub(crate) told: Vec<EtcdMember>,
-}
-
 /// Asks the members for their state.
-pub(crate) async fn look(server: &Server, etcd: &EtcdStore) -> LookedAt {
+pub(crate) async fn look(server: &Server, etcd: &EtcdStore) -> Standing {
     let (members, alarms) = tokio::join!(etcd.members(), etcd.alarms());
     // Without most members nobody tells of alarms, and nothing could be done about them.
     let alarms = alarms.unwrap_or_default();
-    let told = members.iter().map(|(endpoint, status)| told(endpoint, status.as_ref().ok())).collect();
     let known = members.into_iter().map(|(endpoint, status)| {
         let member = status.ok().map(|status| {
             let has = |alarm: Alarm| alarms.contains(&(status.id, alarm));
@@ -40,6 +33,7 @@ pub(crate) async fn look(server: &Server, etcd: &EtcdStore) -> LookedAt {
                 revision: status.revision,
                 is_full: has(Alarm::Space),
                 is_corrupt: has(Alarm::Corrupt),
+                version: status.version,
             }
         });
         (endpoint, member)
@@ -49,27 +43,23 @@ pub(crate) async fn look(server: &Server, etcd: &EtcdStore) -> LookedAt {
         Some(_) => Leads::Another,
         None => Leads::Nobody,
     };
-    let standing = Standing { members: known.collect(), leads };
-    LookedAt { standing, told }
+    Standing { members: known.collect(), leads }
 }
 
-fn told(endpoint: &str, status: Option<&MemberStatus>) -> EtcdMember {
-    EtcdMember {
-        endpoint: endpoint.to_owned(),
-        healthy: status.is_some(),
-        leader: status.is_some_and(|status| status.is_leader),
-        version: status.map(|status| status.version.clone()).unwrap_or_default(),
-        size_bytes: status.map_or(0, |status| status.database_bytes),
-        used_bytes: status.map_or(0, |status| status.used_bytes),
-        quota_bytes: status.and_then(|status| status.quota_bytes),
-    }
+/// A member as people are told of it.
+pub(crate) fn told((endpoint, member): (&String, &Option<Member>)) -> EtcdMember {
+    let healthy = member.is_some();
+    let Member { version, leads, file_bytes, used_bytes, quota_bytes, .. } =
+        member.clone().unwrap_or_default();
+    let endpoint = endpoint.clone();
+    EtcdMember { endpoint, healthy, leader: leads, version, size_bytes: file_bytes, used_bytes, quota_bytes }
 }
 
 /// Cares until it is dropped.
 pub(crate) async fn keep(server: Arc<Server>, etcd: Arc<EtcdStore>) {
     let mut care = Care::default();
     loop {
-        let LookedAt { standing, .. } = look(&server, &etcd).await;
+        let standing = look(&server, &etcd).await;
         let now = clock::now();
         care.saw(&standing, now);
         let Some(step) = care.next_step(&standing, now) else {

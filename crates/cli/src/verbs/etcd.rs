@@ -8,7 +8,7 @@ use lightbyte_api::wire::{ClusterStatus, Defragment, Defragmented, EtcdMember};
 use super::status;
 use crate::arguments::{Etcd, Status, StatusForm};
 use crate::cluster::Cluster;
-use crate::failure::{Code, Failure};
+use crate::failure::Code;
 use crate::table;
 use crate::terminal::print;
 
@@ -52,10 +52,13 @@ fn render(status: &ClusterStatus) -> String {
     text
 }
 
-/// One after the other, the one that leads last, and none if one does not answer.
+/// One after the other. Servers let none begin while another does not answer.
 async fn defragment(cluster: &Cluster, endpoint: Option<&str>) -> Result<Code> {
-    let status = ask(cluster).await?;
-    for endpoint in order(&status.etcd, endpoint)? {
+    let endpoints = match endpoint {
+        Some(endpoint) => vec![endpoint.to_owned()],
+        None => order(&ask(cluster).await?.etcd),
+    };
+    for endpoint in endpoints {
         let client = cluster.client().within(DEFRAGMENTED_WITHIN);
         let asked = Defragment { endpoint: endpoint.clone() };
         let answer = client.post::<_, Defragmented>("/v1/etcd/defragment", &asked).await;
@@ -70,20 +73,11 @@ async fn defragment(cluster: &Cluster, endpoint: Option<&str>) -> Result<Code> {
     Ok(Code::Done)
 }
 
-fn order(members: &[EtcdMember], only: Option<&str>) -> Result<Vec<String>> {
-    if let Some(only) = only {
-        return Ok(vec![only.to_owned()]);
-    }
-    if let Some(away) = members.iter().find(|member| !member.healthy) {
-        let why =
-            format!("etcd {} does not answer: with another busy nothing might be written", away.endpoint);
-        return Err(Failure::new(Code::Conflict, why)
-            .hint("`lightbyte etcd status` shows the members")
-            .into());
-    }
+/// Those that answer first, and of them the one that leads last.
+fn order(members: &[EtcdMember]) -> Vec<String> {
     let mut members: Vec<&EtcdMember> = members.iter().collect();
-    members.sort_by_key(|member| member.leader);
-    Ok(members.into_iter().map(|member| member.endpoint.clone()).collect())
+    members.sort_by_key(|member| (!member.healthy, member.leader));
+    members.into_iter().map(|member| member.endpoint.clone()).collect()
 }
 
 #[cfg(test)]
@@ -103,12 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn the_leader_is_the_last_and_nobody_begins_while_one_is_away() {
-        let members = [member("a", true, true), member("b", true, false), member("c", true, false)];
-        assert_eq!(order(&members, None).expect("all answer"), ["b", "c", "a"]);
-        assert_eq!(order(&members, Some("a")).expect("one is named"), ["a"]);
-        let refused =
-            order(&[member("a", true, true), member("b", false, false)], None).expect_err("one is away");
-        assert!(refused.to_string().starts_with("etcd b does not answer"), "{refused}");
+    fn the_leader_is_the_last_of_those_that_answer() {
+        let members = [
+            member("a", false, false),
+            member("b", true, true),
+            member("c", true, false),
+            member("d", true, false),
+        ];
+        assert_eq!(order(&members), ["c", "d", "b", "a"]);
     }
 }

@@ -104,6 +104,7 @@ fn a_file_that_is_mostly_free_is_written_anew_and_the_leaders_last() {
     );
     assert_eq!(steps(&mut care, &standing, 599), [], "what has not helped is not tried again at once");
     standing.members.insert("c".to_owned(), None);
+    assert_eq!(standing.away(), Some("c"));
     assert_eq!(steps(&mut care, &standing, 600), [], "with one away another must answer");
     standing.members.insert("c".to_owned(), wasteful(3));
     assert_eq!(care.next_step(&standing, at(600)), defragment("b"));

@@ -8,6 +8,7 @@ use lightbyte_api::Key;
 use lightbyte_api::Kind;
 use lightbyte_api::records::Record;
 use lightbyte_api::wire::{ClusterStatus, Defragment, Defragmented};
+use lightbyte_plan::care::Standing;
 use lightbyte_plan::{View, room, status, why};
 
 use crate::api::answer::{Answer, Answered};
@@ -25,12 +26,9 @@ pub(crate) async fn cluster(
 ) -> Answered<ClusterStatus> {
     parameters.only(&["min_revision"])?;
     let view = server.view_for(&parameters).await?;
-    let (etcd, etcd_worries) = match &server.etcd {
-        Some(etcd) => {
-            let looked_at = care::look(&server, etcd).await;
-            (looked_at.told, looked_at.standing.worries())
-        }
-        None => Default::default(),
+    let standing = match &server.etcd {
+        Some(etcd) => care::look(&server, etcd).await,
+        None => Standing::default(),
     };
     let cluster = match view.record(&Key::Epoch) {
         Some(Record::Epoch(epoch)) => Some(epoch.cluster),
@@ -50,8 +48,8 @@ pub(crate) async fn cluster(
         // A view that was never confirmed may be of any age.
         view_age_millis: age.and_then(|age| u64::try_from(age).ok()).unwrap_or(u64::MAX),
         leader,
-        etcd,
-        etcd_worries,
+        etcd: standing.members.iter().map(care::told).collect(),
+        etcd_worries: standing.worries(),
         workers: view.objects_of(Kind::Worker).filter_map(|object| status::object(&view, object)).collect(),
         losses: losses.tried,
         losses_untried: losses.untried,
@@ -94,18 +92,17 @@ pub(crate) async fn defragment(
 ) -> Answered<Defragmented> {
     parameters.only(&[])?;
     let Some(etcd) = &server.etcd else { return Err(no_member(&endpoint)) };
-    let looked_at = care::look(&server, etcd).await;
-    let Some(member) = looked_at.standing.members.get(&endpoint) else { return Err(no_member(&endpoint)) };
+    let standing = care::look(&server, etcd).await;
+    let Some(member) = standing.members.get(&endpoint) else { return Err(no_member(&endpoint)) };
     let before = member.as_ref().ok_or_else(|| away(&endpoint))?;
-    let mut others = looked_at.standing.members.iter().filter(|(other, _)| **other != endpoint);
-    if let Some((other, _)) = others.find(|(_, member)| member.is_none()) {
-        let title = format!("etcd {other} does not answer: with {endpoint} busy nothing might be written");
+    if let Some(other) = standing.away() {
+        let title = format!("etcd {other} does not answer: with another busy nothing might be written");
         return Err(
             Failure::new(StatusCode::CONFLICT, title).hint("`lightbyte etcd status` shows the members")
         );
     }
     etcd.defragment(&endpoint).await?;
-    let after = care::look(&server, etcd).await.standing.members.remove(&endpoint).flatten();
+    let after = care::look(&server, etcd).await.members.remove(&endpoint).flatten();
     let after = after.ok_or_else(|| away(&endpoint))?;
     let revision = server.follower.view().map_or(0, |view| view.revision());
     Ok(Answer::at(revision, Defragmented { before_bytes: before.file_bytes, after_bytes: after.file_bytes }))
